@@ -1,0 +1,27 @@
+# Every target makes .venv first, so none needs anything before it.
+# GPU users: put your own torch build into .venv, then `make setup CONSTRAINTS=`.
+PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && command -v $$p && break; done)
+CONSTRAINTS ?= -c constraints.txt
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+OUT ?= benchmarks/results
+
+.PHONY: help setup quickstart test test-long lint docs bench gpu-check gpu-bench-kernels gpu-bench-train clean
+
+help:
+	@echo "make quickstart   train, evaluate and convert a small model on this machine (about 12 minutes)"
+	@echo "make test         every test that needs no GPU"
+	@echo "make test-long    the same tests with more seeds, and the long ones"
+	@echo "make lint         ruff, mypy, the import contract"
+	@echo "make bench        every CPU benchmark, JSON into $(OUT)"
+	@echo "make gpu-check    the tests marked gpu"
+
+setup: $(STAMP)
+
+$(STAMP): setup.py pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "megatron-davinci needs Python 3.11 or 3.12; none was found. Set PYTHON=/path/to/python3.12"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[data,eval,dev]'
+	@touch $(STAMP)

@@ -1,0 +1,48 @@
+"""Packaging of megatron-davinci. Static metadata lives in pyproject.toml; what a reader of the extras needs to know, here."""
+
+from setuptools import find_packages, setup
+
+# What every command needs, on every platform. Nothing here needs CUDA or a compiler.
+CORE = [
+    "torch>=2.11,<2.14",
+    "megatron-core>=0.16,<0.17",
+    "psutil",  # megatron-core needs it to save a checkpoint, and does not say so
+    "numpy",
+    "pydantic>=2.7",
+    "pyyaml>=6",
+    "rich>=13",
+    "tensorboard>=2.15",
+    "safetensors>=0.4.5",
+    "tokenizers>=0.20",
+    "jinja2>=3.1",
+    "matplotlib>=3.8",
+]
+
+EXTRAS = {
+    # Turning text into datasets.
+    "data": ["tokenizers>=0.20"],
+    # Loading an exported model in transformers, to compare it with ours and to generate.
+    # 5.3 is the first release without CVE-2026-4372 (code execution from a model's config file).
+    "eval": ["transformers>=5.3"],
+    # Chosen at run time by configuration; see docs/install-gpu.md.
+    "gpu": ["transformer-engine[pytorch]>=2.4", "flash-attn>=2.7"],
+    "dev": [
+        "pytest>=8",
+        "hypothesis>=6.100",
+        "ruff",
+        "mypy",
+        "types-PyYAML",
+        "import-linter>=2",
+        "pre-commit",
+        "mkdocs>=1.6",
+        "mkdocs-material>=9.5",
+    ],
+}
+
+setup(
+    packages=find_packages(include=["megatron_davinci", "megatron_davinci.*"]),
+    package_data={"megatron_davinci": ["py.typed", "report/*.html", "report/*.css"]},
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["davinci = megatron_davinci.cli.main:main"]},
+)
