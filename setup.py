@@ -1,4 +1,4 @@
-"""Packaging of megatron-davinci. Static metadata lives in pyproject.toml; what a reader of the extras needs to know, here."""
+"""Packaging of megatron-davinci: dependencies and extras. The other metadata is in pyproject.toml."""
 
 from setuptools import find_packages, setup
 

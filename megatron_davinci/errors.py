@@ -54,7 +54,9 @@ class DavinciError(Exception):
         return "\n".join(lines)
 
 
-def _rebuild(kind: type[DavinciError], what: str, where: object, found: object, expected: object, do: str | None):  # type: ignore[no-untyped-def]
+def _rebuild(
+    kind: type[DavinciError], what: str, where: object, found: object, expected: object, do: str | None
+) -> DavinciError:
     return kind(what, where=where, found=found, expected=expected, do=do)
 
 

@@ -1,0 +1,66 @@
+"""Does the layout divide? All that does not, said at once, with the numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_davinci.config.run import RunConfig
+from megatron_davinci.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Ranks along each axis."""
+
+    world: int
+    tensor: int
+    pipeline: int
+    data: int
+
+    def __str__(self) -> str:
+        return f"TP{self.tensor} x PP{self.pipeline} x DP{self.data} = {self.world} ranks"
+
+
+def check_layout(config: RunConfig, world_size: int) -> Layout:
+    """Lay `config` over `world_size` ranks.
+
+    Raises:
+        ConfigError: Numbers that do not divide; the message lists every one of them.
+    """
+    model, parallel, micro = config.model, config.parallel, config.train.micro_batch_size
+    tensor, pipeline = parallel.tensor, parallel.pipeline
+    problems: list[str] = []
+
+    def must_divide(number: int, by: int, what: str, unit: str) -> None:
+        if number % by:
+            problems.append(f"{what} ({number}) is not a multiple of {unit} ({by}): remainder {number % by}")
+
+    if tensor > 1:
+        t = "parallel.tensor"
+        must_divide(model.num_attention_heads, tensor, "model.num_attention_heads", t)
+        must_divide(model.num_query_groups, tensor, "model.num_query_groups", t)
+        must_divide(model.ffn_hidden_size, tensor, "model.ffn_hidden_size", t)
+        must_divide(model.vocab_size, tensor, "model.vocab_size", t)
+    if parallel.sequence:
+        must_divide(config.data.sequence_length, tensor, "data.sequence_length", "parallel.tensor")
+    must_divide(model.num_layers, pipeline, "model.num_layers", "parallel.pipeline")
+    must_divide(world_size, tensor * pipeline, "the number of ranks", "parallel.tensor * parallel.pipeline")
+    data = max(1, world_size // (tensor * pipeline))
+    if world_size % (tensor * pipeline) == 0:
+        for stage in config.curriculum:
+            for phase in stage.global_batch_size:
+                must_divide(
+                    phase.size,
+                    micro * data,
+                    f"global_batch_size of stage {stage.name}",
+                    f"train.micro_batch_size * data parallel ranks = {micro} * {data}",
+                )
+    if problems:
+        raise ConfigError(
+            "The layout is impossible.",
+            where=f"parallel, on {world_size} rank{'s' if world_size > 1 else ''}",
+            found="\n".join(problems),
+            expected="every one of these divisions without a remainder",
+            do="change the layout, the number of ranks, or the size that is named",
+        )
+    return Layout(world_size, tensor, pipeline, data)

@@ -1,0 +1,129 @@
+"""The model: a Qwen2-style decoder (GQA, QKV bias, RMSNorm, SwiGLU, RoPE), and its presets."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from megatron_davinci.config.section import Section
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # Table 4 of the daVinci-LLM report (arXiv 2603.27164). Its "~3.09B parameters" hold only with tied
+    # embeddings (3.086B); QKV bias follows from the Qwen2 lineage and is not stated there.
+    "davinci-3b": {
+        "num_layers": 36,
+        "hidden_size": 2048,
+        "num_attention_heads": 16,
+        "num_query_groups": 2,
+        "ffn_hidden_size": 11008,
+        "vocab_size": 151936,
+        "max_sequence_length": 4096,
+        "rope_base": 10000.0,
+        "tie_embeddings": True,
+    },
+    "150m": {
+        "num_layers": 16,
+        "hidden_size": 768,
+        "num_attention_heads": 12,
+        "num_query_groups": 2,
+        "ffn_hidden_size": 2048,
+        "vocab_size": 49152,
+        "max_sequence_length": 2048,
+        "rope_base": 10000.0,
+        "tie_embeddings": True,
+    },
+    "tiny": {
+        "num_layers": 4,
+        "hidden_size": 256,
+        "num_attention_heads": 4,
+        "num_query_groups": 2,
+        "ffn_hidden_size": 704,
+        "vocab_size": 4096,
+        "max_sequence_length": 256,
+        "rope_base": 10000.0,
+        "tie_embeddings": True,
+    },
+}
+
+
+class ModelConfig(Section):
+    """Sizes and switches of the model. `preset` fills what is not written beside it."""
+
+    preset: Literal["davinci-3b", "150m", "tiny"] | None = None
+    num_layers: int = Field(gt=0)
+    hidden_size: int = Field(gt=0)
+    num_attention_heads: int = Field(gt=0)
+    num_query_groups: int = Field(gt=0, description="Key/value heads (GQA)")
+    ffn_hidden_size: int = Field(gt=0)
+    vocab_size: int = Field(gt=0, description="Rows of the embedding; at least the tokenizer's")
+    max_sequence_length: int = Field(
+        gt=0, description="Written to the exported config; RoPE itself has no table"
+    )
+    head_dim: int | None = Field(default=None, gt=0, description="Default: hidden_size / num_attention_heads")
+    qkv_bias: bool = True
+    tie_embeddings: bool = True
+    rope_base: float = Field(default=10000.0, gt=0)
+    norm_epsilon: float = Field(default=1e-6, gt=0)
+    init_std: float = Field(default=0.02, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    layers: Literal["auto", "local", "transformer_engine"] = Field(
+        default="auto", description="auto: Transformer Engine's layers where the platform has them, else ours"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("preset") in PRESETS:
+            return {**PRESETS[values["preset"]], **values}
+        return values
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> ModelConfig:
+        if self.num_attention_heads % self.num_query_groups:
+            raise ValueError(
+                f"num_attention_heads ({self.num_attention_heads}) is not a multiple of "
+                f"num_query_groups ({self.num_query_groups}): a key/value head serves a whole number of heads"
+            )
+        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) is not a multiple of num_attention_heads "
+                f"({self.num_attention_heads}): change one, or write head_dim"
+            )
+        if self.kv_channels % 2:
+            raise ValueError(f"head_dim ({self.kv_channels}) is odd: RoPE rotates pairs of channels")
+        return self
+
+    @property
+    def kv_channels(self) -> int:
+        """Channels of one head."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    def parameters(self, *, embeddings: bool = True) -> int:
+        """Count the trainable parameters.
+
+        Args:
+            embeddings: Count the embedding and output matrices too.
+        """
+        h, d = self.hidden_size, self.kv_channels
+        qkv = (self.num_attention_heads + 2 * self.num_query_groups) * d
+        attention = h * qkv + (qkv if self.qkv_bias else 0) + self.num_attention_heads * d * h
+        layer = attention + 3 * h * self.ffn_hidden_size + 2 * h
+        total = self.num_layers * layer + h
+        if embeddings:
+            total += (1 if self.tie_embeddings else 2) * self.vocab_size * h
+        return total
+
+    def flops_per_token(self, sequence_length: int) -> int:
+        """Count the floating-point operations that training spends on a token, forward and backward.
+
+        Matrix products only: 6 for each weight that multiplies (the output matrix included, the embedding
+        look-up not), and for attention scores and values 6 * layers * heads * head_dim * sequence_length,
+        the *causal* convention, which counts only the half of the score matrix that is used.
+        """
+        h, d = self.hidden_size, self.kv_channels
+        qkv = (self.num_attention_heads + 2 * self.num_query_groups) * d
+        layer = h * qkv + self.num_attention_heads * d * h + 3 * h * self.ffn_hidden_size
+        weights = self.num_layers * layer + self.vocab_size * h
+        attention = self.num_layers * self.num_attention_heads * d * sequence_length
+        return 6 * weights + 6 * attention

@@ -1,0 +1,31 @@
+"""How the model and the batch are laid over ranks."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from megatron_davinci.config.section import Section
+
+
+class ParallelConfig(Section):
+    """The layout. Data parallelism is what remains: world size / (tensor * pipeline)."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    tensor: int = Field(default=1, ge=1)
+    sequence: bool = Field(default=False, description="Sequence parallelism over the tensor group")
+    pipeline: int = Field(default=1, ge=1)
+    distributed_optimizer: bool = Field(
+        default=True, description="Shard optimizer state over data parallel ranks"
+    )
+    overlap_gradient_reduce: bool = False
+    timeout_seconds: float = Field(
+        default=600.0, gt=0, description="A collective that waits longer fails the run"
+    )
+
+    @model_validator(mode="after")
+    def _sequence_needs_tensor(self) -> ParallelConfig:
+        if self.sequence and self.tensor == 1:
+            raise ValueError("sequence: true splits activations over the tensor group; it needs tensor >= 2")
+        return self

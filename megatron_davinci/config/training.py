@@ -1,0 +1,62 @@
+"""The optimizer, the step, checkpoints, evaluation and what is logged."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from megatron_davinci.config.section import Section
+
+
+class OptimizerConfig(Section):
+    """AdamW. Norms and biases (one-dimensional parameters) get no weight decay.
+
+    The report states beta1 0.9, beta2 0.95 and weight decay 0.1; epsilon and clipping are the field's
+    ordinary values.
+    """
+
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    epsilon: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    clip_grad_norm: float = Field(default=1.0, ge=0, description="0 turns clipping off")
+
+
+class TrainConfig(Section):
+    """How a step is computed."""
+
+    micro_batch_size: int = Field(default=1, gt=0, description="Sequences a rank computes at once")
+    precision: Literal["fp32", "bf16"] = Field(
+        default="bf16", description="bf16 keeps fp32 main weights, and reduces gradients in fp32"
+    )
+    stop_after_steps: int | None = Field(default=None, gt=0, description="End early, with a checkpoint")
+    threads: int | None = Field(
+        default=None, gt=0, description="CPU threads a rank; default: cores / local ranks"
+    )
+
+
+class CheckpointConfig(Section):
+    """When state is saved."""
+
+    every_steps: int | None = Field(default=None, gt=0, description="Besides the one at the end of the run")
+    keep: int = Field(default=2, ge=1, description="How many of the newest stay")
+
+
+class EvaluationConfig(Section):
+    """Held-out loss by domain, in the loop."""
+
+    every_steps: int | None = Field(
+        default=None, gt=0, description="Besides the one at the end of each stage"
+    )
+    sequences: int = Field(default=64, gt=0, description="Windows a domain, always the same ones")
+
+
+class LoggingConfig(Section):
+    """What is written and shown while it runs."""
+
+    tensorboard: bool = True
+    progress: Literal["auto", "live", "lines", "none"] = Field(
+        default="auto", description="live: a panel; lines: one line every `every_steps`; auto: by terminal"
+    )
+    every_steps: int = Field(default=10, gt=0)
