@@ -88,6 +88,6 @@ class Stage(Section):
             if shares[source].numerator < 0:
                 raise ValueError(f"the weight of {source} is negative: {weight}")
         total = sum(shares.values())
-        if abs(total - 1) > Fraction(1, 10**9):
+        if abs(float(total - 1)) > 1e-9:
             raise ValueError(f"the weights sum to {float(total):.10g}, not to 1")
         return value

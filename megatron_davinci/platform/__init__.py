@@ -1,0 +1,1 @@
+"""cpu | cuda: devices, process groups, and the Megatron-Core patches for a CPU."""

@@ -1,0 +1,107 @@
+"""CPU or CUDA: chosen once, here. No other room asks."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from megatron_davinci.errors import EnvironmentProblem
+from megatron_davinci.platform.import_hook import FINDER
+
+
+@dataclass(frozen=True)
+class Platform:
+    """What the run computes on.
+
+    Attributes:
+        name: `cpu` or `cuda`.
+        backend: The collective library: `gloo` or `nccl`.
+        device: This rank's device.
+        transformer_engine: Whether Transformer Engine's layers can be built here.
+    """
+
+    name: Literal["cpu", "cuda"]
+    backend: Literal["gloo", "nccl"]
+    device: torch.device
+    transformer_engine: bool
+
+    def synchronize(self) -> None:
+        """Wait until the device has done what it was given."""
+        if self.name == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def peak_memory_bytes(self) -> int:
+        """The most memory that this rank has held: device memory on CUDA, resident set on a CPU."""
+        if self.name == "cuda":
+            return int(torch.cuda.max_memory_allocated(self.device))
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def describe(self) -> str:
+        """One line for the log."""
+        if self.name == "cuda":
+            return f"{torch.cuda.get_device_name(self.device)}, nccl"
+        return (
+            f"CPU, gloo, {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''} a rank"
+        )
+
+
+def choose(device: Literal["auto", "cpu", "cuda"] = "auto", threads: int | None = None) -> Platform:
+    """Choose the platform, before Megatron-Core is imported.
+
+    Args:
+        device: `auto` takes CUDA where it is.
+        threads: CPU threads of this rank; default: the machine's cores divided by the local ranks.
+
+    Raises:
+        EnvironmentProblem: CUDA was asked for by name and is not there, or Megatron-Core was already imported
+            for the other platform.
+    """
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise EnvironmentProblem(
+            "CUDA was asked for and torch finds none.",
+            where="parallel.device",
+            found=f"torch {torch.__version__}, torch.cuda.is_available() is False",
+            do="install a CUDA build of torch (docs/install-gpu.md), or set parallel.device=auto",
+        )
+    use_cpu = device == "cpu" or not available
+    if FINDER.on_cpu is not None and FINDER.on_cpu != use_cpu:
+        raise EnvironmentProblem(
+            "Megatron-Core was already imported for another platform in this process.",
+            where="parallel.device",
+            found="cpu" if FINDER.on_cpu else "cuda",
+            expected="cpu" if use_cpu else "cuda",
+            do="choose the platform before importing megatron.core",
+        )
+    FINDER.device = "cpu" if use_cpu else "cuda"
+    if use_cpu:
+        local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(threads or max(1, _cores() // local_ranks))
+        return Platform("cpu", "gloo", torch.device("cpu"), transformer_engine=False)
+    index = int(os.environ.get("LOCAL_RANK", "0"))
+    if index >= torch.cuda.device_count():
+        raise EnvironmentProblem(
+            "This node has fewer GPUs than local ranks.",
+            where=f"local rank {index}",
+            found=f"{torch.cuda.device_count()} GPUs",
+            do="start as many ranks a node as it has GPUs (torchrun --nproc-per-node)",
+        )
+    torch.cuda.set_device(index)
+    return Platform("cuda", "nccl", torch.device("cuda", index), transformer_engine=_has_transformer_engine())
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _has_transformer_engine() -> bool:
+    try:
+        import transformer_engine.pytorch  # noqa: F401
+    except (ImportError, OSError):  # OSError: installed for another CUDA
+        return False
+    return True

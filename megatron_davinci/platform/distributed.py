@@ -1,0 +1,100 @@
+"""Process groups: torch.distributed and Megatron-Core's model-parallel groups, started and stopped."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import warnings
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from megatron_davinci.errors import EnvironmentProblem
+from megatron_davinci.platform.device import Platform
+
+# Said by torch and Megatron-Core at run time about each other; nothing that a user could act on.
+_KNOWN_WARNINGS = (
+    r".*CUDA_DEVICE_MAX_CONNECTIONS.*",
+    r".*cuda_graph_scope.*",
+    r".*The \.grad attribute of a Tensor that is not a leaf.*",
+    r".*all_gather_into_tensor.*|.*reduce_scatter_tensor.*|.*_all_gather_base.*|.*_reduce_scatter_base.*",
+    r".*ShardedTensor.*|.*TypedStorage is deprecated.*",
+    r".*torch\.distributed\._sharded_tensor.*|.*torch\.distributed\._shard.*",
+    r".*No device id is provided via `init_process_group`.*|.*barrier\(\): using the device under.*",
+)
+
+
+def start(
+    platform: Platform,
+    *,
+    tensor: int = 1,
+    pipeline: int = 1,
+    timeout_seconds: float = 600.0,
+    seed: int = 1234,
+) -> None:
+    """Join the other ranks and lay out the model-parallel groups.
+
+    Rank, world size and address come from the environment, as torchrun sets them; without them this is a
+    world of one.
+
+    Args:
+        platform: What to compute on.
+        tensor: Tensor-parallel size.
+        pipeline: Pipeline-parallel size.
+        timeout_seconds: How long a collective may wait for a rank.
+        seed: Seeds dropout and initialisation; each tensor- and pipeline-parallel rank gets its own stream.
+
+    Raises:
+        EnvironmentProblem: The other ranks could not be reached in time.
+    """
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+    for text in _KNOWN_WARNINGS:
+        warnings.filterwarnings("ignore", message=text)
+    logging.getLogger("megatron.core").setLevel(logging.ERROR)
+    if not dist.is_initialized():
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("RANK", "0")
+        os.environ.setdefault("WORLD_SIZE", "1")
+        if "MASTER_PORT" not in os.environ:
+            os.environ["MASTER_PORT"] = str(_free_port())
+        try:
+            dist.init_process_group(platform.backend, timeout=timedelta(seconds=timeout_seconds))
+        except (RuntimeError, ValueError, dist.DistError) as error:
+            raise EnvironmentProblem(
+                "This rank could not join the others.",
+                where=f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} on {socket.gethostname()}, "
+                f"rendezvous {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}",
+                found=error,
+                do="check that every node starts, and that they reach the rendezvous address",
+            ) from error
+    parallel_state.initialize_model_parallel(
+        tensor, pipeline, distributed_timeout_minutes=max(1, round(timeout_seconds / 60))
+    )
+    torch.manual_seed(seed + 100 * parallel_state.get_pipeline_model_parallel_rank())
+    model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+
+
+def stop() -> None:
+    """Leave the groups. Safe to call twice, and when `start` failed."""
+    if dist.is_initialized():
+        from megatron.core import parallel_state
+
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+
+
+def broadcast_object(value: object, source: int = 0) -> object:
+    """Give every rank the `value` of rank `source`."""
+    box = [value]
+    dist.broadcast_object_list(box, src=source)
+    return box[0]
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])

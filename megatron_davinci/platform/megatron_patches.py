@@ -1,0 +1,174 @@
+"""Every change that we make to Megatron-Core 0.16, in one list: which symbol, where it matters, and why.
+
+`import_hook` applies the patches of a module right after that module has run. `scope` says where a patch holds:
+`cpu` only where Megatron-Core runs without CUDA, `all` everywhere. tests/platform/test_megatron_patches.py
+fails when the installed Megatron-Core no longer has a symbol that is named here, so that a new minor version
+is taken on purpose and not by accident.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import sys
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+SUPPORTED = "0.16"
+"""The minor version of Megatron-Core that the patches below were written against."""
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One changed symbol.
+
+    Attributes:
+        module: The Megatron-Core module that owns the symbol.
+        symbol: The dotted name inside the module.
+        why: What goes wrong without the patch.
+        apply: Makes the change; called with the freshly loaded module.
+        scope: `cpu` or `all`.
+        new: The symbol does not exist without Transformer Engine, and the patch supplies it.
+    """
+
+    module: str
+    symbol: str
+    why: str
+    apply: Callable[[Any], None]
+    scope: Literal["cpu", "all"] = "cpu"
+    new: bool = False
+
+
+def _rng_state_functions(module: Any) -> None:
+    import torch
+
+    module._get_cuda_rng_state = lambda device="cuda", clone=False, graph_safe=False: torch.get_rng_state()
+    module._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
+
+
+def _rng_fork(module: Any) -> None:
+    import torch
+
+    @contextlib.contextmanager
+    def fork(self: Any, name: str = module._MODEL_PARALLEL_RNG_TRACKER_NAME) -> Iterator[None]:
+        if name not in self.states_:
+            raise KeyError(f"random state {name} was never added to the tracker")
+        outside, outside_name = torch.get_rng_state(), self._current_state_name
+        if outside_name != "default-rng":
+            self.states_[outside_name] = outside
+        torch.set_rng_state(self.states_[name])
+        self._current_state_name = name
+        try:
+            yield
+        finally:
+            self.states_[name] = torch.get_rng_state()
+            torch.set_rng_state(outside)
+            self._current_state_name = outside_name
+
+    module.CudaRNGStatesTracker.fork = fork
+
+
+def _fp8_state_stubs(module: Any) -> None:
+    if module.HAVE_TE:
+        return
+    module.FP8GlobalStateManager = types.SimpleNamespace(is_fp8_enabled=lambda: False)
+    module.activation_recompute_forward = lambda **_: contextlib.nullcontext()
+    module.fp8_autocast = lambda **_: contextlib.nullcontext()
+
+
+def _no_compile(module: Any) -> None:
+    module.jit_fuser = module.noop_decorator
+
+
+def _plain_results_queue(module: Any) -> None:
+    module._get_write_results_queue = queue.Queue
+
+
+PATCHES: tuple[Patch, ...] = (
+    Patch(
+        "megatron.core.jit",
+        "jit_fuser",
+        "torch.compile at decoration imports the inductor (about 2 s) and compiles fusions that stay off on a CPU",
+        _no_compile,
+    ),
+    Patch(
+        "megatron.core.tensor_parallel.random",
+        "_get_cuda_rng_state",
+        "reads the generator of a CUDA device",
+        _rng_state_functions,
+    ),
+    Patch(
+        "megatron.core.tensor_parallel.random",
+        "_set_cuda_rng_state",
+        "writes the generator of a CUDA device (applied with _get_cuda_rng_state)",
+        lambda module: None,
+    ),
+    Patch(
+        "megatron.core.tensor_parallel.random",
+        "CudaRNGStatesTracker.fork",
+        "warns that the CPU generator changed inside the fork; on a CPU that is the generator that it forks",
+        _rng_fork,
+    ),
+    Patch(
+        "megatron.core.tensor_parallel.random",
+        "FP8GlobalStateManager",
+        "CheckpointWithoutOutput asks Transformer Engine for it even with fp8=False: a NameError without TE",
+        _fp8_state_stubs,
+        new=True,
+    ),
+    Patch(
+        "megatron.core.dist_checkpointing.strategies.filesystem_async",
+        "_get_write_results_queue",
+        "starts a multiprocessing manager in a spawned process: 4 s at the first save, and left behind when a rank "
+        "is killed. Our checkpoint writer writes in the rank's own process and needs no more than a queue",
+        _plain_results_queue,
+        scope="all",
+    ),
+)
+
+
+def patch_tensor_methods() -> None:
+    """Let `Tensor.type()` and `Tensor.cuda()` answer Megatron-Core, and only it, as if tensors were on CUDA.
+
+    Megatron-Core compares `tensor.type()` with `torch.cuda.*Tensor` to tell dtypes apart, and calls `.cuda()`
+    on freshly made tensors. Any other caller gets torch's own answer.
+    """
+    import torch
+
+    original_type, original_cuda = torch.Tensor.type, torch.Tensor.cuda
+
+    def asked_by_megatron() -> bool:
+        caller = sys._getframe(2).f_globals.get("__name__", "")
+        return caller.startswith("megatron.core")
+
+    def type_(self: Any, *args: Any, **kwargs: Any) -> Any:
+        answer = original_type(self, *args, **kwargs)
+        if args or kwargs or not asked_by_megatron() or "cuda" in answer:
+            return answer
+        return answer.replace("torch.", "torch.cuda.", 1)
+
+    def cuda_(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self if asked_by_megatron() else original_cuda(self, *args, **kwargs)
+
+    torch.Tensor.type = type_  # type: ignore[method-assign]
+    torch.Tensor.cuda = cuda_  # type: ignore[method-assign]
+
+
+def use_adam(adam: type) -> None:
+    """Make Megatron-Core build `adam` where it would take Transformer Engine's or Apex's FusedAdam.
+
+    Megatron-Core's distributed optimizer is written for an Adam that keeps `step` in the parameter group. With
+    a plain torch AdamW (no TE, no Apex) it resumes silently wrong: one step tensor is shared by every parameter
+    and counted up once for each (distrib_optimizer.py:818 of 0.16.1), a fresh optimizer cannot be the target of
+    a load (:642), and `fully_reshardable` fails on the missing key (:939).
+    """
+    import megatron.core.optimizer as optimizer
+    from megatron.core.optimizer import distrib_optimizer
+
+    if distrib_optimizer.HAVE_APEX_OR_TE and distrib_optimizer.Adam is not adam:
+        return
+    optimizer.Adam = distrib_optimizer.Adam = adam
+    optimizer.USING_PYTORCH_OPTIMIZER = False
+    distrib_optimizer.HAVE_APEX_OR_TE = distrib_optimizer.USING_APEX_OPTIMIZER = True
