@@ -1,0 +1,1 @@
+"""The model on Megatron-Core: layer spec, attention, norm, construction."""

@@ -1,0 +1,1 @@
+"""Optimizers, and the schedules of learning rate and batch size."""

@@ -1,0 +1,80 @@
+"""From the run configuration to this rank's part of the model."""
+
+from __future__ import annotations
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch.nn import functional as F
+
+from megatron_davinci.config import RunConfig
+from megatron_davinci.model.spec import block_spec, use_transformer_engine
+from megatron_davinci.platform.device import Platform
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def transformer_config(config: RunConfig) -> TransformerConfig:
+    """Say the configuration in Megatron-Core's words."""
+    model, parallel = config.model, config.parallel
+    dtype = DTYPES[config.train.precision]
+    return TransformerConfig(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.num_query_groups,
+        kv_channels=model.kv_channels,
+        ffn_hidden_size=model.ffn_hidden_size,
+        normalization="RMSNorm",
+        layernorm_epsilon=model.norm_epsilon,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        add_qkv_bias=model.qkv_bias,
+        hidden_dropout=model.dropout,
+        attention_dropout=model.dropout,
+        init_method_std=model.init_std,
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        sequence_parallel=parallel.sequence,
+        pipeline_dtype=dtype,
+        params_dtype=dtype,
+        bf16=config.train.precision == "bf16",
+        # Weights drawn on the CPU do not depend on the layout, so one seed gives one model.
+        use_cpu_initialization=True,
+        # The loss is a sum over tokens divided by their number in the global batch: with a mean of
+        # means the gradient would depend on how the batch is cut.
+        calculate_per_token_loss=True,
+        # Fusions need torch.compile or Transformer Engine; the precision and kernels rooms turn them on.
+        masked_softmax_fusion=False,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        gradient_accumulation_fusion=False,
+    )
+
+
+def build_model(config: RunConfig, platform: Platform) -> GPTModel:
+    """Build this rank's part of the model on its device, after the process groups are up.
+
+    Args:
+        config: The run configuration.
+        platform: What the run computes on.
+
+    Returns:
+        A Megatron-Core `GPTModel`; its parameters have the dtype of `train.precision`.
+    """
+    mcore = transformer_config(config)
+    engine = use_transformer_engine(config.model.layers, platform)
+    model = GPTModel(
+        mcore,
+        block_spec(mcore, engine),
+        vocab_size=config.model.vocab_size,
+        max_sequence_length=config.model.max_sequence_length,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
+        position_embedding_type="rope",
+        rotary_base=config.model.rope_base,
+        share_embeddings_and_output_weights=config.model.tie_embeddings,
+    )
+    return model.to(platform.device)

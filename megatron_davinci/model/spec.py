@@ -1,0 +1,68 @@
+"""The layer: which module stands in each place of a Megatron-Core transformer layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+
+from megatron_davinci.errors import EnvironmentProblem
+from megatron_davinci.model.attention import SDPAttention
+from megatron_davinci.model.norm import RMSNorm
+from megatron_davinci.platform.device import Platform
+
+
+def use_transformer_engine(layers: str, platform: Platform) -> bool:
+    """Decide whose layers are built.
+
+    Args:
+        layers: `model.layers` of the configuration: `auto`, `local` or `transformer_engine`.
+        platform: What the run computes on.
+
+    Raises:
+        EnvironmentProblem: Transformer Engine was asked for by name and is not usable here.
+    """
+    if layers == "transformer_engine" and not platform.transformer_engine:
+        raise EnvironmentProblem(
+            "Transformer Engine was asked for by name and cannot be used here.",
+            where="model.layers",
+            found=f"platform {platform.name}"
+            + ("" if platform.name == "cpu" else ", the package does not import"),
+            do="install it on a CUDA machine (pip install 'megatron-davinci[gpu]'), or set model.layers=auto",
+        )
+    return layers != "local" and platform.transformer_engine
+
+
+def layer_spec(transformer_engine: bool) -> ModuleSpec:
+    """The specification of one layer: attention, SwiGLU MLP, and a norm before each.
+
+    Both kinds have the same names in a checkpoint, so that one may be loaded into the other.
+    """
+    if transformer_engine:
+        return get_gpt_layer_with_transformer_engine_spec()
+    spec = get_gpt_layer_local_spec(normalization="RMSNorm")
+    spec.submodules.input_layernorm = RMSNorm
+    spec.submodules.pre_mlp_layernorm = RMSNorm
+    spec.submodules.self_attention.submodules.core_attention = SDPAttention
+    return spec
+
+
+def block_spec(config: Any, transformer_engine: bool) -> TransformerBlockSubmodules:
+    """The specification of this rank's layers and of the norm after the last.
+
+    Args:
+        config: A Megatron-Core `TransformerConfig`.
+        transformer_engine: Whose layers to build.
+    """
+    final_norm: Any = RMSNorm
+    if transformer_engine:
+        from megatron.core.extensions.transformer_engine import TENorm
+
+        final_norm = TENorm
+    layers = [layer_spec(transformer_engine)] * get_num_layers_to_build(config)
+    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=final_norm)
