@@ -1,0 +1,330 @@
+"""Indexed datasets: token ids in `<prefix>.bin`, where each sequence lies in `<prefix>.idx`.
+
+The bytes are those of `megatron.core.datasets.indexed_dataset` (Megatron-LM, NVIDIA), both ways. `.bin` is token
+ids back to back, little-endian. `.idx`, with S sequences and D = documents + 1:
+
+| offset      | bytes | content                                                      |
+|-------------|-------|--------------------------------------------------------------|
+| 0           | 9     | magic `MMIDIDX\\x00\\x00`                                      |
+| 9           | 8     | uint64 version, 1                                            |
+| 17          | 1     | uint8 dtype code                                             |
+| 18          | 8     | uint64 S                                                     |
+| 26          | 8     | uint64 D                                                     |
+| 34          | 4S    | int32 tokens of each sequence                                |
+| 34+4S       | 8S    | int64 byte offset of each sequence in `.bin`                 |
+| 34+12S      | 8D    | int64 document bounds as sequence numbers: first 0, last S   |
+| 34+12S+8D   | S     | int8 mode of each sequence; only in multimodal files         |
+
+The format has no checksum, so everything that it does imply is checked when a file is opened; what it cannot
+show (a changed token) is the manifest's digest to find.
+"""
+
+from __future__ import annotations
+
+import mmap
+import operator
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from megatron_davinci.errors import DataError, EnvironmentProblem
+
+MAGIC = b"MMIDIDX\x00\x00"
+VERSION = 1
+DTYPE_CODES: dict[np.dtype, int] = {
+    np.dtype(name): code
+    for name, code in (
+        ("u1", 1),
+        ("i1", 2),
+        ("<i2", 3),
+        ("<i4", 4),
+        ("<i8", 5),
+        ("<f8", 6),
+        ("<f4", 7),
+        ("<u2", 8),
+    )
+}
+HEADER = struct.Struct("<9sQBQQ")
+
+_DTYPES = {code: dtype for dtype, code in DTYPE_CODES.items()}
+_BLOCK = 1 << 20  # sequences checked at a time: bounds the memory that opening a huge index takes
+
+
+def dtype_for_vocab(largest_id: int) -> np.dtype:
+    """The narrowest dtype that holds the ids 0 to `largest_id`: uint16, else int32 (the format has no uint32).
+
+    Args:
+        largest_id: The largest id that the tokenizer can give, added tokens included.
+
+    Raises:
+        DataError: `largest_id` is negative or does not fit int32.
+    """
+    if 0 <= largest_id <= np.iinfo(np.uint16).max:
+        return np.dtype("<u2")
+    if 0 <= largest_id <= np.iinfo(np.int32).max:
+        return np.dtype("<i4")
+    raise DataError("No token dtype holds this vocabulary.", found=largest_id, expected="0 to 2^31 - 1")
+
+
+def bin_path(prefix: Path) -> Path:
+    """The token file of a prefix; the prefix may hold dots."""
+    return prefix.with_name(prefix.name + ".bin")
+
+
+def idx_path(prefix: Path) -> Path:
+    """The index file of a prefix."""
+    return prefix.with_name(prefix.name + ".idx")
+
+
+@dataclass(frozen=True)
+class Header:
+    """The first 34 bytes of an `.idx`, and what the sizes of both files say.
+
+    Attributes:
+        dtype: Of the tokens in `.bin`.
+        sequences: S.
+        document_bounds: D, documents + 1.
+        bin_bytes: Size of `.bin`.
+        has_modes: A mode per sequence follows the document bounds.
+    """
+
+    dtype: np.dtype
+    sequences: int
+    document_bounds: int
+    bin_bytes: int
+    has_modes: bool
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in `.bin`."""
+        return self.bin_bytes // self.dtype.itemsize
+
+
+def read_header(prefix: str | os.PathLike[str]) -> Header:
+    """Read and check an index's header against the sizes of both files; costs two `stat` and one small read.
+
+    Raises:
+        DataError: A file is missing, is no index, has an unknown version or dtype, or has an impossible size.
+        EnvironmentProblem: A file cannot be read.
+    """
+    idx, binary = idx_path(Path(prefix)), bin_path(Path(prefix))
+    for path, other in ((idx, binary), (binary, idx)):
+        if not path.is_file():
+            raise DataError(
+                "An indexed dataset lacks one of its two files.",
+                where=path,
+                found="no such file" + (f", though {other.name} is there" if other.is_file() else ""),
+                expected="PREFIX.bin and PREFIX.idx side by side",
+                do="give the path without .bin or .idx; if writing was cut short, write the dataset again",
+            )
+    try:
+        with open(idx, "rb") as file:
+            raw = file.read(HEADER.size)
+            idx_bytes = os.fstat(file.fileno()).st_size
+        bin_bytes = binary.stat().st_size
+    except OSError as error:
+        raise EnvironmentProblem("An index cannot be read.", where=idx, found=error.strerror) from error
+    if raw[: len(MAGIC)] != MAGIC:
+        raise _damaged("This is not a Megatron index.", idx, (0, 9), raw[:9], MAGIC)
+    if len(raw) < HEADER.size:
+        raise _damaged("An index ends inside its header.", idx, (0, 34), f"{len(raw)} bytes", "34 bytes")
+    _, version, code, sequences, bounds = HEADER.unpack(raw)
+    if version != VERSION:
+        raise _damaged("An index has an unknown version.", idx, (9, 17), version, VERSION)
+    if code not in _DTYPES:
+        raise _damaged("An index has an unknown dtype code.", idx, (17, 18), code, "1 to 8")
+    plain = HEADER.size + 12 * sequences + 8 * bounds
+    if idx_bytes not in (plain, plain + sequences):
+        expected = f"{plain:,} bytes (or {plain + sequences:,} with modes) for {sequences:,} sequences and "
+        raise _damaged(
+            "An index's counts do not match its size.",
+            idx,
+            (18, 34),
+            f"a file of {idx_bytes:,} bytes",
+            f"{expected}{bounds:,} document bounds",
+        )
+    dtype = _DTYPES[code]
+    if bin_bytes % dtype.itemsize:
+        raise _damaged(
+            "A token file ends inside a token.",
+            binary,
+            (bin_bytes - bin_bytes % dtype.itemsize, bin_bytes),
+            f"{bin_bytes:,} bytes",
+            f"a multiple of {dtype.itemsize} ({dtype.name})",
+        )
+    return Header(dtype, sequences, bounds, bin_bytes, has_modes=sequences > 0 and idx_bytes != plain)
+
+
+def map_tokens(prefix: str | os.PathLike[str], header: Header) -> np.ndarray:
+    """Map a whole `.bin` without copying it: [num_tokens] of the header's dtype, read-only.
+
+    Raises:
+        DataError: The file no longer has the size that the header was checked against.
+        EnvironmentProblem: The file cannot be mapped.
+    """
+    path = bin_path(Path(prefix))
+    buffer = _map(path)
+    if len(buffer) != header.bin_bytes:
+        raise _damaged(
+            "A token file changed while it was opened.",
+            path,
+            (0, len(buffer)),
+            f"{len(buffer):,} bytes",
+            f"{header.bin_bytes:,} bytes",
+        )
+    return np.frombuffer(buffer, dtype=header.dtype)
+
+
+class IndexedDataset:
+    """A `.bin`/`.idx` pair, memory-mapped; what it returns are views of the file, never copies.
+
+    Args:
+        prefix: Path without `.bin` or `.idx`.
+
+    Raises:
+        DataError: A file is missing or damaged, or the two do not belong together.
+        EnvironmentProblem: A file cannot be read.
+    """
+
+    def __init__(self, prefix: str | os.PathLike[str]) -> None:
+        self.prefix = Path(prefix)
+        header = read_header(self.prefix)
+        self._idx, self._bin = idx_path(self.prefix), bin_path(self.prefix)
+        S, D = header.sequences, header.document_bounds
+        self._pointers_at, self._documents_at = HEADER.size + 4 * S, HEADER.size + 12 * S
+        index = _map(self._idx)
+        self.dtype = header.dtype
+        self.sequence_lengths = np.frombuffer(index, "<i4", S, HEADER.size)
+        self._pointers = np.frombuffer(index, "<i8", S, self._pointers_at)
+        self.document_indices = np.frombuffer(index, "<i8", D, self._documents_at)
+        self._check_sequences(header)
+        self._check_documents()
+        self._tokens = map_tokens(self.prefix, header)
+
+    def __len__(self) -> int:
+        """Sequences in the file."""
+        return len(self.sequence_lengths)
+
+    def __getitem__(self, sequence: int) -> np.ndarray:
+        """The tokens of one sequence, [length] of `dtype`.
+
+        Raises:
+            IndexError: There is no such sequence.
+        """
+        i = operator.index(sequence)
+        i = i + len(self) if i < 0 else i
+        if not 0 <= i < len(self):
+            raise IndexError(f"{self.prefix} has {len(self):,} sequences; asked for number {sequence:,}")
+        start = int(self._pointers[i]) // self.dtype.itemsize
+        return self._tokens[start : start + int(self.sequence_lengths[i])]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in the file."""
+        return len(self._tokens)
+
+    def tokens(self, start: int, count: int) -> np.ndarray:
+        """`count` tokens from token `start` on, whatever sequences they lie in: [count] of `dtype`.
+
+        Raises:
+            DataError: The range is not wholly inside the file.
+        """
+        if start < 0 or count < 0 or start + count > self.num_tokens:
+            raise DataError(
+                "A read goes past the end of a token file.",
+                where=f"{self._bin}, tokens {start:,} to {start + count:,}",
+                found=f"{self.num_tokens:,} tokens",
+            )
+        return self._tokens[start : start + count]
+
+    def _check_sequences(self, header: Header) -> None:
+        # In blocks, so that an index of a billion sequences is never copied as a whole.
+        itemsize, end = self.dtype.itemsize, 0
+        for first in range(0, len(self), _BLOCK):
+            lengths = self.sequence_lengths[first : first + _BLOCK].astype(np.int64)
+            if len(bad := np.flatnonzero(lengths < 0)):
+                i = first + int(bad[0])
+                at = HEADER.size + 4 * i
+                raise _damaged(
+                    f"Sequence {i:,} has a negative length.",
+                    self._idx,
+                    (at, at + 4),
+                    lengths[bad[0]],
+                    "0 or more",
+                )
+            ends = end + np.cumsum(lengths) * itemsize
+            starts = ends - lengths * itemsize
+            pointers = self._pointers[first : first + _BLOCK]
+            if len(bad := np.flatnonzero(pointers != starts)):
+                i, at = first + int(bad[0]), self._pointers_at + 8 * (first + int(bad[0]))
+                raise _damaged(
+                    f"Sequence {i:,} does not begin where the one before it ends.",
+                    self._idx,
+                    (at, at + 8),
+                    f"byte offset {pointers[bad[0]]}",
+                    f"byte offset {starts[bad[0]]}",
+                )
+            end = int(ends[-1])
+        if end != header.bin_bytes:
+            raise _damaged(
+                "An index and its token file do not belong together, or one of them was cut.",
+                self._bin,
+                (min(end, header.bin_bytes), max(end, header.bin_bytes)),
+                f"{header.bin_bytes:,} bytes",
+                f"{end:,} bytes, the sum of the lengths in {self._idx.name}",
+            )
+
+    def _check_documents(self) -> None:
+        bounds, at = self.document_indices, self._documents_at
+        if len(bounds) == 0 or bounds[0] != 0:
+            found = "no bounds" if len(bounds) == 0 else bounds[0]
+            raise _damaged("The first document bound is wrong.", self._idx, (at, at + 8), found, 0)
+        if bounds[-1] != len(self):
+            last = at + 8 * (len(bounds) - 1)
+            raise _damaged(
+                "The last document bound is not the number of sequences.",
+                self._idx,
+                (last, last + 8),
+                bounds[-1],
+                len(self),
+            )
+        for first in range(0, len(bounds) - 1, _BLOCK):
+            block = bounds[first : first + _BLOCK + 1]
+            if len(bad := np.flatnonzero(block[1:] < block[:-1])):
+                i = int(bad[0])
+                here = at + 8 * (first + i + 1)
+                raise _damaged(
+                    f"Document {first + i:,} ends before it begins.",
+                    self._idx,
+                    (here, here + 8),
+                    block[i + 1],
+                    f"{block[i]} or more",
+                )
+
+
+def _map(path: Path) -> mmap.mmap | bytes:
+    try:
+        with open(path, "rb") as file:
+            # An empty file cannot be mapped, and has nothing to map.
+            return (
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                if os.fstat(file.fileno()).st_size
+                else b""
+            )
+    except OSError as error:
+        raise EnvironmentProblem(
+            "A dataset file cannot be mapped.", where=path, found=error.strerror
+        ) from error
+
+
+def _damaged(what: str, path: Path, span: tuple[int, int], found: object, expected: object) -> DataError:
+    return DataError(
+        what,
+        where=f"{path}, bytes {span[0]:,} to {span[1]:,}",
+        found=found,
+        expected=expected,
+        do="restore the file from where it came, or write the dataset again",
+    )
