@@ -1,0 +1,1 @@
+"""The `davinci` command: wires the rooms together."""

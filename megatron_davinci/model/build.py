@@ -9,6 +9,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional as F
 
 from megatron_davinci.config import RunConfig
+from megatron_davinci.model.initialize import initialize
 from megatron_davinci.model.spec import block_spec, use_transformer_engine
 from megatron_davinci.platform.device import Platform
 
@@ -34,15 +35,18 @@ def transformer_config(config: RunConfig) -> TransformerConfig:
         add_qkv_bias=model.qkv_bias,
         hidden_dropout=model.dropout,
         attention_dropout=model.dropout,
-        init_method_std=model.init_std,
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
         sequence_parallel=parallel.sequence,
         pipeline_dtype=dtype,
         params_dtype=dtype,
         bf16=config.train.precision == "bf16",
-        # Weights drawn on the CPU do not depend on the layout, so one seed gives one model.
+        # `initialize` draws the weights, the same on every layout. Megatron-Core still has to go through its own
+        # initialisation on the CPU: that is where it marks which weights are split over tensor ranks.
         use_cpu_initialization=True,
+        init_method=_leave,
+        output_layer_init_method=_leave,
+        embedding_init_method=_leave,
         # The loss is a sum over tokens divided by their number in the global batch: with a mean of
         # means the gradient would depend on how the batch is cut.
         calculate_per_token_loss=True,
@@ -52,6 +56,10 @@ def transformer_config(config: RunConfig) -> TransformerConfig:
         bias_dropout_fusion=False,
         gradient_accumulation_fusion=False,
     )
+
+
+def _leave(weight: torch.Tensor) -> torch.Tensor:
+    return weight
 
 
 def build_model(config: RunConfig, platform: Platform) -> GPTModel:
@@ -77,4 +85,5 @@ def build_model(config: RunConfig, platform: Platform) -> GPTModel:
         rotary_base=config.model.rope_base,
         share_embeddings_and_output_weights=config.model.tie_embeddings,
     )
+    initialize(model, config.run.seed, config.model.init_std)
     return model.to(platform.device)

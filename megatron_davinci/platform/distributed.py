@@ -7,6 +7,7 @@ import os
 import socket
 import warnings
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -50,7 +51,6 @@ def start(
         EnvironmentProblem: The other ranks could not be reached in time.
     """
     from megatron.core import parallel_state
-    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
     for text in _KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=text)
@@ -74,7 +74,20 @@ def start(
     parallel_state.initialize_model_parallel(
         tensor, pipeline, distributed_timeout_minutes=max(1, round(timeout_seconds / 60))
     )
-    torch.manual_seed(seed + 100 * parallel_state.get_pipeline_model_parallel_rank())
+    seed_ranks(seed)
+
+
+def seed_ranks(seed: int) -> None:
+    """Seed every generator: each tensor- and pipeline-parallel rank gets its own stream, data-parallel ones share.
+
+    Args:
+        seed: Any integer; it is folded into 32 bits.
+    """
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+    seed = (seed + 100 * parallel_state.get_pipeline_model_parallel_rank()) % 2**31
+    torch.manual_seed(seed)
     model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
 
 
@@ -87,7 +100,7 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def broadcast_object(value: object, source: int = 0) -> object:
+def broadcast_object(value: Any, source: int = 0) -> Any:
     """Give every rank the `value` of rank `source`."""
     box = [value]
     dist.broadcast_object_list(box, src=source)

@@ -1,0 +1,1 @@
+"""The training run: the loop, the step, checkpoints, records, launching."""

@@ -1,0 +1,68 @@
+"""The `davinci` command. Sub-commands import what they need when they run, so that `--help` is instant."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from megatron_davinci.errors import DavinciError
+from megatron_davinci.version import __version__
+
+# name -> (module with `add_arguments` and `run`, one line of help)
+COMMANDS = {
+    "data": ("megatron_davinci.cli.data", "train a tokenizer, tokenize text, inspect a dataset"),
+    "plan": ("megatron_davinci.cli.plan", "what a configuration will cost, without starting anything"),
+    "train": ("megatron_davinci.cli.train", "train, or go on from the newest checkpoint"),
+    "convert": ("megatron_davinci.cli.convert", "export a checkpoint to Hugging Face"),
+    "report": ("megatron_davinci.cli.report", "draw a run's page"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Returns:
+        0; 2 when the user has something to mend, with one screen on stderr that says what; 130 after Ctrl-C.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="davinci",
+        description="The daVinci-LLM pretraining recipe on Megatron-Core: data, training, evaluation, release.",
+        epilog="davinci COMMAND --help says what a command takes. Documentation: docs/, or `mkdocs serve`.",
+    )
+    parser.add_argument("--version", action="version", version=f"megatron-davinci {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    chosen = next((word for word in argv if not word.startswith("-")), None)
+    for name, (module, help_text) in COMMANDS.items():
+        command = commands.add_parser(
+            name, help=help_text, description=help_text[0].upper() + help_text[1:] + "."
+        )
+        if name == chosen:
+            importlib.import_module(module).add_arguments(command)
+    arguments = parser.parse_args(argv)
+    return guarded(lambda: importlib.import_module(COMMANDS[arguments.command][0]).run(arguments))
+
+
+def guarded(action: Callable[[], int | None], patience: float = 0.0) -> int:
+    """Run `action`; say errors that the user can mend on one screen, without a traceback.
+
+    Args:
+        action: Returns an exit code.
+        patience: Seconds to wait before saying an error.
+    """
+    try:
+        return action() or 0
+    except DavinciError as error:
+        time.sleep(patience)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

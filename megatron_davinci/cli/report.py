@@ -1,0 +1,19 @@
+"""`davinci report RUN`: draw a run's page."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("run", type=Path, help="run directory")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write RUN/report.html and its plots."""
+    from megatron_davinci.report.run import write_run_report
+
+    print(write_run_report(arguments.run))
+    return 0

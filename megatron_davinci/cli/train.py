@@ -1,0 +1,82 @@
+"""`davinci train` starts the ranks; `python -m megatron_davinci.train` is what each rank runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Any
+
+from megatron_davinci.cli.main import guarded
+from megatron_davinci.config import RunConfig, check_layout, load_config
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("config", help="run configuration (YAML)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file")
+    parser.add_argument(
+        "--ranks", type=int, default=None, help="ranks on this machine (default: its GPUs; without, 1)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check the configuration here, once, then start the ranks with torchrun."""
+    from megatron_davinci.train.launch import inside_launcher, launch
+
+    if inside_launcher():
+        return train_rank(arguments.config, arguments.overrides)
+    config = load_config(arguments.config, arguments.overrides)
+    ranks = arguments.ranks or default_ranks(config)
+    check_layout(config, ranks)
+    return launch(arguments.config, arguments.overrides, ranks)
+
+
+def default_ranks(config: RunConfig) -> int:
+    """As many ranks as this machine has GPUs; on a CPU as many as the layout needs."""
+    needed = config.parallel.tensor * config.parallel.pipeline
+    if config.parallel.device == "cpu":
+        return needed
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else needed
+
+
+def train_rank(config_path: str, overrides: list[str]) -> int:
+    """What one rank does: choose the platform, wire the rooms, train."""
+    config = load_config(config_path, overrides)
+    from megatron_davinci.platform.device import choose
+
+    platform = choose(config.parallel.device, config.train.threads)
+    from megatron_davinci.train.loop import run as run_training
+
+    run_training(config, platform, make_evaluator)
+    return 0
+
+
+def make_evaluator(config: RunConfig) -> Any:
+    """The in-loop evaluator: held-out loss, where the configuration names held-out sources."""
+    if not config.data.validation:
+        return None
+    from megatron_davinci.evaluate.heldout import HeldOutEvaluator
+
+    return HeldOutEvaluator(config)
+
+
+def main() -> None:
+    """Entry point of `torchrun -m megatron_davinci.train CONFIG.yaml key=value ...`."""
+    parser = argparse.ArgumentParser(prog="torchrun -m megatron_davinci.train")
+    add_arguments(parser)
+    arguments = parser.parse_args()
+    code = guarded(lambda: train_rank(arguments.config, arguments.overrides), patience=_patience())
+    sys.stdout.flush()
+    # After an error other ranks may be waiting in a collective; leaving without their consent ends them.
+    os._exit(code) if code else sys.exit(0)
+
+
+def _patience() -> float:
+    """Seconds to wait before saying an error: mostly every rank has the same one, and rank 0 says it.
+
+    When rank 0 leaves, the launcher ends the others before they repeat it; what only another rank met, it says.
+    """
+    return 0.0 if os.environ.get("RANK", "0") == "0" else 3.0

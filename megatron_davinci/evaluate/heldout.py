@@ -1,0 +1,87 @@
+"""Held-out loss by domain: always the same windows, whatever the layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from megatron.core import parallel_state
+from torch import Tensor
+
+from megatron_davinci.config import RunConfig
+from megatron_davinci.data.permutation import Permutation, permutation_key
+from megatron_davinci.data.source import Source
+
+
+class HeldOut(NamedTuple):
+    """Loss in nats a token, and the tokens that it is the mean of, by domain."""
+
+    loss: dict[str, float]
+    tokens: dict[str, int]
+
+
+class HeldOutEvaluator:
+    """Evaluates on fixed windows of each domain's held-out source.
+
+    The windows are drawn once, by a permutation keyed with the domain's name and not with the run's seed, so that
+    runs with different seeds are measured on the same text.
+
+    Args:
+        config: The run configuration.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        ranks = parallel_state.get_data_parallel_world_size()
+        self._rank = parallel_state.get_data_parallel_rank()
+        self._reads = parallel_state.is_pipeline_first_stage() or parallel_state.is_pipeline_last_stage()
+        self._domains: dict[str, tuple[Source, np.ndarray, int]] = {}
+        for domain, path in config.data.validation.items():
+            source = Source.open(
+                domain, path, config.data.sequence_length, vocab_size=config.model.vocab_size
+            )
+            windows = choose_windows(source.num_windows, config.evaluation.sequences, ranks, domain)
+            size = largest_divisor(len(windows) // ranks, config.train.micro_batch_size)
+            self._domains[domain] = (source, windows.reshape(-1, ranks), size)
+
+    def evaluate(self, loss: Callable[[Tensor | None, int, int], tuple[float, float]]) -> HeldOut:
+        """Measure every domain; every rank calls this.
+
+        Args:
+            loss: Sums the loss over samples on all ranks together: (tokens [rows, sequence_length + 1] or None,
+                micro-batches, rows of each) -> (nats, tokens).
+        """
+        losses, counts = {}, {}
+        for domain, (source, windows, size) in self._domains.items():
+            mine = windows[:, self._rank]
+            tokens = None
+            if self._reads:
+                tokens = torch.from_numpy(np.stack([source.read(int(w)) for w in mine]).astype(np.int64))
+            total, count = loss(tokens, len(mine) // size, size)
+            losses[domain], counts[domain] = total / count, int(count)
+        return HeldOut(losses, counts)
+
+
+def choose_windows(available: int, wanted: int, ranks: int, domain: str) -> np.ndarray:
+    """The windows that a domain is measured on.
+
+    Args:
+        available: Windows of the source.
+        wanted: How many are asked for.
+        ranks: Data-parallel ranks; the number is rounded to a multiple, down if it can be, by repetition if the
+            source is smaller than that.
+        domain: Keys the choice.
+
+    Returns:
+        Window numbers, int64.
+    """
+    count = min(available, wanted)
+    count = count - count % ranks or ranks
+    order = Permutation(available, permutation_key(0, f"heldout/{domain}", 0))
+    return order.apply(np.arange(count, dtype=np.int64) % available)
+
+
+def largest_divisor(number: int, at_most: int) -> int:
+    """The largest divisor of `number` that is not above `at_most`."""
+    return max(d for d in range(1, min(number, at_most) + 1) if number % d == 0)

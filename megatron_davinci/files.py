@@ -1,0 +1,95 @@
+"""Writing files so that a crash leaves the old one whole, and hashing what is written."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from megatron_davinci.errors import EnvironmentProblem
+
+_CHUNK = 8 * 1024 * 1024
+
+
+@contextmanager
+def disk_errors(path: Path, doing: str) -> Iterator[None]:
+    """Turn a full or failing disk into an error that says so.
+
+    Args:
+        path: What is being written.
+        doing: The action, for the message: `writing a checkpoint`.
+
+    Raises:
+        EnvironmentProblem: An `OSError` came out of the block.
+    """
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise EnvironmentProblem(
+            f"The disk is full: {doing} failed." if full else f"A file system error: {doing} failed.",
+            where=path,
+            found=f"{error.strerror or error}" + (f", {free_bytes(path):,} bytes free" if full else ""),
+            do="free space or choose another folder, then start the same command again"
+            if full
+            else "check the folder's permissions and the disk",
+        ) from error
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that the file system of `path` (or of its nearest existing parent) has left."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make renames and new names in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Replace `path` in one rename, after its new content is on disk.
+
+    Raises:
+        EnvironmentProblem: The file could not be written; the old one is whole.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
+    with disk_errors(path, f"writing {path.name}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        fsync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file atomically."""
+    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,9 @@
+"""`torchrun -m megatron_davinci.train CONFIG.yaml key=value ...`: the command that each rank runs.
+
+An entry point, not part of the room: it stands here for its name, and wires the rooms as `cli` does.
+"""
+
+from megatron_davinci.cli.train import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,259 @@
+"""Saving and restoring a run's state through Megatron-Core's `dist_checkpointing`, on every rank together."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+
+from megatron_davinci.errors import CheckpointError, DavinciError, EnvironmentProblem
+from megatron_davinci.files import disk_errors, free_bytes
+from megatron_davinci.platform.distributed import broadcast_object
+from megatron_davinci.train import checkpoint_files
+from megatron_davinci.train.checkpoint_files import Checkpoint
+
+# `fully_reshardable` is the one layout of the optimizer's state that loads on any TP, PP and DP; Megatron-Core's
+# own default raises when it saves.
+CONTENT = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
+
+
+class _WriteHere(TorchDistSaveShardedStrategy):
+    """Megatron-Core's `torch_dist` writer, in this process and with digests of what is written.
+
+    Megatron-Core forks a process for each file and collects results through a manager process; a rank that is
+    killed leaves them behind. A save that the trainer waits for anyway needs neither.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("torch_dist", 1, thread_count=1)
+
+    def _get_save_and_finalize_callbacks(self, writer: Any, save_state_dict_ret: Any) -> AsyncRequest:
+        request = super()._get_save_and_finalize_callbacks(writer, save_state_dict_ret)
+        if writer.write_buckets:
+            transforms = [writer.transforms] if hasattr(writer, "transforms") else []
+            return request._replace(
+                async_fn=_write_buckets, async_fn_args=(transforms, writer), preload_fn=None
+            )
+        return request
+
+
+def _write_buckets(transforms: list[Any], writer: Any) -> None:
+    import queue
+
+    buckets = writer.preload_tensors(writer.write_buckets, non_blocking=False)
+    results: dict[int, Any] = {}
+    failure: Exception | None = None
+    for index, bucket in enumerate(buckets):
+        done: queue.Queue[Any] = queue.Queue()
+        running: queue.Queue[Any] = queue.Queue()
+        running.put(index)
+        # The function opens its file by the module's global name `open`.
+        filesystem_async.open = checkpoint_files.DigestFile
+        try:
+            writer.write_preloaded_data(transforms, index, bucket, done, running, True)
+        finally:
+            del filesystem_async.open
+        _, outcome = done.get()
+        if isinstance(outcome, Exception):
+            failure = outcome
+            break
+        results[index] = outcome
+    writer.results_queue.put(failure or results)
+
+
+def sharded_state(model: Any, optimizer: Any, *, loading: bool = False) -> dict[str, Any]:
+    """Describe this rank's part of the state.
+
+    Args:
+        model: The model chunk, not wrapped.
+        optimizer: Megatron-Core's optimizer.
+        loading: Whether it is to be filled from a checkpoint.
+    """
+    weights = model.sharded_state_dict(metadata=CONTENT)
+    return {
+        "model": weights,
+        "optimizer": optimizer.sharded_state_dict(weights, is_loading=loading, metadata=CONTENT),
+    }
+
+
+def save(
+    checkpoints: Path, model: Any, optimizer: Any, description: dict[str, Any], *, keep: int
+) -> Checkpoint:
+    """Save a checkpoint; every rank calls this.
+
+    Args:
+        checkpoints: The run's folder of checkpoints.
+        model: The model chunk, not wrapped.
+        optimizer: Megatron-Core's optimizer.
+        description: Manifest fields; `step`, `consumed_samples` and `model` are needed.
+        keep: How many of the newest checkpoints stay.
+
+    Returns:
+        The visible checkpoint, on every rank.
+
+    Raises:
+        EnvironmentProblem: There is no space, or the file system failed; older checkpoints are whole.
+    """
+    step = int(description["step"])
+    _need_space(checkpoints, model, optimizer)
+    temporary = _rank_zero(lambda: checkpoint_files.begin(checkpoints, step))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            dist_checkpointing.save(
+                sharded_state(model, optimizer),
+                str(temporary / "state"),
+                sharded_strategy=_WriteHere(),
+                content_metadata=dict(CONTENT),
+            )
+    except BaseException as error:
+        if dist.get_rank() == 0:
+            import shutil
+
+            shutil.rmtree(temporary, ignore_errors=True)
+        cause = _os_error(error)
+        if cause is not None:
+            with disk_errors(checkpoints, f"saving the checkpoint of step {step}"):
+                raise cause from error
+        raise
+    target = checkpoint_files.step_folder(checkpoints, step)
+    saved: Checkpoint = _rank_zero(lambda: checkpoint_files.commit(temporary, target, description))
+    if dist.get_rank() == 0:
+        checkpoint_files.prune(checkpoints, keep)
+    return saved
+
+
+def load(checkpoint: Checkpoint, model: Any, optimizer: Any) -> None:
+    """Fill model and optimizer from a checkpoint of any layout; every rank calls this.
+
+    Raises:
+        CheckpointError: The state does not fit the model.
+    """
+    state = sharded_state(model, optimizer, loading=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            loaded = dist_checkpointing.load(state, str(checkpoint.state))
+        model.load_state_dict(loaded["model"])
+        # Megatron-Core copies into parameters that require gradients here without saying no_grad.
+        with torch.no_grad():
+            optimizer.load_state_dict(loaded["optimizer"])
+    except (dist_checkpointing.core.CheckpointingException, KeyError, RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            "The checkpoint's state does not fit this model.",
+            where=checkpoint.folder,
+            found=f"{type(error).__name__}: {error}",
+            do="resume with the configuration that wrote it; its run directory has config.yaml",
+        ) from error
+
+
+def find(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
+    """Find the newest good checkpoint on rank 0 and tell every rank.
+
+    Returns:
+        The checkpoint or None, and a line for each newer one that was passed over.
+    """
+
+    def search() -> tuple[Checkpoint | None, list[str]]:
+        found, problems = checkpoint_files.newest_good(checkpoints)
+        return found, [str(problem) for problem in problems]
+
+    return _rank_zero(search)
+
+
+def check_same_model(checkpoint: Checkpoint, model: dict[str, Any], distributed_optimizer: bool) -> None:
+    """Refuse a checkpoint of another model.
+
+    Args:
+        checkpoint: What would be loaded.
+        model: The `model` section of this run, resolved.
+        distributed_optimizer: Whether this run shards the optimizer.
+
+    Raises:
+        CheckpointError: A size or switch of the model differs; every one is listed.
+    """
+    ignored = {"preset", "layers", "init_std", "dropout"}
+    saved = checkpoint.manifest["model"]
+    differing = [
+        f"model.{key}: {saved.get(key)!r} in the checkpoint, {value!r} in this run"
+        for key, value in model.items()
+        if key not in ignored and saved.get(key) != value
+    ]
+    if checkpoint.manifest.get("distributed_optimizer", distributed_optimizer) != distributed_optimizer:
+        differing.append(
+            f"parallel.distributed_optimizer: {not distributed_optimizer} in the checkpoint, "
+            f"{distributed_optimizer} in this run (their optimizer states are stored differently)"
+        )
+    if differing:
+        raise CheckpointError(
+            "The checkpoint is of another model.",
+            where=checkpoint.folder,
+            found="\n".join(differing),
+            do="resume with the configuration that wrote it, or give this run another run.directory",
+        )
+
+
+def _need_space(checkpoints: Path, model: Any, optimizer: Any) -> None:
+    """Refuse before anything is written when the checkpoint cannot fit."""
+    parameters = sum(p.numel() for p in model.parameters())
+    # Weights, and in fp32 the main weights and both moments. Data-parallel ranks hold the same ones.
+    local = parameters * (next(model.parameters()).element_size() + 12)
+    total = torch.tensor(
+        local if parallel_state.get_data_parallel_rank() == 0 else 0,
+        dtype=torch.int64,
+        device=next(model.parameters()).device,
+    )
+    dist.all_reduce(total)
+
+    def check() -> None:
+        free = free_bytes(checkpoints)
+        if free < int(total):
+            raise EnvironmentProblem(
+                "There is no space for a checkpoint.",
+                where=checkpoints,
+                found=f"{free / 1e9:.3g} GB free",
+                expected=f"about {int(total) / 1e9:.3g} GB",
+                do="free space or set run.directory to another disk, then start the same command again: "
+                "the run goes on from its newest checkpoint",
+            )
+
+    _rank_zero(check)
+
+
+def _rank_zero(action: Any) -> Any:
+    """Run `action` on rank 0; every rank gets its result, or the error that it raised."""
+    outcome: tuple[bool, Any] = (True, None)
+    if dist.get_rank() == 0:
+        try:
+            outcome = (True, action())
+        except DavinciError as error:
+            outcome = (False, error)
+    good, value = broadcast_object(outcome)
+    if not good:
+        raise value
+    return value
+
+
+def _os_error(error: BaseException | None) -> OSError | None:
+    """The file system error at the root of what Megatron-Core raised, if that is what it was."""
+    seen: set[int] = set()
+    queue: list[Any] = [error]
+    while queue:
+        item = queue.pop()
+        if item is None or id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, OSError):
+            return item
+        if isinstance(item, BaseException):
+            queue += [item.__cause__, item.__context__]
+            failures = getattr(item, "failures", None) or {}
+            queue += [failure[0] for failure in failures.values()]
+    return None

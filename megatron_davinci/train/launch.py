@@ -1,0 +1,49 @@
+"""Starting ranks on this machine: `davinci train` is torchrun, with the run's own exit code."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+
+
+def inside_launcher() -> bool:
+    """Whether a launcher (torchrun, or Slurm through it) has already given this process its rank."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def launch(config: str, overrides: Sequence[str], ranks: int) -> int:
+    """Do what `torchrun --standalone --nproc-per-node=RANKS -m megatron_davinci.train` does, and wait.
+
+    torchrun ends with code 1 and a traceback whatever a rank said. Here its agent runs in this process, and the
+    code is that of the rank that failed first.
+
+    Args:
+        config: Path of the configuration.
+        overrides: `key=value` settings.
+        ranks: How many ranks to start.
+
+    Returns:
+        0, or the exit code of the first rank that failed (2: refused, with the reason said by that rank).
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import elastic_launch
+    from torch.distributed.run import config_from_args, get_args_parser
+
+    # Its agent logs each rank's death at length; the rank has said what was wrong.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    # torchrun sets it to 1 and says so when it is not set; `train.threads` decides.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    arguments = get_args_parser().parse_args(
+        ["--standalone", f"--nproc-per-node={ranks}", "-m", "megatron_davinci.train", config, *overrides]
+    )
+    settings, command, command_arguments = config_from_args(arguments)
+    try:
+        elastic_launch(config=settings, entrypoint=command)(*command_arguments)
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+    except SignalException as signal:
+        return 128 + int(signal.sigval)
+    return 0

@@ -1,0 +1,256 @@
+"""The training run: start or resume, take steps, evaluate, save, until the curriculum ends."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch.distributed as dist
+
+from megatron_davinci.config import Layout, RunConfig, check_layout
+from megatron_davinci.data.batches import Batches
+from megatron_davinci.data.source import Source
+from megatron_davinci.errors import DavinciError
+from megatron_davinci.model.build import DTYPES, build_model
+from megatron_davinci.optim.build import build_optimizer, set_hyperparameters
+from megatron_davinci.optim.schedule import Schedule, StepPlan
+from megatron_davinci.platform import distributed
+from megatron_davinci.platform.device import Platform
+from megatron_davinci.platform.peak import measure_matmul_peak
+from megatron_davinci.train import checkpoint
+from megatron_davinci.train.checkpoint_files import Checkpoint
+from megatron_davinci.train.feed import Feed
+from megatron_davinci.train.order import DataOrder, open_sources
+from megatron_davinci.train.progress import RunProgress, Timer, format_seconds
+from megatron_davinci.train.records import Records
+from megatron_davinci.train.run_directory import RunDirectory, command_line
+from megatron_davinci.train.seams import Evaluator
+from megatron_davinci.train.step import Stepper, StepResult, wrap_model
+
+EvaluatorFactory = Callable[[RunConfig], Evaluator | None]
+
+
+class TrainingRun:
+    """One run on this rank, after the process groups are up.
+
+    Args:
+        config: The run configuration.
+        platform: What to compute on.
+        evaluator: Measures held-out loss; None for none.
+    """
+
+    def __init__(self, config: RunConfig, platform: Platform, evaluator: Evaluator | None = None) -> None:
+        self.config, self.platform, self.evaluator = config, platform, evaluator
+        self.layout: Layout = check_layout(config, dist.get_world_size())
+        self.schedule = Schedule(config.curriculum, config.data.sequence_length)
+        self.directory = RunDirectory(config.run.directory)
+        self.is_main = dist.get_rank() == 0
+        self.sources: dict[str, Source] = open_sources(config)
+        self.order = DataOrder(config, self.schedule, self.sources, self.directory.journal)
+        self.model = build_model(config, platform)
+        wrapped = wrap_model(self.model, config)
+        self.optimizer = build_optimizer(config, [wrapped])
+        self.stepper = Stepper(wrapped, self.optimizer, config, platform)
+        self.consumed_samples = 0
+        self.step = 0
+        self.passed_over: list[str] = []
+        found, self.passed_over = checkpoint.find(self.directory.checkpoints)
+        if found is not None:
+            self._resume(found)
+
+    def train(self, progress: RunProgress | None = None) -> int:
+        """Take every step that is left.
+
+        Returns:
+            Steps taken since the run's beginning.
+
+        Raises:
+            DavinciError: The loss stopped being finite, or a checkpoint could not be written.
+        """
+        mode = self.config.logging.progress if self.is_main else "none"
+        progress = progress or RunProgress(self.schedule, mode, self.config.logging.every_steps)
+        # Measured before every start, so that utilization is against this machine as it is now.
+        peak = measure_matmul_peak(self.platform, DTYPES[self.config.train.precision])
+        records = Records(self.directory, self.config, self.schedule, peak * self.layout.world)
+        if self.is_main:
+            self._record_start()
+        feed = Feed(Batches(self.order.curriculum, self.sources), self.config.train.micro_batch_size)
+        self._introduce(progress)
+        try:
+            with progress:
+                self._steps(feed, progress, records)
+        finally:
+            feed.close()
+            records.close()
+        return self.step
+
+    @property
+    def last_step(self) -> int:
+        """The step after which this start ends."""
+        stop = self.config.train.stop_after_steps
+        return min(self.schedule.total_steps, stop) if stop else self.schedule.total_steps
+
+    def save(self) -> Checkpoint:
+        """Save a checkpoint of the present step."""
+        description = {
+            "step": self.step,
+            "consumed_samples": self.consumed_samples,
+            "consumed_tokens": self.consumed_samples * self.config.data.sequence_length,
+            "model": self.config.model.model_dump(mode="json"),
+            "distributed_optimizer": self.config.parallel.distributed_optimizer,
+            "precision": self.config.train.precision,
+            "layout": dataclasses.asdict(self.layout),
+            "journal": self.order.position() if self.is_main else None,
+        }
+        return checkpoint.save(
+            self.directory.checkpoints,
+            self.model,
+            self.optimizer,
+            description,
+            keep=self.config.checkpoint.keep,
+        )
+
+    def _steps(self, feed: Feed, progress: RunProgress, records: Records) -> None:
+        if self.step >= self.last_step:
+            return
+        plan = self.schedule.at(self.consumed_samples)
+        self.order.prepare(plan)
+        feed.request(plan.first_sample, plan.batch)
+        timer = Timer()
+        while True:
+            tokens = feed.take(plan.first_sample, plan.batch)
+            following = None
+            if plan.step < self.last_step:
+                following = self.schedule.at(plan.first_sample + plan.batch)
+                self.order.prepare(following)
+                feed.request(following.first_sample, following.batch)
+            result = self._step(plan, tokens, feed.micro_batches(plan.batch))
+            self.step, self.consumed_samples = plan.step, plan.first_sample + plan.batch
+            progress.step(records.step(plan, result, timer.lap()))
+            if self._is_due(plan, self.config.evaluation.every_steps) or plan.ends_stage:
+                self._evaluate(plan, progress, records)
+                timer.lap()
+            if self._is_due(plan, self.config.checkpoint.every_steps) or following is None:
+                self.save()
+                timer.lap()
+            if following is None:
+                return
+            plan = following
+
+    def _step(self, plan: StepPlan, tokens: Any, micro_batches: int) -> StepResult:
+        if self.config.model.dropout:
+            # Dropout too is a function of the clock, so no generator state needs saving.
+            distributed.seed_ranks(self.config.run.seed + plan.first_sample)
+        set_hyperparameters(
+            self.optimizer,
+            learning_rate=plan.learning_rate,
+            weight_decay=self.config.optimizer.weight_decay,
+        )
+        try:
+            return self.stepper.train(tokens, micro_batches)
+        except FloatingPointError as error:
+            raise DavinciError(
+                "The loss is not finite; the update was not applied.",
+                where=f"step {plan.step}, stage {plan.stage_name}, samples {plan.first_sample} to "
+                f"{plan.first_sample + plan.batch - 1}",
+                found=error,
+                do="lower the learning rate or look at these samples; the newest checkpoint is whole",
+            ) from error
+
+    def _is_due(self, plan: StepPlan, every: int | None) -> bool:
+        return every is not None and plan.step % every == 0
+
+    def _evaluate(self, plan: StepPlan, progress: RunProgress, records: Records) -> None:
+        if self.evaluator is None:
+            return
+        heldout = self.evaluator.evaluate(self.stepper.loss)
+        records.evaluation(plan, heldout)
+        progress.heldout(plan.step, heldout.loss)
+
+    def _resume(self, found: Checkpoint) -> None:
+        checkpoint.check_same_model(
+            found, self.config.model.model_dump(mode="json"), self.config.parallel.distributed_optimizer
+        )
+        if found.consumed_samples < self.schedule.total_samples:
+            try:
+                expected = self.schedule.at(found.consumed_samples).step - 1
+            except ValueError:
+                expected = -1
+            if expected != found.step:
+                raise DavinciError(
+                    "The curriculum that the checkpoint was trained with had other batches or stages.",
+                    where=found.folder,
+                    found=f"step {found.step} at {found.consumed_samples} samples",
+                    expected="a step boundary of this configuration's schedule with the same number",
+                    do="leave the stages that are over as they were; only what lies ahead may change",
+                )
+        self.order.check_extends(found.manifest["journal"], found.folder)
+        checkpoint.load(found, self.model, self.optimizer)
+        self.step, self.consumed_samples = found.step, found.consumed_samples
+
+    def _record_start(self) -> None:
+        model = self.config.model
+        facts = {
+            "seed": self.config.run.seed,
+            "sequence_length": self.config.data.sequence_length,
+            "data_fingerprints": {name: source.fingerprint for name, source in self.sources.items()},
+            "model": {
+                "parameters": model.parameters(),
+                **model.model_dump(mode="json", exclude={"preset"}),
+            },
+        }
+        start = {
+            "step": self.step,
+            "device": self.platform.describe(),
+            "ranks": self.layout.world,
+            "layout": str(self.layout),
+            "precision": self.config.train.precision,
+            "command": command_line(),
+        }
+        self.directory.record_start(self.config, facts, start)
+        self.directory.truncate_after(self.step)
+
+    def _introduce(self, progress: RunProgress) -> None:
+        for problem in self.passed_over:
+            progress.message(f"A checkpoint was passed over. {problem}")
+        tokens = self.schedule.total_samples * self.config.data.sequence_length
+        progress.message(
+            f"{self.config.model.parameters():,} parameters, {tokens:,} tokens in {self.schedule.total_steps:,} "
+            f"steps, {self.layout}, {self.platform.describe()}, {self.config.train.precision}"
+        )
+        if self.step >= self.last_step:
+            progress.message(f"Nothing is left to do: step {self.step} of {self.last_step} is done.")
+        elif self.step:
+            progress.message(f"Going on after step {self.step} ({self.consumed_samples:,} samples).")
+
+
+def run(config: RunConfig, platform: Platform, make_evaluator: EvaluatorFactory) -> int:
+    """Start or resume a run on this rank, from process groups to the last checkpoint.
+
+    Args:
+        config: The run configuration.
+        platform: What to compute on.
+        make_evaluator: Builds the in-loop evaluator once the groups are up.
+
+    Returns:
+        Steps taken since the run's beginning.
+    """
+    distributed.start(
+        platform,
+        tensor=config.parallel.tensor,
+        pipeline=config.parallel.pipeline,
+        timeout_seconds=config.parallel.timeout_seconds,
+        seed=config.run.seed,
+    )
+    try:
+        timer = Timer()
+        training = TrainingRun(config, platform, make_evaluator(config))
+        taken = training.train()
+        if training.is_main and config.logging.progress != "none":
+            print(
+                f"Done: step {taken} after {format_seconds(timer.lap())}. Results in {config.run.directory}"
+            )
+        return taken
+    finally:
+        distributed.stop()

@@ -1,0 +1,82 @@
+"""The run's data order: its sources, its journal, and the curriculum that both decide."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from megatron_davinci.config import RunConfig
+from megatron_davinci.data.curriculum import Curriculum
+from megatron_davinci.data.journal import Journal, MixRecord
+from megatron_davinci.data.source import Source
+from megatron_davinci.errors import CheckpointError
+from megatron_davinci.optim.schedule import Schedule, StepPlan
+
+
+def open_sources(config: RunConfig) -> dict[str, Source]:
+    """Open every training source, and check it against the model's vocabulary."""
+    data = config.data
+    return {
+        name: Source.open(
+            name,
+            source.path,
+            data.sequence_length,
+            vocab_size=config.model.vocab_size,
+            verify_digests=data.verify_digests,
+        )
+        for name, source in data.sources.items()
+    }
+
+
+class DataOrder:
+    """Extends the journal stage by stage, and answers where samples lie.
+
+    Args:
+        config: The run configuration.
+        schedule: The run's schedule.
+        sources: The open sources.
+        path: The run's journal.
+    """
+
+    def __init__(self, config: RunConfig, schedule: Schedule, sources: dict[str, Source], path: Path) -> None:
+        self.schedule, self.sources = schedule, sources
+        self._stages = config.curriculum
+        self._writes = not dist.is_initialized() or dist.get_rank() == 0
+        self.journal = Journal.open(path) if self._writes or path.exists() else Journal.in_memory()
+        windows = {name: source.num_windows for name, source in sources.items()}
+        self.curriculum = Curriculum(windows, config.run.seed, [])
+        self._extended: set[int] = set()
+
+    def prepare(self, plan: StepPlan) -> None:
+        """Have the journal reach the stage of `plan`, on disk, before any of its samples is read."""
+        for stage in range(plan.stage + 1):
+            first = self.schedule.stage_first_sample(stage)
+            if stage in self._extended or first is None:
+                continue
+            settings = self._stages[stage]
+            record = MixRecord(first_sample=first, stage=settings.name, weights=dict(settings.mixture))
+            if self._writes:
+                self.journal.append(record)
+            if dist.is_initialized():
+                dist.barrier()
+            self.curriculum.append(record)
+            self._extended.add(stage)
+
+    def position(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the journal."""
+        return {"records": len(self._extended), "digest": self.journal.digest(len(self._extended))}
+
+    def check_extends(self, position: dict[str, Any], folder: Path) -> None:
+        """Refuse a checkpoint whose journal this run's does not extend."""
+        if not self._writes:
+            return
+        if not self.journal.extends(position["records"], position["digest"]):
+            raise CheckpointError(
+                "The run's journal is not the one that the checkpoint was saved with.",
+                where=folder,
+                found=f"journal.jsonl has another beginning than the {position['records']} records on which "
+                "the checkpoint rests",
+                do="restore journal.jsonl, or start another run in another run.directory",
+            )

@@ -1,0 +1,145 @@
+"""The run directory: the record from which a run can be understood, resumed and replayed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform as python_platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from megatron_davinci.config import RunConfig, dump_config
+from megatron_davinci.errors import DataError
+from megatron_davinci.files import disk_errors, write_atomically, write_json
+from megatron_davinci.version import __version__
+
+_PACKAGES = (
+    "torch",
+    "megatron-core",
+    "numpy",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "transformer-engine",
+)
+
+
+class RunDirectory:
+    """Names and files of one run. Only rank 0 writes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of `step-XXXXXXXX` checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def journal(self) -> Path:
+        """The mixture journal."""
+        return self.path / "journal.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        """One line a step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def evaluations(self) -> Path:
+        """One line an evaluation."""
+        return self.path / "evals.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files."""
+        return self.path / "tensorboard"
+
+    def record_start(self, config: RunConfig, facts: dict[str, Any], start: dict[str, Any]) -> None:
+        """Write `config.yaml` and `manifest.json`; a resumed run adds to `starts`.
+
+        Args:
+            config: The resolved configuration of this start.
+            facts: What must stay the same over the run (`seed`, `data_fingerprints`, ...).
+            start: What may differ between starts (layout, device, step).
+
+        Raises:
+            DataError: A fact differs from the one on record.
+        """
+        with disk_errors(self.path, "making the run directory"):
+            self.path.mkdir(parents=True, exist_ok=True)
+        path = self.path / "manifest.json"
+        manifest: dict[str, Any] = {"name": self.path.name, "created": _now(), "starts": []}
+        if path.exists():
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            if start["step"] > 0:
+                self._same_facts(path, manifest, facts)
+        manifest.update(facts)
+        manifest["davinci_version"] = __version__
+        manifest["packages"] = _versions()
+        manifest["platform"] = start
+        manifest["starts"] = [*manifest["starts"], {"time": _now(), **start}]
+        write_atomically(self.path / "config.yaml", dump_config(config))
+        write_json(
+            self.path / "domains.json", {name: config.data.domain(name) for name in config.data.sources}
+        )
+        write_json(path, manifest)
+
+    @staticmethod
+    def _same_facts(path: Path, manifest: dict[str, Any], facts: dict[str, Any]) -> None:
+        differing = [
+            f"{name}: {manifest.get(name)!r} on record, {facts[name]!r} now"
+            for name in ("seed", "sequence_length", "data_fingerprints")
+            if manifest.get(name) != facts[name]
+        ]
+        if differing:
+            raise DataError(
+                "The run cannot go on: what decides its data order has changed.",
+                where=path,
+                found="\n".join(differing),
+                do="restore the data and settings, or start another run in another run.directory",
+            )
+
+    def truncate_after(self, step: int) -> None:
+        """Drop metrics and evaluations of steps after `step`: a resumed run takes these steps again."""
+        for path in (self.metrics, self.evaluations):
+            if path.exists():
+                lines = [
+                    line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line, step)
+                ]
+                write_atomically(path, "".join(line + "\n" for line in lines))
+
+
+def append_line(path: Path, record: dict[str, Any]) -> None:
+    """Append one JSON line."""
+    with disk_errors(path, f"writing {path.name}"), open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def _step_of(line: str, last: int) -> bool:
+    try:
+        return int(json.loads(line)["step"]) <= last
+    except (ValueError, KeyError, TypeError):
+        return False  # the line that a crash cut short
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": python_platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def command_line() -> list[str]:
+    """How this process was started, for the record."""
+    return [os.path.basename(sys.argv[0]), *sys.argv[1:]]

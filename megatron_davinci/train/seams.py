@@ -1,0 +1,39 @@
+"""What the training loop asks of other rooms; `cli` hands in what implements it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class HeldOutLoss(Protocol):
+    """Held-out loss by domain: nats a token, and how many tokens it is the mean of."""
+
+    @property
+    def loss(self) -> dict[str, float]:
+        """Nats a token, by domain."""
+        ...
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """Tokens that the loss is the mean of, by domain."""
+        ...
+
+
+class LossSum(Protocol):
+    """Sums the model's loss over samples, on all ranks together (`Stepper.loss`)."""
+
+    def __call__(
+        self, tokens: Tensor | None, micro_batches: int, micro_batch_size: int
+    ) -> tuple[float, float]:
+        """Return the sum in nats over all ranks' tokens, and their number."""
+        ...
+
+
+class Evaluator(Protocol):
+    """Measures the model in the loop. Called on every rank at the same step."""
+
+    def evaluate(self, loss: LossSum) -> HeldOutLoss:
+        """Measure, without changing the model."""
+        ...

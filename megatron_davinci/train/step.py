@@ -1,0 +1,163 @@
+"""One training step: forward and backward over the micro-batches, the update, and what it measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from megatron_davinci.config import RunConfig
+from megatron_davinci.platform.device import Platform
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step measured, the same on every rank.
+
+    Attributes:
+        loss: Mean over the global batch, nats a token.
+        grad_norm: Norm of the gradient before clipping.
+    """
+
+    loss: float
+    grad_norm: float
+
+
+def wrap_model(model: Any, config: RunConfig) -> DistributedDataParallel:
+    """Wrap a model chunk for data parallelism; gradients are summed in fp32."""
+    wrapped = DistributedDataParallel(
+        model.config,
+        DistributedDataParallelConfig(
+            grad_reduce_in_fp32=True,
+            overlap_grad_reduce=config.parallel.overlap_gradient_reduce,
+            use_distributed_optimizer=config.parallel.distributed_optimizer,
+        ),
+        model,
+    )
+    model.config.finalize_model_grads_func = finalize_model_grads
+    if config.parallel.overlap_gradient_reduce:
+        model.config.no_sync_func = wrapped.no_sync
+        model.config.grad_sync_func = wrapped.start_grad_sync
+    return wrapped
+
+
+class Stepper:
+    """Runs steps of a wrapped model.
+
+    Args:
+        wrapped: The model chunk of this rank.
+        optimizer: Megatron-Core's optimizer; None where only losses are wanted.
+        config: The run configuration.
+        platform: What the run computes on.
+    """
+
+    def __init__(self, wrapped: Any, optimizer: Any, config: RunConfig, platform: Platform) -> None:
+        self.wrapped, self.optimizer, self.platform = wrapped, optimizer, platform
+        self.sequence_length = config.data.sequence_length
+        self.micro_batch_size = config.train.micro_batch_size
+        self._schedule = get_forward_backward_func()
+
+    def train(self, tokens: Tensor | None, micro_batches: int) -> StepResult:
+        """Take one step.
+
+        Args:
+            tokens: [micro_batches * micro_batch_size, sequence_length + 1] int64, this rank's samples in the
+                order of the micro-batches; None on pipeline ranks that read no tokens.
+            micro_batches: Micro-batches on each data-parallel rank.
+
+        Raises:
+            FloatingPointError: The loss is not finite; the update was not applied.
+        """
+        self.wrapped.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        total, count = self._run(tokens, micro_batches, self.micro_batch_size, forward_only=False)
+        loss = total / count
+        if not torch.isfinite(torch.tensor(loss)):
+            raise FloatingPointError(f"loss {loss}")
+        _, grad_norm, _ = self.optimizer.step()
+        return StepResult(loss, float(grad_norm))
+
+    @torch.no_grad()
+    def loss(self, tokens: Tensor | None, micro_batches: int, micro_batch_size: int) -> tuple[float, float]:
+        """Sum the loss over held-out samples, without an update.
+
+        Args:
+            tokens: As in `train`, with `micro_batch_size` rows a micro-batch.
+            micro_batches: Micro-batches on each data-parallel rank.
+            micro_batch_size: Rows of each.
+
+        Returns:
+            Sum of the loss over all ranks' tokens in nats, and their number.
+        """
+        self.wrapped.eval()
+        try:
+            return self._run(tokens, micro_batches, micro_batch_size, forward_only=True)
+        finally:
+            self.wrapped.train()
+
+    def _run(
+        self, tokens: Tensor | None, micro_batches: int, micro_batch_size: int, *, forward_only: bool
+    ) -> tuple[float, float]:
+        pieces: Iterator[Any] = (
+            iter(()) if tokens is None else iter(tokens.to(self.platform.device).split(micro_batch_size))
+        )
+        reports = self._schedule(
+            forward_step_func=_forward,
+            data_iterator=pieces,
+            model=[self.wrapped],
+            num_microbatches=micro_batches,
+            seq_length=self.sequence_length,
+            micro_batch_size=micro_batch_size,
+            forward_only=forward_only,
+        )
+        return self._gather(reports)
+
+    def _gather(self, reports: list[Tensor]) -> tuple[float, float]:
+        """Add up the micro-batches' (sum, count) over the ranks that have them, and tell the others."""
+        # float64: the sum over a global batch of millions of tokens keeps its digits.
+        total = torch.zeros(2, dtype=torch.float64, device=self.platform.device)
+        if parallel_state.is_pipeline_last_stage():
+            for report in reports:
+                total += report
+            dist.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+        if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+            dist.broadcast(
+                total,
+                src=parallel_state.get_pipeline_model_parallel_last_rank(),
+                group=parallel_state.get_pipeline_model_parallel_group(),
+            )
+        loss, count = total.tolist()
+        return loss, count
+
+
+def _forward(pieces: Iterator[Tensor], model: Any) -> tuple[Tensor, Any]:
+    """Megatron-Core's forward step: run one micro-batch, and say how to get a loss from what comes out."""
+    piece = next(pieces, None)
+    tokens = labels = None
+    if piece is not None:
+        tokens, labels = piece[:, :-1], piece[:, 1:].contiguous()
+    # RoPE takes positions from the sequence axis, and attention is causal without a mask.
+    output = model(tokens, None, None, labels=labels)
+    return output, partial(_loss)
+
+
+def _loss(losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum the tokens' losses [batch, sequence], count them, and keep both for the report.
+
+    Megatron-Core divides the first in place, so the report is a copy.
+    """
+    total = losses.float().sum()
+    count = torch.tensor(losses.numel(), dtype=torch.int, device=losses.device)
+    return total, count, torch.stack([total.detach(), count.to(total.dtype)]).double()
