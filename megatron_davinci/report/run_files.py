@@ -1,0 +1,291 @@
+"""What a run directory holds, read so that a run in progress or one that crashed can be looked at too.
+
+Nothing here raises for what is in the files: a report is wanted most when something went wrong. Whatever is
+missing or unreadable is left out and said in `RunFiles.problems`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_davinci.errors import DataError
+
+_NUMBERS = (
+    "consumed_samples",
+    "consumed_tokens",
+    "loss",
+    "grad_norm",
+    "learning_rate",
+    "global_batch_size",
+    "tokens_per_second",
+    "seconds",
+    "flops_utilization",
+)
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """`metrics.jsonl` as columns; where a value is missing it is not a number.
+
+    Args:
+        step: `[n]` int64, increasing.
+        stage: The stage of each step, `n` names.
+        columns: `{name: [n] float64}` of the numbers of the contract.
+    """
+
+    step: NDArray[np.int64]
+    stage: list[str]
+    columns: dict[str, NDArray[np.float64]]
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+    def __getitem__(self, name: str) -> NDArray[np.float64]:
+        return self.columns[name]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One line of `evals.jsonl`: held-out loss (nats per token) by domain at a point of the run."""
+
+    step: int
+    consumed_tokens: float
+    heldout_loss: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Mix:
+    """One `mix` record of the journal: from `first_sample` on, the sources are drawn with these weights."""
+
+    first_sample: int
+    stage: str
+    weights: dict[str, float]
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """A run directory. What is not there is empty, and named in `problems`."""
+
+    directory: Path
+    manifest: dict[str, Any]
+    config: dict[str, Any]
+    metrics: Metrics
+    evaluations: list[Evaluation]
+    mixes: list[Mix]
+    domains: dict[str, str]
+    summary: dict[str, Any]
+    samples: list[dict[str, str]]
+    problems: list[str]
+
+    @property
+    def name(self) -> str:
+        """The run's name, by its manifest or else by its folder."""
+        return str(self.manifest.get("name") or self.directory.name)
+
+    @property
+    def sequence_length(self) -> float:
+        """Tokens in a sequence, by the config or else by what the metrics counted; not a number if unknown."""
+        data = self.config.get("data")
+        configured = as_number(data.get("sequence_length")) if isinstance(data, dict) else np.nan
+        if configured > 0:
+            return configured
+        ratio = self.metrics["consumed_tokens"] / np.maximum(self.metrics["consumed_samples"], 1)
+        ratio = ratio[np.isfinite(ratio) & (ratio > 0)]
+        return float(ratio[-1]) if len(ratio) else float("nan")
+
+    def domain_numbers(self, key: str) -> dict[str, float]:
+        """A `{domain: number}` of `summary.json`; empty where there is none."""
+        return numbers_of(self.summary.get(key))
+
+
+def read_run(run_dir: Path) -> RunFiles:
+    """Read whatever of the run directory is there.
+
+    Raises:
+        DataError: There is no such folder.
+    """
+    run_dir = Path(run_dir)
+    if not run_dir.is_dir():
+        raise DataError(
+            "There is no run to report on.",
+            where=run_dir,
+            found="a file" if run_dir.exists() else "nothing",
+            expected="a run directory, with metrics.jsonl and config.yaml in it",
+            do="Give the folder that `davinci train` wrote.",
+        )
+    problems: list[str] = []
+    manifest = _document(run_dir / "manifest.json", dict, problems)
+    config = _document(run_dir / "config.yaml", dict, problems, parse=_yaml)
+    metrics = _metrics(_lines(run_dir / "metrics.jsonl", problems))
+    evaluations = _evaluations(_lines(run_dir / "evals.jsonl", problems))
+    mixes = _mixes(_lines(run_dir / "journal.jsonl", problems))
+    domains = _document(run_dir / "domains.json", dict, problems, optional=True)
+    samples = _document(run_dir / "samples.json", list, problems, optional=True)
+    return RunFiles(
+        directory=run_dir,
+        manifest=manifest,
+        config=config,
+        metrics=metrics,
+        evaluations=evaluations,
+        mixes=mixes,
+        domains={str(source): str(domain) for source, domain in domains.items()},
+        summary=_document(run_dir / "summary.json", dict, problems, optional=True),
+        samples=[
+            {key: str(sample.get(key) or "") for key in ("prompt", "text", "domain")}
+            for sample in samples
+            if isinstance(sample, dict)
+        ],
+        problems=problems,
+    )
+
+
+def as_number(value: object) -> float:
+    """A JSON value as a float; not a number for anything else than a number."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float("nan")
+
+
+def numbers_of(value: object) -> dict[str, float]:
+    """The `{name: number}` that a JSON value is; what is not a finite number is left out."""
+    if not isinstance(value, dict):
+        return {}
+    numbers = {str(name): as_number(number) for name, number in value.items()}
+    return {name: number for name, number in numbers.items() if np.isfinite(number)}
+
+
+def _yaml(text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error).splitlines()[0]) from error
+
+
+def _document(
+    path: Path,
+    kind: Callable[[], Any],
+    problems: list[str],
+    *,
+    parse: Callable[[str], Any] = json.loads,
+    optional: bool = False,
+) -> Any:
+    """A whole JSON or YAML file, or an empty `kind()`."""
+    try:
+        value = parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if not optional:
+            problems.append(f"{path.name} is not there.")
+        return kind()
+    except (OSError, ValueError, RecursionError) as error:
+        problems.append(f"{path.name} could not be read: {error}")
+        return kind()
+    if not isinstance(value, type(kind())):
+        problems.append(f"{path.name} could not be read: it holds a {type(value).__name__}.")
+        return kind()
+    return value
+
+
+def _lines(path: Path, problems: list[str]) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file. The last line may be half written: a run is at work, or was stopped."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        problems.append(f"{path.name} is not there.")
+        return []
+    except OSError as error:
+        problems.append(f"{path.name} could not be read: {error}")
+        return []
+    records: list[dict[str, Any]] = []
+    damaged: list[int] = []
+    with file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                if line.endswith(b"\n"):
+                    damaged.append(number)
+                continue
+            if isinstance(record, dict):
+                records.append(record)
+            else:
+                damaged.append(number)
+    if damaged:
+        lines = "1 line" if len(damaged) == 1 else f"{len(damaged)} lines"
+        problems.append(
+            f"{path.name}: {lines} could not be read and are left out, the first is line {damaged[0]}."
+        )
+    return records
+
+
+def _last_attempt(clock: Iterable[int]) -> NDArray[np.int64]:
+    """Which records count: those with no record after them that has the same or an earlier place.
+
+    A run that goes on from a checkpoint writes the steps after it again; the later lines are what happened.
+    """
+    places = np.fromiter(clock, dtype=np.int64)
+    if not len(places):
+        return places
+    earliest_after = np.minimum.accumulate(np.r_[places[1:], np.iinfo(np.int64).max][::-1])[::-1]
+    return np.flatnonzero(places < earliest_after)
+
+
+def _place(record: dict[str, Any], key: str) -> int | None:
+    value = as_number(record.get(key))
+    return int(value) if 0 <= value < 2**62 else None
+
+
+def _metrics(records: list[dict[str, Any]]) -> Metrics:
+    records = [record for record in records if _place(record, "step") is not None]
+    steps = [int(record["step"]) for record in records]
+    kept = _last_attempt(steps)
+    records = [records[i] for i in kept]
+    return Metrics(
+        step=np.array([steps[i] for i in kept], dtype=np.int64),
+        stage=[str(record.get("stage", "")) for record in records],
+        columns={
+            name: np.array([as_number(record.get(name)) for record in records], dtype=np.float64)
+            for name in _NUMBERS
+        },
+    )
+
+
+def _evaluations(records: list[dict[str, Any]]) -> list[Evaluation]:
+    found = []
+    for record in records:
+        step = _place(record, "step")
+        tokens = as_number(record.get("consumed_tokens"))
+        if step is not None and np.isfinite(tokens):
+            found.append(Evaluation(step, tokens, numbers_of(record.get("heldout_loss"))))
+    return [found[i] for i in _last_attempt(one.step for one in found)]
+
+
+def _mixes(records: list[dict[str, Any]]) -> list[Mix]:
+    found = []
+    for record in records:
+        first = _place(record, "first_sample")
+        if record.get("kind") != "mix" or first is None or not isinstance(record.get("weights"), dict):
+            continue
+        weights = {str(source): _share(weight) for source, weight in record["weights"].items()}
+        total = sum(weights.values())
+        if total > 0:
+            shares = {source: weight / total for source, weight in weights.items()}
+            found.append(Mix(first, str(record.get("stage", "")), shares))
+    return [found[i] for i in _last_attempt(one.first_sample for one in found)]
+
+
+def _share(weight: object) -> float:
+    """A journal's weight, written exactly as "0.25" or "1/3"."""
+    try:
+        return max(0.0, float(Fraction(str(weight))))
+    except (ValueError, ZeroDivisionError, OverflowError):
+        return 0.0
