@@ -98,7 +98,7 @@ def build_corpus(
     for (domain, side), documents in sides.items():
         if not documents:
             raise DataError(
-                f"there is no {side} text for the domain {domain!r}",
+                f"There is no {side} text for the domain {domain!r}.",
                 where=out / f"{domain}.{side}.jsonl",
                 found=f"a budget of {budget[domain]} bytes, and too little text on this machine within it",
                 expected="at least two files that the domain can be taken from",
@@ -122,7 +122,7 @@ def _budget(given: Mapping[str, int] | int | None) -> dict[str, int]:
     unknown = set(given) - set(DOMAINS)
     if unknown:
         raise DataError(
-            "the corpus budget names an unknown domain",
+            "The corpus budget names an unknown domain.",
             found=", ".join(sorted(unknown)),
             expected="some of " + ", ".join(DOMAINS),
         )

@@ -123,10 +123,11 @@ def question_sets(tree: ast.Module, module: str) -> Iterator[tuple[str, list[Pai
         about = function_pairs(node, name) if isinstance(node, Function) else owner_pairs(node, name)
         held.setdefault(owner, []).extend(about)
     for owner, pairs in held.items():
-        for start in range(0, len(pairs), PAIRS_IN_A_DOCUMENT):
-            chunk = pairs[start : start + PAIRS_IN_A_DOCUMENT]
+        sets = -(-len(pairs) // PAIRS_IN_A_DOCUMENT)
+        for number in range(sets):
+            chunk = pairs[len(pairs) * number // sets : len(pairs) * (number + 1) // sets]
             if len(chunk) >= 2:
-                yield f"{owner} {start}", chunk
+                yield f"{owner} {number}", chunk
 
 
 def as_prompt_and_response(pairs: Sequence[Pair]) -> tuple[str, str]:

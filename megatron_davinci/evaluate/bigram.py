@@ -109,7 +109,7 @@ class BigramKneserNey:
             total -= float(self.log_prob(ids[:-1], ids[1:]).sum())
             labels += len(ids) - 1
         if labels == 0:
-            raise DataError("there is nothing to score", found="no windows", expected="at least one window")
+            raise DataError("There is nothing to score.", found="no windows", expected="at least one window")
         return total / labels
 
 
@@ -157,7 +157,7 @@ def _count(windows: Iterable[NDArray[np.integer]], vocab_size: int) -> tuple[Int
     if pending:
         merge()
     if not len(keys):
-        raise DataError("there is nothing to count", found="no windows", expected="at least one window")
+        raise DataError("There is nothing to count.", found="no windows", expected="at least one window")
     return keys, counts
 
 
@@ -166,7 +166,7 @@ def _checked(window: NDArray[np.integer], vocab_size: int, number: int) -> Integ
     where = f"window {number}"
     if ids.ndim != 1 or len(ids) < 2 or not np.issubdtype(ids.dtype, np.integer):
         raise DataError(
-            "a window is not one row of token ids",
+            "A window is not one row of token ids.",
             where=where,
             found=f"{ids.dtype} {list(ids.shape)}",
             expected="integers [S + 1] with S at least 1",
@@ -174,7 +174,7 @@ def _checked(window: NDArray[np.integer], vocab_size: int, number: int) -> Integ
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= vocab_size:
         raise DataError(
-            "a token id is outside the vocabulary",
+            "A token id is outside the vocabulary.",
             where=where,
             found=low if low < 0 else high,
             expected=f"ids in [0, {vocab_size})",
