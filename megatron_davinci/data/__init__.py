@@ -1,7 +1,27 @@
 """Data on disk and its order: indexed datasets, sources, and which tokens sample `n` is. NumPy only."""
 
+from megatron_davinci.data.batches import Batch, Batches, Prefetcher
+from megatron_davinci.data.curriculum import Curriculum, Location, Locations
 from megatron_davinci.data.indexed import IndexedDataset, dtype_for_vocab
 from megatron_davinci.data.indexed_writer import IndexedDatasetWriter
+from megatron_davinci.data.journal import Journal, MixRecord, SkipRecord
 from megatron_davinci.data.manifest import Manifest, Shard
+from megatron_davinci.data.source import Source
 
-__all__ = ["IndexedDataset", "IndexedDatasetWriter", "Manifest", "Shard", "dtype_for_vocab"]
+__all__ = [
+    "Batch",
+    "Batches",
+    "Curriculum",
+    "IndexedDataset",
+    "IndexedDatasetWriter",
+    "Journal",
+    "Location",
+    "Locations",
+    "Manifest",
+    "MixRecord",
+    "Prefetcher",
+    "Shard",
+    "SkipRecord",
+    "Source",
+    "dtype_for_vocab",
+]
