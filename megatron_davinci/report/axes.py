@@ -132,7 +132,7 @@ class Frame:
         """Measure the margins, place the axes, and write the title, the y caption, the note and the stages."""
         drawn, box = self.drawn, self.box
         height_left = box.height - (90 if title else 70)
-        y_ticks = ticks(self.y, self.y_range, max(3, int(height_left / 32)))
+        y_ticks = ticks(self.y, self.y_range, max(3, int(height_left / 26)))
         left = max((canvas.text_width(drawn, tick(value)) for value in y_ticks), default=0.0) + 7
         names = max((canvas.text_width(drawn, name, bold=True) for name in self.names.values()), default=0.0)
         right = names + 20 if names else 14.0
@@ -321,18 +321,20 @@ def draw_bars(
                 linewidth=0,
             )
         )
-        furthest = max(b, at(0.0))
+        text_from = max(b, at(0.0)) + 6
         if start is not None and end is not None:
             canvas.rule(drawn, [(at(start), middle), (at(end), middle)], slot="ink", width=1.4)
             for edge in (start, end):
                 canvas.rule(drawn, [(at(edge), middle - 3), (at(edge), middle + 3)], slot="ink", width=1.4)
-            furthest = max(furthest, at(end))
+            text_from = max(text_from, at(end) + 6)
         if reference is not None:
             x = at(reference)
             canvas.rule(
                 drawn, [(x, middle - thick / 2 - 3), (x, middle + thick / 2 + 3)], slot="ink", width=1.6
             )
-            furthest = max(furthest, x)
-        canvas.write(drawn, furthest + 6, middle, text, slot="ink", bold=True, vertical="center_baseline")
+            # The value belongs to the bar: it goes beyond the mark only where it would run into it.
+            if text_from - 6 <= x <= text_from + canvas.text_width(drawn, text, bold=True) + 4:
+                text_from = x + 6
+        canvas.write(drawn, text_from, middle, text, slot="ink", bold=True, vertical="center_baseline")
     zero = at(0.0)
     canvas.rule(drawn, [(zero, y), (zero, y - len(bars) * step)], slot="muted")

@@ -31,7 +31,7 @@ PAGE: dict[str, Colour] = {
 SERIES: dict[str, Colour] = {
     "blue": Colour("#0b4a96", "#4c93f5"),
     "vermillion": Colour("#d0430c", "#f0702a"),
-    "green": Colour("#00876a", "#34c48e"),
+    "green": Colour("#00856a", "#34c48e"),
     "violet": Colour("#9a3df0", "#d6a4ff"),
     "sand": Colour("#553a08", "#ecd484"),
     "wine": Colour("#75153c", "#d4567a"),

@@ -186,7 +186,11 @@ class LinePlot(Plot):
             frame.axes.plot(
                 x[kept], y[kept], color=ink, linewidth=1.7, marker="o" if few else None, markersize=3, **style
             )
-            ends.append((one.name, one.colour, float(x[kept[-1]]), float(y[kept[-1]])))
+            last = float(x[kept[-1]]), float(y[kept[-1]])
+            if few and last[1] <= frame.y_range[1]:
+                # On the right edge the axes would cut it in half.
+                frame.axes.plot(*last, color=ink, marker="o", markersize=3, clip_on=False)
+            ends.append((one.name, one.colour, *last))
         frame.finish([end for end in ends if end[0]], empty=not ends)
 
     def table(self) -> Table:
@@ -314,9 +318,8 @@ class Bars(Plot):
 
     @property
     def size(self) -> tuple[float, float]:
-        """As high as its bars need, at least as high as the plot beside it."""
-        width, height = super().size
-        return width, max(height if self.half else 0.0, 64.0 + 26.0 * len(self.bars))
+        """As high as its bars need."""
+        return super().size[0], 36.0 + 27.0 * max(2, len(self.bars))
 
     def draw(self, drawn: Any, box: Box, *, titled: bool) -> None:
         """See `Plot.draw`."""

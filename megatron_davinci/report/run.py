@@ -36,10 +36,7 @@ def write_run_report(run_dir: Path) -> Path:
     """
     run_dir = Path(run_dir)
     story = RunStory(read_run(run_dir))
-    page = Page(story.files.name, _subtitle(story))
-    _key_figures(page, story)
-    _notices(page, story)
-    plots = _sections(page, story)
+    page, plots = run_page(story)
     for plot in plots:
         write_atomic(run_dir / "plots" / f"{_slug(plot.title)}.png", plot.png())
     main = run_plots.overview_plots(story)
@@ -49,12 +46,24 @@ def write_run_report(run_dir: Path) -> Path:
     return page.write(run_dir / "report.html")
 
 
+def run_page(story: RunStory) -> tuple[Page, list[Plot]]:
+    """The page of a run and the plots that are on it; nothing is written."""
+    page = Page(story.files.name, _subtitle(story))
+    _key_figures(page, story)
+    _notices(page, story)
+    return page, _sections(page, story)
+
+
 def _subtitle(story: RunStory) -> str:
     manifest = story.files.manifest
     platform = _mapping(manifest.get("platform"))
     ranks = platform.get("ranks")
     parts = [
-        str(manifest.get("created") or ""),
+        re.sub(
+            r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d).*(?:Z|\+00:00)$",
+            r"\1 \2 UTC",
+            str(manifest.get("created") or ""),
+        ),
         str(platform.get("device") or ""),
         f"{ranks} rank{'' if ranks == 1 else 's'}" if ranks else "",
         _inline(platform.get("layout")),

@@ -63,7 +63,7 @@ def mixture_plot(story: RunStory) -> StackedArea | None:
 
 def learning_rate_plot(story: RunStory, *, half: bool = True) -> LinePlot | None:
     """The learning rate of each step; None where none was recorded."""
-    axis = Axis("learning rate", "", zero=True)
+    axis = Axis("learning rate", "dimensionless", zero=True)
     return _metric(story, "learning_rate", "Learning rate", axis, half=half, steps=True)
 
 

@@ -14,7 +14,13 @@ DOMAINS = {"cc": "general", "github": "code", "math_web": "science", "papers": "
 # (stage, share of the steps, batch, learning rate from and to, weights of the sources)
 STAGES: tuple[tuple[str, float, int, tuple[float, float], dict[str, str]], ...] = (
     ("1-1", 0.45, 16, (3e-4, 3e-4), {"cc": "0.682", "github": "0.0953", "math_web": "0.2227"}),
-    ("1-2", 0.27, 32, (3e-4, 3e-5), {"cc": "0.5542", "github": "0.1166", "math_web": "0.2", "papers": "0.1292"}),
+    (
+        "1-2",
+        0.27,
+        32,
+        (3e-4, 3e-5),
+        {"cc": "0.5542", "github": "0.1166", "math_web": "0.2", "papers": "0.1292"},
+    ),
     ("2-1", 0.14, 32, (3e-5, 3e-5), {"cc": "0.1", "github": "0.3", "papers": "0.3", "sft": "0.3"}),
     ("2-2", 0.14, 32, (3e-5, 3e-5), {"cc": "0.1884", "github": "0.0261", "papers": "0.0855", "sft": "0.7"}),
 )
@@ -23,7 +29,12 @@ BIGRAM = {"general": 5.71, "code": 4.38, "science": 5.33, "QA": 4.92}
 
 
 def write_fake_run(
-    folder: Path, *, steps: int = 4000, evaluations: int = 40, finished: bool = True, name: str = "laptop-curriculum"
+    folder: Path,
+    *,
+    steps: int = 4000,
+    evaluations: int = 40,
+    finished: bool = True,
+    name: str = "laptop-curriculum",
 ) -> Path:
     """A run directory with `steps` steps through four stages; every file of the contract is in it."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,7 +73,9 @@ def write_fake_run(
                     "consumed_samples": samples,
                     "consumed_tokens": samples * SEQUENCE_LENGTH,
                     "loss": loss + (1.6 if step == int(0.33 * steps) else 0.0),
-                    "grad_norm": float(np.exp(random.normal(-0.4, 0.22)) * (1 + 3 * math.exp(-step / (0.01 * steps)))),
+                    "grad_norm": float(
+                        np.exp(random.normal(-0.4, 0.22)) * (1 + 3 * math.exp(-step / (0.01 * steps)))
+                    ),
                     "learning_rate": rate * ramp,
                     "global_batch_size": size,
                     "tokens_per_second": size * SEQUENCE_LENGTH / seconds,
@@ -93,8 +106,15 @@ def write_fake_run(
                 "davinci_version": "0.1.0",
                 "packages": {"torch": "2.11.0", "megatron-core": "0.16.1", "numpy": "2.4.6"},
                 "platform": {"device": "cpu", "ranks": 2, "layout": {"tensor": 1, "pipeline": 1, "data": 2}},
-                "model": {"parameters": 6_291_968, "num_layers": 6, "hidden_size": 256, "num_attention_heads": 4},
-                "data_fingerprints": {source: f"sha256:{index:064x}" for index, source in enumerate(DOMAINS, 11)},
+                "model": {
+                    "parameters": 6_291_968,
+                    "num_layers": 6,
+                    "hidden_size": 256,
+                    "num_attention_heads": 4,
+                },
+                "data_fingerprints": {
+                    source: f"sha256:{index:064x}" for index, source in enumerate(DOMAINS, 11)
+                },
                 "seed": 1234,
             }
         )
@@ -109,8 +129,8 @@ def write_fake_run(
                 },
                 {
                     "prompt": "The boiling point of water",
-                    "text": " depends on the pressure of the air above it. At the top of a mountain the water boils at "
-                    "a lower temperature, and so the same egg takes longer to cook than it would at the sea.",
+                    "text": " depends on the pressure of the air above it. At the top of a mountain the water "
+                    "boils at a lower temperature, and so the same egg takes longer to cook than at the sea.",
                     "domain": "science",
                 },
             ]

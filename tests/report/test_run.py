@@ -1,0 +1,256 @@
+"""The page of a run: finished, at work, crashed, empty, enormous."""
+
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from megatron_davinci.errors import DataError
+from megatron_davinci.report.run import run_page, write_run_report
+from megatron_davinci.report.run_files import read_run
+from megatron_davinci.report.run_plots import heldout_plot, loss_plot, mixture_plot
+from megatron_davinci.report.run_story import RunStory
+from tests.report.fake_run import BIGRAM, SEQUENCE_LENGTH, write_fake_run
+from tests.report.test_page import Outline, fetches
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_fake_run(tmp_path_factory.mktemp("runs") / "full", steps=3000)
+    write_run_report(folder)
+    return folder
+
+
+def page_of(folder: Path) -> str:
+    """The page alone: the pictures beside it are looked at where they matter."""
+    return run_page(story_of(folder))[0].html()
+
+
+def story_of(folder: Path) -> RunStory:
+    return RunStory(read_run(folder))
+
+
+def append(path: Path, text: str) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)
+
+
+def test_the_page_is_complete_and_self_contained(run: Path) -> None:
+    html = (run / "report.html").read_text(encoding="utf-8")
+    headings = re.findall(r"<h2>(.*?)</h2>", html)
+    assert headings == [
+        "Held-out loss",
+        "Training loss",
+        "Mixture",
+        "Stages",
+        "Schedule",
+        "Speed and stability",
+        "Samples",
+        "Record",
+    ]
+    assert fetches(html) == []
+    outline = Outline(html)
+    assert outline.open == []
+    assert len(outline.ids) == len(set(outline.ids))
+    assert 'class="notice"' not in html
+
+
+def test_the_strip_has_the_key_figures(run: Path) -> None:
+    html = (run / "report.html").read_text(encoding="utf-8")
+    loss = json.loads((run / "summary.json").read_text())["heldout_loss"]["code"]
+    strip = re.sub(r"<[^>]+>", " ", html[html.index('<dl class="strip"') : html.index("<section")])
+    assert "6.29M" in strip
+    assert f"{loss:.3f}" in strip
+    assert f"{BIGRAM['code'] - loss:.2f} nats below the bigram model (4.38)" in strip
+    assert "41% of the matmul peak" in strip
+
+
+def test_every_plot_is_a_png_too(run: Path) -> None:
+    pictures = sorted(path.name for path in (run / "plots").iterdir())
+    assert pictures == [
+        "batch-size.png",
+        "gradient-norm.png",
+        "held-out-loss-at-the-end.png",
+        "held-out-loss.png",
+        "learning-rate.png",
+        "mixture.png",
+        "throughput.png",
+        "tokens-by-domain.png",
+        "training-loss.png",
+    ]
+    for path in [run / "report.png", *(run / "plots").iterdir()]:
+        image = Image.open(io.BytesIO(path.read_bytes()))
+        image.load()
+        assert min(image.size) > 200
+
+
+def test_the_same_files_give_the_same_bytes(tmp_path: Path) -> None:
+    folder = write_fake_run(tmp_path / "run", steps=6, evaluations=2)
+    first = write_run_report(folder).read_bytes(), (folder / "report.png").read_bytes()
+    assert first == (write_run_report(folder).read_bytes(), (folder / "report.png").read_bytes())
+
+
+def test_stages_follow_the_clock(run: Path) -> None:
+    story = story_of(run)
+    assert [stage.name for stage in story.stages] == ["1-1", "1-2", "2-1", "2-2"]
+    assert story.stages[0].start == 0
+    assert all(a.end == b.start for a, b in zip(story.stages, story.stages[1:]))
+    assert story.stages[-1].end == story.consumed_tokens
+    assert story.stages[3].mixture == pytest.approx(
+        {"general": 0.1884, "code": 0.0261, "science": 0.0855, "QA": 0.7}
+    )
+
+
+def test_the_mixture_is_by_domain_over_tokens(run: Path) -> None:
+    plot = mixture_plot(story_of(run))
+    assert plot is not None
+    shares = np.array([values for _, _, values in plot.bands])
+    assert [name for name, _, _ in plot.bands] == ["general", "code", "science", "QA"]
+    assert shares.sum(axis=0) == pytest.approx(1.0)
+    assert shares[2] == pytest.approx([0.2227, 0.3292, 0.3, 0.0855])
+    journal = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
+    assert list(np.asarray(plot.edges)[:-1]) == [line["first_sample"] * SEQUENCE_LENGTH for line in journal]
+
+
+def test_a_domain_has_one_colour_in_every_plot(run: Path) -> None:
+    story = story_of(run)
+    heldout, mixture = heldout_plot(story), mixture_plot(story)
+    assert heldout is not None and mixture is not None
+    assert {one.name: one.colour for one in heldout.series} == {name: slot for name, slot, _ in mixture.bands}
+    assert {one.name: one.level for one in heldout.series} == BIGRAM
+
+
+def test_the_mean_of_the_loss_does_not_reach_over_a_stage_boundary(tmp_path: Path) -> None:
+    folder = write_fake_run(tmp_path / "run", steps=400, evaluations=0)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["loss"] = 4.0 if line["stage"] == "1-1" else 2.0
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    plot = loss_plot(story_of(folder))
+    assert plot is not None
+    assert set(np.asarray(plot.series[0].y)) == {2.0, 4.0}
+
+
+@pytest.mark.parametrize("tail", ['{"step": 31, "loss": 2.', "{", '{"step": 3\ud83d'[:-1]])
+def test_a_line_that_is_being_written_is_not_read(tmp_path: Path, tail: str) -> None:
+    folder = write_fake_run(tmp_path / "run", steps=30, evaluations=3, finished=False)
+    for name in ("metrics.jsonl", "evals.jsonl", "journal.jsonl"):
+        append(folder / name, tail)
+    files = read_run(folder)
+    assert len(files.metrics) == 30
+    assert files.problems == []
+    assert "the run is still going" in page_of(folder)
+
+
+def test_a_whole_line_that_is_damaged_is_named(tmp_path: Path) -> None:
+    folder = write_fake_run(tmp_path / "run", steps=5, evaluations=0)
+    append(
+        folder / "metrics.jsonl", "{half\n[1]\n" + json.dumps({"step": 6, "stage": "2-2", "loss": 3.0}) + "\n"
+    )
+    files = read_run(folder)
+    assert list(files.metrics.step) == [1, 2, 3, 4, 5, 6]
+    assert files.problems == [
+        "metrics.jsonl: 2 lines could not be read and are left out, the first is line 6."
+    ]
+
+
+def test_steps_that_a_restart_did_again_count_once(tmp_path: Path) -> None:
+    folder = write_fake_run(tmp_path / "run", steps=5, evaluations=0)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines[2:4]:  # from the checkpoint of step 2, and still at work
+        append(folder / "metrics.jsonl", json.dumps({**line, "loss": 7.0}) + "\n")
+    metrics = read_run(folder).metrics
+    assert list(metrics.step) == [1, 2, 3, 4]
+    assert list(metrics["loss"][2:]) == [7.0, 7.0]
+
+
+def test_an_empty_folder_is_a_page_that_says_what_is_missing(tmp_path: Path) -> None:
+    html = page_of(tmp_path)
+    assert "No step has been recorded yet." in html
+    for name in ("manifest.json", "config.yaml", "metrics.jsonl", "evals.jsonl", "journal.jsonl"):
+        assert f"{name} is not there." in html
+    assert "<figure" not in html
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_a_run_that_has_just_begun(tmp_path: Path, steps: int) -> None:
+    folder = write_fake_run(tmp_path / "run", steps=steps, evaluations=min(steps, 1), finished=False)
+    html = write_run_report(folder).read_text(encoding="utf-8")
+    assert (folder / "report.png").exists() == (steps > 0)
+    assert ("Training loss" in html) == (steps > 0)
+    assert ("No step has been recorded yet." in html) == (steps == 0)
+    assert Outline(html).open == []
+
+
+def test_a_run_of_many_steps_is_a_page_of_ordinary_size_that_keeps_its_spike(tmp_path: Path) -> None:
+    folder = write_fake_run(tmp_path / "run", steps=0)
+    spike = 23_457
+    (folder / "metrics.jsonl").write_text(
+        "".join(
+            json.dumps(
+                {
+                    "step": i,
+                    "stage": "1-1",
+                    "consumed_tokens": i * 8192,
+                    "loss": 99.5 if i == spike else 3.0 + 1 / i,
+                }
+            )
+            + "\n"
+            for i in range(1, 30_001)
+        )
+    )
+    plot = loss_plot(story_of(folder))
+    assert plot is not None
+    svg = plot.svg()
+    assert len(svg) < 150_000
+    assert ">100<" in svg or ">80<" in svg  # the axis goes up to the spike
+
+
+def test_steps_without_a_finite_loss_are_said_first(tmp_path: Path) -> None:
+    folder = write_fake_run(tmp_path / "run", steps=3, evaluations=0)
+    append(folder / "metrics.jsonl", '{"step": 4, "stage": "2-2", "loss": NaN, "grad_norm": Infinity}\n')
+    html = page_of(folder)
+    assert "1 step has no finite loss, the first is step 4." in html
+    assert "1 step has no finite gradient norm" in html
+
+
+def test_a_run_named_to_do_harm_does_none(tmp_path: Path) -> None:
+    name = '<script src="http://evil.example/"></script>$\\frac{'
+    folder = write_fake_run(tmp_path / "run", steps=3, evaluations=1)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "name": name}))
+    sample = {"prompt": "</pre><img src=x onerror=alert(1)>", "text": "\u0000\ud800", "domain": name}
+    (folder / "samples.json").write_text(json.dumps([sample, "not a sample"]))
+    (folder / "domains.json").write_text(json.dumps({"cc": name}))
+    html = page_of(folder)
+    assert fetches(html) == []
+    assert not {"script", "img"} & set(Outline(html).tags)
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("manifest.json", "[1]"),
+        ("manifest.json", '{"model": 3, "platform": "cpu", "packages": null}'),
+        ("config.yaml", "a: [1"),
+        ("config.yaml", "data: 5"),
+        ("summary.json", '{"heldout_loss": [1], "tokens": "many", "seconds": null}'),
+        ("samples.json", "{}"),
+        ("journal.jsonl", '{"kind": "mix", "first_sample": -1, "weights": {"a": "x"}}\n{"kind": "skip"}\n'),
+        ("evals.jsonl", '{"step": 1, "consumed_tokens": null, "heldout_loss": {"a": "x"}}\n'),
+        ("metrics.jsonl", '{"step": "one"}\n{"step": 1, "loss": "x", "stage": 3}\n'),
+    ],
+)
+def test_no_file_can_keep_the_page_from_being_written(tmp_path: Path, file: str, text: str) -> None:
+    folder = write_fake_run(tmp_path / "run", steps=2, evaluations=1)
+    (folder / file).write_text(text)
+    assert Outline(page_of(folder)).open == []
+
+
+def test_a_folder_that_is_not_there_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no-such-run"):
+        write_run_report(tmp_path / "no-such-run")
