@@ -29,7 +29,7 @@ class MixRecord:
     Attributes:
         first_sample: Global sample number.
         stage: The stage's name.
-        weights: Share of samples by source, as decimal text, so that `0.1` means one tenth; they sum to 1.
+        weights: Share of samples by source, as text, so that `0.1` means one tenth (`1/3` is fine too); they sum to 1.
 
     Raises:
         DataError: A value is impossible or the weights do not sum to 1.
@@ -46,7 +46,7 @@ class MixRecord:
             isinstance(self.weights, Mapping) and bool(self.weights), "weights", self.weights, "source: share"
         )
         for source, weight in self.weights.items():
-            _need(isinstance(weight, str), f"weights.{source}", weight, 'decimal text, as in "0.25"')
+            _need(isinstance(weight, str), f"weights.{source}", weight, 'text, as in "0.25"')
         total = sum((exact_weight(weight) for weight in self.weights.values()), Fraction(0))
         if abs(total - 1) > 1e-9:
             raise DataError(
