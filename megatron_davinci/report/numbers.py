@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 _SUFFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 NOTHING = "–"
@@ -47,6 +48,14 @@ def scientific(value: float, digits: int = 3) -> str:
     if "." in mantissa:
         mantissa = mantissa.rstrip("0").rstrip(".")
     return _signed(mantissa) + (f"e{int(exponent)}" if int(exponent) else "")
+
+
+def alike(largest: float) -> Callable[[float], str]:
+    """How to write values to be compared: with the decimals that give `largest` three significant digits."""
+    if not math.isfinite(largest) or largest >= 1000 or largest < 1e-6:
+        return number
+    decimals = max(0, 2 - math.floor(math.log10(largest)))
+    return lambda value: _signed(f"{value:.{decimals}f}") if math.isfinite(value) else NOTHING
 
 
 def percent(fraction: float, digits: int = 3) -> str:

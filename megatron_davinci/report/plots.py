@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from megatron_davinci.report import canvas
 from megatron_davinci.report.axes import Axis, Stage
 from megatron_davinci.report.canvas import Box
 from megatron_davinci.report.curves import downsample
-from megatron_davinci.report.numbers import NOTHING, number, percent
+from megatron_davinci.report.numbers import NOTHING, alike, number, percent
 
 WIDE = (748.0, 280.0)
 HALF = (366.0, 230.0)
@@ -309,17 +309,22 @@ class Bars(Plot):
     Args:
         value: The axis of the values.
         bars: From the top down.
-        write: How a value is written at its bar's end.
+        write: How a value is written at its bar's end; by default with as many decimals as give the largest
+            three digits, the same for all.
     """
 
     value: Axis
     bars: Sequence[Bar]
-    write: Callable[[float], str] = field(default=number)
+    write: Callable[[float], str] | None = None
 
     @property
     def size(self) -> tuple[float, float]:
         """As high as its bars need."""
         return super().size[0], 36.0 + 27.0 * max(2, len(self.bars))
+
+    def _writer(self) -> Callable[[float], str]:
+        largest = max((abs(bar.value) for bar in self.bars if np.isfinite(bar.value)), default=0.0)
+        return self.write or alike(largest)
 
     def draw(self, drawn: Any, box: Box, *, titled: bool) -> None:
         """See `Plot.draw`."""
@@ -329,33 +334,33 @@ class Bars(Plot):
             title=self.title if titled else "",
             note=self.note,
             axis=self.value,
-            write=self.write,
+            write=self._writer(),
             bars=[(b.name, b.value, b.colour, b.low, b.high, b.reference) for b in self.bars],
         )
 
     def table(self) -> Table:
         """One row for each bar; a column for the interval and the reference where a bar has them."""
+        write = self._writer()
         headers = ["", self.value.caption]
         intervals = any(bar.low is not None for bar in self.bars)
         references = any(bar.reference is not None for bar in self.bars)
         rows = []
         for bar in self.bars:
-            row = [bar.name, self.write(bar.value)]
+            row = [bar.name, write(bar.value)]
             if intervals:
                 known = bar.low is not None and bar.high is not None
-                row.append(
-                    f"{self.write(bar.low or 0.0)} to {self.write(bar.high or 0.0)}" if known else NOTHING
-                )
+                row.append(f"{write(bar.low or 0.0)} to {write(bar.high or 0.0)}" if known else NOTHING)
             if references:
-                row.append(NOTHING if bar.reference is None else self.write(bar.reference))
+                row.append(NOTHING if bar.reference is None else write(bar.reference))
             rows.append(row)
         return headers + ["interval"] * intervals + ["reference"] * references, rows
 
     def describe(self) -> str:
         """Title, axis, and each bar's value."""
+        write = self._writer()
         parts = [
-            f"{bar.name} {self.write(bar.value)}"
-            + ("" if bar.reference is None else f" (reference {self.write(bar.reference)})")
+            f"{bar.name} {write(bar.value)}"
+            + ("" if bar.reference is None else f" (reference {write(bar.reference)})")
             for bar in self.bars
         ]
         return f"{self.title}, {self.value.caption}: " + "; ".join(parts) + "."

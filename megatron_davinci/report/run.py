@@ -143,8 +143,11 @@ def _notices(page: Page, story: RunStory) -> None:
 
 def _sections(page: Page, story: RunStory) -> list[Plot]:
     """Add every section that the run's files allow; returns the plots on the page."""
-    window = run_plots.smoothing_window(len(story.metrics))
-    smoothed = f"Each step faint, the mean over {window} steps strong. "
+    steps = len(story.metrics)
+    window = run_plots.smoothing_window(steps)
+    smoothed = (
+        f"Each step faint, the mean over {window} steps strong." if steps >= run_plots.SMOOTH_FROM else ""
+    )
     shown: list[Plot] = []
 
     def add(title: str, text: str, *entries: tuple[Plot | None, str]) -> None:
@@ -164,7 +167,9 @@ def _sections(page: Page, story: RunStory) -> list[Plot]:
         (run_plots.domain_tokens_plot(story), ""),
     )
     add(
-        "Training loss", "", (run_plots.loss_plot(story), smoothed + "The mean does not reach across stages.")
+        "Training loss",
+        "",
+        (run_plots.loss_plot(story), smoothed and smoothed + " The mean does not reach across stages."),
     )
     add(
         "Mixture",
@@ -182,7 +187,7 @@ def _sections(page: Page, story: RunStory) -> list[Plot]:
     )
     add(
         "Speed and stability",
-        smoothed if len(story.metrics) >= 100 else "",
+        smoothed,
         (run_plots.throughput_plot(story), ""),
         (run_plots.grad_norm_plot(story), ""),
     )

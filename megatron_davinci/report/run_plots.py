@@ -13,7 +13,7 @@ from megatron_davinci.report.run_story import RunStory
 
 TOKENS = Axis("tokens consumed", "tokens", zero=True)
 # Below this many steps, the raw curve is all there is to see.
-_SMOOTH_FROM = 100
+SMOOTH_FROM = 100
 
 
 def heldout_plot(story: RunStory) -> LinePlot | None:
@@ -140,14 +140,14 @@ def _metric(
     values = story.metrics[column]
     if not np.isfinite(values).any():
         return None
-    smoothed = not steps and len(values) >= _SMOOTH_FROM
-    series = Series(
-        name="",
-        x=story.tokens,
-        y=_smooth_by_stage(story, values) if smoothed else values,
-        colour="blue",
-        faint=values if smoothed else None,
-    )
+    smoothed = not steps and len(values) >= SMOOTH_FROM
+    x, y = story.tokens, values
+    if steps:
+        # A schedule's value holds from where its step begins, which is where the step before it ended.
+        x, y = np.r_[0.0, x], np.r_[y, y[-1]]
+    elif smoothed:
+        y = _smooth_by_stage(story, values)
+    series = Series(name="", x=x, y=y, colour="blue", faint=values if smoothed else None)
     return LinePlot(
         title=title,
         half=half,

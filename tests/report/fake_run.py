@@ -61,7 +61,7 @@ def write_fake_run(
             rate = end + 0.5 * (start - end) * (1 + math.cos(math.pi * progress)) if start != end else start
             for domain in level:
                 pace = (0.2 + mixture[domain]) * 12 / steps * (1.6 if stage[0] == "2" else 1.0)
-                level[domain] += (FLOOR[domain] - level[domain]) * pace
+                level[domain] += (FLOOR[domain] - level[domain]) * min(0.5, pace)
             loss = sum(mixture[d] * level[d] for d in level) + random.normal(0, 0.06)
             seconds = size * SEQUENCE_LENGTH / (21_500 * (1 + random.normal(0, 0.02)))
             if random.random() < 0.004:

@@ -187,8 +187,8 @@ def test_a_mixture_in_words_and_in_rows() -> None:
 def test_bars_show_intervals_and_references_in_their_table() -> None:
     headers, rows = bars().table()
     assert headers == ["", "loss, nats per token", "interval", "reference"]
-    assert rows[0] == ["ours", "−0.2000", "−0.3000 to −0.1000", "–"]
-    assert rows[1] == ["theirs", "0.1000", "–", "0.1500"]
+    assert rows[0] == ["ours", "−0.200", "−0.300 to −0.100", "–"]
+    assert rows[1] == ["theirs", "0.100", "–", "0.150"]
 
 
 @pytest.mark.parametrize("limits", [(0.1, 1000.0), (0.4, 2.5), (1e3, 1e13), (2.0, 2.1)])

@@ -12,7 +12,7 @@ from PIL import Image
 from megatron_davinci.errors import DataError
 from megatron_davinci.report.run import run_page, write_run_report
 from megatron_davinci.report.run_files import read_run
-from megatron_davinci.report.run_plots import heldout_plot, loss_plot, mixture_plot
+from megatron_davinci.report.run_plots import batch_size_plot, heldout_plot, loss_plot, mixture_plot
 from megatron_davinci.report.run_story import RunStory
 from tests.report.fake_run import BIGRAM, SEQUENCE_LENGTH, write_fake_run
 from tests.report.test_page import Outline, fetches
@@ -122,6 +122,15 @@ def test_a_domain_has_one_colour_in_every_plot(run: Path) -> None:
     assert heldout is not None and mixture is not None
     assert {one.name: one.colour for one in heldout.series} == {name: slot for name, slot, _ in mixture.bands}
     assert {one.name: one.level for one in heldout.series} == BIGRAM
+
+
+def test_a_schedule_changes_where_its_stage_begins(run: Path) -> None:
+    story = story_of(run)
+    plot = batch_size_plot(story)
+    assert plot is not None
+    x, y = np.asarray(plot.series[0].x), np.asarray(plot.series[0].y)
+    assert (x[0], x[-1]) == (0, story.consumed_tokens)
+    assert x[np.flatnonzero(np.diff(y))[-1] + 1] == story.stages[1].start
 
 
 def test_the_mean_of_the_loss_does_not_reach_over_a_stage_boundary(tmp_path: Path) -> None:
