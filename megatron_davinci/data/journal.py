@@ -29,7 +29,7 @@ class MixRecord:
     Attributes:
         first_sample: Global sample number.
         stage: The stage's name.
-        weights: Share of samples by source, as text, so that `0.1` means one tenth (`1/3` is fine too); they sum to 1.
+        weights: Share of samples by source, as text: `0.1` is one tenth, `1/3` a third; they sum to 1.
 
     Raises:
         DataError: A value is impossible or the weights do not sum to 1.
