@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= benchmarks/results
 
-.PHONY: help setup quickstart test test-long lint docs bench gpu-check gpu-bench-kernels gpu-bench-train clean
+.PHONY: help setup quickstart test test-long lint docs bench gpu-check gpu-bench-train clean
 
 help:
 	@echo "make quickstart   train, evaluate and convert a small model on this machine (about 12 minutes)"
@@ -25,3 +25,35 @@ $(STAMP): setup.py pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[data,eval,dev]'
 	@touch $(STAMP)
+
+quickstart: setup
+	$(BIN)/python examples/quickstart/run.py
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-long: setup
+	$(BIN)/python -m pytest --long
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: setup
+	$(BIN)/mkdocs build --strict
+
+bench: setup
+	@mkdir -p $(OUT)
+	$(BIN)/python benchmarks/loop_overhead.py --json $(OUT)/loop_overhead.json
+
+gpu-check: setup
+	$(BIN)/python -m pytest -m gpu
+
+gpu-bench-train: setup
+	@mkdir -p $(OUT)
+	$(BIN)/python benchmarks/loop_overhead.py --device cuda --json $(OUT)/loop_overhead_gpu.json
+
+clean:
+	rm -rf build site .pytest_cache .mypy_cache .ruff_cache *.egg-info

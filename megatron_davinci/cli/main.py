@@ -13,7 +13,7 @@ from megatron_davinci.version import __version__
 
 # name -> (module with `add_arguments` and `run`, one line of help)
 COMMANDS = {
-    "data": ("megatron_davinci.cli.data", "train a tokenizer, tokenize text, inspect a dataset"),
+    "data": ("megatron_davinci.cli.data", "train a tokenizer, turn text into datasets"),
     "plan": ("megatron_davinci.cli.plan", "what a configuration will cost, without starting anything"),
     "train": ("megatron_davinci.cli.train", "train, or go on from the newest checkpoint"),
     "convert": ("megatron_davinci.cli.convert", "export a checkpoint to Hugging Face"),
@@ -42,7 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         if name == chosen:
             importlib.import_module(module).add_arguments(command)
-    arguments = parser.parse_args(argv)
+    # Overrides may stand before and after options; argparse alone gives up on the second group.
+    arguments, rest = parser.parse_known_args(argv)
+    if any(word.startswith("-") or "=" not in word for word in rest) or not hasattr(arguments, "overrides"):
+        arguments = parser.parse_args(argv)
+    else:
+        arguments.overrides += rest
     return guarded(lambda: importlib.import_module(COMMANDS[arguments.command][0]).run(arguments))
 
 

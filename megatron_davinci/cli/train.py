@@ -37,9 +37,9 @@ def default_ranks(config: RunConfig) -> int:
     needed = config.parallel.tensor * config.parallel.pipeline
     if config.parallel.device == "cpu":
         return needed
-    import torch
+    from megatron_davinci.platform.device import count_gpus
 
-    return torch.cuda.device_count() if torch.cuda.is_available() else needed
+    return count_gpus() or needed
 
 
 def train_rank(config_path: str, overrides: list[str]) -> int:
@@ -48,6 +48,9 @@ def train_rank(config_path: str, overrides: list[str]) -> int:
     from megatron_davinci.platform.device import choose
 
     platform = choose(config.parallel.device, config.train.threads)
+    # From here on the configuration says what really happens.
+    train = config.train.model_copy(update={"precision": platform.precision(config.train.precision)})
+    config = config.model_copy(update={"train": train})
     from megatron_davinci.train.loop import run as run_training
 
     run_training(config, platform, make_evaluator)

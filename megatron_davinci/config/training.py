@@ -27,8 +27,10 @@ class TrainConfig(Section):
     """How a step is computed."""
 
     micro_batch_size: int = Field(default=1, gt=0, description="Sequences a rank computes at once")
-    precision: Literal["fp32", "bf16"] = Field(
-        default="bf16", description="bf16 keeps fp32 main weights, and reduces gradients in fp32"
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto",
+        description="bf16 keeps fp32 main weights and sums gradients in fp32; auto: bf16 on GPUs and on CPUs that "
+        "multiply it natively, else fp32",
     )
     stop_after_steps: int | None = Field(default=None, gt=0, description="End early, with a checkpoint")
     threads: int | None = Field(

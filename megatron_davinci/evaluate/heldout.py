@@ -11,7 +11,7 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from megatron_davinci.config import RunConfig
-from megatron_davinci.data.permutation import Permutation, permutation_key
+from megatron_davinci.data.permutation import Permutation, round_keys
 from megatron_davinci.data.source import Source
 
 
@@ -78,8 +78,8 @@ def choose_windows(available: int, wanted: int, ranks: int, domain: str) -> np.n
     """
     count = min(available, wanted)
     count = count - count % ranks or ranks
-    order = Permutation(available, permutation_key(0, f"heldout/{domain}", 0))
-    return order.apply(np.arange(count, dtype=np.int64) % available)
+    order = Permutation(available, round_keys(0, f"heldout/{domain}", 0))
+    return order.many(np.arange(count, dtype=np.int64) % available)
 
 
 def largest_divisor(number: int, at_most: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -21,12 +22,20 @@ class Platform:
         backend: The collective library: `gloo` or `nccl`.
         device: This rank's device.
         transformer_engine: Whether Transformer Engine's layers can be built here.
+        native_bf16: Whether the hardware multiplies bf16 faster than fp32.
     """
 
     name: Literal["cpu", "cuda"]
     backend: Literal["gloo", "nccl"]
     device: torch.device
     transformer_engine: bool
+    native_bf16: bool
+
+    def precision(self, asked: Literal["auto", "fp32", "bf16"]) -> Literal["fp32", "bf16"]:
+        """Resolve `train.precision`."""
+        if asked == "auto":
+            return "bf16" if self.native_bf16 else "fp32"
+        return asked
 
     def synchronize(self) -> None:
         """Wait until the device has done what it was given."""
@@ -82,7 +91,7 @@ def choose(device: Literal["auto", "cpu", "cuda"] = "auto", threads: int | None 
     if use_cpu:
         local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(threads or max(1, _cores() // local_ranks))
-        return Platform("cpu", "gloo", torch.device("cpu"), transformer_engine=False)
+        return Platform("cpu", "gloo", torch.device("cpu"), False, native_bf16=_cpu_multiplies_bf16())
     index = int(os.environ.get("LOCAL_RANK", "0"))
     if index >= torch.cuda.device_count():
         raise EnvironmentProblem(
@@ -92,7 +101,22 @@ def choose(device: Literal["auto", "cpu", "cuda"] = "auto", threads: int | None 
             do="start as many ranks a node as it has GPUs (torchrun --nproc-per-node)",
         )
     torch.cuda.set_device(index)
-    return Platform("cuda", "nccl", torch.device("cuda", index), transformer_engine=_has_transformer_engine())
+    device_ = torch.device("cuda", index)
+    return Platform("cuda", "nccl", device_, _has_transformer_engine(), torch.cuda.is_bf16_supported())
+
+
+def count_gpus() -> int:
+    """GPUs of this machine; 0 on a CPU."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """Whether oneDNN has bf16 instructions here (AVX512-BF16 or AMX). Emulated, bf16 is slower than fp32."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def _cores() -> int:

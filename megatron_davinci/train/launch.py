@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+import uuid
 from collections.abc import Sequence
 
 
@@ -28,19 +30,24 @@ def launch(config: str, overrides: Sequence[str], ranks: int) -> int:
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import elastic_launch
-    from torch.distributed.run import config_from_args, get_args_parser
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     # Its agent logs each rank's death at length; the rank has said what was wrong.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     # torchrun sets it to 1 and says so when it is not set; `train.threads` decides.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    arguments = get_args_parser().parse_args(
-        ["--standalone", f"--nproc-per-node={ranks}", "-m", "megatron_davinci.train", config, *overrides]
+    settings = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=ranks,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",  # a free port of this machine, reached from this machine only
+        max_restarts=0,
     )
-    settings, command, command_arguments = config_from_args(arguments)
+    command = [sys.executable, "-u", "-m", "megatron_davinci.train", config, *overrides]
     try:
-        elastic_launch(config=settings, entrypoint=command)(*command_arguments)
+        elastic_launch(settings, command[0])(*command[1:])
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode

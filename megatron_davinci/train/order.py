@@ -44,7 +44,7 @@ class DataOrder:
         self.schedule, self.sources = schedule, sources
         self._stages = config.curriculum
         self._writes = not dist.is_initialized() or dist.get_rank() == 0
-        self.journal = Journal.open(path) if self._writes or path.exists() else Journal.in_memory()
+        self.journal = Journal.open(path, sources) if self._writes else Journal.in_memory()
         windows = {name: source.num_windows for name, source in sources.items()}
         self.curriculum = Curriculum(windows, config.run.seed, [])
         self._extended: set[int] = set()

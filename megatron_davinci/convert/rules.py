@@ -1,0 +1,168 @@
+"""The words in which a family says how its tensors map. A rule is used in both directions, so it cannot be right
+one way and wrong the other.
+
+A rule pairs one Megatron-Core tensor with one or more Hugging Face tensors. `{layer}` in a name stands for the
+number of a transformer layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Heads:
+    """What the cuts need to know of a model.
+
+    Attributes:
+        heads: Query heads.
+        groups: Key/value heads.
+        dim: Channels of a head.
+    """
+
+    heads: int
+    groups: int
+    dim: int
+
+
+class Cut(Protocol):
+    """How one Megatron-Core tensor is cut into Hugging Face tensors, and put together again."""
+
+    def split(self, whole: Tensor, heads: Heads) -> Sequence[Tensor]:
+        """Megatron-Core to Hugging Face."""
+        ...
+
+    def merge(self, parts: Sequence[Tensor], heads: Heads) -> Tensor:
+        """Hugging Face to Megatron-Core."""
+        ...
+
+
+class Same:
+    """One tensor, unchanged."""
+
+    def split(self, whole: Tensor, heads: Heads) -> Sequence[Tensor]:
+        """The tensor."""
+        return (whole,)
+
+    def merge(self, parts: Sequence[Tensor], heads: Heads) -> Tensor:
+        """The tensor."""
+        return parts[0]
+
+
+SAME = Same()
+
+
+class GroupedQKV:
+    """Query, key and value projections, interleaved by key/value head in Megatron-Core.
+
+    For each key/value head: the rows of the query heads that it serves, then its own key rows, then its value
+    rows. Weights are [(heads + 2 * groups) * dim, hidden], biases [(heads + 2 * groups) * dim].
+    """
+
+    def split(self, whole: Tensor, heads: Heads) -> Sequence[Tensor]:
+        """To (q [heads * dim, ...], k [groups * dim, ...], v [groups * dim, ...])."""
+        queries = heads.heads // heads.groups * heads.dim
+        by_group = whole.unflatten(0, (heads.groups, queries + 2 * heads.dim))
+        return [part.flatten(0, 1) for part in by_group.split([queries, heads.dim, heads.dim], dim=1)]
+
+    def merge(self, parts: Sequence[Tensor], heads: Heads) -> Tensor:
+        """From (q, k, v)."""
+        by_group = [part.unflatten(0, (heads.groups, part.shape[0] // heads.groups)) for part in parts]
+        return torch.cat(by_group, dim=1).flatten(0, 1)
+
+
+class Stacked:
+    """Two matrices stacked by rows: the gate projection over the up projection."""
+
+    def split(self, whole: Tensor, heads: Heads) -> Sequence[Tensor]:
+        """To the upper and the lower half."""
+        return whole.chunk(2, dim=0)
+
+    def merge(self, parts: Sequence[Tensor], heads: Heads) -> Tensor:
+        """From the upper and the lower half."""
+        return torch.cat(list(parts), dim=0)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One Megatron-Core tensor and its Hugging Face tensors.
+
+    Attributes:
+        mcore: Name in Megatron-Core; in a `torch_dist` checkpoint without the layer's number, with layers stacked
+            along a first axis.
+        hf: Names in Hugging Face.
+        cut: How they relate.
+        when: Field of the model configuration that must be true for the rule to hold; a leading `not ` negates.
+    """
+
+    mcore: str
+    hf: tuple[str, ...]
+    cut: Cut = SAME
+    when: str | None = None
+
+    @property
+    def per_layer(self) -> bool:
+        """Whether every layer has such a tensor."""
+        return "{layer}" in self.mcore
+
+    @property
+    def stored(self) -> str:
+        """The tensor's key in a `torch_dist` checkpoint."""
+        return self.mcore.replace(".{layer}", "")
+
+    def holds(self, model: dict[str, Any]) -> bool:
+        """Whether a model has the tensor."""
+        if self.when is None:
+            return True
+        negated, field = self.when.startswith("not "), self.when.removeprefix("not ")
+        return bool(model[field]) != negated
+
+
+class Family(Protocol):
+    """A family of Hugging Face models: its rules, and its configuration."""
+
+    name: str
+    rules: tuple[Rule, ...]
+
+    def hf_config(self, model: dict[str, Any], eod_id: int | None, dtype: str) -> dict[str, Any]:
+        """The `config.json` of a model.
+
+        Args:
+            model: The `model` section of our configuration.
+            eod_id: The end-of-document token, if a tokenizer is known.
+            dtype: Name of the weights' dtype, as torch writes it.
+        """
+        ...
+
+
+def to_hf(rule: Rule, whole: Tensor, layer: int | None, heads: Heads) -> dict[str, Tensor]:
+    """Apply a rule from Megatron-Core to Hugging Face.
+
+    Args:
+        rule: The rule.
+        whole: The Megatron-Core tensor.
+        layer: Number of the layer, for rules of layers.
+        heads: The model's heads.
+
+    Returns:
+        Hugging Face tensors by name, contiguous.
+    """
+    parts = rule.cut.split(whole, heads)
+    return {name.format(layer=layer): part.contiguous() for name, part in zip(rule.hf, parts, strict=True)}
+
+
+def from_hf(rule: Rule, tensors: dict[str, Tensor], layer: int | None, heads: Heads) -> Tensor:
+    """Apply a rule from Hugging Face to Megatron-Core.
+
+    Args:
+        rule: The rule.
+        tensors: Hugging Face tensors by name.
+        layer: Number of the layer, for rules of layers.
+        heads: The model's heads.
+    """
+    return rule.cut.merge([tensors[name.format(layer=layer)] for name in rule.hf], heads)

@@ -1,0 +1,67 @@
+"""Markers, time per room, and the fixtures that more than one room uses."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+_seconds: dict[str, float] = defaultdict(float)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="run the tests marked long too")
+
+
+def pytest_configure(config):
+    # Ranks and Megatron-Core print nothing that a test needs; a test run is one thread a rank.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def pytest_collection_modifyitems(config, items):
+    has_gpu: bool | None = None
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            if has_gpu is None:
+                import torch
+
+                has_gpu = torch.cuda.is_available()
+            if not has_gpu:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if item.get_closest_marker("long") and not config.getoption("--long"):
+            item.add_marker(pytest.mark.skip(reason="long: run by make test-long"))
+
+
+def _room(nodeid: str) -> str:
+    parts = nodeid.split("::")[0].split("/")
+    return parts[1] if len(parts) > 2 else "top"
+
+
+def pytest_runtest_logreport(report):
+    _seconds[_room(report.nodeid)] += report.duration
+
+
+def pytest_terminal_summary(terminalreporter):
+    if not _seconds:
+        return
+    ceilings = tomllib.loads((TESTS / "budget.toml").read_text())["seconds"]
+    terminalreporter.section("time per room")
+    for room, seconds in sorted(_seconds.items(), key=lambda pair: -pair[1]):
+        ceiling = ceilings.get(room)
+        note = "no ceiling in tests/budget.toml" if ceiling is None else f"ceiling {ceiling} s"
+        if ceiling is not None and seconds > ceiling:
+            note += "  OVER: move tests to `make test-long`"
+        terminalreporter.write_line(f"{room:<14}{seconds:8.1f} s   {note}")
+
+
+@pytest.fixture
+def in_tmp(tmp_path, monkeypatch):
+    """A fresh working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -1,0 +1,94 @@
+"""A pool of gloo ranks for tests: forked from a server that has torch and Megatron-Core imported already."""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+_CONTEXT = mp.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["tests.preload"])
+
+
+class RankFailed(AssertionError):
+    """A rank raised; the message has its traceback."""
+
+
+def start_ranks(world: int, function: Callable[..., Any], *args: Any) -> list[tuple[Any, Any]]:
+    """Start `function(*args)` on `world` ranks; returns (process, connection) for each."""
+    port = _free_port()
+    started = []
+    for rank in range(world):
+        ours, theirs = _CONTEXT.Pipe()
+        process = _CONTEXT.Process(
+            target=_rank_main, args=(rank, world, port, theirs, os.getcwd(), function, args), daemon=True
+        )
+        process.start()
+        theirs.close()
+        started.append((process, ours))
+    return started
+
+
+def run_ranks(world: int, function: Callable[..., Any], *args: Any, timeout: float = 180.0) -> list[Any]:
+    """Run `function(*args)` on `world` ranks and return what each returned.
+
+    `function` must be importable (module level). An error that a rank raises is raised here: the exception itself
+    when it is one of ours, `RankFailed` with the traceback otherwise.
+    """
+    started = start_ranks(world, function, *args)
+    try:
+        outcomes: list[Any] = [None] * world
+        for rank, (process, connection) in enumerate(started):
+            if not connection.poll(timeout):
+                raise RankFailed(f"rank {rank} of {world} gave no answer in {timeout} s")
+            try:
+                outcomes[rank] = connection.recv()
+            except EOFError:
+                process.join(5)
+                raise RankFailed(f"rank {rank} of {world} died with exit code {process.exitcode}") from None
+            kind, value = outcomes[rank]
+            if kind == "davinci":
+                raise value
+            if kind == "error":
+                raise RankFailed(f"rank {rank} of {world}:\n{value}")
+        return [value for _, value in outcomes]
+    finally:
+        for process, connection in started:
+            connection.close()
+            process.join(10)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+
+def _rank_main(
+    rank: int, world: int, port: int, connection: Any, folder: str, function: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
+    from megatron_davinci.errors import DavinciError
+
+    os.chdir(folder)
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world),
+        LOCAL_WORLD_SIZE=str(world),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    try:
+        connection.send(("value", function(*args)))
+    except DavinciError as error:
+        connection.send(("davinci", error))
+    except BaseException:
+        connection.send(("error", traceback.format_exc()))
+    finally:
+        connection.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
