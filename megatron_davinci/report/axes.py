@@ -137,7 +137,7 @@ class Frame:
         names = max((canvas.text_width(drawn, name, bold=True) for name in self.names.values()), default=0.0)
         right = names + 20 if names else 14.0
         width = box.width - left - right
-        self.x_ticks = ticks(self.x, self.x_range, max(2, int(width / 54)))
+        self.x_ticks = ticks(self.x, self.x_range, max(4, int(width / 54)))
         rows = self._stage_rows(stages, box.left + left, width)
         deepest = 1 + max((row for _, _, row in rows), default=-1)
         top = LINE_HEIGHT + (20 if title else 0) + deepest * LINE_HEIGHT + 4

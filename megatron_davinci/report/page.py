@@ -146,9 +146,14 @@ class Page:
 
 
 def _table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> dict[str, Any]:
+    """A table ready for the template: text cells, and for each column how it is set."""
     cells = [[number(cell) if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
-    right = [
-        bool(cells) and all(_NUMERIC.match(row[column]) for row in cells if column < len(row))
-        for column in range(len(headers))
-    ]
-    return {"headers": list(headers), "rows": cells, "right": right}
+    classes = []
+    for column in range(len(headers)):
+        texts = [row[column] for row in cells if column < len(row)]
+        if texts and all(_NUMERIC.match(text) for text in texts):
+            classes.append("num")
+        else:
+            # "3e-4 → 3e-5" must not be broken at its hyphen; long text must be broken somewhere.
+            classes.append("short" if all(len(text) <= 18 for text in texts) else "long")
+    return {"headers": list(headers), "rows": cells, "classes": classes}

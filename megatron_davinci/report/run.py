@@ -91,8 +91,8 @@ def _key_figures(page: Page, story: RunStory) -> None:
             KeyFigure("Parameters", quantity(as_number(model.get("parameters"))), ", ".join(shape)),
             KeyFigure("Wall time", duration(story.seconds), _rate(story)),
             KeyFigure(
-                "Throughput",
-                f"{quantity(_median(speed))} tokens/s" if np.isfinite(speed).any() else NOTHING,
+                "Tokens per second",
+                quantity(_median(speed)),
                 f"median; {percent(_median(peak), 2)} of the matmul peak"
                 if np.isfinite(peak).any()
                 else "median",

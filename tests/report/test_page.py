@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -133,6 +135,14 @@ HOSTILE = (
     '</pre></style><script src="http://evil.example/x.js">alert(1)</script>'
     "<img src=x onerror=alert(1)>&'\"{{ 7*7 }}"
 )
+
+
+def test_importing_the_room_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, megatron_davinci.report.run; print({'matplotlib', 'jinja2', 'torch'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_hostile_text_is_shown_and_not_obeyed() -> None:
