@@ -35,7 +35,7 @@ def exact_shares(values: list[str]) -> np.ndarray:
 
 
 @given(values=weights, length=st.integers(0, 400))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_who_takes_a_sample_agrees_with_the_counts_at_every_prefix(values, length):
     shares = Apportionment(values)
     sources, indices = shares.assign(np.arange(length))
@@ -49,7 +49,7 @@ def test_who_takes_a_sample_agrees_with_the_counts_at_every_prefix(values, lengt
 
 
 @given(values=weights, m=st.integers(0, 2**61), steps=st.lists(st.integers(0, 2**40), max_size=5))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_far_out_it_is_the_same(values, m, steps):
     # One by one uses whole numbers without bounds, all at once uses int64: they agree to the end of the range.
     shares = Apportionment(values)
@@ -83,7 +83,7 @@ segment = st.tuples(weights, st.one_of(st.integers(1, 3), st.integers(1, 150)))
     segments=st.lists(segment, min_size=1, max_size=50),
 )
 @example(sources=3, segments=[(["1e-6", "0.9", "0.099999"], 150)] * 50)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_every_prefix_and_interval_is_near_its_exact_share_over_many_segments(sources, segments):
     taken, exact, debts, errors = np.zeros(sources), np.zeros(sources), [0] * sources, []
     for values, length in segments:
@@ -126,7 +126,7 @@ class TestWeights:
         assert integer_weights(map(exact_weight, ["0.25", 0.75])) == [1, 3]
 
     @given(st.lists(st.fractions(0, 1), min_size=1, max_size=40).filter(any))
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=60, deadline=None)
     def test_fit_and_stay_in_proportion(self, fractions):
         whole = integer_weights(fractions)
         total = sum(fractions)

@@ -37,7 +37,7 @@ def journals(draw: st.DrawFn, most_records: int = 6) -> tuple[dict[str, int], li
 
 
 @given(journals(), st.integers(0, 2**63), st.integers(1, 400))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_each_window_comes_once_per_epoch_and_source(journal, seed, length):
     windows, records = journal
     curriculum = Curriculum(windows, seed, records)
@@ -54,7 +54,7 @@ def test_each_window_comes_once_per_epoch_and_source(journal, seed, length):
 
 
 @given(journals(most_records=50), st.integers(0, 100))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_consumed_is_a_count_whatever_the_records_do(journal, seed):
     windows, records = journal
     curriculum = Curriculum(windows, seed, records)
@@ -72,7 +72,7 @@ def test_consumed_is_a_count_whatever_the_records_do(journal, seed):
 
 
 @given(journals(), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_the_answer_does_not_depend_on_what_else_is_asked(journal, data):
     windows, records = journal
     curriculum = Curriculum(windows, 3, records)
@@ -105,7 +105,7 @@ def test_a_record_moves_no_sample_before_it(journal, keep):
 
 
 @given(journals(most_records=50))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_every_prefix_has_its_exact_shares(journal):
     windows, records = journal
     curriculum = Curriculum(windows, 3, records)

@@ -37,7 +37,7 @@ def make(folder: Path, sizes: list[int], dtype: str = "uint16", vocab_size: int 
 
 
 @given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=8), S=st.integers(1, 9))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_windows_are_the_contract(tmp_path_factory, sizes, S):
     folder = make(tmp_path_factory.mktemp("s"), sizes)
     expected = [(shard, i * S) for shard, size in enumerate(sizes) for i in range(max(0, (size - 1) // S))]
