@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -81,8 +82,13 @@ def full_page() -> Page:
     return page.section("Record", collapsed=True).table(["a"], [["b"]])
 
 
+@cache
+def full_html() -> str:
+    return full_page().html()
+
+
 def test_nothing_is_loaded_from_outside_and_nothing_runs() -> None:
-    html = full_page().html()
+    html = full_html()
     assert fetches(html) == []
     assert not re.search(r"""(?:src|href)\s*=\s*["']?\s*(?:https?:)?//|url\(\s*["']?(?:https?:)?//""", html)
     assert "default-src 'none'" in html
@@ -103,32 +109,32 @@ def test_the_check_for_outside_references_can_fail(markup: str) -> None:
 
 
 def test_tags_are_closed_in_order_and_ids_are_unique() -> None:
-    outline = Outline(full_page().html())
+    outline = Outline(full_html())
     assert outline.open == []
     assert len(outline.ids) == len(set(outline.ids))
 
 
 def test_every_plot_has_a_label_and_its_data_in_a_table() -> None:
-    html = full_page().html()
+    html = full_html()
     assert html.count("<figure") == html.count('role="img" aria-label="Loss') == 2
     assert html.count('<details class="data">') == 2
     assert "<td" in html.split('<details class="data">')[1].split("</details>")[0]
 
 
 def test_light_and_dark_and_paper() -> None:
-    html = full_page().html()
+    html = full_html()
     assert "@media screen and (prefers-color-scheme: dark)" in html
     assert "@media print" in html
 
 
 def test_columns_of_numbers_are_set_to_the_right() -> None:
-    html = full_page().html()
+    html = full_html()
     assert '<td class="num">3.412</td>' in html
     assert '<td class="num">1-1</td>' not in html
 
 
 def test_text_blocks_keep_their_white_space() -> None:
-    assert '<span class="lead">hello</span><span>  world\n\tagain</span>' in full_page().html()
+    assert '<span class="lead">hello</span><span>  world\n\tagain</span>' in full_html()
 
 
 HOSTILE = (
@@ -171,7 +177,7 @@ def test_what_utf8_cannot_hold_becomes_a_replacement_character(tmp_path: Path) -
 
 
 def test_the_same_page_gives_the_same_characters() -> None:
-    assert full_page().html() == full_page().html()
+    assert full_page().html() == full_html()
 
 
 def test_items_before_the_first_section_have_a_place() -> None:
@@ -180,7 +186,7 @@ def test_items_before_the_first_section_have_a_place() -> None:
 
 def test_writing_leaves_one_file_and_makes_its_folder(tmp_path: Path) -> None:
     path = full_page().write(tmp_path / "deep" / "page.html")
-    assert path.read_text(encoding="utf-8") == full_page().html()
+    assert path.read_text(encoding="utf-8") == full_html()
     assert os.listdir(path.parent) == ["page.html"]
 
 
