@@ -14,6 +14,10 @@ is owed (exact share so far less samples so far). With `D` a node's debt, the su
 (num/den) * D_node` the part of the left child's that is not its parent's, the course of the segment is
 `E(m) = E + m * num/den - L(m)`, which stays in `E + [-phase/den, 1 - phase/den)`. So `phase/den = 1/2 + E`, kept
 inside [0, 1), centres it on zero, and errors do not add up over many segments.
+
+Only what a segment can repay counts as a debt in it: at most `REACH` samples, times the source's weight over the
+largest. The debt of a source that has no weight now would only hide the opposite one of its neighbour in their sum,
+and mixtures that take turns would drift apart without bound.
 """
 
 from __future__ import annotations
@@ -29,6 +33,9 @@ from megatron_davinci.errors import DataError
 MAX_DENOMINATOR = 1 << 31
 DEBT_BITS = 40
 """Debts are whole numbers of 2^-40 samples: exact enough for 10^9 records, and of one size however many there are."""
+
+REACH = 16
+"""Samples that a segment tries to make up for a source of the largest weight."""
 
 _SMALL = 1 << 31  # below, m * num fits an int64 without splitting m
 
@@ -92,7 +99,7 @@ class Apportionment:
         first = 1 << self._levels
         filler = [0] * (first - self._sources)
         total = [0] * first + self._weights + filler
-        owed = [0] * first + self._debts + filler
+        owed = [0] * first + self._payable() + filler
         self._num, self._den, self._phase = [0] * first, [1] * first, [0] * first
         for node in range(first - 1, 0, -1):
             total[node] = total[2 * node] + total[2 * node + 1]
@@ -158,6 +165,11 @@ class Apportionment:
             debt + ((m * weight << DEBT_BITS) // whole) - (count << DEBT_BITS)
             for debt, weight, count in zip(self._debts, self._weights, self._counts(m), strict=True)
         ]
+
+    def _payable(self) -> list[int]:
+        largest = max(self._weights)
+        reach = [(REACH * weight << DEBT_BITS) // largest for weight in self._weights]
+        return [max(-most, min(most, debt)) for most, debt in zip(reach, self._debts, strict=True)]
 
     def _counts(self, m: int) -> list[int]:
         arrived = [0, m] + [0] * (2 * len(self._num) - 2)

@@ -119,6 +119,21 @@ def test_debts_are_carried_where_errors_would_add_up():
     assert sorted(forgetful.tolist()) == [0, 50]
 
 
+@pytest.mark.parametrize("low", ["0", "1e-6", "1e-3", "0.1"])
+def test_mixtures_that_take_turns_do_not_drift_apart(low):
+    # Each source is mixed in every second or third record only, a few samples at a time.
+    rng = np.random.default_rng(3)
+    for _ in range(4):
+        mixtures = np.where(rng.random((3, 12)) < 0.5, "1", low)
+        mixtures[:, 0] = "1"
+        debts, drift = [0] * 12, np.zeros(12)
+        for record in range(200):
+            shares = Apportionment(mixtures[record % 3].tolist(), debts)
+            debts = shares.debts_after(3)
+            drift = np.maximum(drift, abs(np.array(debts) / 2**DEBT_BITS))
+        assert drift.max() < 6
+
+
 class TestWeights:
     def test_are_exact(self):
         assert exact_weight(0.1) == exact_weight("0.1") == Fraction(1, 10)
