@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from megatron_davinci.config.section import Section
+from megatron_davinci.config.section import Section, shown
 from megatron_davinci.config.units import Tokens
+
+_HUGE_EXPONENT = re.compile(r"[eE][+-]?[0-9_]{4,}")
 
 
 def _as_decimal_text(value: Any) -> Any:
     # Weights stay decimal text: 0.1 means one tenth exactly, in the config and in the journal.
     if isinstance(value, bool):
-        raise ValueError(f"a weight is a number; found {value!r}")
+        raise ValueError(f"a weight is a number; found {value}")
     return repr(value) if isinstance(value, int | float) else value
 
 
@@ -82,12 +85,15 @@ class Stage(Section):
         shares: dict[str, Fraction] = {}
         for source, weight in value.items():
             try:
-                shares[source] = Fraction(weight)
+                # A fraction of 1e-999999999 has so many digits that making it would not end.
+                shares[source] = Fraction(weight if not _HUGE_EXPONENT.search(weight) else "")
             except (ValueError, ZeroDivisionError):
-                raise ValueError(f"the weight of {source} is not a number: {weight!r}") from None
+                raise ValueError(f"the weight of {source} is not a number: {shown(weight)}") from None
             if shares[source].numerator < 0:
-                raise ValueError(f"the weight of {source} is negative: {weight}")
+                raise ValueError(f"the weight of {source} is negative: {shown(weight)}")
+            if shares[source] > 1:
+                raise ValueError(f"the weight of {source} exceeds 1: {shown(weight)}")
         total = sum(shares.values())
-        if abs(float(total - 1)) > 1e-9:
+        if abs(total - 1) > Fraction(1, 10**9):
             raise ValueError(f"the weights sum to {float(total):.10g}, not to 1")
         return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import types
 import typing
@@ -13,9 +14,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from megatron_davinci.config.run import RunConfig
+from megatron_davinci.config.section import shown
 from megatron_davinci.errors import ConfigError
 
 Path_ = tuple[str | int, ...]
+_ON_THE_COMMAND_LINE = 0
+_MOST_PROBLEMS = 12  # more would not fit one screen, and mending twelve mends most of what follows
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -52,9 +56,17 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
             expected="sections run, model, data, curriculum, ...",
         )
     lines: dict[Path_, int] = {}
-    _collect_lines(node, (), lines)
+    twice: list[str] = []
+    _collect_lines(node, (), lines, twice, set())
+    if twice:
+        raise ConfigError(
+            "The configuration says something twice.",
+            where=path,
+            found=_one_screen(twice),
+            do="keep one of the two; YAML alone would silently take the last",
+        )
     for override in overrides:
-        _apply(settings, override)
+        lines[_apply(settings, override)] = _ON_THE_COMMAND_LINE
     return validate(settings, where=str(path), lines=lines)
 
 
@@ -69,7 +81,7 @@ def validate(settings: dict[str, Any], where: str, lines: dict[Path_, int] | Non
             if len(problems) == 1
             else f"The configuration has {len(problems)} problems.",
             where=where,
-            found="\n".join(problems),
+            found=_one_screen(problems),
             do="mend what is named; docs/reference/configuration.md lists every key",
         ) from None
 
@@ -79,20 +91,37 @@ def dump_config(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _collect_lines(node: yaml.Node | None, path: Path_, lines: dict[Path_, int]) -> None:
+def _one_screen(problems: list[str]) -> str:
+    shown_, rest = problems[:_MOST_PROBLEMS], len(problems) - _MOST_PROBLEMS
+    return "\n".join([*shown_, f"and {rest} more"] if rest > 0 else shown_)
+
+
+def _collect_lines(
+    node: yaml.Node | None, path: Path_, lines: dict[Path_, int], twice: list[str], seen: set[int]
+) -> None:
+    """Note the line of every key, and the keys that one mapping has twice.
+
+    A node is visited once, where it is written: aliases can name it any number of times, itself included.
+    """
+    if node is None or id(node) in seen:
+        return
+    seen.add(id(node))
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            child = (*path, key.value)
-            if child not in lines:  # an alias may be visited twice; the first place is where it is written
-                lines[child] = key.start_mark.line + 1
-                _collect_lines(value, child, lines)
+            child, line = (*path, key.value), key.start_mark.line + 1
+            if child in lines and key.value != "<<":
+                name = ".".join(str(part) for part in child)
+                twice.append(f"{name} is written twice: lines {lines[child]} and {line}")
+            lines[child] = line
+            _collect_lines(value, child, lines, twice, seen)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             lines[(*path, index)] = value.start_mark.line + 1
-            _collect_lines(value, (*path, index), lines)
+            _collect_lines(value, (*path, index), lines, twice, seen)
 
 
-def _apply(settings: dict[str, Any], override: str) -> None:
+def _apply(settings: dict[str, Any], override: str) -> Path_:
+    """Set one value, and say where it is."""
     key, equals, raw = override.partition("=")
     if not equals or not key:
         raise ConfigError(
@@ -100,14 +129,15 @@ def _apply(settings: dict[str, Any], override: str) -> None:
         )
     try:
         value = yaml.safe_load(raw)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ConfigError("The value of an override is not valid YAML.", where=key, found=error) from None
     parts = key.split(".")
     target: Any = settings
+    place: Path_ = ()
     for depth, part in enumerate(parts):
         last = depth == len(parts) - 1
         if isinstance(target, list):
-            if not part.isdigit() or int(part) >= len(target):
+            if not part.isdecimal() or int(part) >= len(target):
                 raise ConfigError(
                     "An override names a position that is not there.",
                     where=".".join(parts[: depth + 1]),
@@ -124,19 +154,25 @@ def _apply(settings: dict[str, Any], override: str) -> None:
             raise ConfigError(
                 "An override goes below a plain value.",
                 where=key,
-                found=".".join(parts[:depth]) + f" = {target!r}",
+                found=".".join(parts[:depth]) + f" = {shown(target)}",
             )
         if last:
             target[index] = value
         else:
+            # Copied on the way down: YAML aliases make several places of the file one object.
+            target[index] = copy.copy(target[index])
             target = target[index]
+        place = (*place, index)
+    return place
 
 
 def _describe(item: Any, lines: dict[Path_, int]) -> str:
     location: Path_ = tuple(item["loc"])
     line = next((lines[location[:k]] for k in range(len(location), 0, -1) if location[:k] in lines), None)
     name = ".".join(str(part) for part in location) or "the configuration"
-    prefix = name + (f" (line {line})" if line else "")
+    prefix = name
+    if line is not None:
+        prefix += " (command line)" if line == _ON_THE_COMMAND_LINE else f" (line {line})"
     if item["type"] == "extra_forbidden":
         keys = _keys_at(location[:-1])
         nearest = difflib.get_close_matches(str(location[-1]), keys, n=1, cutoff=0.5)
@@ -146,8 +182,8 @@ def _describe(item: Any, lines: dict[Path_, int]) -> str:
         return f"{prefix}: missing"
     message = item["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
     found = item.get("input")
-    shown = "" if isinstance(found, dict | list) or "found" in message else f"; found {found!r}"
-    return f"{prefix}: {message}{shown}"
+    known = isinstance(found, dict | list) or "found" in message
+    return f"{prefix}: {message}" + ("" if known else f"; found {shown(found)}")
 
 
 def _keys_at(location: Path_) -> list[str]:

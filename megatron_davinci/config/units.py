@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
+from fractions import Fraction
 from typing import Annotated
 
 from pydantic import BeforeValidator
 
+from megatron_davinci.config.section import shown
+
+LARGEST = 10**18
+"""More tokens than anyone will train on, few enough for every count in bytes to fit 64 bits."""
 _SCALE = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 _PATTERN = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE]\+?[0-9]+)?)\s*([kKmMbBtT]?)\s*")
 
@@ -24,14 +29,17 @@ def parse_tokens(value: object) -> int:
     Raises:
         ValueError: The text is not a count, or not a whole number of tokens.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"a token count is a number or text like 4T, 100B, 2.5M; found {value!r}")
-    match = _PATTERN.fullmatch(str(value))
+    plain = isinstance(value, int | float | str) and not isinstance(value, bool)
+    match = _PATTERN.fullmatch(str(value)) if plain else None
     if match is None:
-        raise ValueError(f"a token count is a number or text like 4T, 100B, 2.5M; found {value!r}")
-    tokens = Decimal(match[1].replace("_", "")) * _SCALE[match[2].lower()]
-    if tokens != tokens.to_integral_value():
-        raise ValueError(f"a token count is a whole number of tokens; found {value!r}")
+        raise ValueError(f"a token count is a number or text like 4T, 100B, 2.5M; found {shown(value)}")
+    number = Decimal(match[1].replace("_", ""))
+    # Compared before it is multiplied out: 1e999999999 would not end.
+    if number > LARGEST or Fraction(number) * _SCALE[match[2].lower()] > LARGEST:
+        raise ValueError(f"a token count is at most 10^18; found {shown(value)}")
+    tokens = Fraction(number) * _SCALE[match[2].lower()]
+    if tokens.denominator != 1:
+        raise ValueError(f"a token count is a whole number of tokens; found {shown(value)}")
     return int(tokens)
 
 

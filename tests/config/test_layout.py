@@ -1,0 +1,111 @@
+"""A layout is laid, or every number that does not divide is said."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatron_davinci.config import Layout, check_layout, validate
+from megatron_davinci.errors import ConfigError
+from tests.config import small
+
+
+def configuration(*, tensor=1, pipeline=1, sequence=False, micro=1, batches=(4,), length=16, **model):
+    phases = [{"size": size, "steps": 1} for size in batches[:-1]] + [{"size": batches[-1]}]
+    whole = small.settings(
+        model={"max_sequence_length": length, **model},
+        parallel={"tensor": tensor, "pipeline": pipeline, "sequence": sequence},
+    )
+    whole["train"]["micro_batch_size"] = micro
+    whole["data"]["sequence_length"] = length
+    whole["curriculum"][0]["global_batch_size"] = phases
+    return validate(whole, "test")
+
+
+def divides(part: int, number: int) -> bool:
+    """By handing out one at a time, as a person would."""
+    left = number
+    while left > 0:
+        left -= part
+    return left == 0
+
+
+small_sizes = st.integers(1, 9)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    tensor=st.integers(1, 4),
+    pipeline=st.integers(1, 4),
+    sequence=st.booleans(),
+    micro=st.integers(1, 3),
+    batches=st.lists(st.integers(1, 12), min_size=1, max_size=3),
+    length=st.integers(1, 12),
+    layers=small_sizes,
+    groups=small_sizes,
+    per_group=st.integers(1, 3),
+    ffn=small_sizes,
+    vocab=small_sizes,
+    world=st.integers(1, 12),
+)
+def test_every_number_that_does_not_divide_is_listed_and_no_other(
+    tensor, pipeline, sequence, micro, batches, length, layers, groups, per_group, ffn, vocab, world
+):
+    sequence = sequence and tensor > 1
+    heads = groups * per_group
+    config = configuration(
+        tensor=tensor, pipeline=pipeline, sequence=sequence, micro=micro, batches=batches, length=length,
+        num_layers=layers, num_attention_heads=heads, num_query_groups=groups, head_dim=2, ffn_hidden_size=ffn,
+        vocab_size=vocab,
+    )  # fmt: skip
+    expected = []
+    for name, number, by in [
+        ("model.num_attention_heads", heads, tensor),
+        ("model.num_query_groups", groups, tensor),
+        ("model.ffn_hidden_size", ffn, tensor),
+        ("model.vocab_size", vocab, tensor),
+        ("data.sequence_length", length, tensor if sequence else 1),
+        ("model.num_layers", layers, pipeline),
+        ("the number of ranks", world, tensor * pipeline),
+    ]:
+        if not divides(by, number):
+            expected.append((name, number))
+    if divides(tensor * pipeline, world):
+        data = world // (tensor * pipeline)
+        expected += [
+            ("global_batch_size of stage one", size) for size in batches if not divides(micro * data, size)
+        ]
+    if not expected:
+        assert check_layout(config, world) == Layout(world, tensor, pipeline, world // (tensor * pipeline))
+        return
+    with pytest.raises(ConfigError) as caught:
+        check_layout(config, world)
+    found = str(caught.value.found).splitlines()
+    assert len(found) == len(expected)
+    for line, (name, number) in zip(found, expected):
+        assert line.startswith(f"{name} ({number}) is not a multiple of")
+
+
+def test_the_message_has_the_numbers_and_what_to_change():
+    with pytest.raises(ConfigError) as caught:
+        check_layout(configuration(tensor=4, pipeline=2, num_layers=3), 12)
+    text = str(caught.value)
+    assert "model.num_query_groups (2) is not a multiple of parallel.tensor (4): remainder 2" in text
+    assert "model.num_layers (3) is not a multiple of parallel.pipeline (2): remainder 1" in text
+    assert "the number of ranks (12) is not a multiple of parallel.tensor * parallel.pipeline (8)" in text
+    assert "do:" in text
+
+
+def test_a_layout_reads_like_the_field_writes_it():
+    assert str(check_layout(configuration(tensor=2, pipeline=2), 8)) == "TP2 x PP2 x DP2 = 8 ranks"
+
+
+def test_fewer_ranks_than_the_layout_needs():
+    with pytest.raises(ConfigError, match="the number of ranks \\(1\\)"):
+        check_layout(configuration(tensor=2), 1)
+
+
+def test_sequence_parallelism_needs_a_tensor_group():
+    with pytest.raises(ConfigError, match="needs tensor >= 2"):
+        configuration(sequence=True)
