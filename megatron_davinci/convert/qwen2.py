@@ -16,7 +16,7 @@ class Qwen2:
     name = "qwen2"
     rules: tuple[Rule, ...] = (
         Rule("embedding.word_embeddings.weight", ("model.embed_tokens.weight",)),
-        Rule(_MC + "input_layernorm.weight", (_HF + "input_layernorm.weight",)),
+        Rule(_MC + "self_attention.linear_qkv.layer_norm_weight", (_HF + "input_layernorm.weight",)),
         Rule(
             _MC + "self_attention.linear_qkv.weight",
             tuple(_HF + f"self_attn.{x}_proj.weight" for x in "qkv"),
@@ -28,7 +28,7 @@ class Qwen2:
             GroupedQKV(),
         ),
         Rule(_MC + "self_attention.linear_proj.weight", (_HF + "self_attn.o_proj.weight",)),
-        Rule(_MC + "pre_mlp_layernorm.weight", (_HF + "post_attention_layernorm.weight",)),
+        Rule(_MC + "mlp.linear_fc1.layer_norm_weight", (_HF + "post_attention_layernorm.weight",)),
         Rule(
             _MC + "mlp.linear_fc1.weight",
             (_HF + "mlp.gate_proj.weight", _HF + "mlp.up_proj.weight"),

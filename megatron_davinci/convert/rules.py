@@ -93,8 +93,9 @@ class Rule:
     """One Megatron-Core tensor and its Hugging Face tensors.
 
     Attributes:
-        mcore: Name in Megatron-Core; in a `torch_dist` checkpoint without the layer's number, with layers stacked
-            along a first axis.
+        mcore: Name in Megatron-Core, as its checkpoints write it: a norm is named with the projection that it
+            feeds, as in Transformer Engine's fused layers. In a `torch_dist` checkpoint the name lacks the layer's
+            number, and layers are stacked along a first axis.
         hf: Names in Hugging Face.
         cut: How they relate.
         when: Field of the model configuration that must be true for the rule to hold; a leading `not ` negates.

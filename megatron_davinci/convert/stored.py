@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from megatron.core import dist_checkpointing
+import torch
+import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from megatron_davinci.errors import CheckpointError
 
 
 class StoredTensors:
     """The weights of a checkpoint by their stored keys; each is read when it is asked for.
+
+    `torch_dist` files are those of `torch.distributed.checkpoint`, which reads them without process groups.
 
     Args:
         state: The folder that Megatron-Core wrote.
@@ -26,13 +27,16 @@ class StoredTensors:
 
     def __init__(self, state: Path) -> None:
         self._state = state
+        self._reader = dcp.FileSystemReader(str(state))
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)
-                entries: Mapping[str, Any] = dist_checkpointing.load_tensors_metadata(str(state))
+            entries = self._reader.read_metadata().state_dict_metadata
         except Exception as error:  # whatever reading a damaged file raises
             raise CheckpointError("The checkpoint cannot be read.", where=state, found=error) from error
-        self._entries = {key: entry for key, entry in entries.items() if not key.startswith("optimizer.")}
+        self._entries = {
+            key: entry
+            for key, entry in entries.items()
+            if isinstance(entry, TensorStorageMetadata) and not key.startswith("optimizer.")
+        }
 
     def keys(self) -> set[str]:
         """Stored keys of the weights."""
@@ -40,13 +44,13 @@ class StoredTensors:
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Global shape of a weight; weights of layers have the layers as their first axis."""
-        return tuple(self._entries[key].global_shape)
+        return tuple(self._entries[key].size)
 
     def read(self, key: str) -> Tensor:
         """Read a whole weight onto the CPU."""
+        entry = self._entries[key]
+        tensor = torch.empty(entry.size, dtype=entry.properties.dtype)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            loaded = dist_checkpointing.load(
-                {key: replace(self._entries[key])}, str(self._state), validate_access_integrity=False
-            )
-        return loaded[key]
+            warnings.simplefilter("ignore")
+            dcp.load({key: tensor}, storage_reader=self._reader, no_dist=True)
+        return tensor

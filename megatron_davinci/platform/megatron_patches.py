@@ -9,6 +9,7 @@ is taken on purpose and not by accident.
 from __future__ import annotations
 
 import contextlib
+import functools
 import queue
 import sys
 import types
@@ -86,6 +87,19 @@ def _plain_results_queue(module: Any) -> None:
     module._get_write_results_queue = queue.Queue
 
 
+def _buckets_without_gaps(module: Any) -> None:
+    original = module._ParamAndGradBuffer.__init__
+
+    @functools.wraps(original)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        original(self, *args, **kwargs)
+        for bucket in self.buckets[:-1]:
+            bucket.numel_unpadded = bucket.grad_data.numel()
+        self.numel_unpadded = sum(bucket.numel_unpadded for bucket in self.buckets)
+
+    module._ParamAndGradBuffer.__init__ = __init__
+
+
 PATCHES: tuple[Patch, ...] = (
     Patch(
         "megatron.core.jit",
@@ -117,6 +131,16 @@ PATCHES: tuple[Patch, ...] = (
         "CheckpointWithoutOutput asks Transformer Engine for it even with fp8=False: a NameError without TE",
         _fp8_state_stubs,
         new=True,
+    ),
+    Patch(
+        "megatron.core.distributed.param_and_grad_buffer",
+        "_ParamAndGradBuffer.__init__",
+        "a checkpoint's optimizer state is silently wrong when a bucket before the last ends in padding: the "
+        "buckets are laid end to end without their padding (distrib_optimizer.py:1113) and cut at offsets that "
+        "count it (:1499). Tied embeddings with PP, or a model of more than one bucket, are enough. Counting "
+        "the padding of all buckets but the last as theirs makes both agree",
+        _buckets_without_gaps,
+        scope="all",
     ),
     Patch(
         "megatron.core.dist_checkpointing.strategies.filesystem_async",

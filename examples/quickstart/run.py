@@ -1,0 +1,170 @@
+"""`make quickstart`: from the text on this machine to a trained, evaluated, exported model, with a page about it.
+
+Each step is a command or a library call that a cluster uses too; the work is in the package. Nothing is downloaded.
+What is there already is kept, and an interrupted training goes on: starting again is always safe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from rich.console import Console
+
+import megatron_davinci  # noqa: F401
+from megatron_davinci.cli.main import guarded
+from megatron_davinci.config import RunConfig, load_config
+from megatron_davinci.errors import DavinciError
+
+HERE = Path(__file__).resolve().parent
+DATA = Path("runs/quickstart-data")
+DOMAINS = ("general", "code", "science", "qa")
+VOCABULARY = 4096
+
+
+def main() -> int:
+    """Run every step.
+
+    Returns:
+        The exit code.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", default=str(HERE / "config.yaml"))
+    parser.add_argument("--ranks", type=int, default=None, help="default: GPUs of this machine, or 2")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file")
+    arguments = parser.parse_args()
+    return guarded(lambda: quickstart(arguments.config, arguments.overrides, arguments.ranks))
+
+
+def quickstart(config_path: str, overrides: list[str], ranks: int | None) -> int:
+    """Text, tokenizer, datasets, training, comparison, export, page."""
+    begin = time.perf_counter()
+    say = Console(highlight=False)
+    config = load_config(config_path, overrides)
+    run = config.run.directory
+
+    prepare_data(say)
+    say.rule("[b]4/7[/b] train through four sub-stages")
+    train(config_path, overrides, ranks)
+    say.rule("[b]5/7[/b] compare with a bigram model of the same tokens")
+    from compare import compare
+
+    summary = compare(config)
+    say.rule("[b]6/7[/b] export to Hugging Face and let it write")
+    from write import write_samples
+
+    exported = export(run)
+    write_samples(exported, config, run / "samples.json")
+    say.print(f"exported to {exported}, loaded by plain transformers")
+    say.rule("[b]7/7[/b] draw the page")
+    from megatron_davinci.files import write_json
+    from megatron_davinci.report.run import write_run_report
+
+    summary["seconds"] = round(time.perf_counter() - begin, 1)
+    write_json(run / "summary.json", summary)
+    page = write_run_report(run)
+    show(say, config, summary, page, exported)
+    return 0
+
+
+def prepare_data(say: Console) -> None:
+    """Gather text, train the tokenizer, write the datasets; what is whole already is kept."""
+    from corpus import build_corpus
+
+    from megatron_davinci.data.manifest import Manifest
+    from megatron_davinci.data.tokenize import tokenize_jsonl
+    from megatron_davinci.data.tokenizer import Tokenizer, train_bpe
+
+    text = DATA / "text"
+    files = {(d, side): text / f"{d}.{side}.jsonl" for d in DOMAINS for side in ("train", "valid")}
+    say.rule("[b]1/7[/b] gather text from this machine")
+    if not all(path.exists() for path in files.values()):
+        build_corpus(text)
+    for domain in DOMAINS:
+        sizes = [files[domain, side].stat().st_size / 1e6 for side in ("train", "valid")]
+        say.print(f"{domain:<8} {sizes[0]:6.1f} MB to train on, {sizes[1]:.1f} MB held out")
+    say.rule("[b]2/7[/b] train a byte-level BPE tokenizer")
+    if not (DATA / "tokenizer" / "tokenizer.json").exists():
+        train_bpe([files[d, "train"] for d in DOMAINS], VOCABULARY, DATA / "tokenizer")
+    tokenizer = Tokenizer.load(DATA / "tokenizer")
+    say.print(f"{tokenizer.vocab_size:,} tokens, in {DATA / 'tokenizer'}")
+    say.rule("[b]3/7[/b] write .bin/.idx datasets")
+    for (domain, side), path in files.items():
+        folder = DATA / f"{domain}.{side}"
+        if (folder / "manifest.json").exists():
+            manifest = Manifest.load(folder)
+        else:
+            manifest = tokenize_jsonl([path], tokenizer, folder, domain, domain)
+        say.print(f"{folder}: {manifest.documents:,} documents, {manifest.tokens:,} tokens")
+
+
+def train(config_path: str, overrides: list[str], ranks: int | None) -> None:
+    """Do what `davinci train` does: start the ranks, and go on from a checkpoint if there is one."""
+    from megatron_davinci.platform.device import count_gpus
+    from megatron_davinci.train.launch import launch
+
+    code = launch(config_path, overrides, ranks or count_gpus() or 2)
+    if code:
+        raise DavinciError(
+            "Training stopped.",
+            found=f"exit code {code}",
+            do="mend what was said above, then `make quickstart` again: it goes on from the newest checkpoint",
+        )
+
+
+def export(run: Path) -> Path:
+    """Export the newest checkpoint; an older export of it is replaced."""
+    from megatron_davinci.cli.convert import export as export_run
+    from megatron_davinci.train import checkpoint_files
+
+    newest, _ = checkpoint_files.newest_good(run / "checkpoints")
+    if newest is not None:
+        shutil.rmtree(run / "hf" / newest.folder.name, ignore_errors=True)
+    return export_run(str(run), dtype="float32")
+
+
+def show(say: Console, config: RunConfig, summary: dict, page: Path, exported: Path) -> None:
+    """Say what came out, where it lies, and what to try next."""
+    from rich.table import Table
+
+    table = Table(header_style="bold")
+    for column in ("domain", "held-out loss", "bigram (Kneser-Ney)", "difference"):
+        table.add_column(column, justify="left" if column == "domain" else "right")
+    for domain, loss in summary["heldout_loss"].items():
+        bigram = summary["bigram_loss"][domain]
+        table.add_row(domain, f"{loss:.3f}", f"{bigram:.3f}", f"{loss - bigram:+.3f}")
+    say.print(table)
+    say.print(
+        f"nats a token; both models saw the same {summary['tokens']:,} tokens. {summary['seconds']:.0f} s in all.\n"
+    )
+    run = config.run.directory
+    say.print(f"[b]page[/b]         {page}", soft_wrap=True)
+    say.print(f"[b]model[/b]        {exported}", soft_wrap=True)
+    say.print(f"[b]run record[/b]   {run}", soft_wrap=True)
+    say.print("\n[b]Try next[/b]")
+    relative = os.path.relpath(HERE / "config.yaml")
+    binary = os.path.relpath(Path(sys.executable).parent / "davinci")
+    say.print(f"  {binary} plan examples/davinci_3b/config.yaml --ranks 256", soft_wrap=True)
+    say.print(
+        f"  {binary} train {relative} --ranks 2 parallel.tensor=2 run.directory=runs/tensor-parallel",
+        soft_wrap=True,
+    )
+    say.print(
+        f"  tensorboard --logdir {run / 'tensorboard'}".replace(
+            "tensorboard", f"{os.path.dirname(binary)}/tensorboard", 1
+        ),
+        soft_wrap=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

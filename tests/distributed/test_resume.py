@@ -1,0 +1,162 @@
+"""A run that was killed and started again is the run that would have been."""
+
+import json
+import os
+import signal
+import time
+
+import pytest
+
+from megatron_davinci.errors import CheckpointError, DataError
+from tests.ranks import run_ranks, start_ranks
+from tests.tiny import tiny_settings, train_here
+
+
+def metrics(run):
+    path = run / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def numbers(run):
+    return [(m["step"], m["consumed_samples"], m["loss"], m["grad_norm"], m["learning_rate"]) for m in metrics(run)]
+
+
+def kill_after(step, ranks, settings, run):
+    """Start ranks and SIGKILL them all once `step` is on record."""
+    started = start_ranks(ranks, train_here, settings)
+    try:
+        deadline = time.monotonic() + 120
+        while len(metrics_or_torn(run)) < step:
+            assert time.monotonic() < deadline, "the run never came that far"
+            assert all(process.is_alive() for process, _ in started), "the run ended before it was killed"
+            time.sleep(0.01)
+    finally:
+        for process, _ in started:
+            if process.is_alive():
+                os.kill(process.pid, signal.SIGKILL)
+        for process, connection in started:
+            process.join()
+            connection.close()
+
+
+def metrics_or_torn(run):
+    path = run / "metrics.jsonl"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    root = tmp_path_factory.mktemp("undisturbed")
+    run_ranks(2, train_here, tiny_settings(root))
+    return root, numbers(root / "run")
+
+
+@pytest.mark.parametrize(
+    "parallel", [{}, {"tensor": 2, "sequence": True}, {"pipeline": 2}], ids=["DP2", "TP2+SP", "PP2"]
+)
+def test_kill_9_in_the_middle_and_resume_is_bitwise_the_same_run(parallel, undisturbed, tmp_path):
+    root, _ = undisturbed
+    whole = tiny_settings(root, parallel={"device": "cpu", **parallel}, run={"directory": str(tmp_path / "whole"), "seed": 7})
+    run_ranks(2, train_here, whole)
+    killed = {**whole, "run": {"directory": str(tmp_path / "killed"), "seed": 7}, "checkpoint": {"every_steps": 10}}
+    kill_after(24, 2, killed, tmp_path / "killed")
+    at = [m["step"] for m in metrics(tmp_path / "killed")][-1]
+    assert 24 <= at < 50
+    run_ranks(2, train_here, killed)
+    assert numbers(tmp_path / "killed") == numbers(tmp_path / "whole")
+    starts = json.loads((tmp_path / "killed" / "manifest.json").read_text())["starts"]
+    assert [s["step"] for s in starts][0] == 0 and starts[1]["step"] in (20, 30, 40)
+    assert (tmp_path / "killed" / "journal.jsonl").read_text() == (tmp_path / "whole" / "journal.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [((2, {"tensor": 2}), (1, {})), ((1, {}), (2, {})), ((4, {"tensor": 2, "pipeline": 2}), (2, {}))],
+    ids=["TP2 to TP1", "DP1 to DP2", "TP2xPP2 to DP2"],
+)
+def test_resume_on_another_layout(before, after, undisturbed, tmp_path):
+    root, expected = undisturbed
+    run = {"directory": str(tmp_path / "run"), "seed": 7}
+    ranks, parallel = before
+    first = tiny_settings(root, run=run, parallel={"device": "cpu", **parallel})
+    first["train"] = {**first["train"], "stop_after_steps": 23}
+    assert run_ranks(ranks, train_here, first)[0] == 23
+    ranks, parallel = after
+    run_ranks(ranks, train_here, tiny_settings(root, run=run, parallel={"device": "cpu", **parallel}))
+    found = numbers(tmp_path / "run")
+    assert [f[:2] for f in found] == [e[:2] for e in expected]
+    assert max(abs(f[2] - e[2]) / e[2] for f, e in zip(found, expected, strict=True)) <= 1e-5
+
+
+def test_dropout_is_a_function_of_the_clock(undisturbed, tmp_path):
+    root, without = undisturbed
+    model = {**tiny_settings(root)["model"], "dropout": 0.1}
+    whole = tiny_settings(root, run={"directory": str(tmp_path / "whole"), "seed": 7}, model=model)
+    run_ranks(2, train_here, whole)
+    parts = {**whole, "run": {"directory": str(tmp_path / "parts"), "seed": 7}}
+    run_ranks(2, train_here, {**parts, "train": {**parts["train"], "stop_after_steps": 17}})
+    run_ranks(2, train_here, parts)
+    assert numbers(tmp_path / "parts") == numbers(tmp_path / "whole")
+    assert numbers(tmp_path / "whole") != without
+
+
+@pytest.fixture
+def stopped(undisturbed, tmp_path):
+    """A run of one rank that stopped after step 16 with checkpoints of steps 8 and 16."""
+    root, _ = undisturbed
+    settings = tiny_settings(
+        root, run={"directory": str(tmp_path / "run"), "seed": 7}, checkpoint={"every_steps": 8}
+    )
+    run_ranks(1, train_here, {**settings, "train": {**settings["train"], "stop_after_steps": 16}})
+    return settings, tmp_path / "run"
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(stopped, undisturbed):
+    settings, run = stopped
+    shard = next((run / "checkpoints" / "step-00000016" / "state").glob("*.distcp"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    run_ranks(1, train_here, settings)
+    starts = json.loads((run / "manifest.json").read_text())["starts"]
+    assert [s["step"] for s in starts] == [0, 8]
+    found, expected = numbers(run), undisturbed[1]
+    assert max(abs(f[2] - e[2]) / e[2] for f, e in zip(found, expected, strict=True)) <= 1e-5
+
+
+def test_a_checkpoint_of_another_model_is_refused(stopped):
+    settings, _ = stopped
+    other = {**settings, "model": {**settings["model"], "num_layers": 1, "tie_embeddings": False}}
+    with pytest.raises(CheckpointError) as error:
+        run_ranks(1, train_here, other)
+    assert "model.num_layers: 2 in the checkpoint, 1 in this run" in str(error.value)
+    assert "model.tie_embeddings: True" in str(error.value)
+
+
+def test_data_that_changed_under_a_run_is_refused(stopped, tmp_path):
+    settings, run = stopped
+    before = (run / "metrics.jsonl").read_text()
+    sources = {**settings["data"]["sources"], "b": settings["data"]["sources"]["a"]}
+    with pytest.raises(DataError, match="data order has changed"):
+        run_ranks(1, train_here, {**settings, "data": {**settings["data"], "sources": sources}})
+    assert (run / "metrics.jsonl").read_text() == before
+
+
+def test_a_mixture_of_the_past_cannot_be_rewritten_but_the_future_can(stopped):
+    settings, run = stopped
+    first, second = settings["curriculum"]
+    rewritten = {**settings, "curriculum": [{**first, "mixture": {"a": 0.5, "b": 0.5}}, second]}
+    with pytest.raises(DataError, match="rewrite the past"):
+        run_ranks(1, train_here, rewritten)
+    ahead = {**settings, "curriculum": [first, {**second, "mixture": {"a": 0.5, "b": 0.5}}]}
+    run_ranks(1, train_here, ahead)
+    records = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
+    assert [r["weights"]["a"] for r in records] == ["0.75", "0.5"]
+
+
+def test_a_finished_run_has_nothing_left_to_do(undisturbed):
+    root, expected = undisturbed
+    manifest = (root / "run" / "checkpoints" / "step-00000050" / "manifest.json").read_text()
+    assert run_ranks(2, train_here, tiny_settings(root)) == [50, 50]
+    assert numbers(root / "run") == expected
+    assert (root / "run" / "checkpoints" / "step-00000050" / "manifest.json").read_text() == manifest
