@@ -89,11 +89,11 @@ class Stage(Section):
                 shares[source] = Fraction(weight if not _HUGE_EXPONENT.search(weight) else "")
             except (ValueError, ZeroDivisionError):
                 raise ValueError(f"the weight of {source} is not a number: {shown(weight)}") from None
-            if shares[source].numerator < 0:
+            if shares[source] < 0:
                 raise ValueError(f"the weight of {source} is negative: {shown(weight)}")
             if shares[source] > 1:
                 raise ValueError(f"the weight of {source} exceeds 1: {shown(weight)}")
-        total = sum(shares.values())
+        total = sum(shares.values(), Fraction(0))
         if abs(total - 1) > Fraction(1, 10**9):
             raise ValueError(f"the weights sum to {float(total):.10g}, not to 1")
         return value
