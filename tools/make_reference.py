@@ -45,7 +45,8 @@ One YAML file decides a run. A key that is not listed here is an error, and the 
 Any key may be set on the command line too, as `dotted.key=value`; positions of a list are numbers:
 
 ```bash
-davinci train examples/quickstart/config.yaml train.micro_batch_size=4 curriculum.0.tokens=2M
+davinci train examples/quickstart/config.yaml \\
+  train.micro_batch_size=4 curriculum.0.tokens=2M
 ```
 
 `NAME` stands for a name that you choose, `N` for a position in a list, from 0 on. A token count is a number or text
@@ -112,7 +113,11 @@ def _inner_sections(annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:
 
 
 def _row(name: str, field: FieldInfo) -> list[str]:
-    description = field.description or ""
+    inner = [section for _, section in _inner_sections(field.annotation)]
+    # A section without a description of its own is described by its class.
+    description = field.description or (
+        _text(inner[0]).split(". ")[0].split("\n")[0].rstrip(".") if inner else ""
+    )
     return [f"`{name}`", type_text(field.annotation, field.metadata), _default(field), description]
 
 
