@@ -1,9 +1,9 @@
 """Makes `import megatron.core` quiet everywhere, and possible to use without CUDA.
 
 `megatron_davinci/__init__.py` installs the hook; it costs nothing until Megatron-Core is imported. Then, for
-each of its modules: known warnings about absent optional packages are dropped (by their exact text), the
-patches of `megatron_patches` are applied, and on a CPU the name `torch` inside the module is bound to
-`cpu_torch.STAND_IN`.
+each of its modules: known warnings about absent optional packages are dropped (by their exact text), and
+so are deprecations; the patches of `megatron_patches` are applied, and on a CPU the name `torch` inside the
+module is bound to `cpu_torch.STAND_IN`.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ class _Loader:
         with warnings.catch_warnings():
             for text in _KNOWN_WARNINGS:
                 warnings.filterwarnings("ignore", message=text, category=UserWarning)
+            # About its own modules and torch's: for its developers, and fatal under `python -W error`.
+            for category in (DeprecationWarning, FutureWarning):
+                warnings.simplefilter("ignore", category)
             self._loader.exec_module(module)
         for patch in PATCHES:
             if patch.module == module.__name__ and (self._on_cpu or patch.scope == "all"):
