@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from megatron_davinci.convert.qwen2 import Qwen2
-from megatron_davinci.convert.rules import Family, Heads, to_hf
+from megatron_davinci.convert.rules import Family, Heads, Rule, to_hf
 from megatron_davinci.convert.stored import StoredTensors
 from megatron_davinci.errors import CheckpointError, ConfigError
 from megatron_davinci.files import disk_errors, fsync_folder
@@ -68,11 +68,8 @@ def export_to_hf(
             f"unexpected: {', '.join(sorted(stored.keys() - expected)) or 'none'}",
             do="export with the configuration that wrote the checkpoint",
         )
-    heads = Heads(
-        model["num_attention_heads"],
-        model["num_query_groups"],
-        model["head_dim"] or model["hidden_size"] // model["num_attention_heads"],
-    )
+    _check_shapes(stored, rules, model)
+    heads = Heads.of(model)
     temporary = out.with_name(f".{out.name}.tmp-{uuid.uuid4().hex[:8]}")
     with disk_errors(out, "exporting"):
         temporary.mkdir(parents=True)
@@ -83,13 +80,6 @@ def export_to_hf(
                 if not rule.per_layer:
                     writer.add(to_hf(rule, whole, None, heads))
                     continue
-                if whole.shape[0] != model["num_layers"]:
-                    raise CheckpointError(
-                        "The checkpoint has another number of layers.",
-                        where=f"{state}, {rule.stored}",
-                        found=whole.shape[0],
-                        expected=model["num_layers"],
-                    )
                 for layer in range(model["num_layers"]):
                     writer.add(to_hf(rule, whole[layer], layer, heads))
             written = writer.close()
@@ -105,6 +95,21 @@ def export_to_hf(
             shutil.rmtree(temporary, ignore_errors=True)
             raise
     return out
+
+
+def _check_shapes(stored: StoredTensors, rules: list[Rule], model: dict[str, Any]) -> None:
+    differing = [
+        f"{rule.stored}: shape {list(stored.shape(rule.stored))}, not {list(rule.stored_shape(model))}"
+        for rule in rules
+        if stored.shape(rule.stored) != rule.stored_shape(model)
+    ]
+    if differing:
+        raise CheckpointError(
+            "The checkpoint's tensors are not of the model's sizes.",
+            where=stored.state,
+            found="\n".join(differing),
+            do="export with the configuration that wrote the checkpoint",
+        )
 
 
 def _write_configs(

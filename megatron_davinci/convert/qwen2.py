@@ -15,28 +15,37 @@ class Qwen2:
 
     name = "qwen2"
     rules: tuple[Rule, ...] = (
-        Rule("embedding.word_embeddings.weight", ("model.embed_tokens.weight",)),
-        Rule(_MC + "self_attention.linear_qkv.layer_norm_weight", (_HF + "input_layernorm.weight",)),
+        Rule("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), ("vocab", "hidden")),
+        Rule(
+            _MC + "self_attention.linear_qkv.layer_norm_weight",
+            (_HF + "input_layernorm.weight",),
+            ("hidden",),
+        ),
         Rule(
             _MC + "self_attention.linear_qkv.weight",
             tuple(_HF + f"self_attn.{x}_proj.weight" for x in "qkv"),
+            ("qkv", "hidden"),
             GroupedQKV(),
         ),
         Rule(
             _MC + "self_attention.linear_qkv.bias",
             tuple(_HF + f"self_attn.{x}_proj.bias" for x in "qkv"),
+            ("qkv",),
             GroupedQKV(),
         ),
-        Rule(_MC + "self_attention.linear_proj.weight", (_HF + "self_attn.o_proj.weight",)),
-        Rule(_MC + "mlp.linear_fc1.layer_norm_weight", (_HF + "post_attention_layernorm.weight",)),
+        Rule(_MC + "self_attention.linear_proj.weight", (_HF + "self_attn.o_proj.weight",), ("hidden", "q")),
+        Rule(
+            _MC + "mlp.linear_fc1.layer_norm_weight", (_HF + "post_attention_layernorm.weight",), ("hidden",)
+        ),
         Rule(
             _MC + "mlp.linear_fc1.weight",
             (_HF + "mlp.gate_proj.weight", _HF + "mlp.up_proj.weight"),
+            ("gate_up", "hidden"),
             Stacked(),
         ),
-        Rule(_MC + "mlp.linear_fc2.weight", (_HF + "mlp.down_proj.weight",)),
-        Rule("decoder.final_layernorm.weight", ("model.norm.weight",)),
-        Rule("output_layer.weight", ("lm_head.weight",), when="not tie_embeddings"),
+        Rule(_MC + "mlp.linear_fc2.weight", (_HF + "mlp.down_proj.weight",), ("hidden", "ffn")),
+        Rule("decoder.final_layernorm.weight", ("model.norm.weight",), ("hidden",)),
+        Rule("output_layer.weight", ("lm_head.weight",), ("vocab", "hidden"), when="not tie_embeddings"),
     )
 
     def hf_config(self, model: dict[str, Any], eod_id: int | None, dtype: str) -> dict[str, Any]:

@@ -29,6 +29,25 @@ class Heads:
     groups: int
     dim: int
 
+    @classmethod
+    def of(cls, model: dict[str, Any]) -> Heads:
+        """Those of a model, from the `model` section of its configuration."""
+        heads = model["num_attention_heads"]
+        return cls(heads, model["num_query_groups"], model["head_dim"] or model["hidden_size"] // heads)
+
+
+def sizes(model: dict[str, Any]) -> dict[str, int]:
+    """What the size names of rules stand for in a model, from the `model` section of its configuration."""
+    heads = Heads.of(model)
+    return {
+        "vocab": model["vocab_size"],
+        "hidden": model["hidden_size"],
+        "q": heads.heads * heads.dim,
+        "qkv": (heads.heads + 2 * heads.groups) * heads.dim,
+        "ffn": model["ffn_hidden_size"],
+        "gate_up": 2 * model["ffn_hidden_size"],
+    }
+
 
 class Cut(Protocol):
     """How one Megatron-Core tensor is cut into Hugging Face tensors, and put together again."""
@@ -97,12 +116,14 @@ class Rule:
             feeds, as in Transformer Engine's fused layers. In a `torch_dist` checkpoint the name lacks the layer's
             number, and layers are stacked along a first axis.
         hf: Names in Hugging Face.
+        shape: Of the Megatron-Core tensor of one layer, in the names of `sizes`.
         cut: How they relate.
         when: Field of the model configuration that must be true for the rule to hold; a leading `not ` negates.
     """
 
     mcore: str
     hf: tuple[str, ...]
+    shape: tuple[str, ...]
     cut: Cut = SAME
     when: str | None = None
 
@@ -115,6 +136,12 @@ class Rule:
     def stored(self) -> str:
         """The tensor's key in a `torch_dist` checkpoint."""
         return self.mcore.replace(".{layer}", "")
+
+    def stored_shape(self, model: dict[str, Any]) -> tuple[int, ...]:
+        """The shape of `stored` in a checkpoint of a model."""
+        known = sizes(model)
+        layers = (model["num_layers"],) if self.per_layer else ()
+        return (*layers, *(known[name] for name in self.shape))
 
     def holds(self, model: dict[str, Any]) -> bool:
         """Whether a model has the tensor."""

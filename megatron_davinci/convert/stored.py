@@ -26,7 +26,7 @@ class StoredTensors:
     """
 
     def __init__(self, state: Path) -> None:
-        self._state = state
+        self.state = state
         self._reader = dcp.FileSystemReader(str(state))
         try:
             entries = self._reader.read_metadata().state_dict_metadata

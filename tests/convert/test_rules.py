@@ -1,0 +1,97 @@
+"""Rules are one thing in two directions: what goes out comes back, and is what Hugging Face means by it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatron_davinci.convert.qwen2 import Qwen2
+from megatron_davinci.convert.rules import SAME, Cut, GroupedQKV, Heads, Rule, Stacked, from_hf, to_hf
+
+heads_ = st.builds(
+    lambda groups, per_group, dim: Heads(groups * per_group, groups, dim),
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.integers(1, 6),
+)
+columns = st.sampled_from([(), (1,), (3,)])
+
+
+def numbered(*shape: int) -> torch.Tensor:
+    """Every element its own number, so that no two can be exchanged unseen."""
+    return torch.arange(torch.Size(shape).numel(), dtype=torch.float64).reshape(shape)
+
+
+def rows(cut: Cut, heads: Heads, half: int) -> int:
+    return (heads.heads + 2 * heads.groups) * heads.dim if isinstance(cut, GroupedQKV) else 2 * half
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    cut=st.sampled_from([SAME, GroupedQKV(), Stacked()]), heads=heads_, half=st.integers(1, 5), rest=columns
+)
+def test_what_is_split_is_merged_and_what_is_merged_is_split(cut, heads, half, rest):
+    whole = numbered(rows(cut, heads, half), *rest)
+    parts = cut.split(whole, heads)
+    assert torch.equal(cut.merge(parts, heads), whole)
+    assert sum(part.numel() for part in parts) == whole.numel()
+    shuffled = [part.flip(0) for part in parts]
+    again = cut.split(cut.merge(shuffled, heads), heads)
+    assert all(torch.equal(a, b) for a, b in zip(again, shuffled, strict=True))
+
+
+@settings(max_examples=60, deadline=None)
+@given(heads=heads_, rest=columns)
+def test_queries_keys_and_values_are_interleaved_by_group(heads, rest):
+    # Megatron-Core, for each key/value head: its query heads, its key, its value.
+    per_group, d = heads.heads // heads.groups, heads.dim
+    whole = numbered((heads.heads + 2 * heads.groups) * d, *rest)
+    q, k, v = GroupedQKV().split(whole, heads)
+    assert (len(q), len(k), len(v)) == (heads.heads * d, heads.groups * d, heads.groups * d)
+    row = 0
+    for group in range(heads.groups):
+        for head in range(group * per_group, (group + 1) * per_group):
+            assert torch.equal(q[head * d : (head + 1) * d], whole[row : row + d])
+            row += d
+        for part in (k, v):
+            assert torch.equal(part[group * d : (group + 1) * d], whole[row : row + d])
+            row += d
+    assert row == len(whole)
+
+
+@settings(max_examples=30, deadline=None)
+@given(heads=heads_, layer=st.integers(0, 99), hidden=st.integers(1, 4), half=st.integers(1, 4))
+def test_every_rule_of_qwen2_is_its_own_inverse(heads, layer, hidden, half):
+    for rule in Qwen2.rules:
+        number = layer if rule.per_layer else None
+        whole = numbered(rows(rule.cut, heads, half), hidden)
+        tensors = to_hf(rule, whole, number, heads)
+        assert len(tensors) == len(rule.hf)
+        assert all(tensor.is_contiguous() for tensor in tensors.values())
+        assert all((f".{layer}." in name) == rule.per_layer and "{" not in name for name in tensors)
+        assert torch.equal(from_hf(rule, tensors, number, heads), whole)
+
+
+def test_no_tensor_has_two_rules():
+    for names in (
+        [rule.mcore for rule in Qwen2.rules],
+        [rule.stored for rule in Qwen2.rules],
+        [name for rule in Qwen2.rules for name in rule.hf],
+    ):
+        assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("when", "tied", "holds"),
+    [
+        (None, True, True),
+        ("tie_embeddings", True, True),
+        ("tie_embeddings", False, False),
+        ("not tie_embeddings", True, False),
+        ("not tie_embeddings", False, True),
+    ],
+)
+def test_a_rule_holds_when_its_field_says_so(when, tied, holds):
+    assert Rule("a", ("b",), (), when=when).holds({"tie_embeddings": tied}) is holds
