@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= benchmarks/results
 
-.PHONY: help setup quickstart test test-long lint docs bench gpu-check gpu-bench-train clean
+.PHONY: help setup quickstart test test-long lint docs docs-refresh bench gpu-check gpu-bench-train clean
 
 help:
 	@echo "make quickstart   train, evaluate and convert a small model on this machine (about 12 minutes)"
@@ -43,6 +43,10 @@ lint: setup
 
 docs: setup
 	$(BIN)/mkdocs build --strict
+
+docs-refresh: setup
+	$(BIN)/python tools/make_reference.py
+	$(BIN)/python tools/refresh_messages.py
 
 bench: setup
 	@mkdir -p $(OUT)

@@ -51,8 +51,11 @@ def free_bytes(path: Path) -> int:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make renames and new names in `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    """Make renames and new names in `folder` durable. Not every network file system lets a folder be opened."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return
     try:
         os.fsync(descriptor)
     finally:

@@ -2,7 +2,7 @@
 
 import torch
 
-import megatron_davinci  # noqa: F401
+import megatron_davinci
 
 torch.set_num_threads(1)
 

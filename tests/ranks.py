@@ -65,7 +65,13 @@ def run_ranks(world: int, function: Callable[..., Any], *args: Any, timeout: flo
 
 
 def _rank_main(
-    rank: int, world: int, port: int, connection: Any, folder: str, function: Callable[..., Any], args: tuple[Any, ...]
+    rank: int,
+    world: int,
+    port: int,
+    connection: Any,
+    folder: str,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
 ) -> None:
     from megatron_davinci.errors import DavinciError
 

@@ -14,7 +14,9 @@ VOCABULARY = 256
 LENGTH = 32
 
 
-def write_source(folder: Path, name: str, seed: int, documents: int = 60, vocabulary: int = VOCABULARY) -> Path:
+def write_source(
+    folder: Path, name: str, seed: int, documents: int = 60, vocabulary: int = VOCABULARY
+) -> Path:
     """Documents of a random walk over the vocabulary: something that a model can learn."""
     generator = np.random.default_rng(seed)
     folder.mkdir(parents=True)

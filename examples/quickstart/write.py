@@ -11,8 +11,8 @@ from megatron_davinci.files import write_json
 PROMPTS = {
     "general": "This package provides",
     "code": "def read_lines(path):\n    ",
-    "science": "Compute the mean of",
-    "qa": "What does ",
+    "science": "numpy.linalg.norm\n\nThe norm of a vector is",
+    "qa": "Question: What does `str.split` return?\nAnswer:",
 }
 
 

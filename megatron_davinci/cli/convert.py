@@ -36,7 +36,7 @@ def export(run_name: str, out: Path | None = None, dtype: str | None = None) -> 
     from megatron_davinci.data.tokenizer import Tokenizer
     from megatron_davinci.train import checkpoint_files
 
-    folder, _, step = run_name.partition("@")
+    folder, _, step = run_name.rpartition("@") if "@" in Path(run_name).name else (run_name, "", "")
     checkpoints = Path(folder) / "checkpoints"
     if step:
         if not step.isdigit():

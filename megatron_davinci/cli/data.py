@@ -12,9 +12,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     train = actions.add_parser("train-tokenizer", help="train a byte-level BPE tokenizer on JSONL files")
     train.add_argument("files", nargs="+", type=Path, help="JSONL files with a text in each line")
-    train.add_argument("--vocab-size", type=int, required=True)
+    train.add_argument(
+        "--vocab-size", type=int, required=True, help="ids, the end-of-document token included"
+    )
     train.add_argument("--out", type=Path, required=True, help="folder to make")
-    train.add_argument("--text-field", default="text")
+    train.add_argument(
+        "--text-field", default="text", help="field of a line that holds its text (default: text)"
+    )
     tokenize = actions.add_parser(
         "tokenize", help="turn JSONL files into one source (.bin/.idx and a manifest)"
     )
@@ -23,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tokenize.add_argument("--out", type=Path, required=True, help="folder to make")
     tokenize.add_argument("--name", help="the source's name (default: the folder's)")
     tokenize.add_argument("--domain", help="reports group by it (default: the source's name)")
-    tokenize.add_argument("--text-field", default="text")
+    tokenize.add_argument(
+        "--text-field", default="text", help="field of a line that holds its text (default: text)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

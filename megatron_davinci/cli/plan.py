@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ def run(arguments: argparse.Namespace) -> int:
     from megatron_davinci.train.plan import plan_run
 
     config = load_config(arguments.config, arguments.overrides)
-    ranks = arguments.ranks or config.parallel.tensor * config.parallel.pipeline
+    smallest = config.parallel.tensor * config.parallel.pipeline
+    ranks = smallest if arguments.ranks is None else arguments.ranks
     plan = plan_run(config, ranks)
     _show(plan, config)
     if arguments.json:
@@ -72,7 +74,9 @@ def _show(plan: Any, config: Any) -> None:
             f"{stage.steps:,}",
             " -> ".join(str(size) for size in stage.batch),
             f"{first:.2e} .. {last:.2e}, {settings.learning_rate.shape}",
-            ", ".join(f"{name} {100 * float(w):g}%" for name, w in settings.mixture.items() if float(w)),
+            ", ".join(
+                f"{n} {float(100 * Fraction(w)):g}%" for n, w in settings.mixture.items() if Fraction(w)
+            ),
         )
     console.print(stages)
 

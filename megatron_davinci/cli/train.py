@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="run configuration (YAML)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file")
     parser.add_argument(
-        "--ranks", type=int, default=None, help="ranks on this machine (default: its GPUs; without, 1)"
+        "--ranks", type=int, help="ranks on this machine (default: its GPUs; without, what the layout needs)"
     )
 
 
@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     if inside_launcher():
         return train_rank(arguments.config, arguments.overrides)
     config = load_config(arguments.config, arguments.overrides)
-    ranks = arguments.ranks or default_ranks(config)
+    ranks = default_ranks(config) if arguments.ranks is None else arguments.ranks
     check_layout(config, ranks)
     return launch(arguments.config, arguments.overrides, ranks)
 

@@ -28,19 +28,21 @@ class BatchPhase(Section):
     """A global batch size and for how many steps it holds; the last phase has no `steps`."""
 
     size: int = Field(gt=0, description="Sequences a step")
-    steps: int | None = Field(default=None, gt=0)
+    steps: int | None = Field(default=None, gt=0, description="How long it holds; the last has none")
 
 
 class LearningRate(Section):
     """The learning rate inside a stage: an optional linear warm-up, then a shape."""
 
-    shape: Literal["constant", "linear", "cosine"] = "constant"
-    peak: float = Field(ge=0)
+    shape: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="What follows the warm-up"
+    )
+    peak: float = Field(ge=0, description="Where the warm-up arrives and the shape begins")
     end: float | None = Field(
         default=None, ge=0, description="Where linear and cosine arrive at the stage's end"
     )
-    warmup_steps: int = Field(default=0, ge=0)
-    warmup_from: float = Field(default=0.0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0, description="Linear, from `warmup_from` to `peak`")
+    warmup_from: float = Field(default=0.0, ge=0, description="Where the warm-up begins")
 
     @model_validator(mode="after")
     def _end_belongs_to_the_shape(self) -> LearningRate:
@@ -55,12 +57,14 @@ class LearningRate(Section):
 class Stage(Section):
     """One stage of the curriculum."""
 
-    name: str = Field(min_length=1)
+    name: str = Field(min_length=1, description="In records, journal and report; unique")
     tokens: Tokens = Field(
         gt=0, description="The stage ends at the first step at or after their cumulative sum"
     )
     mixture: dict[str, Weight] = Field(min_length=1, description="Share of samples by source; sums to 1")
-    global_batch_size: list[BatchPhase]
+    global_batch_size: list[BatchPhase] = Field(
+        description="Sequences a step: one number, or a list of phases"
+    )
     learning_rate: LearningRate
 
     @field_validator("global_batch_size", mode="before")

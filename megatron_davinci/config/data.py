@@ -12,7 +12,7 @@ from megatron_davinci.config.section import Section
 class SourceConfig(Section):
     """One training source: a folder with `manifest.json`, or a Megatron prefix (`x_text_document`)."""
 
-    path: Path
+    path: Path = Field(description="The folder, or the prefix without .bin")
     domain: str | None = Field(default=None, description="Reports group by it; default: the source's name")
 
 

@@ -27,6 +27,10 @@ def check_layout(config: RunConfig, world_size: int) -> Layout:
     Raises:
         ConfigError: Numbers that do not divide; the message lists every one of them.
     """
+    if world_size < 1:
+        raise ConfigError(
+            "A run needs at least one rank.", where="ranks", found=world_size, expected="1 or more"
+        )
     model, parallel, micro = config.model, config.parallel, config.train.micro_batch_size
     tensor, pipeline = parallel.tensor, parallel.pipeline
     problems: list[str] = []
@@ -47,14 +51,17 @@ def check_layout(config: RunConfig, world_size: int) -> Layout:
     must_divide(world_size, tensor * pipeline, "the number of ranks", "parallel.tensor * parallel.pipeline")
     data = max(1, world_size // (tensor * pipeline))
     if world_size % (tensor * pipeline) == 0:
+        stages: dict[int, list[str]] = {}
         for stage in config.curriculum:
             for phase in stage.global_batch_size:
-                must_divide(
-                    phase.size,
-                    micro * data,
-                    f"global_batch_size of stage {stage.name}",
-                    f"train.micro_batch_size * data parallel ranks = {micro} * {data}",
-                )
+                stages.setdefault(phase.size, []).append(stage.name)
+        for size, names in stages.items():
+            must_divide(
+                size,
+                micro * data,
+                f"global_batch_size of stage{'s' if len(names) > 1 else ''} {', '.join(names)}",
+                f"train.micro_batch_size * data parallel ranks = {micro} * {data}",
+            )
     if problems:
         raise ConfigError(
             "The layout is impossible.",

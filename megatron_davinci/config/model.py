@@ -50,23 +50,29 @@ PRESETS: dict[str, dict[str, Any]] = {
 class ModelConfig(Section):
     """Sizes and switches of the model. `preset` fills what is not written beside it."""
 
-    preset: Literal["davinci-3b", "150m", "tiny"] | None = None
-    num_layers: int = Field(gt=0)
-    hidden_size: int = Field(gt=0)
-    num_attention_heads: int = Field(gt=0)
+    preset: Literal["davinci-3b", "150m", "tiny"] | None = Field(
+        default=None, description="Sizes to begin with; with it, no size need be written"
+    )
+    num_layers: int = Field(gt=0, description="Transformer layers")
+    hidden_size: int = Field(gt=0, description="Channels of the residual stream")
+    num_attention_heads: int = Field(gt=0, description="Query heads")
     num_query_groups: int = Field(gt=0, description="Key/value heads (GQA)")
-    ffn_hidden_size: int = Field(gt=0)
+    ffn_hidden_size: int = Field(gt=0, description="Channels between the MLP's projections (SwiGLU)")
     vocab_size: int = Field(gt=0, description="Rows of the embedding; at least the tokenizer's")
     max_sequence_length: int = Field(
         gt=0, description="Written to the exported config; RoPE itself has no table"
     )
     head_dim: int | None = Field(default=None, gt=0, description="Default: hidden_size / num_attention_heads")
-    qkv_bias: bool = True
-    tie_embeddings: bool = True
-    rope_base: float = Field(default=10000.0, gt=0)
-    norm_epsilon: float = Field(default=1e-6, gt=0)
-    init_std: float = Field(default=0.02, gt=0)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+    qkv_bias: bool = Field(default=True, description="Biases on query, key and value projections (Qwen2)")
+    tie_embeddings: bool = Field(default=True, description="One matrix for embedding and output")
+    rope_base: float = Field(default=10000.0, gt=0, description="Base of RoPE's wavelengths")
+    norm_epsilon: float = Field(default=1e-6, gt=0, description="Added to RMSNorm's mean square")
+    init_std: float = Field(
+        default=0.02,
+        gt=0,
+        description="Standard deviation of initial weights; over sqrt(2 * layers) where they end a residual branch",
+    )
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="On attention weights and residual branches")
     layers: Literal["auto", "local", "transformer_engine"] = Field(
         default="auto", description="auto: Transformer Engine's layers where the platform has them, else ours"
     )

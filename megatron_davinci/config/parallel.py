@@ -12,14 +12,18 @@ from megatron_davinci.config.section import Section
 class ParallelConfig(Section):
     """The layout. Data parallelism is what remains: world size / (tensor * pipeline)."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    tensor: int = Field(default=1, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="auto: CUDA where torch has it"
+    )
+    tensor: int = Field(default=1, ge=1, description="Tensor-parallel ranks")
     sequence: bool = Field(default=False, description="Sequence parallelism over the tensor group")
-    pipeline: int = Field(default=1, ge=1)
+    pipeline: int = Field(default=1, ge=1, description="Pipeline stages")
     distributed_optimizer: bool = Field(
         default=True, description="Shard optimizer state over data parallel ranks"
     )
-    overlap_gradient_reduce: bool = False
+    overlap_gradient_reduce: bool = Field(
+        default=False, description="Sum gradients over data-parallel ranks while the backward pass goes on"
+    )
     timeout_seconds: float = Field(
         default=600.0, gt=0, description="A collective that waits longer fails the run"
     )

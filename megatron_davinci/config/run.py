@@ -23,8 +23,10 @@ from megatron_davinci.config.training import (
 class RunSection(Section):
     """Where the run is recorded, and the one seed that everything random derives from."""
 
-    directory: Path
-    seed: int = Field(default=1234, ge=0, lt=2**63)
+    directory: Path = Field(description="The run directory; an existing run in it goes on")
+    seed: int = Field(
+        default=1234, ge=0, lt=2**63, description="Weights, data order and dropout follow from it"
+    )
 
 
 class RunConfig(Section):

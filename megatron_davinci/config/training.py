@@ -16,10 +16,10 @@ class OptimizerConfig(Section):
     ordinary values.
     """
 
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    beta2: float = Field(default=0.95, ge=0, lt=1)
-    epsilon: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.1, ge=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the first moment")
+    beta2: float = Field(default=0.95, ge=0, lt=1, description="Decay of the second moment")
+    epsilon: float = Field(default=1e-8, gt=0, description="Added to the root of the second moment")
+    weight_decay: float = Field(default=0.1, ge=0, description="Decoupled; not on norms and biases")
     clip_grad_norm: float = Field(default=1.0, ge=0, description="0 turns clipping off")
 
 
@@ -57,8 +57,8 @@ class EvaluationConfig(Section):
 class LoggingConfig(Section):
     """What is written and shown while it runs."""
 
-    tensorboard: bool = True
+    tensorboard: bool = Field(default=True, description="Write event files to RUN/tensorboard")
     progress: Literal["auto", "live", "lines", "none"] = Field(
         default="auto", description="live: a panel; lines: one line every `every_steps`; auto: by terminal"
     )
-    every_steps: int = Field(default=10, gt=0)
+    every_steps: int = Field(default=10, gt=0, description="Distance of progress lines")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from megatron_davinci.report.atomic import write_atomic
+from megatron_davinci.files import write_atomically
 from megatron_davinci.report.colors import SERIES, css_variables
 from megatron_davinci.report.numbers import number
 from megatron_davinci.report.plots import Plot
@@ -135,7 +135,7 @@ class Page:
         Raises:
             EnvironmentProblem: The disk refused; an older page is still there.
         """
-        write_atomic(Path(path), self.html().encode("utf-8"))
+        write_atomically(Path(path), self.html().encode("utf-8"))
         return Path(path)
 
     def _add(self, kind: str, item: dict[str, Any]) -> Page:

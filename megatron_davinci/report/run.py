@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from megatron_davinci.report import run_plots
-from megatron_davinci.report.atomic import write_atomic
+from megatron_davinci.files import write_atomically
 from megatron_davinci.report.numbers import NOTHING, duration, number, percent, quantity, scientific
 from megatron_davinci.report.page import KeyFigure, Page
 from megatron_davinci.report.plots import Plot, grid_png
@@ -38,11 +38,11 @@ def write_run_report(run_dir: Path) -> Path:
     story = RunStory(read_run(run_dir))
     page, plots = run_page(story)
     for plot in plots:
-        write_atomic(run_dir / "plots" / f"{_slug(plot.title)}.png", plot.png())
+        write_atomically(run_dir / "plots" / f"{_slug(plot.title)}.png", plot.png())
     main = run_plots.overview_plots(story)
     if main:
         heading = f"{story.files.name}: {quantity(story.consumed_tokens)} tokens"
-        write_atomic(run_dir / "report.png", grid_png(main, columns=min(2, len(main)), heading=heading))
+        write_atomically(run_dir / "report.png", grid_png(main, columns=min(2, len(main)), heading=heading))
     return page.write(run_dir / "report.html")
 
 

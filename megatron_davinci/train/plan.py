@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from typing import Any
 
 from megatron_davinci.config import Layout, RunConfig, check_layout
@@ -106,7 +107,7 @@ def plan_run(config: RunConfig, ranks: int) -> RunPlan:
                 batch=[segment.batch for segment in segments],
                 learning_rate=ends,
                 source_tokens={
-                    source: round(samples * length * float(weight))
+                    source: round(samples * length * Fraction(weight))
                     for source, weight in stage.mixture.items()
                 },
             )

@@ -1,5 +1,6 @@
 """Every layout computes the run that one rank computes."""
 
+import itertools
 import json
 
 import pytest
@@ -38,12 +39,16 @@ def relative(a, b):
 def test_fifty_steps_equal_those_of_one_rank(name, one_rank, tmp_path):
     root, expected = one_rank
     ranks, parallel = LAYOUTS[name]
-    settings = tiny_settings(root, parallel={"device": "cpu", **parallel}, run={"directory": str(tmp_path / "run")})
+    settings = tiny_settings(
+        root, parallel={"device": "cpu", **parallel}, run={"directory": str(tmp_path / "run")}
+    )
     run_ranks(ranks, train_here, settings)
     found = metrics(tmp_path / "run")
     assert len(found) == 50
     assert relative(found, expected) <= 1e-4
-    norms = [abs(x["grad_norm"] - y["grad_norm"]) / y["grad_norm"] for x, y in zip(found, expected, strict=True)]
+    norms = [
+        abs(x["grad_norm"] - y["grad_norm"]) / y["grad_norm"] for x, y in zip(found, expected, strict=True)
+    ]
     assert max(norms) <= 1e-3
     heldout = [json.loads(line) for line in (tmp_path / "run" / "evals.jsonl").read_text().splitlines()]
     reference = [json.loads(line) for line in (root / "run" / "evals.jsonl").read_text().splitlines()]
@@ -71,7 +76,7 @@ def test_a_model_learns_and_its_stages_change_batch_and_rate(one_rank):
     assert rates[:5] == pytest.approx([2e-3, 4e-3, 6e-3, 8e-3, 1e-2])
     assert rates[29] == 1e-2 and rates[30] == 5e-3
     assert rates[49] == pytest.approx(1e-4)
-    assert all(a > b for a, b in zip(rates[30:], rates[31:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(rates[30:]))
 
 
 def test_bf16_follows_fp32_and_keeps_fp32_main_weights(one_rank, tmp_path):

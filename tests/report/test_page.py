@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from megatron_davinci.errors import EnvironmentProblem
-from megatron_davinci.report import atomic
+from megatron_davinci import files
 from megatron_davinci.report.axes import Axis
 from megatron_davinci.report.page import KeyFigure, Page
 from megatron_davinci.report.plots import LinePlot, Series
@@ -199,7 +199,7 @@ def test_a_write_that_fails_leaves_the_old_page_whole(
     def no_space(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(atomic.os, "fsync", no_space)
+    monkeypatch.setattr(files.os, "fsync", no_space)
     with pytest.raises(EnvironmentProblem, match="No space left"):
         full_page().write(path)
     assert path.read_text() == "the old page"
@@ -212,8 +212,8 @@ def test_a_reader_never_sees_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     seen: list[bytes] = []
     real = os.fsync
     monkeypatch.setattr(
-        atomic.os, "fsync", lambda descriptor: (seen.append(path.read_bytes()), real(descriptor))[1]
+        files.os, "fsync", lambda descriptor: (seen.append(path.read_bytes()), real(descriptor))[1]
     )
-    atomic.write_atomic(path, b"new")
+    files.write_atomically(path, b"new")
     # The bytes are on the disk before the rename, and the rename is flushed after it.
     assert seen == [b"old", b"new"]

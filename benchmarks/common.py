@@ -1,0 +1,59 @@
+"""What every benchmark shares: its options, the machine's description, the JSON that it writes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the options that every benchmark takes."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
+    made.add_argument("--seed", type=int, default=0)
+    return made
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    import torch
+
+    described: dict[str, Any] = {
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    if torch.cuda.is_available():
+        described["gpu"] = torch.cuda.get_device_name(0)
+    return described
+
+
+def write(path: Path | None, figures: dict[str, float], peer: dict[str, Any]) -> None:
+    """Print the figures, and write them when a file was asked for."""
+    for name, value in figures.items():
+        print(f"{name:<28}{value:.6g}")
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {
+            "figures": figures,
+            "peer": peer,
+            "machine": machine(),
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        }
+        path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")

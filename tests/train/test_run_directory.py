@@ -1,0 +1,87 @@
+"""The run directory is the record of the run."""
+
+import json
+
+import pytest
+
+from megatron_davinci.config import load_config
+from megatron_davinci.errors import DataError, DavinciError
+from megatron_davinci.train.progress import format_seconds
+from megatron_davinci.train.run_directory import RunDirectory
+from tests.ranks import run_ranks
+from tests.tiny import tiny_config, tiny_settings, train_here
+
+FACTS = {"seed": 7, "sequence_length": 32, "data_fingerprints": {"a": "1"}}
+
+
+def test_a_run_leaves_everything_that_decided_it(tmp_path):
+    settings = tiny_settings(
+        tmp_path, logging={"progress": "none", "tensorboard": True}, checkpoint={"every_steps": 20, "keep": 2}
+    )
+    run_ranks(1, train_here, settings)
+    run = tmp_path / "run"
+    assert {path.name for path in run.iterdir()} == {
+        "checkpoints",
+        "config.yaml",
+        "domains.json",
+        "evals.jsonl",
+        "journal.jsonl",
+        "manifest.json",
+        "metrics.jsonl",
+        "tensorboard",
+    }
+    assert load_config(run / "config.yaml") == tiny_config(
+        tmp_path, logging={"progress": "none", "tensorboard": True}, checkpoint={"every_steps": 20, "keep": 2}
+    )
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["seed"] == 7 and set(manifest["data_fingerprints"]) == {"a", "b"}
+    assert manifest["packages"]["megatron-core"].startswith("0.16")
+    assert manifest["platform"]["layout"] == "TP1 x PP1 x DP1 = 1 ranks"
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == [
+        "LATEST",
+        "step-00000040",
+        "step-00000050",
+    ]
+    assert any((run / "tensorboard").iterdir())
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps[-1]["consumed_tokens"] == steps[-1]["consumed_samples"] * 32
+    assert all(0 < s["flops_utilization"] < 2 and s["tokens_per_second"] > 0 for s in steps)
+    evals = [json.loads(line) for line in (run / "evals.jsonl").read_text().splitlines()]
+    assert [(e["step"], e["stage"]) for e in evals] == [(30, "first"), (50, "second")]
+    records = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
+    assert [(r["first_sample"], r["stage"]) for r in records] == [(0, "first"), (12 * 4 + 18 * 8, "second")]
+
+
+def test_lines_of_steps_that_will_be_taken_again_are_dropped(tmp_path):
+    directory = RunDirectory(tmp_path)
+    directory.metrics.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "lo')
+    directory.truncate_after(2)
+    assert directory.metrics.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_what_decides_the_data_order_may_not_change(tmp_path):
+    directory, config = RunDirectory(tmp_path / "run"), tiny_config(tmp_path)
+    directory.record_start(config, FACTS, {"step": 0})
+    directory.record_start(config, FACTS, {"step": 8})
+    with pytest.raises(DataError) as error:
+        directory.record_start(config, {**FACTS, "seed": 8}, {"step": 8})
+    assert "seed: 7 on record, 8 now" in str(error.value)
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert [start["step"] for start in manifest["starts"]] == [0, 8]
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):
+    settings = tiny_settings(tmp_path, checkpoint={"every_steps": 1})
+    for stage in settings["curriculum"]:
+        stage["learning_rate"] = {"peak": 1e12}
+    settings["optimizer"] = {"clip_grad_norm": 0.0}
+    with pytest.raises(DavinciError) as error:
+        run_ranks(1, train_here, settings)
+    assert "not finite" in str(error.value) and "samples" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (61, "1:01 min"), (3725, "1:02 h"), (90000, "1 d 1 h")]
+)
+def test_durations_read_well(seconds, text):
+    assert format_seconds(seconds) == text
