@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from megatron_davinci.report import run_plots
 from megatron_davinci.files import write_atomically
+from megatron_davinci.report import run_plots
 from megatron_davinci.report.numbers import NOTHING, duration, number, percent, quantity, scientific
 from megatron_davinci.report.page import KeyFigure, Page
 from megatron_davinci.report.plots import Plot, grid_png

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_davinci.errors import EnvironmentProblem
 from megatron_davinci import files
+from megatron_davinci.errors import EnvironmentProblem
 from megatron_davinci.report.axes import Axis
 from megatron_davinci.report.page import KeyFigure, Page
 from megatron_davinci.report.plots import LinePlot, Series
