@@ -1,0 +1,46 @@
+"""`davinci plan` says what a run costs, on the screen and as JSON, and starts nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.cli.screen import davinci
+
+RECIPE = Path(__file__).parents[2] / "examples" / "davinci_3b" / "config.yaml"
+
+
+def test_the_plan_of_the_davinci_recipe(tmp_path):
+    screen = davinci("plan", RECIPE, "--ranks", 256, "--json", tmp_path / "plan.json")
+    assert (screen.code, screen.err) == (0, "")
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["parameters"] == 3_085_938_688
+    assert plan["total_samples"] == 1_953_128_448
+    assert plan["total_tokens"] == 1_953_128_448 * 4096
+    assert [stage["steps"] for stage in plan["stages"]] == [310_919, 119_209, 59_605, 59_605]
+    assert plan["total_steps"] == sum(stage["steps"] for stage in plan["stages"])
+    assert [stage["name"] for stage in plan["stages"]] == ["1-1", "1-2", "2-1", "2-2"]
+    assert sum(stage["tokens"] for stage in plan["stages"]) == plan["total_tokens"]
+    assert plan["layout"] == {"world": 256, "tensor": 1, "pipeline": 1, "data": 256}
+    assert plan["memory"]["total"] == sum(size for part, size in plan["memory"].items() if part != "total")
+    for shown in ("3,085,938,688", "310,919", "1-1", "TP1 x PP1 x DP256 = 256 ranks", "GiB"):
+        assert shown in screen.out
+
+
+def test_overrides_may_stand_before_and_after_options(tmp_path):
+    out = tmp_path / "plan.json"
+    for words in (
+        ("curriculum.0.tokens=1T", "train.micro_batch_size=4", "--ranks", 4, "--json", out),
+        ("--ranks", 4, "--json", out, "curriculum.0.tokens=1T", "train.micro_batch_size=4"),
+        ("curriculum.0.tokens=1T", "--ranks", 4, "train.micro_batch_size=4", "--json", out),
+    ):
+        assert davinci("plan", RECIPE, *words).code == 0
+        plan = json.loads(out.read_text())
+        assert plan["layout"]["world"] == 4
+        assert plan["stages"][0]["steps"] < 310_919
+        out.unlink()
+
+
+def test_nothing_is_made(in_tmp):
+    assert davinci("plan", RECIPE).code == 0
+    assert list(in_tmp.iterdir()) == []

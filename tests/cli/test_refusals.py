@@ -1,0 +1,138 @@
+"""What a user gets wrong is said on one screen, with what to do and exit code 2; nothing is half-written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from megatron_davinci.data.tokenizer import train_bpe
+from tests.cli.screen import davinci, davinci_on_a_rank
+from tests.tiny import VOCABULARY, tiny_settings, write_source
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(tiny_settings(tmp_path)))
+    return path
+
+
+@pytest.mark.parametrize("command", ["plan", "train"])
+def test_a_configuration_that_is_not_there(tmp_path, command):
+    text = davinci(command, tmp_path / "none.yaml").refusal()
+    assert "There is no such configuration." in text and "none.yaml" in text and "do:" in text
+
+
+@pytest.mark.parametrize("command", ["plan", "train"])
+def test_a_mistyped_key(config, command):
+    text = davinci(command, config, "model.hiden_size=32").refusal()
+    assert "model.hiden_size" in text and "did you mean hidden_size?" in text
+
+
+def test_a_mixture_that_does_not_sum_to_one(config):
+    text = davinci("plan", config, "curriculum.0.mixture={a: 0.5, b: 0.4}").refusal()
+    assert "sum to 0.9, not to 1" in text
+
+
+@pytest.mark.parametrize("command", ["plan", "train"])
+def test_an_impossible_layout_is_refused_before_a_rank_starts(config, command):
+    text = davinci(command, config, "parallel.tensor=4", "parallel.pipeline=3", "--ranks", 7).refusal()
+    assert "The layout is impossible." in text
+    assert "model.num_query_groups (2) is not a multiple of parallel.tensor (4)" in text
+    assert "model.num_layers (2) is not a multiple of parallel.pipeline (3)" in text
+    assert "the number of ranks (7)" in text
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["trian"], ["train"], ["data"], ["data", "tokenise"], ["plan", "a.yaml", "--rank=x"]]
+)
+def test_wrong_words(words):
+    assert "usage: davinci" in davinci(*words).refusal()
+
+
+@pytest.mark.parametrize("override", ["seed", "--seed", "-x"])
+def test_an_override_that_is_none(config, override):
+    assert override.lstrip("-") in davinci("plan", config, override).refusal()
+
+
+def test_an_index_that_is_missing(config, tmp_path):
+    (tmp_path / "data" / "a" / "shard-00000.idx").unlink()
+    text = davinci_on_a_rank("train", config).refusal()
+    assert "shard-00000.idx" in text
+    assert list((tmp_path / "run").glob("checkpoints/*")) == []
+
+
+def test_tokens_that_were_cut_off(config, tmp_path):
+    path = tmp_path / "data" / "b" / "shard-00000.bin"
+    path.write_bytes(path.read_bytes()[:-100])
+    text = davinci_on_a_rank("train", config).refusal()
+    assert "shard-00000" in text and "bytes" in text
+
+
+def test_an_index_of_something_else(config, tmp_path):
+    (tmp_path / "data" / "a" / "shard-00000.idx").write_bytes(b"PK\x03\x04" * 100)
+    assert "shard-00000.idx" in davinci_on_a_rank("train", config).refusal()
+
+
+def test_a_source_that_is_not_there(config, tmp_path):
+    text = davinci_on_a_rank("train", config, f"data.sources.a.path={tmp_path / 'nowhere'}").refusal()
+    assert "Source a is not there." in text and "nowhere" in text
+
+
+def test_a_vocabulary_larger_than_the_models(config):
+    text = davinci_on_a_rank("train", config, "model.vocab_size=128").refusal()
+    assert "larger vocabulary than the model has" in text
+    assert f"set model.vocab_size to {VOCABULARY}" in text
+
+
+def test_a_source_too_small_for_a_window(config, tmp_path):
+    write_source(tmp_path / "small", "small", seed=0, documents=0)
+    text = davinci_on_a_rank("train", config, f"data.sources.a.path={tmp_path / 'small'}").refusal()
+    assert "too small for one window" in text
+
+
+def test_a_run_without_a_checkpoint_cannot_be_converted(tmp_path):
+    text = davinci("convert", "to-hf", tmp_path / "run").refusal()
+    assert "no good checkpoint" in text and "train first" in text
+    assert "is not a complete checkpoint" in davinci("convert", "to-hf", f"{tmp_path / 'run'}@7").refusal()
+    assert "@seven" in davinci("convert", "to-hf", f"{tmp_path / 'run'}@seven").refusal()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_is_none_has_no_report(tmp_path):
+    assert "run" in davinci("report", tmp_path / "run").refusal()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_domain(tmp_path):
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": f"word {n} " * 9}) + "\n" for n in range(50)))
+    train_bpe([texts], 260, tmp_path / "tokenizer")
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("\n\n" + json.dumps({"text": ""}) + "\n")
+    out = tmp_path / "out"
+    text = davinci("data", "tokenize", empty, "--tokenizer", tmp_path / "tokenizer", "--out", out).refusal()
+    assert "no document" in text.lower() or "empty" in text.lower()
+    text = davinci(
+        "data", "tokenize", tmp_path / "no.jsonl", "--tokenizer", tmp_path / "tokenizer", "--out", out
+    )
+    assert "no.jsonl" in text.refusal()
+    text = davinci("data", "tokenize", texts, "--tokenizer", tmp_path / "nowhere", "--out", out).refusal()
+    assert "nowhere" in text
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"text": "fine"}\n{"txt": "not"}\n')
+    assert "bad.jsonl:2" in davinci(
+        "data", "tokenize", bad, "--tokenizer", tmp_path / "tokenizer", "--out", out
+    ).refusal()  # fmt: skip
+    assert not out.exists() and list(tmp_path.glob(".out*")) == []
+
+
+def test_a_vocabulary_too_small_for_every_byte(tmp_path):
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"text": "a"}\n')
+    text = davinci("data", "train-tokenizer", texts, "--vocab-size", 100, "--out", tmp_path / "out").refusal()
+    assert "100" in text and "257" in text
+    assert not (tmp_path / "out").exists()
