@@ -53,8 +53,8 @@ def check_layout(config: RunConfig, world_size: int) -> Layout:
     if world_size % (tensor * pipeline) == 0:
         stages: dict[int, list[str]] = {}
         for stage in config.curriculum:
-            for phase in stage.global_batch_size:
-                stages.setdefault(phase.size, []).append(stage.name)
+            for size in sorted({phase.size for phase in stage.global_batch_size}):
+                stages.setdefault(size, []).append(stage.name)
         for size, names in stages.items():
             must_divide(
                 size,

@@ -49,7 +49,7 @@ def test_it_trains_then_has_nothing_left_to_do_then_converts(config):
     assert [line["step"] for line in metrics] == [1, 2, 3]
     assert [path.name for path in sorted((run / "checkpoints").glob("step-*"))] == ["step-00000003"]
 
-    again = launched(config)
+    again = davinci_on_a_rank("train", config)
     assert again.code == 0, again.err
     assert "Nothing is left to do: step 3 of 3 is done." in again.out
     assert [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] == metrics

@@ -34,7 +34,7 @@ def divides(part: int, number: int) -> bool:
 small_sizes = st.integers(1, 9)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     tensor=st.integers(1, 4),
     pipeline=st.integers(1, 4),
@@ -74,7 +74,9 @@ def test_every_number_that_does_not_divide_is_listed_and_no_other(
     if divides(tensor * pipeline, world):
         data = world // (tensor * pipeline)
         expected += [
-            ("global_batch_size of stage one", size) for size in batches if not divides(micro * data, size)
+            ("global_batch_size of stage one", size)
+            for size in sorted(set(batches))
+            if not divides(micro * data, size)
         ]
     if not expected:
         assert check_layout(config, world) == Layout(world, tensor, pipeline, world // (tensor * pipeline))
@@ -95,6 +97,24 @@ def test_the_message_has_the_numbers_and_what_to_change():
     assert "model.num_layers (3) is not a multiple of parallel.pipeline (2): remainder 1" in text
     assert "the number of ranks (12) is not a multiple of parallel.tensor * parallel.pipeline (8)" in text
     assert "do:" in text
+
+
+def test_a_batch_size_of_several_stages_is_said_once():
+    whole = small.settings()
+    stage = whole["curriculum"][0]
+    whole["curriculum"] = [{**stage, "name": name, "global_batch_size": size} for name, size in
+                           (("one", 3), ("two", 4), ("three", 3), ("four", 5))]  # fmt: skip
+    with pytest.raises(ConfigError) as caught:
+        check_layout(validate(whole, "test"), 2)
+    assert [line.split(" is not")[0] for line in str(caught.value.found).splitlines()] == [
+        "global_batch_size of stages one, three (3)",
+        "global_batch_size of stage four (5)",
+    ]
+
+
+def test_a_world_without_a_rank():
+    with pytest.raises(ConfigError, match="at least one rank"):
+        check_layout(configuration(), 0)
 
 
 def test_a_layout_reads_like_the_field_writes_it():

@@ -274,7 +274,7 @@ junk = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_junk_anywhere_is_a_config_error_or_a_configuration(tmp_path, data):
     whole = small.settings()
@@ -302,7 +302,7 @@ def test_a_dumped_configuration_is_read_back_equal(tmp_path, path):
     assert dump_config(again) == dump_config(config)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.text(min_size=1, max_size=10),
     peak=st.floats(0, 1),
