@@ -2,8 +2,10 @@
 
 import torch
 
-import megatron_davinci
+from megatron_davinci.platform.import_hook import FINDER
 
+# The pool's ranks are gloo ranks, on a machine with GPUs too; tests/gpu starts processes of its own.
+FINDER.device = "cpu"
 torch.set_num_threads(1)
 
 import megatron_davinci.cli.train  # noqa: E402

@@ -39,7 +39,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", default=str(HERE / "config.yaml"))
-    parser.add_argument("--ranks", type=int, default=None, help="default: GPUs of this machine, or 2")
+    parser.add_argument("--ranks", type=int, default=None, help="default: 2, or 1 on a machine with one GPU")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file")
     arguments = parser.parse_args()
     return guarded(lambda: quickstart(arguments.config, arguments.overrides, arguments.ranks))
@@ -112,7 +112,7 @@ def train(config_path: str, overrides: list[str], ranks: int | None) -> None:
     from megatron_davinci.platform.device import count_gpus
     from megatron_davinci.train.launch import launch
 
-    code = launch(config_path, overrides, ranks or count_gpus() or 2)
+    code = launch(config_path, overrides, ranks or min(count_gpus() or 2, 2))
     if code:
         raise DavinciError(
             "Training stopped.",

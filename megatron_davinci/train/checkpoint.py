@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import queue
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_davinci.errors import CheckpointError, DavinciError, EnvironmentProblem
 from megatron_davinci.files import disk_errors, free_bytes
@@ -33,39 +36,41 @@ class _WriteHere(TorchDistSaveShardedStrategy):
 
     def __init__(self) -> None:
         super().__init__("torch_dist", 1, thread_count=1)
+        self.failure: Exception | None = None
 
     def _get_save_and_finalize_callbacks(self, writer: Any, save_state_dict_ret: Any) -> AsyncRequest:
         request = super()._get_save_and_finalize_callbacks(writer, save_state_dict_ret)
         if writer.write_buckets:
             transforms = [writer.transforms] if hasattr(writer, "transforms") else []
-            return request._replace(
-                async_fn=_write_buckets, async_fn_args=(transforms, writer), preload_fn=None
-            )
+            return request._replace(async_fn=self._write, async_fn_args=(transforms, writer), preload_fn=None)
         return request
 
+    def _write(self, transforms: list[Any], writer: Any) -> None:
+        results: dict[int, Any] = {}
+        for index, bucket in enumerate(writer.preload_tensors(writer.write_buckets, non_blocking=False)):
+            done: queue.Queue[Any] = queue.Queue()
+            running: queue.Queue[Any] = queue.Queue()
+            running.put(index)
+            files: list[checkpoint_files.DigestFile] = []
 
-def _write_buckets(transforms: list[Any], writer: Any) -> None:
-    import queue
+            def opened(
+                name: str, mode: str, files: list[checkpoint_files.DigestFile] = files
+            ) -> checkpoint_files.DigestFile:
+                files.append(checkpoint_files.DigestFile(name, mode))
+                return files[-1]
 
-    buckets = writer.preload_tensors(writer.write_buckets, non_blocking=False)
-    results: dict[int, Any] = {}
-    failure: Exception | None = None
-    for index, bucket in enumerate(buckets):
-        done: queue.Queue[Any] = queue.Queue()
-        running: queue.Queue[Any] = queue.Queue()
-        running.put(index)
-        # The function opens its file by the module's global name `open`.
-        filesystem_async.open = checkpoint_files.DigestFile
-        try:
-            writer.write_preloaded_data(transforms, index, bucket, done, running, True)
-        finally:
-            del filesystem_async.open
-        _, outcome = done.get()
-        if isinstance(outcome, Exception):
-            failure = outcome
-            break
-        results[index] = outcome
-    writer.results_queue.put(failure or results)
+            # The function opens its file by the module's global name `open`.
+            filesystem_async.open = opened
+            try:
+                writer.write_preloaded_data(transforms, index, bucket, done, running, True)
+            finally:
+                del filesystem_async.open
+            _, outcome = done.get()
+            if isinstance(outcome, Exception):
+                self.failure = next((file.failure for file in files if file.failure), outcome)
+                break
+            results[index] = outcome
+        writer.results_queue.put(self.failure or results)
 
 
 def sharded_state(model: Any, optimizer: Any, *, loading: bool = False) -> dict[str, Any]:
@@ -104,25 +109,27 @@ def save(
     step = int(description["step"])
     _need_space(checkpoints, model, optimizer)
     temporary = _rank_zero(lambda: checkpoint_files.begin(checkpoints, step))
+    strategy = _WriteHere()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             dist_checkpointing.save(
                 sharded_state(model, optimizer),
                 str(temporary / "state"),
-                sharded_strategy=_WriteHere(),
+                sharded_strategy=strategy,
                 content_metadata=dict(CONTENT),
             )
     except BaseException as error:
         if dist.get_rank() == 0:
-            import shutil
-
             shutil.rmtree(temporary, ignore_errors=True)
-        cause = _os_error(error)
-        if cause is not None:
-            with disk_errors(checkpoints, f"saving the checkpoint of step {step}"):
-                raise cause from error
-        raise
+        cause = error
+        if isinstance(error, CheckpointException):
+            # Every rank raises it; the one that failed knows why.
+            failures: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(failures, strategy.failure)
+            cause = next((failure for failure in failures if failure is not None), error)
+        with disk_errors(checkpoints, f"saving the checkpoint of step {step}"):
+            raise cause from error
     target = checkpoint_files.step_folder(checkpoints, step)
     saved: Checkpoint = _rank_zero(lambda: checkpoint_files.commit(temporary, target, description))
     if dist.get_rank() == 0:
@@ -239,21 +246,3 @@ def _rank_zero(action: Any) -> Any:
     if not good:
         raise value
     return value
-
-
-def _os_error(error: BaseException | None) -> OSError | None:
-    """The file system error at the root of what Megatron-Core raised, if that is what it was."""
-    seen: set[int] = set()
-    queue: list[Any] = [error]
-    while queue:
-        item = queue.pop()
-        if item is None or id(item) in seen:
-            continue
-        seen.add(id(item))
-        if isinstance(item, OSError):
-            return item
-        if isinstance(item, BaseException):
-            queue += [item.__cause__, item.__context__]
-            failures = getattr(item, "failures", None) or {}
-            queue += [failure[0] for failure in failures.values()]
-    return None

@@ -36,15 +36,26 @@ class DigestFile(io.FileIO):
     def __init__(self, name: str, mode: str = "wb") -> None:
         super().__init__(name, mode)
         self._digest = hashlib.sha256()
+        self.failure: OSError | None = None
 
     def write(self, data: Any) -> int:
-        """Write all of `data`, as a buffered file would."""
+        """Write all of `data`, as a buffered file would.
+
+        What the file system refused is kept in `failure`: torch's archive writer forgets it and raises its own.
+        """
         view = memoryview(data).cast("B")
         self._digest.update(view)
+        try:
+            self._write_all(view)
+        except OSError as error:
+            self.failure = self.failure or error
+            raise
+        return len(view)
+
+    def _write_all(self, view: memoryview) -> None:
         written = 0
         while written < len(view):
             written += super().write(view[written:]) or 0
-        return written
 
     def close(self) -> None:
         """Close, and write the digest."""
