@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from megatron_davinci.config import Layout, check_layout, validate
@@ -34,7 +34,7 @@ def divides(part: int, number: int) -> bool:
 small_sizes = st.integers(1, 9)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     tensor=st.integers(1, 4),
     pipeline=st.integers(1, 4),

@@ -13,6 +13,8 @@ from megatron_davinci.config import RunConfig, dump_config, load_config
 from megatron_davinci.errors import ConfigError
 from tests.config import small
 
+# Examples share a folder, each in its own turn; a busy machine is no fault.
+UNMINDED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*/config.yaml"))
 
 
@@ -90,6 +92,22 @@ def test_a_thousand_problems_are_still_one_screen(tmp_path):
 def test_a_long_value_is_cut(tmp_path):
     whole = small.settings(train={"precision": "x" * 100_000}, model={"num_layers": "y" * 100_000})
     assert "train.precision" in refused(small.write(tmp_path, whole))
+
+
+@pytest.mark.parametrize(
+    ("key", "written"),
+    [
+        ("model.num_layers", "true"),
+        ("optimizer.beta1", "yes"),
+        ("train.threads", "on"),
+        ("curriculum.0.learning_rate.warmup_steps", "no"),
+    ],
+)
+def test_a_truth_value_is_no_number(tmp_path, key, written):
+    assert f"{key} (command line): should be a number; found" in refused(
+        small.write(tmp_path), f"{key}={written}"
+    )
+    assert "should be a number" in refused(small.write(tmp_path), "curriculum.0.global_batch_size=yes")
 
 
 @pytest.mark.parametrize(
@@ -274,7 +292,7 @@ junk = st.recursive(
 )
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=UNMINDED)
 @given(data=st.data())
 def test_junk_anywhere_is_a_config_error_or_a_configuration(tmp_path, data):
     whole = small.settings()
@@ -302,7 +320,7 @@ def test_a_dumped_configuration_is_read_back_equal(tmp_path, path):
     assert dump_config(again) == dump_config(config)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=UNMINDED)
 @given(
     name=st.text(min_size=1, max_size=10),
     peak=st.floats(0, 1),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_davinci.config.units import format_tokens, parse_tokens
@@ -32,17 +32,20 @@ def test_what_people_write(written, tokens):
     assert parse_tokens(written) == tokens
 
 
+@settings(deadline=None)
 @given(tokens=st.integers(0, 10**18))
 def test_a_plain_number_means_itself(tokens):
     assert parse_tokens(tokens) == parse_tokens(str(tokens)) == parse_tokens(f"{tokens:_}") == tokens
 
 
+@settings(deadline=None)
 @given(digits=st.integers(1, 999), suffix=st.sampled_from(["", "k", "M", "B", "T"]))
 def test_what_is_written_is_read_back(digits, suffix):
     tokens = parse_tokens(f"{digits}{suffix}")
     assert format_tokens(tokens) == f"{digits}{suffix}"
 
 
+@settings(deadline=None)
 @given(tokens=st.integers(1, 10**15))
 def test_three_digits_are_kept(tokens):
     shown = format_tokens(tokens)
@@ -73,6 +76,7 @@ def test_a_part_of_a_token_is_no_token(part):
         parse_tokens(part)
 
 
+@settings(deadline=None)
 @given(text=st.text(max_size=20))
 def test_any_text_is_a_count_or_a_value_error(text):
     with contextlib.suppress(ValueError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from megatron_davinci.convert.qwen2 import Qwen2
@@ -28,7 +28,7 @@ def rows(cut: Cut, heads: Heads, half: int) -> int:
     return (heads.heads + 2 * heads.groups) * heads.dim if isinstance(cut, GroupedQKV) else 2 * half
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     cut=st.sampled_from([SAME, GroupedQKV(), Stacked()]), heads=heads_, half=st.integers(1, 5), rest=columns
 )
@@ -42,7 +42,7 @@ def test_what_is_split_is_merged_and_what_is_merged_is_split(cut, heads, half, r
     assert all(torch.equal(a, b) for a, b in zip(again, shuffled, strict=True))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(heads=heads_, rest=columns)
 def test_queries_keys_and_values_are_interleaved_by_group(heads, rest):
     # Megatron-Core, for each key/value head: its query heads, its key, its value.
@@ -61,7 +61,7 @@ def test_queries_keys_and_values_are_interleaved_by_group(heads, rest):
     assert row == len(whole)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(heads=heads_, layer=st.integers(0, 99), hidden=st.integers(1, 4), half=st.integers(1, 4))
 def test_every_rule_of_qwen2_is_its_own_inverse(heads, layer, hidden, half):
     for rule in Qwen2.rules:

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from megatron_davinci.optim.adamw import GroupAdamW
@@ -29,7 +29,7 @@ def train(optimizer, steps, seed=1, skip=()):
     return [p.detach().clone() for p in params]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     shapes=st.lists(st.lists(st.integers(1, 7), min_size=1, max_size=2), min_size=1, max_size=4),
     lr=st.sampled_from([0.0, 1e-4, 1e-2]),

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from megatron_davinci.config import load_config
@@ -91,7 +91,7 @@ stages = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(stages=stages, length=st.integers(1, 9))
 def test_it_agrees_with_taking_the_steps_one_by_one(stages, length):
     schedule = Schedule(stages, length)
@@ -105,7 +105,7 @@ def test_it_agrees_with_taking_the_steps_one_by_one(stages, length):
         assert plan.learning_rate == pytest.approx(value, rel=1e-9, abs=1e-12)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(stages=stages, length=st.integers(1, 9), data=st.data())
 def test_nothing_begins_between_two_steps(stages, length, data):
     schedule = Schedule(stages, length)
