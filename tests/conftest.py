@@ -8,6 +8,11 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A machine under load is not a failure: examples have no deadline, and no test is timed.
+settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("house")
 
 TESTS = Path(__file__).parent
 _seconds: dict[str, float] = defaultdict(float)

@@ -1,0 +1,185 @@
+"""The layer's own modules against plain references, and what they refuse."""
+
+import math
+
+import pytest
+import torch
+
+from megatron_davinci.errors import ConfigError, EnvironmentProblem
+from megatron_davinci.platform.device import Platform
+from tests.ranks import run_ranks
+
+
+def a_config(**changes):
+    from megatron_davinci.model.build import transformer_config
+
+    config = transformer_config(tiny_config_in_memory())
+    for name, value in changes.items():
+        setattr(config, name, value)
+    return config
+
+
+def tiny_config_in_memory():
+    from megatron_davinci.config import validate
+
+    return validate(
+        {
+            "run": {"directory": "run"},
+            "model": {
+                "num_layers": 2,
+                "hidden_size": 48,
+                "num_attention_heads": 6,
+                "num_query_groups": 2,
+                "ffn_hidden_size": 64,
+                "vocab_size": 64,
+                "max_sequence_length": 32,
+            },
+            "data": {"sequence_length": 32, "sources": {"a": {"path": "a"}}},
+            "curriculum": [
+                {
+                    "name": "1",
+                    "tokens": 1024,
+                    "mixture": {"a": 1},
+                    "global_batch_size": 1,
+                    "learning_rate": {"peak": 1},
+                }
+            ],
+            "train": {"precision": "fp32"},
+        },
+        "tests/model",
+    )
+
+
+def attention_and_reference():
+    """Our attention against softmax(q k / sqrt(d)) v in float64, with each key/value head repeated."""
+    from megatron.core.transformer.enums import AttnMaskType
+
+    from megatron_davinci.model.attention import SDPAttention
+
+    attend = SDPAttention(a_config(), 1, AttnMaskType.causal, "self").eval()
+    generator = torch.Generator().manual_seed(3)
+    q = torch.randn(10, 2, 6, 8, generator=generator, requires_grad=True)
+    k = torch.randn(10, 2, 2, 8, generator=generator, requires_grad=True)
+    v = torch.randn(10, 2, 2, 8, generator=generator, requires_grad=True)
+    ours = attend(q, k, v, None)
+    q64, k64, v64 = (x.detach().double().permute(1, 2, 0, 3).requires_grad_() for x in (q, k, v))
+    scores = q64 @ k64.repeat_interleave(3, 1).transpose(2, 3) / math.sqrt(8)
+    scores = scores.masked_fill(torch.ones(10, 10).triu(1).bool(), -math.inf)
+    theirs = (scores.softmax(-1) @ v64.repeat_interleave(3, 1)).permute(2, 0, 1, 3).reshape(10, 2, 48)
+    weight = torch.randn(10, 2, 48, generator=generator)
+    (ours * weight).sum().backward()
+    (theirs * weight).sum().backward()
+    gradients = [
+        float((a.grad - b.grad.permute(2, 0, 1, 3)).abs().max()) for a, b in ((q, q64), (k, k64), (v, v64))
+    ]
+    return float((ours - theirs).abs().max()), max(gradients), tuple(ours.shape)
+
+
+def test_attention_equals_the_formula_in_float64():
+    difference, gradient, shape = run_ranks(1, attention_and_reference)[0]
+    assert shape == (10, 2, 48)
+    assert difference < 1e-5
+    assert gradient < 1e-4
+
+
+def refusals():
+    from megatron.core.transformer.enums import AttnMaskType
+
+    from megatron_davinci.model.attention import SDPAttention
+
+    said = []
+    for changes in ({"window_size": (4, 0)}, {"context_parallel_size": 2}, {"softmax_type": "off-by-one"}):
+        try:
+            SDPAttention(a_config(**changes), 1, AttnMaskType.causal, "self")
+        except ConfigError as error:
+            said.append(error.found)
+    attend = SDPAttention(a_config(), 1, AttnMaskType.causal, "self")
+    x = torch.randn(4, 1, 6, 8)
+    try:
+        attend(x, x[:, :, :2], x[:, :, :2], torch.ones(1, 1, 4, 4).bool())
+    except NotImplementedError as error:
+        said.append(str(error))
+    return said
+
+
+def test_attention_refuses_what_it_would_compute_wrongly():
+    said = run_ranks(1, refusals)[0]
+    assert said[:3] == ["window_size", "context_parallel_size", "softmax_type"]
+    assert "takes no mask" in said[3]
+
+
+def norm_and_reference():
+    from megatron_davinci.model.norm import RMSNorm
+
+    norm = RMSNorm(a_config(sequence_parallel=True), 48, eps=1e-6)
+    torch.nn.init.normal_(norm.weight)
+    x = torch.randn(5, 2, 48)
+    x64 = x.double()
+    reference = x64 / (x64.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight.double()
+    return float((norm(x) - reference).abs().max()), norm.weight.sequence_parallel
+
+
+def test_norm_equals_the_formula_and_is_marked_for_sequence_parallelism():
+    difference, marked = run_ranks(1, norm_and_reference)[0]
+    assert difference < 1e-5
+    assert marked is True
+
+
+def weights_of(settings):
+    """Every weight of this rank by its global name, with its tensor-parallel part."""
+    from megatron.core import parallel_state
+
+    from megatron_davinci.config import validate
+    from megatron_davinci.model.build import build_model
+    from megatron_davinci.model.initialize import global_name
+    from megatron_davinci.platform import distributed
+    from megatron_davinci.platform.device import choose
+
+    config, platform = validate(settings, "test"), choose("cpu", threads=1)
+    distributed.start(platform, tensor=config.parallel.tensor, pipeline=config.parallel.pipeline)
+    model = build_model(config, platform)
+    found = {global_name(name, model): p.detach().numpy() for name, p in model.named_parameters()}
+    part = parallel_state.get_tensor_model_parallel_rank()
+    distributed.stop()
+    return part, found
+
+
+def test_one_seed_gives_one_model_on_every_layout(tmp_path):
+    import numpy as np
+
+    from tests.tiny import tiny_settings
+
+    (_, whole), *_ = run_ranks(1, weights_of, tiny_settings(tmp_path))
+    assert len(whole) == 2 * 7 + 2
+    assert np.std(whole["embedding.word_embeddings.weight"]) == pytest.approx(0.02, rel=0.05)
+    assert np.std(whole["decoder.layers.0.mlp.linear_fc2.weight"]) == pytest.approx(0.02 / 2, rel=0.1)
+    assert not np.array_equal(
+        whole["decoder.layers.0.mlp.linear_fc1.weight"], whole["decoder.layers.1.mlp.linear_fc1.weight"]
+    )
+    parts = run_ranks(4, weights_of, tiny_settings(tmp_path, parallel={"tensor": 2, "pipeline": 2}))
+    for part, weights in parts:
+        for name, weight in weights.items():
+            full = whole[name]
+            if name.endswith("linear_fc1.weight"):
+                full = np.concatenate(
+                    [half.reshape(2, -1, *half.shape[1:])[part] for half in np.split(full, 2)]
+                )
+            elif weight.shape != full.shape:
+                axis = next(a for a in range(full.ndim) if full.shape[a] != weight.shape[a])
+                full = np.split(full, 2, axis)[part]
+            assert np.array_equal(weight, full), name
+    (_, other), *_ = run_ranks(1, weights_of, tiny_settings(tmp_path, run={"seed": 8, "directory": "x"}))
+    name = "decoder.layers.0.mlp.linear_fc1.weight"
+    assert not np.array_equal(whole[name], other[name])
+
+
+def test_transformer_engine_by_name_where_it_is_not():
+    from megatron_davinci.model.spec import use_transformer_engine
+
+    cpu = Platform("cpu", "gloo", torch.device("cpu"), transformer_engine=False, native_bf16=False)
+    assert use_transformer_engine("auto", cpu) is False
+    with pytest.raises(EnvironmentProblem, match="asked for by name"):
+        use_transformer_engine("transformer_engine", cpu)
+    with_engine = Platform("cuda", "nccl", torch.device("cpu"), transformer_engine=True, native_bf16=True)
+    assert use_transformer_engine("auto", with_engine) is True
+    assert use_transformer_engine("local", with_engine) is False
