@@ -45,7 +45,7 @@ def _show(plan: Any, config: Any) -> None:
     gflop = plan.flops_per_token / 1e9
     rows = [
         ("parameters", f"{plan.parameters:,} ({plan.parameters_without_embeddings:,} without embeddings)"),
-        ("FLOPs a token", f"{gflop:.2f} GFLOP, forward and backward; attention counted causally"),
+        ("FLOPs a token", f"{gflop:.3g} GFLOP, forward and backward; attention counted causally"),
         (
             "total",
             f"{format_tokens(plan.total_tokens)} tokens, {plan.total_samples:,} samples, "
@@ -85,8 +85,12 @@ def _show(plan: Any, config: Any) -> None:
         memory.add_column(column, justify="right")
     parts = plan.memory
     memory.add_row(
-        *(f"{size / 2**30:.2f} GiB" for size in (
+        *(_bytes(size) for size in (
             parts.weights, parts.gradients, parts.optimizer, parts.activations, parts.logits, parts.total
         ))
     )  # fmt: skip
     console.print(memory)
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
