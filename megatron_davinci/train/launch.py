@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import uuid
 from collections.abc import Sequence
@@ -49,8 +50,16 @@ def launch(config: str, overrides: Sequence[str], ranks: int) -> int:
     try:
         elastic_launch(settings, command[0])(*command[1:])
     except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
-    except SignalException as signal:
-        return 128 + int(signal.sigval)
+        rank, failure = error.get_first_failure()
+        if failure.exitcode > 0:
+            return failure.exitcode
+        number = -failure.exitcode
+        print(
+            f"error: rank {rank} was ended by signal {number} ({signal.strsignal(number)}), and the others with it.\n"
+            "  do:       start the same command again; the run goes on from its newest checkpoint",
+            file=sys.stderr,
+        )
+        return 128 + number
+    except SignalException as ended:
+        return 128 + int(ended.sigval)
     return 0
