@@ -72,7 +72,9 @@ class TrainingRun:
         progress = progress or RunProgress(self.schedule, mode, self.config.logging.every_steps)
         # Measured before every start, so that utilization is against this machine as it is now.
         peak = measure_matmul_peak(self.platform, DTYPES[self.config.train.precision])
-        records = Records(self.directory, self.config, self.schedule, peak * self.layout.world)
+        records = Records(
+            self.directory, self.config, peak=peak * self.layout.world, first_step=self.step + 1
+        )
         if self.is_main:
             self._record_start()
         feed = Feed(Batches(self.order.curriculum, self.sources), self.config.train.micro_batch_size)

@@ -7,7 +7,7 @@ from typing import Any
 import torch.distributed as dist
 
 from megatron_davinci.config import RunConfig
-from megatron_davinci.optim.schedule import Schedule, StepPlan
+from megatron_davinci.optim.schedule import StepPlan
 from megatron_davinci.train.run_directory import RunDirectory, append_line
 from megatron_davinci.train.seams import HeldOutLoss
 from megatron_davinci.train.step import StepResult
@@ -19,12 +19,12 @@ class Records:
     Args:
         directory: The run directory.
         config: The run configuration.
-        schedule: The run's schedule.
         peak: Matrix-product rate of all ranks together, FLOP/s.
+        first_step: The first step of this start; TensorBoard hides what an earlier start wrote from there on.
     """
 
-    def __init__(self, directory: RunDirectory, config: RunConfig, schedule: Schedule, peak: float) -> None:
-        self._directory, self._schedule, self._peak = directory, schedule, peak
+    def __init__(self, directory: RunDirectory, config: RunConfig, *, peak: float, first_step: int) -> None:
+        self._directory, self._peak = directory, peak
         self._sequence_length = config.data.sequence_length
         self._flops_per_token = config.model.flops_per_token(config.data.sequence_length)
         self._writes = dist.get_rank() == 0
@@ -33,7 +33,7 @@ class Records:
             from torch.utils.tensorboard import SummaryWriter
 
             directory.tensorboard.mkdir(parents=True, exist_ok=True)
-            self._board = SummaryWriter(str(directory.tensorboard))
+            self._board = SummaryWriter(str(directory.tensorboard), purge_step=first_step)
 
     def step(self, plan: StepPlan, result: StepResult, seconds: float) -> dict[str, Any]:
         """Write a step and return its record."""
