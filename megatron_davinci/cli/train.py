@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from typing import Any
 
 from megatron_davinci.cli.main import guarded
@@ -71,7 +72,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="torchrun -m megatron_davinci.train")
     add_arguments(parser)
     arguments = parser.parse_args()
-    code = guarded(lambda: train_rank(arguments.config, arguments.overrides), patience=_patience())
+    try:
+        code = guarded(lambda: train_rank(arguments.config, arguments.overrides), patience=_patience())
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.flush()
+        code = 1
     sys.stdout.flush()
     # After an error other ranks may be waiting in a collective; leaving without their consent ends them.
     os._exit(code) if code else sys.exit(0)

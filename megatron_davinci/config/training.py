@@ -41,7 +41,9 @@ class TrainConfig(Section):
 class CheckpointConfig(Section):
     """When state is saved."""
 
-    every_steps: int | None = Field(default=None, gt=0, description="Besides the one at the end of the run")
+    every_steps: int | None = Field(
+        default=1000, gt=0, description="Besides the one at the end of the run; null for that one only"
+    )
     keep: int = Field(default=2, ge=1, description="How many of the newest stay")
 
 

@@ -1,4 +1,4 @@
-"""Held-out loss by domain: always the same windows, whatever the layout."""
+"""Held-out loss by domain, always on the same windows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class HeldOutEvaluator:
     """Evaluates on fixed windows of each domain's held-out source.
 
     The windows are drawn once, by a permutation keyed with the domain's name and not with the run's seed, so that
-    runs with different seeds are measured on the same text.
+    runs with different seeds are measured on the same text. Their number is a multiple of the data-parallel ranks:
+    layouts whose ranks divide `evaluation.sequences` measure the same windows.
 
     Args:
         config: The run configuration.

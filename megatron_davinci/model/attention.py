@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from megatron.core import tensor_parallel
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
@@ -17,8 +18,8 @@ from megatron_davinci.errors import ConfigError
 class SDPAttention(MegatronModule):
     """Megatron-Core's `core_attention` submodule on `scaled_dot_product_attention`.
 
-    Key/value heads are shared among query heads without being repeated. Constructor and `forward` follow
-    `megatron.core.transformer.dot_product_attention.DotProductAttention`.
+    Key/value heads are shared among query heads without being repeated, but in fp32 on CUDA. Constructor and
+    `forward` follow `megatron.core.transformer.dot_product_attention.DotProductAttention`.
     """
 
     def __init__(
@@ -88,6 +89,13 @@ class SDPAttention(MegatronModule):
         return out.permute(2, 0, 1, 3).reshape(query.shape[0], query.shape[1], -1)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+        grouped = self.grouped
+        if grouped and q.is_cuda and q.dtype == torch.float32:
+            # On CUDA only the flash kernel shares heads, and it has no fp32; with shared heads torch would build the
+            # scores. Repeated heads take the memory-efficient kernel.
+            repeats = q.shape[1] // k.shape[1]
+            k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
+            grouped = False
         return F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, enable_gqa=self.grouped, scale=self.scale, dropout_p=dropout
+            q, k, v, is_causal=True, enable_gqa=grouped, scale=self.scale, dropout_p=dropout
         )

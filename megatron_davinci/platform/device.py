@@ -42,14 +42,6 @@ class Platform:
         if self.name == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def peak_memory_bytes(self) -> int:
-        """The most memory that this rank has held: device memory on CUDA, resident set on a CPU."""
-        if self.name == "cuda":
-            return int(torch.cuda.max_memory_allocated(self.device))
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
     def describe(self) -> str:
         """One line for the log."""
         if self.name == "cuda":
@@ -100,9 +92,17 @@ def choose(device: Literal["auto", "cpu", "cuda"] = "auto", threads: int | None 
             found=f"{torch.cuda.device_count()} GPUs",
             do="start as many ranks a node as it has GPUs (torchrun --nproc-per-node)",
         )
+    # Megatron-Core's overlap of communication and computation rests on kernels starting in the order of their launch.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     torch.cuda.set_device(index)
     device_ = torch.device("cuda", index)
-    return Platform("cuda", "nccl", device_, _has_transformer_engine(), torch.cuda.is_bf16_supported())
+    return Platform(
+        "cuda",
+        "nccl",
+        device_,
+        _has_transformer_engine(),
+        torch.cuda.is_bf16_supported(including_emulation=False),
+    )
 
 
 def count_gpus() -> int:

@@ -181,7 +181,7 @@ def patch_tensor_methods() -> None:
 
 
 def use_adam(adam: type) -> None:
-    """Make Megatron-Core build `adam` where it would take Transformer Engine's or Apex's FusedAdam.
+    """Make Megatron-Core build `adam` where neither Transformer Engine nor Apex gives it a FusedAdam.
 
     Megatron-Core's distributed optimizer is written for an Adam that keeps `step` in the parameter group. With
     a plain torch AdamW (no TE, no Apex) it resumes silently wrong: one step tensor is shared by every parameter

@@ -24,7 +24,12 @@ from megatron_davinci.train.checkpoint_files import Checkpoint
 
 # `fully_reshardable` is the one layout of the optimizer's state that loads on any TP, PP and DP; Megatron-Core's
 # own default raises when it saves.
-CONTENT = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
+# Only one data-parallel rank writes it, so only that one gathers it (`mem_efficient`).
+CONTENT = {
+    "distrib_optim_sharding_type": "fully_reshardable",
+    "distrib_optim_fully_reshardable_mem_efficient": True,
+    "chained_optim_avoid_prefix": True,
+}
 
 
 class _WriteHere(TorchDistSaveShardedStrategy):
@@ -133,7 +138,7 @@ def save(
     target = checkpoint_files.step_folder(checkpoints, step)
     saved: Checkpoint = _rank_zero(lambda: checkpoint_files.commit(temporary, target, description))
     if dist.get_rank() == 0:
-        checkpoint_files.prune(checkpoints, keep)
+        checkpoint_files.prune(checkpoints, keep, newest=step)
     return saved
 
 
@@ -166,10 +171,20 @@ def find(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
 
     Returns:
         The checkpoint or None, and a line for each newer one that was passed over.
+
+    Raises:
+        CheckpointError: There are checkpoints and none is good. To begin anew would bury what may be mended.
     """
 
     def search() -> tuple[Checkpoint | None, list[str]]:
         found, problems = checkpoint_files.newest_good(checkpoints)
+        if found is None and problems:
+            raise CheckpointError(
+                "The run has checkpoints, and none of them is whole.",
+                where=checkpoints,
+                found="\n".join(str(problem) for problem in problems[:3]),
+                do="restore one of them, or begin anew with another run.directory",
+            )
         return found, [str(problem) for problem in problems]
 
     return _rank_zero(search)
@@ -242,6 +257,9 @@ def _rank_zero(action: Any) -> Any:
             outcome = (True, action())
         except DavinciError as error:
             outcome = (False, error)
+        except OSError as error:
+            problem = EnvironmentProblem("A file system error.", where=error.filename, found=error.strerror)
+            outcome = (False, problem)
     good, value = broadcast_object(outcome)
     if not good:
         raise value

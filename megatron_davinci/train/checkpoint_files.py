@@ -233,10 +233,22 @@ def newest_good(checkpoints: Path) -> tuple[Checkpoint | None, list[CheckpointEr
     return None, problems
 
 
-def prune(checkpoints: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints."""
-    for folder in steps(checkpoints)[keep:]:
+def prune(checkpoints: Path, keep: int, newest: int) -> None:
+    """Remove all but the newest `keep` checkpoints of steps up to `newest`.
+
+    What lies beyond `newest`, the step that was saved last, was passed over when the run was resumed: it is damaged,
+    takes no place among those that are kept, and is left for somebody to look at. A checkpoint that cannot be
+    removed is no reason to stop a run.
+    """
+    for folder in [path for path in steps(checkpoints) if _step_of(path) <= newest][keep:]:
         # Renamed first, so that a crash in mid-removal leaves no folder that looks like a checkpoint.
         doomed = folder.with_name(f".{folder.name}.tmp-pruned-{uuid.uuid4().hex[:8]}")
-        os.rename(folder, doomed)
+        try:
+            os.rename(folder, doomed)
+        except OSError:
+            continue
         shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))

@@ -153,7 +153,7 @@ class TrainingRun:
             return self.stepper.train(tokens, micro_batches)
         except FloatingPointError as error:
             raise DavinciError(
-                "The loss is not finite; the update was not applied.",
+                "The loss or its gradient is not finite; the update was not applied.",
                 where=f"step {plan.step}, stage {plan.stage_name}, samples {plan.first_sample} to "
                 f"{plan.first_sample + plan.batch - 1}",
                 found=error,
@@ -187,7 +187,7 @@ class TrainingRun:
                     expected="a step boundary of this configuration's schedule with the same number",
                     do="leave the stages that are over as they were; only what lies ahead may change",
                 )
-        self.order.check_extends(found.manifest["journal"], found.folder)
+        self.order.check_extends(found.manifest.get("journal"), found.folder)
         checkpoint.load(found, self.model, self.optimizer)
         self.step, self.consumed_samples = found.step, found.consumed_samples
 
@@ -245,14 +245,12 @@ def run(config: RunConfig, platform: Platform, make_evaluator: EvaluatorFactory)
         timeout_seconds=config.parallel.timeout_seconds,
         seed=config.run.seed,
     )
-    try:
-        timer = Timer()
-        training = TrainingRun(config, platform, make_evaluator(config))
-        taken = training.train()
-        if training.is_main and config.logging.progress != "none":
-            print(
-                f"Done: step {taken} after {format_seconds(timer.lap())}. Results in {config.run.directory}"
-            )
-        return taken
-    finally:
-        distributed.stop()
+    timer = Timer()
+    training = TrainingRun(config, platform, make_evaluator(config))
+    taken = training.train()
+    if training.is_main and config.logging.progress != "none":
+        print(f"Done: step {taken} after {format_seconds(timer.lap())}. Results in {config.run.directory}")
+    # Only after success: taking NCCL's groups down can wait for ranks that are still in a collective, and the rank
+    # that failed has something to say first.
+    distributed.stop()
+    return taken

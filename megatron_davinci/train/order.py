@@ -45,7 +45,8 @@ class DataOrder:
         self._stages = config.curriculum
         self._writes = not dist.is_initialized() or dist.get_rank() == 0
         self.journal = Journal.open(path, sources) if self._writes else Journal.in_memory()
-        windows = {name: source.num_windows for name, source in sources.items()}
+        # By name: the order of the sources breaks ties between equal weights, and must not hang on the file's order.
+        windows = {name: sources[name].num_windows for name in sorted(sources)}
         self.curriculum = Curriculum(windows, config.run.seed, [])
         self._extended: set[int] = set()
 
@@ -66,17 +67,18 @@ class DataOrder:
 
     def position(self) -> dict[str, Any]:
         """What a checkpoint keeps of the journal."""
-        return {"records": len(self._extended), "digest": self.journal.digest(len(self._extended))}
+        return {"records": len(self.journal.records), "digest": self.journal.digest()}
 
-    def check_extends(self, position: dict[str, Any], folder: Path) -> None:
+    def check_extends(self, position: dict[str, Any] | None, folder: Path) -> None:
         """Refuse a checkpoint whose journal this run's does not extend."""
         if not self._writes:
             return
-        if not self.journal.extends(position["records"], position["digest"]):
+        position = position or {}
+        if not self.journal.extends(position.get("records", -1), position.get("digest", "")):
             raise CheckpointError(
                 "The run's journal is not the one that the checkpoint was saved with.",
                 where=folder,
-                found=f"journal.jsonl has another beginning than the {position['records']} records on which "
-                "the checkpoint rests",
+                found=f"journal.jsonl has another beginning than the {position.get('records', 'unknown')} records on "
+                "which the checkpoint rests",
                 do="restore journal.jsonl, or start another run in another run.directory",
             )

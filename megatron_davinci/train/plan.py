@@ -35,7 +35,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes on the fullest rank, the first pipeline stage. Activations and logits are estimates.
+    """Bytes on the fullest rank: of the first or the last pipeline stage. Activations and logits are estimates.
 
     Attributes:
         weights: In the training precision.
@@ -131,8 +131,16 @@ def plan_memory(config: RunConfig, layout: Layout) -> MemoryPlan:
     Activations are counted tensor by tensor as our layer saves them (no score matrix, no recomputation): for each
     token the inputs of both norms and of the four projections, queries, keys, values, the attention's output,
     both halves of the first MLP projection, its activation and the product. The first pipeline stage holds as
-    many micro-batches as there are stages.
+    many micro-batches as there are stages, the last one has the logits and one micro-batch.
     """
+    stages = (True, False) if layout.pipeline > 1 else (True,)
+    return max(
+        (_plan_stage(config, layout, first=first) for first in stages), key=lambda memory: memory.total
+    )
+
+
+def _plan_stage(config: RunConfig, layout: Layout, *, first: bool) -> MemoryPlan:
+    """The memory of the first pipeline stage, or of the last."""
     model, length = config.model, config.data.sequence_length
     size = 4 if config.train.precision == "fp32" else 2  # auto is bf16 where memory is short
     h, f, d = model.hidden_size, model.ffn_hidden_size, model.kv_channels
@@ -148,14 +156,13 @@ def plan_memory(config: RunConfig, layout: Layout) -> MemoryPlan:
     split = (2 * model.num_attention_heads + 2 * model.num_query_groups) * d + 4 * f
     # Whole on each tensor rank, unless the sequence is split: norm inputs and projection inputs.
     whole = 4 * h
-    activations = (
-        tokens * layers * size * (split // layout.tensor + whole // sequence_split) * layout.pipeline
-    )
+    in_flight = layout.pipeline if first else 1
+    activations = tokens * layers * size * (split // layout.tensor + whole // sequence_split) * in_flight
     vocabulary = model.vocab_size // layout.tensor
     return MemoryPlan(
         weights=parameters * size,
         gradients=parameters * 4,
         optimizer=parameters * (8 + (4 if size == 2 else 0)) // sharded,
         activations=activations,
-        logits=tokens * vocabulary * (size + 4) if layout.pipeline == 1 else 0,
+        logits=tokens * vocabulary * (size + 4) if layout.pipeline == 1 or not first else 0,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -68,6 +69,8 @@ class Stepper:
         self.sequence_length = config.data.sequence_length
         self.micro_batch_size = config.train.micro_batch_size
         self._schedule = get_forward_backward_func()
+        if optimizer is not None:
+            _refuse_infinite_gradients(optimizer)
 
     def train(self, tokens: Tensor | None, micro_batches: int) -> StepResult:
         """Take one step.
@@ -78,13 +81,13 @@ class Stepper:
             micro_batches: Micro-batches on each data-parallel rank.
 
         Raises:
-            FloatingPointError: The loss is not finite; the update was not applied.
+            FloatingPointError: The loss or the gradient is not finite; the update was not applied.
         """
         self.wrapped.zero_grad_buffer()
         self.optimizer.zero_grad()
         total, count = self._run(tokens, micro_batches, self.micro_batch_size, forward_only=False)
         loss = total / count
-        if not torch.isfinite(torch.tensor(loss)):
+        if not math.isfinite(loss):
             raise FloatingPointError(f"loss {loss}")
         _, grad_norm, _ = self.optimizer.step()
         return StepResult(loss, float(grad_norm))
@@ -140,6 +143,23 @@ class Stepper:
             )
         loss, count = total.tolist()
         return loss, count
+
+
+def _refuse_infinite_gradients(optimizer: Any) -> None:
+    """Have the optimizer's step raise `FloatingPointError` between measuring the gradient and using it.
+
+    Without a loss scale Megatron-Core looks for no infinities, and a gradient whose norm is NaN is not even clipped:
+    one bad element would be in every weight after the step.
+    """
+    measure = optimizer.get_grad_norm
+
+    def checked() -> float:
+        norm = float(measure())
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"gradient norm {norm}")
+        return norm
+
+    optimizer.get_grad_norm = checked
 
 
 def _forward(pieces: Iterator[Tensor], model: Any) -> tuple[Tensor, Any]:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from megatron_davinci.errors import CheckpointError, DataError
+from megatron_davinci.errors import CheckpointError, DataError, DavinciError
 from tests.ranks import run_ranks, start_ranks
 from tests.tiny import tiny_settings, train_here
 
@@ -132,6 +132,54 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(stopped, undistu
     starts = json.loads((run / "manifest.json").read_text())["starts"]
     assert [s["step"] for s in starts] == [0, 8]
     found, expected = numbers(run), undisturbed[1]
+    assert max(abs(f[2] - e[2]) / e[2] for f, e in zip(found, expected, strict=True)) <= 1e-5
+
+
+def test_when_no_checkpoint_is_whole_nothing_is_begun_anew(stopped):
+    settings, run = stopped
+    for shard in (run / "checkpoints").glob("step-*/state/*.distcp"):
+        shard.write_bytes(shard.read_bytes()[:-1])
+    before = (run / "metrics.jsonl").read_text()
+    with pytest.raises(CheckpointError, match="none of them is whole"):
+        run_ranks(1, train_here, settings)
+    assert (run / "metrics.jsonl").read_text() == before
+
+
+def test_the_order_of_sources_in_the_file_decides_nothing(stopped, undisturbed):
+    settings, run = stopped
+    sources = dict(reversed(settings["data"]["sources"].items()))
+    run_ranks(1, train_here, {**settings, "data": {**settings["data"], "sources": sources}})
+    found, expected = numbers(run), undisturbed[1]
+    assert max(abs(f[2] - e[2]) / e[2] for f, e in zip(found, expected, strict=True)) <= 1e-5
+
+
+def train_with_a_bad_gradient(settings):
+    """Train; at step 12 one element of the gradient is not a number while the loss is fine."""
+    from megatron_davinci.train.step import Stepper
+
+    run, steps = Stepper._run, []
+
+    def bad_run(self, tokens, micro_batches, size, *, forward_only):
+        answer = run(self, tokens, micro_batches, size, forward_only=forward_only)
+        steps.append(forward_only)
+        if steps.count(False) == 12 and not forward_only:
+            next(iter(self.wrapped.module.parameters())).main_grad.view(-1)[3] = float("nan")
+        return answer
+
+    Stepper._run = bad_run
+    return train_here(settings)
+
+
+def test_a_gradient_that_is_not_finite_is_never_applied(undisturbed, tmp_path):
+    root, expected = undisturbed
+    settings = tiny_settings(
+        root, run={"directory": str(tmp_path / "run"), "seed": 7}, checkpoint={"every_steps": 4, "keep": 1}
+    )
+    with pytest.raises(DavinciError) as error:
+        run_ranks(1, train_with_a_bad_gradient, settings)
+    assert "gradient norm nan" in str(error.value) and "step 12" in str(error.value)
+    run_ranks(1, train_here, settings)
+    found = numbers(tmp_path / "run")
     assert max(abs(f[2] - e[2]) / e[2] for f, e in zip(found, expected, strict=True)) <= 1e-5
 
 

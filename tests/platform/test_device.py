@@ -37,7 +37,6 @@ def test_auto_takes_the_cpu_where_there_is_no_cuda():
     assert (platform.name, platform.backend, platform.device) == ("cpu", "gloo", torch.device("cpu"))
     assert platform.transformer_engine is False
     assert platform.describe() == "CPU, gloo, 1 thread a rank"
-    assert platform.peak_memory_bytes() > 10**6
     platform.synchronize()
 
 

@@ -145,8 +145,15 @@ def test_saving_a_step_again_replaces_it(tmp_path):
 def test_only_the_newest_are_kept(tmp_path):
     for step in (2, 4, 6, 100_000_000):
         write(tmp_path, step)
-    cf.prune(tmp_path, 2)
+    cf.prune(tmp_path, 2, newest=100_000_000)
     assert [path.name for path in cf.steps(tmp_path)] == ["step-100000000", "step-00000006"]
+
+
+def test_a_damaged_newer_one_takes_no_place_among_those_kept(tmp_path):
+    for step in (2, 4, 6, 16):
+        write(tmp_path, step)
+    cf.prune(tmp_path, 2, newest=6)
+    assert [path.name for path in cf.steps(tmp_path)] == ["step-00000016", "step-00000006", "step-00000004"]
 
 
 def test_no_checkpoints_is_not_an_error(tmp_path):
