@@ -17,12 +17,15 @@ class Batch(NamedTuple):
     """Samples, read.
 
     Attributes:
-        tokens: [n, sequence_length + 1] int64; inputs are all but the last column, labels all but the first.
+        tokens: [n, sequence_length + 1] of `Batches.dtype`; inputs are all but the last column, labels all but the
+            first.
         source: [n] int32, each sample's source by its place in `Curriculum.sources`.
+        loss_mask: [n, sequence_length] uint8, 1 where a label carries loss; None where all do.
     """
 
     tokens: np.ndarray
     source: np.ndarray
+    loss_mask: np.ndarray | None = None
 
 
 class Batches:
@@ -31,6 +34,9 @@ class Batches:
     Args:
         curriculum: Says what each sample is.
         sources: The curriculum's sources, open.
+
+    Attributes:
+        dtype: Of the tokens that are read: the narrowest of uint16, int32 and int64 that holds every source's.
 
     Raises:
         DataError: The sources are not the curriculum's, or are not of one sequence length.
@@ -50,6 +56,7 @@ class Batches:
         self.curriculum = curriculum
         self.sequence_length = lengths.pop()
         self._sources = [sources[name] for name in curriculum.sources]
+        self.dtype = _common_dtype([source.dtype for source in self._sources])
 
     def read(self, ns: np.ndarray) -> Batch:
         """Read samples.
@@ -62,9 +69,9 @@ class Batches:
             EnvironmentProblem: A shard cannot be read.
         """
         located = self.curriculum.locate_many(ns)
-        tokens = np.empty((len(located.source), self.sequence_length + 1), np.int64)
+        tokens = np.empty((len(located.source), self.sequence_length + 1), self.dtype)
         for row, source, window in zip(tokens, located.source.tolist(), located.window.tolist(), strict=True):
-            row[:] = self._sources[source].read(window)
+            self._sources[source].read_into(window, row)
         return Batch(tokens, located.source.astype(np.int32))
 
 
@@ -129,3 +136,11 @@ class Prefetcher:
         """Discard what was requested and end the thread."""
         self.discard()
         self._thread.shutdown(wait=True, cancel_futures=True)
+
+
+def _common_dtype(dtypes: list[np.dtype]) -> np.dtype:
+    """The narrowest of uint16, int32 and int64 that holds what all the dtypes hold."""
+    for wide in (np.dtype(np.uint16), np.dtype(np.int32)):
+        if all(np.can_cast(dtype, wide) for dtype in dtypes):
+            return wide
+    return np.dtype(np.int64)

@@ -27,10 +27,15 @@ import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
+from megatron_davinci.data.places import Place, S3Path, place
+from megatron_davinci.data.storage import open_blob, read_all, size_of
 from megatron_davinci.errors import DataError, EnvironmentProblem
+
+P = TypeVar("P", Path, S3Path, Path | S3Path)
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
@@ -69,12 +74,12 @@ def dtype_for_vocab(largest_id: int) -> np.dtype:
     raise DataError("No token dtype holds this vocabulary.", found=largest_id, expected="0 to 2^31 - 1")
 
 
-def bin_path(prefix: Path) -> Path:
+def bin_path(prefix: P) -> P:
     """The token file of a prefix; the prefix may hold dots."""
     return prefix.with_name(prefix.name + ".bin")
 
 
-def idx_path(prefix: Path) -> Path:
+def idx_path(prefix: P) -> P:
     """The index file of a prefix."""
     return prefix.with_name(prefix.name + ".idx")
 
@@ -103,32 +108,34 @@ class Header:
         return self.bin_bytes // self.dtype.itemsize
 
 
-def read_header(prefix: str | os.PathLike[str]) -> Header:
-    """Read and check an index's header against the sizes of both files; costs two `stat` and one small read.
+def read_header(prefix: str | os.PathLike[str] | S3Path) -> Header:
+    """Read and check an index's header against the sizes of both files; costs two looks and one small read.
 
     Raises:
         DataError: A file is missing, is no index, has an unknown version or dtype, or has an impossible size.
         EnvironmentProblem: A file cannot be read.
     """
-    idx, binary = idx_path(Path(prefix)), bin_path(Path(prefix))
-    for path, other in ((idx, binary), (binary, idx)):
-        if not path.is_file():
+    idx, binary = idx_path(place(prefix)), bin_path(place(prefix))
+    sizes = size_of(idx), size_of(binary)
+    for path, size, other, other_size in (
+        (idx, sizes[0], binary, sizes[1]),
+        (binary, sizes[1], idx, sizes[0]),
+    ):
+        if size is None:
             raise DataError(
                 "An indexed dataset lacks one of its two files.",
                 where=path,
-                found="no such file" + (f", though {other.name} is there" if other.is_file() else ""),
+                found="no such file" + (f", though {other.name} is there" if other_size is not None else ""),
                 expected="PREFIX.bin and PREFIX.idx side by side",
                 do="give the path without .bin or .idx; if writing was cut short, write the dataset again",
             )
-    try:
-        with open(idx, "rb") as file:
-            raw = file.read(HEADER.size)
-            idx_bytes = os.fstat(file.fileno()).st_size
-        bin_bytes = binary.stat().st_size
-    except OSError as error:
-        raise EnvironmentProblem("An index cannot be read.", where=idx, found=error.strerror) from error
+    blob = open_blob(idx)
+    raw = bytearray(min(HEADER.size, blob.size))
+    blob.read_into(0, memoryview(raw))
+    blob.close()
+    idx_bytes, bin_bytes = blob.size, sizes[1] or 0
     if raw[: len(MAGIC)] != MAGIC:
-        raise _damaged("This is not a Megatron index.", idx, (0, 9), raw[:9], MAGIC)
+        raise _damaged("This is not a Megatron index.", idx, (0, 9), bytes(raw[:9]), MAGIC)
     if len(raw) < HEADER.size:
         raise _damaged("An index ends inside its header.", idx, (0, 34), f"{len(raw)} bytes", "34 bytes")
     _, version, code, sequences, bounds = HEADER.unpack(raw)
@@ -159,7 +166,7 @@ def read_header(prefix: str | os.PathLike[str]) -> Header:
 
 
 def map_tokens(prefix: str | os.PathLike[str], header: Header) -> np.ndarray:
-    """Map a whole `.bin` without copying it: [num_tokens] of the header's dtype, read-only.
+    """Map a whole local `.bin` without copying it: [num_tokens] of the header's dtype, read-only.
 
     Raises:
         DataError: The file no longer has the size that the header was checked against.
@@ -179,30 +186,33 @@ def map_tokens(prefix: str | os.PathLike[str], header: Header) -> np.ndarray:
 
 
 class IndexedDataset:
-    """A `.bin`/`.idx` pair, memory-mapped; what it returns are views of the file, never copies.
+    """A `.bin`/`.idx` pair. Local files are memory-mapped: what it returns are views of them, never copies.
+
+    Of a pair in S3 the index is read into memory, and tokens are read by range.
 
     Args:
-        prefix: Path without `.bin` or `.idx`.
+        prefix: Path, or `s3://bucket/key`, without `.bin` or `.idx`.
 
     Raises:
         DataError: A file is missing or damaged, or the two do not belong together.
         EnvironmentProblem: A file cannot be read.
     """
 
-    def __init__(self, prefix: str | os.PathLike[str]) -> None:
-        self.prefix = Path(prefix)
+    def __init__(self, prefix: str | os.PathLike[str] | S3Path) -> None:
+        self.prefix: Place = place(prefix)
         header = read_header(self.prefix)
         self._idx, self._bin = idx_path(self.prefix), bin_path(self.prefix)
         S, D = header.sequences, header.document_bounds
         self._pointers_at, self._documents_at = HEADER.size + 4 * S, HEADER.size + 12 * S
-        index = _map(self._idx)
-        self.dtype = header.dtype
+        index = read_all(self._idx) if isinstance(self._idx, S3Path) else _map(self._idx)
+        self.dtype, self.num_tokens = header.dtype, header.num_tokens
         self.sequence_lengths = np.frombuffer(index, "<i4", S, HEADER.size)
         self._pointers = np.frombuffer(index, "<i8", S, self._pointers_at)
         self.document_indices = np.frombuffer(index, "<i8", D, self._documents_at)
         self._check_sequences(header)
         self._check_documents()
-        self._tokens = map_tokens(self.prefix, header)
+        self._mapped = None if isinstance(self.prefix, S3Path) else map_tokens(self.prefix, header)
+        self._blob = open_blob(self._bin) if isinstance(self._bin, S3Path) else None
 
     def __len__(self) -> int:
         """Sequences in the file."""
@@ -219,12 +229,7 @@ class IndexedDataset:
         if not 0 <= i < len(self):
             raise IndexError(f"{self.prefix} has {len(self):,} sequences; asked for number {sequence:,}")
         start = int(self._pointers[i]) // self.dtype.itemsize
-        return self._tokens[start : start + int(self.sequence_lengths[i])]
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens in the file."""
-        return len(self._tokens)
+        return self.tokens(start, int(self.sequence_lengths[i]))
 
     def tokens(self, start: int, count: int) -> np.ndarray:
         """`count` tokens from token `start` on, whatever sequences they lie in: [count] of `dtype`.
@@ -238,7 +243,12 @@ class IndexedDataset:
                 where=f"{self._bin}, tokens {start:,} to {start + count:,}",
                 found=f"{self.num_tokens:,} tokens",
             )
-        return self._tokens[start : start + count]
+        if self._mapped is not None:
+            return self._mapped[start : start + count]
+        read = np.empty(count, self.dtype)
+        if self._blob is not None and count:
+            self._blob.read_into(start * self.dtype.itemsize, read.data.cast("B"))
+        return read
 
     def _check_sequences(self, header: Header) -> None:
         # In blocks, so that an index of a billion sequences is never copied as a whole.
@@ -320,7 +330,7 @@ def _map(path: Path) -> mmap.mmap | bytes:
         ) from error
 
 
-def _damaged(what: str, path: Path, span: tuple[int, int], found: object, expected: object) -> DataError:
+def _damaged(what: str, path: Place, span: tuple[int, int], found: object, expected: object) -> DataError:
     return DataError(
         what,
         where=f"{path}, bytes {span[0]:,} to {span[1]:,}",

@@ -14,7 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from megatron_davinci.data.indexed import DTYPE_CODES
 from megatron_davinci.data.indexed_writer import Written
-from megatron_davinci.errors import DataError, EnvironmentProblem
+from megatron_davinci.data.places import S3Path, place
+from megatron_davinci.data.storage import read_all, size_of
+from megatron_davinci.errors import DataError
 from megatron_davinci.files import write_atomically
 
 FILE_NAME = "manifest.json"
@@ -143,33 +145,29 @@ class Manifest(_Checked):
         write_atomically(Path(folder) / FILE_NAME, self.model_dump_json(indent=2) + "\n")
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> Manifest:
+    def load(cls, folder: str | os.PathLike[str] | S3Path) -> Manifest:
         """Read and check `folder/manifest.json`. The shards are not touched.
 
         Raises:
             DataError: It is missing, is not JSON, lacks a field, has one too many, or a value is wrong.
             EnvironmentProblem: It cannot be read.
         """
-        path = Path(folder) / FILE_NAME
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except FileNotFoundError as error:
+        path = place(folder) / FILE_NAME
+        if size_of(path) is None:
             raise DataError(
                 "A source has no manifest.",
                 where=path,
                 found="no such file",
-                do="write the source with `davinci data tokenize`, or give the prefix of one indexed dataset",
-            ) from error
+                do="write one with `davinci data manifest`, or give the prefix of one indexed dataset",
+            )
+        try:
+            return cls.model_validate_json(read_all(path))
         except ValidationError as error:
             raise DataError(
                 "A manifest is wrong.",
                 where=path,
                 found="\n".join(_lines(error)),
                 do="restore the file, or write the source again",
-            ) from error
-        except OSError as error:
-            raise EnvironmentProblem(
-                "A manifest cannot be read.", where=path, found=error.strerror
             ) from error
 
 

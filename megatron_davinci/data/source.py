@@ -5,23 +5,28 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-import resource
 from bisect import bisect_right
-from collections import OrderedDict
 from pathlib import Path
-from threading import Lock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from megatron_davinci.data.indexed import Header, IndexedDataset, bin_path, idx_path, map_tokens, read_header
-from megatron_davinci.data.manifest import Manifest
+from megatron_davinci.data import open_shards as shards
+from megatron_davinci.data.indexed import IndexedDataset, bin_path, idx_path
+from megatron_davinci.data.manifest import FILE_NAME, Manifest
+from megatron_davinci.data.open_shards import OpenShard
+from megatron_davinci.data.places import Place, S3Path, inside, place
+from megatron_davinci.data.storage import digest_of, size_of
 from megatron_davinci.errors import DataError
-from megatron_davinci.files import file_digest
 
 
 class WindowPlace(NamedTuple):
-    """Where a window lies: in shard `shard`, from token `token_offset` on."""
+    """Where a window lies.
+
+    Attributes:
+        shard: Number of the shard.
+        token_offset: The window's first token in it.
+    """
 
     shard: int
     token_offset: int
@@ -49,7 +54,7 @@ class Source:
         self,
         name: str,
         sequence_length: int,
-        prefixes: list[Path],
+        prefixes: list[Place],
         tokens: list[int],
         dtype: np.dtype,
         fingerprint: str,
@@ -58,6 +63,9 @@ class Source:
         self.name, self.sequence_length, self.dtype = name, sequence_length, dtype
         self.fingerprint = fingerprint
         self._prefixes, self._tokens, self._vocab_size = prefixes, tokens, vocab_size
+        self._identity = (
+            object()
+        )  # what its open shards are kept under; another in a process that it is sent to
         windows = [max(0, (count - 1) // sequence_length) for count in tokens]
         self._ends = list(itertools.accumulate(windows))
         self.num_tokens = sum(tokens)
@@ -76,7 +84,7 @@ class Source:
     def open(
         cls,
         name: str,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | S3Path,
         sequence_length: int,
         *,
         vocab_size: int | None = None,
@@ -86,7 +94,8 @@ class Source:
 
         Args:
             name: The source's name in the run; it keys the order of the windows.
-            path: A folder with a `manifest.json`, or the prefix of one indexed dataset (`x_text_document`).
+            path: A folder with a `manifest.json`, or the prefix of one indexed dataset (`x_text_document`); local,
+                or in S3.
             sequence_length: S, in tokens.
             vocab_size: Rows of the model's embedding; every token that is read is checked against it.
             verify_digests: Read every shard now and compare it with the manifest's digest.
@@ -95,14 +104,14 @@ class Source:
             DataError: The source is missing, damaged, too small for one window or made for a larger vocabulary.
             EnvironmentProblem: A file cannot be read.
         """
-        path = Path(path)
-        if not path.is_dir():
-            return cls._open_prefix(name, path, sequence_length, vocab_size, verify_digests)
-        manifest = Manifest.load(path)
+        folder = place(path)
+        if not (folder.is_dir() if isinstance(folder, Path) else size_of(folder / FILE_NAME) is not None):
+            return cls._open_prefix(name, folder, sequence_length, vocab_size, verify_digests)
+        manifest = Manifest.load(folder)
         if vocab_size is not None and manifest.vocab_size > vocab_size:
             raise DataError(
                 f"Source {name} was tokenised for a larger vocabulary than the model has.",
-                where=path,
+                where=folder,
                 found=f"ids up to {manifest.vocab_size - 1:,}",
                 expected=f"ids up to {vocab_size - 1:,}",
                 do=f"set model.vocab_size to {manifest.vocab_size:,} or more, or tokenise with the model's tokenizer",
@@ -110,7 +119,7 @@ class Source:
         source = cls(
             name,
             sequence_length,
-            [path / shard.prefix for shard in manifest.shards],
+            [inside(folder, shard.prefix) for shard in manifest.shards],
             [shard.tokens for shard in manifest.shards],
             manifest.token_dtype,
             manifest.fingerprint,
@@ -118,15 +127,15 @@ class Source:
         )
         if verify_digests:
             for shard, expected in enumerate(manifest.shards):
-                source.tokens(shard)
+                source._shard(shard)
                 _check_digest(bin_path(source._prefixes[shard]), expected.bin_sha256)
         return source
 
     @classmethod
     def _open_prefix(
-        cls, name: str, prefix: Path, sequence_length: int, vocab_size: int | None, verify_digests: bool
+        cls, name: str, prefix: Place, sequence_length: int, vocab_size: int | None, verify_digests: bool
     ) -> Source:
-        if not idx_path(prefix).exists() and not bin_path(prefix).exists():
+        if size_of(idx_path(prefix)) is None and size_of(bin_path(prefix)) is None:
             raise DataError(
                 f"Source {name} is not there.",
                 where=prefix,
@@ -164,99 +173,91 @@ class Source:
         return WindowPlace(shard, (window - first) * self.sequence_length)
 
     def read(self, window: int) -> np.ndarray:
-        """The tokens of a window: [sequence_length + 1] of `dtype`, a read-only view of the file.
+        """The tokens of a window: [sequence_length + 1] of `dtype`, read-only; a view of a local file.
 
         Raises:
             DataError: There is no such window, its shard does not match the manifest, or it holds a token outside
                 the vocabulary that the source was opened with.
             EnvironmentProblem: The shard cannot be read.
         """
-        shard, offset = self.locate(window)
-        tokens = self.tokens(shard)[offset : offset + self.sequence_length + 1]
-        if self._vocab_size is not None:
-            self._check_vocabulary(tokens, shard, offset)
+        shard, first = self.locate(window)
+        if isinstance(self._prefixes[shard], S3Path):
+            tokens = np.empty(self.sequence_length + 1, self.dtype)
+            self._shard(shard).read_into(first, tokens)
+        else:
+            tokens = self._shard(shard).view()[first : first + self.sequence_length + 1]
+        self._check_vocabulary(tokens, shard, first)
         return tokens
 
-    def tokens(self, shard: int) -> np.ndarray:
-        """All tokens of a shard, [T_k] of `dtype`, mapped; the files' sizes and dtype are checked on opening.
+    def read_into(self, window: int, row: np.ndarray) -> None:
+        """Read a window into an array, without a copy in between where `row` has the source's dtype.
+
+        Args:
+            window: Number of the window.
+            row: [sequence_length + 1], contiguous, of an integer dtype that holds the vocabulary.
 
         Raises:
-            DataError: The shard is missing, damaged, or not the one that the manifest describes.
-            EnvironmentProblem: The shard cannot be read.
+            DataError: As `read`. What `row` holds then has no meaning.
+            EnvironmentProblem: As `read`.
         """
-        prefix, expected = self._prefixes[shard], self._tokens[shard]
-        key = (str(prefix), expected, self.dtype.str)
-        mapped = _open_shards.get(key)
-        if mapped is None:
-            header = read_header(prefix)
-            self._check_shard(prefix, header, expected)
-            mapped = map_tokens(prefix, header)
-            _open_shards.put(key, mapped)
-        return mapped
+        shard, first = self.locate(window)
+        tokens = row if row.dtype == self.dtype else np.empty(len(row), self.dtype)
+        self._shard(shard).read_into(first, tokens)
+        self._check_vocabulary(tokens, shard, first)
+        if tokens is not row:
+            row[:] = tokens
 
-    def _check_shard(self, prefix: Path, header: Header, tokens: int) -> None:
-        if header.dtype != self.dtype:
-            raise DataError(
-                f"A shard of source {self.name} has another dtype than its manifest says.",
-                where=f"{idx_path(prefix)}, bytes 17 to 18",
-                found=header.dtype.name,
-                expected=self.dtype.name,
-                do="write the source again with one dtype for all shards",
-            )
-        if header.num_tokens != tokens:
-            raise DataError(
-                f"A shard of source {self.name} has another size than its manifest says.",
-                where=bin_path(prefix),
-                found=f"{header.num_tokens:,} tokens, {header.bin_bytes:,} bytes",
-                expected=f"{tokens:,} tokens, {tokens * self.dtype.itemsize:,} bytes",
-                do="restore the shard, or write the source again",
-            )
+    def will_need(self, window: int) -> None:
+        """Say that a window is read soon: its bytes are fetched in the background.
+
+        Raises:
+            DataError: As `read`, for what is known without its tokens.
+            EnvironmentProblem: As `read`.
+        """
+        shard, first = self.locate(window)
+        self._shard(shard).will_need(first, self.sequence_length + 1)
+
+    def shard_place(self, shard: int) -> Place:
+        """Where a shard lies, without `.bin` or `.idx`."""
+        return self._prefixes[shard]
+
+    @property
+    def num_shards(self) -> int:
+        """Shards, with those that are too small for a window."""
+        return len(self._prefixes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_identity": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _identity=object())
+
+    def _shard(self, number: int) -> OpenShard:
+        key = (self._identity, number)
+        shard = shards.open_shards.get(key)
+        if shard is None:
+            shard = OpenShard(self.name, self._prefixes[number], self._tokens[number], self.dtype)
+            shards.open_shards.put(key, shard)
+        return shard
 
     def _check_vocabulary(self, tokens: np.ndarray, shard: int, offset: int) -> None:
+        if self._vocab_size is None:
+            return
         highest, lowest = int(tokens.max()), int(tokens.min()) if self.dtype.kind == "i" else 0
-        if lowest < 0 or highest >= (self._vocab_size or 0):
+        if lowest < 0 or highest >= self._vocab_size:
             at = int(np.argmin(tokens) if lowest < 0 else np.argmax(tokens))
             first = (offset + at) * self.dtype.itemsize
             raise DataError(
                 f"Source {self.name} holds a token outside the model's vocabulary.",
                 where=f"{bin_path(self._prefixes[shard])}, bytes {first:,} to {first + self.dtype.itemsize:,}",
                 found=int(tokens[at]),
-                expected=f"0 to {(self._vocab_size or 0) - 1:,}",
+                expected=f"0 to {self._vocab_size - 1:,}",
                 do="check which tokenizer made the source; with a manifest, data.verify_digests finds changed bytes",
             )
 
 
-class _OpenShards:
-    """The shards that are mapped now, over all sources; the longest unused is dropped.
-
-    Python's `mmap` holds a file descriptor for as long as the mapping lives, and a corpus has more shards than a
-    process may have open files. A view that a caller holds keeps its mapping alive after it is dropped here.
-    """
-
-    def __init__(self) -> None:
-        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._limit = 4096 if soft == resource.RLIM_INFINITY else max(16, min(4096, soft // 4))
-        self._mapped: OrderedDict[tuple[str, int, str], np.ndarray] = OrderedDict()
-        self._lock = Lock()  # the prefetching thread and the caller's read from the same sources
-
-    def get(self, key: tuple[str, int, str]) -> np.ndarray | None:
-        with self._lock:
-            if key in self._mapped:
-                self._mapped.move_to_end(key)
-            return self._mapped.get(key)
-
-    def put(self, key: tuple[str, int, str], mapped: np.ndarray) -> None:
-        with self._lock:
-            self._mapped[key] = mapped
-            while len(self._mapped) > self._limit:
-                self._mapped.popitem(last=False)
-
-
-_open_shards = _OpenShards()
-
-
-def _check_digest(path: Path, expected: str) -> None:
-    found = file_digest(path)
+def _check_digest(path: Place, expected: str) -> None:
+    found = digest_of(path)
     if found != expected:
         raise DataError(
             "A token file is not the one that its manifest describes: its bytes differ.",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from megatron_davinci.config import RunConfig
 from megatron_davinci.data.permutation import Permutation, round_keys
+from megatron_davinci.data.places import S3Options, place
 from megatron_davinci.data.source import Source
 
 
@@ -38,9 +39,10 @@ class HeldOutEvaluator:
         self._rank = parallel_state.get_data_parallel_rank()
         self._reads = parallel_state.is_pipeline_first_stage() or parallel_state.is_pipeline_last_stage()
         self._domains: dict[str, tuple[Source, np.ndarray, int]] = {}
+        s3 = S3Options(**dict(config.data.s3))
         for domain, path in config.data.validation.items():
             source = Source.open(
-                domain, path, config.data.sequence_length, vocab_size=config.model.vocab_size
+                domain, place(path, s3), config.data.sequence_length, vocab_size=config.model.vocab_size
             )
             windows = choose_windows(source.num_windows, config.evaluation.sequences, ranks, domain)
             size = largest_divisor(len(windows) // ranks, config.train.micro_batch_size)

@@ -61,7 +61,7 @@ class Feed:
         """This rank's rows of a global batch, [rows, sequence_length + 1] int64; None where none are needed."""
         if not self._reads:
             return None
-        return torch.from_numpy(self._prefetcher.take(self._mine(first_sample, batch)).tokens)
+        return torch.from_numpy(self._prefetcher.take(self._mine(first_sample, batch)).tokens).long()
 
     def close(self) -> None:
         """Stop reading ahead."""

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from megatron_davinci.config import RunConfig
 from megatron_davinci.data.curriculum import Curriculum
 from megatron_davinci.data.journal import Journal, MixRecord
+from megatron_davinci.data.places import S3Options, place
 from megatron_davinci.data.source import Source
 from megatron_davinci.errors import CheckpointError
 from megatron_davinci.optim.schedule import Schedule, StepPlan
@@ -18,10 +19,11 @@ from megatron_davinci.optim.schedule import Schedule, StepPlan
 def open_sources(config: RunConfig) -> dict[str, Source]:
     """Open every training source, and check it against the model's vocabulary."""
     data = config.data
+    s3 = S3Options(**dict(data.s3))
     return {
         name: Source.open(
             name,
-            source.path,
+            place(source.path, s3),
             data.sequence_length,
             vocab_size=config.model.vocab_size,
             verify_digests=data.verify_digests,

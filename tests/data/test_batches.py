@@ -49,7 +49,7 @@ class TestReading:
         batch = batches.read(ns)
         assert (batch.tokens.shape, batch.tokens.dtype, batch.source.dtype) == (
             (4, S + 1),
-            np.int64,
+            np.uint16,
             np.int32,
         )
         for row, place, n in zip(batch.tokens, batch.source, ns.tolist()):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_davinci.data import source as source_module
+from megatron_davinci.data import open_shards as open_shards_module
 from megatron_davinci.data.indexed_writer import IndexedDatasetWriter
 from megatron_davinci.data.manifest import Manifest, Shard
 from megatron_davinci.data.source import Source
@@ -83,9 +83,9 @@ def test_opening_touches_no_shard(tmp_path):
 
 def test_many_shards_need_few_open_files(tmp_path, monkeypatch):
     source = Source.open("s", make(tmp_path, [9] * 9), 8)
-    pool = source_module._OpenShards()
+    pool = open_shards_module.OpenShards()
     monkeypatch.setattr(pool, "_limit", 2)
-    monkeypatch.setattr(source_module, "_open_shards", pool)
+    monkeypatch.setattr(open_shards_module, "open_shards", pool)
     before = len(os.listdir("/proc/self/fd"))
     kept = source.read(0)
     for window in range(9):

@@ -1,0 +1,117 @@
+"""The shards that are open now: tokens read by range, checked against the manifest when a shard is opened."""
+
+from __future__ import annotations
+
+import resource
+from collections import OrderedDict
+from threading import Lock
+
+import numpy as np
+
+from megatron_davinci.data.indexed import bin_path, idx_path, map_tokens, read_header
+from megatron_davinci.data.places import Place, S3Path
+from megatron_davinci.data.storage import Blob, open_blob
+from megatron_davinci.errors import DataError
+
+
+class OpenShard:
+    """One shard, open for reading.
+
+    Args:
+        source: The source's name, for messages.
+        prefix: Place without `.bin` or `.idx`.
+        tokens: How many the manifest says.
+        dtype: Which the manifest says.
+
+    Raises:
+        DataError: The shard is missing, damaged, or not the one that the manifest describes.
+        EnvironmentProblem: It cannot be opened.
+    """
+
+    def __init__(self, source: str, prefix: Place, tokens: int, dtype: np.dtype) -> None:
+        self.dtype = dtype
+        header = read_header(prefix)
+        if header.dtype != dtype:
+            raise DataError(
+                f"A shard of source {source} has another dtype than its manifest says.",
+                where=f"{idx_path(prefix)}, bytes 17 to 18",
+                found=header.dtype.name,
+                expected=dtype.name,
+                do="write the source again with one dtype for all shards",
+            )
+        if header.num_tokens != tokens:
+            raise DataError(
+                f"A shard of source {source} has another size than its manifest says.",
+                where=bin_path(prefix),
+                found=f"{header.num_tokens:,} tokens, {header.bin_bytes:,} bytes",
+                expected=f"{tokens:,} tokens, {tokens * dtype.itemsize:,} bytes",
+                do="restore the shard, or write the source again",
+            )
+        self._prefix, self._header = prefix, header
+        # Either is opened when it is first used: a descriptor each.
+        self._blob: Blob | None = None
+        self._view: np.ndarray | None = None
+
+    def read_into(self, first: int, row: np.ndarray) -> None:
+        """Fill `row` ([n] of the shard's dtype, contiguous) with the tokens from `first` on, in one read."""
+        self._opened().read_into(first * self.dtype.itemsize, row.data.cast("B"))
+
+    def will_need(self, first: int, count: int) -> None:
+        """Say that tokens are read soon."""
+        self._opened().will_need(first * self.dtype.itemsize, count * self.dtype.itemsize)
+
+    def view(self) -> np.ndarray:
+        """All tokens, [T] read-only: mapped where the shard is a local file, read where it is not."""
+        if isinstance(self._prefix, S3Path):
+            tokens = np.empty(self._header.num_tokens, self.dtype)
+            self.read_into(0, tokens)
+            return tokens
+        if self._view is None:
+            self._view = map_tokens(self._prefix, self._header)
+        return self._view
+
+    def _opened(self) -> Blob:
+        blob = self._blob
+        if blob is None:
+            blob = open_blob(bin_path(self._prefix))
+            if blob.size != self._header.bin_bytes:
+                raise DataError(
+                    "A token file changed while it was opened.",
+                    where=blob.place,
+                    found=f"{blob.size:,} bytes",
+                    expected=f"{self._header.bin_bytes:,} bytes",
+                    do="restore the file; no run may read it while it is being written",
+                )
+            self._blob = blob
+        return blob
+
+
+class OpenShards:
+    """A bounded number of open shards, over all sources; the longest unused is dropped.
+
+    An open shard holds a file descriptor, and a corpus has more shards than a process may have open files. What a
+    caller still holds stays open after it is dropped here.
+    """
+
+    def __init__(self) -> None:
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._limit = 4096 if soft == resource.RLIM_INFINITY else max(16, min(4096, soft // 4))
+        self._open: OrderedDict[tuple[object, int], OpenShard] = OrderedDict()
+        self._lock = Lock()  # threads that read ahead and the caller's read from the same sources
+
+    def get(self, key: tuple[object, int]) -> OpenShard | None:
+        """The shard that was put under this key, if it is still open."""
+        with self._lock:
+            if key in self._open:
+                self._open.move_to_end(key)
+            return self._open.get(key)
+
+    def put(self, key: tuple[object, int], shard: OpenShard) -> None:
+        """Keep a shard open."""
+        with self._lock:
+            self._open[key] = shard
+            while len(self._open) > self._limit:
+                self._open.popitem(last=False)
+
+
+open_shards = OpenShards()
