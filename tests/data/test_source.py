@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,40 @@ def test_many_shards_need_few_open_files(tmp_path, monkeypatch):
         assert source.read(window)[0] == 100 * window
     assert len(os.listdir("/proc/self/fd")) <= before + 3
     assert kept.tolist() == list(range(9)), "a view outlives its shard's place among the open ones"
+
+
+class TestReadingInto:
+    @pytest.mark.parametrize("dtype", ["uint16", "int32", "int64"])
+    def test_a_row_gets_the_window_whatever_its_dtype(self, tmp_path, dtype):
+        source = Source.open("s", make(tmp_path, [20, 30, 5, 17]), 8, vocab_size=1000)
+        rows = np.full((source.num_windows, 9), 999, dtype)
+        for window in reversed(range(source.num_windows)):
+            source.will_need(window)
+            source.read_into(window, rows[window])
+            assert rows[window].tolist() == source.read(window).tolist()
+
+    def test_checks_the_vocabulary(self, tmp_path):
+        with IndexedDatasetWriter(tmp_path / "x", "uint16") as writer:
+            writer.add_document([0] * 12 + [150] + [0] * 17)
+        source = Source.open("s", tmp_path / "x", 8, vocab_size=120)
+        with pytest.raises(DataError, match=r"(?s)bytes 24 to 26.*150"):
+            source.read_into(1, np.empty(9, np.uint16))
+
+    def test_a_shard_that_shrinks_is_an_error_that_names_it(self, tmp_path):
+        source = Source.open("s", make(tmp_path, [20]), 8)
+        row = np.empty(9, np.uint16)
+        source.read_into(0, row)
+        os.truncate(tmp_path / "part-0.bin", 20)
+        with pytest.raises(DataError, match=r"(?s)shorter.*part-0\.bin, bytes 16 to 34"):
+            source.read_into(1, row)
+
+    def test_in_another_process_it_opens_its_own_files(self, tmp_path):
+        source = Source.open("s", make(tmp_path, [20, 20]), 8)
+        source.read(3)
+        sent = pickle.loads(pickle.dumps(source))
+        assert len(pickle.dumps(source)) < 2000, "no shard travels"
+        assert sent.read(3).tolist() == source.read(3).tolist()
+        assert sent.fingerprint == source.fingerprint
 
 
 class TestAgainstTheManifest:
