@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 from collections import OrderedDict
 from threading import Lock
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,13 +15,30 @@ from megatron_davinci.data.storage import Blob, open_blob
 from megatron_davinci.errors import DataError
 
 
+class ShardFiles(NamedTuple):
+    """What is known of a shard before it is opened.
+
+    Attributes:
+        prefix: Place without `.bin` or `.idx`.
+        tokens: Tokens in `.bin`.
+        bin_sha256: Hex digest of `.bin`; None where nobody wrote it down.
+        has_mask: A `.mask` says which tokens carry loss.
+        mask_sha256: Hex digest of `.mask`.
+    """
+
+    prefix: Place
+    tokens: int
+    bin_sha256: str | None = None
+    has_mask: bool = False
+    mask_sha256: str | None = None
+
+
 class OpenShard:
     """One shard, open for reading.
 
     Args:
         source: The source's name, for messages.
-        prefix: Place without `.bin` or `.idx`.
-        tokens: How many the manifest says.
+        files: What the manifest says of it.
         dtype: Which the manifest says.
 
     Raises:
@@ -28,8 +46,9 @@ class OpenShard:
         EnvironmentProblem: It cannot be opened.
     """
 
-    def __init__(self, source: str, prefix: Place, tokens: int, dtype: np.dtype) -> None:
+    def __init__(self, source: str, files: ShardFiles, dtype: np.dtype) -> None:
         self.dtype = dtype
+        prefix, tokens = files.prefix, files.tokens
         header = read_header(prefix)
         if header.dtype != dtype:
             raise DataError(

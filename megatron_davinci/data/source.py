@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import os
 from bisect import bisect_right
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 from megatron_davinci.data import open_shards as shards
 from megatron_davinci.data.indexed import IndexedDataset, bin_path, idx_path
 from megatron_davinci.data.manifest import FILE_NAME, Manifest
-from megatron_davinci.data.open_shards import OpenShard
+from megatron_davinci.data.open_shards import OpenShard, ShardFiles
 from megatron_davinci.data.places import Place, S3Path, inside, place
 from megatron_davinci.data.storage import digest_of, size_of
 from megatron_davinci.errors import DataError
@@ -54,18 +55,18 @@ class Source:
         self,
         name: str,
         sequence_length: int,
-        prefixes: list[Place],
-        tokens: list[int],
+        files: list[ShardFiles],
         dtype: np.dtype,
         fingerprint: str,
         vocab_size: int | None,
     ) -> None:
         self.name, self.sequence_length, self.dtype = name, sequence_length, dtype
         self.fingerprint = fingerprint
-        self._prefixes, self._tokens, self._vocab_size = prefixes, tokens, vocab_size
+        self._files, self._vocab_size = files, vocab_size
         self._identity = (
             object()
         )  # what its open shards are kept under; another in a process that it is sent to
+        tokens = [file.tokens for file in files]
         windows = [max(0, (count - 1) // sequence_length) for count in tokens]
         self._ends = list(itertools.accumulate(windows))
         self.num_tokens = sum(tokens)
@@ -74,7 +75,7 @@ class Source:
             largest = max(tokens, default=0)
             raise DataError(
                 f"Source {name} is too small for one window.",
-                where=prefixes[0].parent if prefixes else None,
+                where=files[0].prefix.parent if files else None,
                 found=f"{self.num_tokens:,} tokens in {len(tokens)} shards, at most {largest:,} in one",
                 expected=f"{sequence_length + 1:,} tokens (sequence_length + 1) in one shard",
                 do="add text, or lower data.sequence_length",
@@ -106,7 +107,10 @@ class Source:
         """
         folder = place(path)
         if not (folder.is_dir() if isinstance(folder, Path) else size_of(folder / FILE_NAME) is not None):
-            return cls._open_prefix(name, folder, sequence_length, vocab_size, verify_digests)
+            source = cls._open_prefix(name, folder, sequence_length, vocab_size)
+            if verify_digests:
+                source.verify()
+            return source
         manifest = Manifest.load(folder)
         if vocab_size is not None and manifest.vocab_size > vocab_size:
             raise DataError(
@@ -119,22 +123,20 @@ class Source:
         source = cls(
             name,
             sequence_length,
-            [inside(folder, shard.prefix) for shard in manifest.shards],
-            [shard.tokens for shard in manifest.shards],
+            [
+                ShardFiles(inside(folder, shard.prefix), shard.tokens, shard.bin_sha256)
+                for shard in manifest.shards
+            ],
             manifest.token_dtype,
             manifest.fingerprint,
             vocab_size,
         )
         if verify_digests:
-            for shard, expected in enumerate(manifest.shards):
-                source._shard(shard)
-                _check_digest(bin_path(source._prefixes[shard]), expected.bin_sha256)
+            source.verify()
         return source
 
     @classmethod
-    def _open_prefix(
-        cls, name: str, prefix: Place, sequence_length: int, vocab_size: int | None, verify_digests: bool
-    ) -> Source:
+    def _open_prefix(cls, name: str, prefix: Place, sequence_length: int, vocab_size: int | None) -> Source:
         if size_of(idx_path(prefix)) is None and size_of(bin_path(prefix)) is None:
             raise DataError(
                 f"Source {name} is not there.",
@@ -142,19 +144,39 @@ class Source:
                 found=f"neither a folder nor {prefix.name}.bin and {prefix.name}.idx",
                 do="give a folder with a manifest.json, or the path of a .bin/.idx pair without its ending",
             )
-        if verify_digests:
-            raise DataError(
-                f"Source {name} has no manifest, so there is no digest to verify.",
-                where=prefix,
-                do="write the source with `davinci data tokenize`, or switch data.verify_digests off",
-            )
         # Nothing but the index says how long the token file should be, so all of it is checked.
         dataset = IndexedDataset(prefix)
         sizes = f"sizes:{dataset.dtype.name}:{dataset.num_tokens}"
         fingerprint = hashlib.sha256(sizes.encode()).hexdigest()
-        return cls(
-            name, sequence_length, [prefix], [dataset.num_tokens], dataset.dtype, fingerprint, vocab_size
-        )
+        files = [ShardFiles(prefix, dataset.num_tokens)]
+        return cls(name, sequence_length, files, dataset.dtype, fingerprint, vocab_size)
+
+    def verify(self, part: int = 0, parts: int = 1) -> None:
+        """Read shards whole and compare them with the manifest's digests.
+
+        Args:
+            part: Which part of the shards: every `parts`-th from this one on.
+            parts: How many share the work.
+
+        Raises:
+            DataError: A shard is missing, damaged or not the one that the manifest describes, or there is none.
+            EnvironmentProblem: A shard cannot be read.
+        """
+        mine = range(part, len(self._files), parts)
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+            for _ in threads.map(self._verify_shard, mine):
+                pass
+
+    def _verify_shard(self, number: int) -> None:
+        self._shard(number)
+        files = self._files[number]
+        if files.bin_sha256 is None:
+            raise DataError(
+                f"Source {self.name} has no manifest, so there is no digest to verify.",
+                where=files.prefix,
+                do="make one with `davinci data manifest`, or switch data.verify_digests off",
+            )
+        _check_digest(bin_path(files.prefix), files.bin_sha256)
 
     def locate(self, window: int) -> WindowPlace:
         """Where a window lies. O(log shards).
@@ -181,7 +203,7 @@ class Source:
             EnvironmentProblem: The shard cannot be read.
         """
         shard, first = self.locate(window)
-        if isinstance(self._prefixes[shard], S3Path):
+        if isinstance(self._files[shard].prefix, S3Path):
             tokens = np.empty(self.sequence_length + 1, self.dtype)
             self._shard(shard).read_into(first, tokens)
         else:
@@ -219,12 +241,12 @@ class Source:
 
     def shard_place(self, shard: int) -> Place:
         """Where a shard lies, without `.bin` or `.idx`."""
-        return self._prefixes[shard]
+        return self._files[shard].prefix
 
     @property
     def num_shards(self) -> int:
         """Shards, with those that are too small for a window."""
-        return len(self._prefixes)
+        return len(self._files)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_identity": None}
@@ -236,7 +258,7 @@ class Source:
         key = (self._identity, number)
         shard = shards.open_shards.get(key)
         if shard is None:
-            shard = OpenShard(self.name, self._prefixes[number], self._tokens[number], self.dtype)
+            shard = OpenShard(self.name, self._files[number], self.dtype)
             shards.open_shards.put(key, shard)
         return shard
 
@@ -249,7 +271,7 @@ class Source:
             first = (offset + at) * self.dtype.itemsize
             raise DataError(
                 f"Source {self.name} holds a token outside the model's vocabulary.",
-                where=f"{bin_path(self._prefixes[shard])}, bytes {first:,} to {first + self.dtype.itemsize:,}",
+                where=f"{bin_path(self._files[shard].prefix)}, bytes {first:,} to {first + self.dtype.itemsize:,}",
                 found=int(tokens[at]),
                 expected=f"0 to {self._vocab_size - 1:,}",
                 do="check which tokenizer made the source; with a manifest, data.verify_digests finds changed bytes",

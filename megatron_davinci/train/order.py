@@ -20,16 +20,18 @@ def open_sources(config: RunConfig) -> dict[str, Source]:
     """Open every training source, and check it against the model's vocabulary."""
     data = config.data
     s3 = S3Options(**dict(data.s3))
-    return {
+    sources = {
         name: Source.open(
-            name,
-            place(source.path, s3),
-            data.sequence_length,
-            vocab_size=config.model.vocab_size,
-            verify_digests=data.verify_digests,
+            name, place(source.path, s3), data.sequence_length, vocab_size=config.model.vocab_size
         )
         for name, source in data.sources.items()
     }
+    if data.verify_digests:
+        # Each rank reads a part of the shards; one that finds a wrong one ends the run for all.
+        rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        for opened in sources.values():
+            opened.verify(rank, ranks)
+    return sources
 
 
 class DataOrder:
