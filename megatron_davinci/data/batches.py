@@ -37,6 +37,7 @@ class Batches:
 
     Attributes:
         dtype: Of the tokens that are read: the narrowest of uint16, int32 and int64 that holds every source's.
+        has_mask: A source says which tokens carry loss, so every batch has a mask.
 
     Raises:
         DataError: The sources are not the curriculum's, or are not of one sequence length.
@@ -56,6 +57,7 @@ class Batches:
         self.curriculum = curriculum
         self.sequence_length = lengths.pop()
         self._sources = [sources[name] for name in curriculum.sources]
+        self.has_mask = any(source.has_mask for source in self._sources)
         self.dtype = _common_dtype([source.dtype for source in self._sources])
 
     def read(self, ns: np.ndarray) -> Batch:
@@ -72,7 +74,14 @@ class Batches:
         tokens = np.empty((len(located.source), self.sequence_length + 1), self.dtype)
         for row, source, window in zip(tokens, located.source.tolist(), located.window.tolist(), strict=True):
             self._sources[source].read_into(window, row)
-        return Batch(tokens, located.source.astype(np.int32))
+        mask = None
+        if self.has_mask:
+            mask = np.empty((len(tokens), self.sequence_length), np.uint8)
+            for row, source, window in zip(
+                mask, located.source.tolist(), located.window.tolist(), strict=True
+            ):
+                self._sources[source].read_mask_into(window, row)
+        return Batch(tokens, located.source.astype(np.int32), mask)
 
 
 class Prefetcher:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from megatron_davinci.data.indexed import bin_path, idx_path, map_tokens, read_header
+from megatron_davinci.data.mask import byte_range, mask_path, read_mask_header, unpack
 from megatron_davinci.data.places import Place, S3Path
 from megatron_davinci.data.storage import Blob, open_blob
 from megatron_davinci.errors import DataError
@@ -66,14 +67,26 @@ class OpenShard:
                 expected=f"{tokens:,} tokens, {tokens * dtype.itemsize:,} bytes",
                 do="restore the shard, or write the source again",
             )
+        if files.has_mask:
+            read_mask_header(prefix, tokens)
         self._prefix, self._header = prefix, header
         # Either is opened when it is first used: a descriptor each.
         self._blob: Blob | None = None
+        self._mask: Blob | None = None
         self._view: np.ndarray | None = None
 
     def read_into(self, first: int, row: np.ndarray) -> None:
         """Fill `row` ([n] of the shard's dtype, contiguous) with the tokens from `first` on, in one read."""
         self._opened().read_into(first * self.dtype.itemsize, row.data.cast("B"))
+
+    def read_mask_into(self, first: int, row: np.ndarray) -> None:
+        """Fill `row` ([n] uint8) with 1 for each token from `first` on that carries loss, else 0."""
+        if self._mask is None:
+            self._mask = open_blob(mask_path(self._prefix))
+        offset, nbytes = byte_range(first, len(row))
+        raw = bytearray(nbytes)
+        self._mask.read_into(offset, memoryview(raw))
+        unpack(raw, first, len(row), row)
 
     def will_need(self, first: int, count: int) -> None:
         """Say that tokens are read soon."""

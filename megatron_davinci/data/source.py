@@ -15,6 +15,7 @@ import numpy as np
 from megatron_davinci.data import open_shards as shards
 from megatron_davinci.data.indexed import IndexedDataset, bin_path, idx_path
 from megatron_davinci.data.manifest import FILE_NAME, Manifest
+from megatron_davinci.data.mask import mask_path
 from megatron_davinci.data.open_shards import OpenShard, ShardFiles
 from megatron_davinci.data.places import Place, S3Path, inside, place
 from megatron_davinci.data.storage import digest_of, size_of
@@ -124,7 +125,13 @@ class Source:
             name,
             sequence_length,
             [
-                ShardFiles(inside(folder, shard.prefix), shard.tokens, shard.bin_sha256)
+                ShardFiles(
+                    inside(folder, shard.prefix),
+                    shard.tokens,
+                    shard.bin_sha256,
+                    manifest.has_mask,
+                    shard.mask_sha256,
+                )
                 for shard in manifest.shards
             ],
             manifest.token_dtype,
@@ -146,9 +153,18 @@ class Source:
             )
         # Nothing but the index says how long the token file should be, so all of it is checked.
         dataset = IndexedDataset(prefix)
-        sizes = f"sizes:{dataset.dtype.name}:{dataset.num_tokens}"
+        if dataset.dtype.kind not in "iu":
+            raise DataError(
+                f"Source {name} holds numbers that are no token ids.",
+                where=f"{idx_path(prefix)}, bytes 17 to 18",
+                found=dataset.dtype.name,
+                expected="an integer dtype",
+                do="check the path: this dataset was not made by a tokenizer",
+            )
+        has_mask = size_of(mask_path(prefix)) is not None
+        sizes = f"sizes:{dataset.dtype.name}:{dataset.num_tokens}" + (":mask" if has_mask else "")
         fingerprint = hashlib.sha256(sizes.encode()).hexdigest()
-        files = [ShardFiles(prefix, dataset.num_tokens)]
+        files = [ShardFiles(prefix, dataset.num_tokens, has_mask=has_mask)]
         return cls(name, sequence_length, files, dataset.dtype, fingerprint, vocab_size)
 
     def verify(self, part: int = 0, parts: int = 1) -> None:
@@ -177,6 +193,8 @@ class Source:
                 do="make one with `davinci data manifest`, or switch data.verify_digests off",
             )
         _check_digest(bin_path(files.prefix), files.bin_sha256)
+        if files.mask_sha256 is not None:
+            _check_digest(mask_path(files.prefix), files.mask_sha256)
 
     def locate(self, window: int) -> WindowPlace:
         """Where a window lies. O(log shards).
@@ -228,6 +246,28 @@ class Source:
         self._check_vocabulary(tokens, shard, first)
         if tokens is not row:
             row[:] = tokens
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether masks say which tokens carry loss; without, all do."""
+        return any(files.has_mask for files in self._files)
+
+    def read_mask_into(self, window: int, row: np.ndarray) -> None:
+        """Say which labels of a window carry loss.
+
+        Args:
+            window: Number of the window.
+            row: [sequence_length] uint8, is filled: 1 where the label, the next token, carries loss, else 0.
+
+        Raises:
+            DataError: As `read`, of the mask.
+            EnvironmentProblem: As `read`.
+        """
+        if not self.has_mask:
+            row[:] = 1
+            return
+        shard, first = self.locate(window)
+        self._shard(shard).read_mask_into(first + 1, row)
 
     def will_need(self, window: int) -> None:
         """Say that a window is read soon: its bytes are fetched in the background.
@@ -282,7 +322,7 @@ def _check_digest(path: Place, expected: str) -> None:
     found = digest_of(path)
     if found != expected:
         raise DataError(
-            "A token file is not the one that its manifest describes: its bytes differ.",
+            "A file is not the one that its manifest describes: its bytes differ.",
             where=path,
             found=f"sha256 {found}",
             expected=f"sha256 {expected}",

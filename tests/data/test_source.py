@@ -129,6 +129,69 @@ class TestReadingInto:
         assert sent.fingerprint == source.fingerprint
 
 
+class TestMask:
+    def make(self, folder: Path) -> np.ndarray:
+        """Two shards, and what each of their tokens carries: [tokens of both] uint8."""
+        generator, loss, shards = np.random.default_rng(1), [], []
+        for k, size in enumerate((37, 30)):
+            flags = generator.integers(0, 2, size)
+            with IndexedDatasetWriter(folder / f"part-{k}", "uint16", mask=True) as writer:
+                writer.add_document(np.arange(size), loss=flags)
+            shards.append(Shard.of(f"part-{k}", writer.written))
+            loss.append(flags)
+        fields = {
+            "domain": "d",
+            "dtype": "uint16",
+            "vocab_size": 99,
+            "eod_id": None,
+            "tokenizer_sha256": None,
+        }
+        Manifest(name="s", shards=tuple(shards), **fields).save(folder)
+        return np.concatenate(loss)
+
+    def test_a_label_carries_loss_where_its_token_does(self, tmp_path):
+        loss = self.make(tmp_path)
+        source = Source.open("s", tmp_path, 5, verify_digests=True)
+        assert source.has_mask
+        row = np.empty(5, np.uint8)
+        for window in range(source.num_windows):
+            shard, first = source.locate(window)
+            source.read_mask_into(window, row)
+            labels = first + 1 + 37 * shard + np.arange(5)
+            assert row.tolist() == loss[labels].tolist()
+
+    def test_a_bare_prefix_finds_its_mask(self, tmp_path):
+        self.make(tmp_path)
+        whole, bare = Source.open("s", tmp_path, 5), Source.open("s", tmp_path / "part-0", 5)
+        rows = np.empty((2, 5), np.uint8)
+        whole.read_mask_into(3, rows[0])
+        bare.read_mask_into(3, rows[1])
+        assert rows[0].tolist() == rows[1].tolist()
+        (tmp_path / "part-0.mask").unlink()
+        assert Source.open("s", tmp_path / "part-0", 5).fingerprint != bare.fingerprint
+
+    def test_without_one_every_label_carries_loss(self, tmp_path):
+        source, row = Source.open("s", make(tmp_path, [20]), 8), np.zeros(8, np.uint8)
+        source.read_mask_into(1, row)
+        assert not source.has_mask and row.all()
+
+    def test_a_mask_that_went_missing_is_no_mask_of_ones(self, tmp_path):
+        self.make(tmp_path)
+        (tmp_path / "part-1.mask").unlink()
+        source = Source.open("s", tmp_path, 5)
+        source.read(0)
+        with pytest.raises(DataError, match=r"(?s)lacks its mask.*part-1\.mask"):
+            source.read(source.num_windows - 1)
+
+    def test_other_bytes_of_the_same_size(self, tmp_path):
+        self.make(tmp_path)
+        content = bytearray((tmp_path / "part-0.mask").read_bytes())
+        content[33] ^= 4
+        (tmp_path / "part-0.mask").write_bytes(content)
+        with pytest.raises(DataError, match=r"(?s)bytes differ.*part-0\.mask"):
+            Source.open("s", tmp_path, 5, verify_digests=True)
+
+
 class TestAgainstTheManifest:
     def test_another_size(self, tmp_path):
         make(tmp_path, [20])
@@ -192,6 +255,12 @@ class TestBarePrefix:
         make(tmp_path, [20])
         with pytest.raises(DataError, match="no digest to verify"):
             Source.open("s", tmp_path / "part-0", 8, verify_digests=True)
+
+    def test_of_numbers_that_are_no_tokens_is_refused(self, tmp_path):
+        with IndexedDatasetWriter(tmp_path / "x", "float32") as writer:
+            writer.add_document(np.linspace(0, 1, 30))
+        with pytest.raises(DataError, match=r"(?s)no token ids.*float32"):
+            Source.open("s", tmp_path / "x", 8)
 
     def test_that_is_not_there_says_what_a_path_may_be(self, tmp_path):
         with pytest.raises(DataError, match=r"neither a folder nor nothing\.bin"):
