@@ -21,7 +21,7 @@ from megatron_davinci.platform.peak import measure_matmul_peak
 from megatron_davinci.train import checkpoint
 from megatron_davinci.train.checkpoint_files import Checkpoint
 from megatron_davinci.train.feed import Feed
-from megatron_davinci.train.order import DataOrder, open_sources
+from megatron_davinci.train.order import DataOrder, verified_sources
 from megatron_davinci.train.progress import RunProgress, Timer, format_seconds
 from megatron_davinci.train.records import Records
 from megatron_davinci.train.run_directory import RunDirectory, command_line
@@ -46,7 +46,7 @@ class TrainingRun:
         self.schedule = Schedule(config.curriculum, config.data.sequence_length)
         self.directory = RunDirectory(config.run.directory)
         self.is_main = dist.get_rank() == 0
-        self.sources: dict[str, Source] = open_sources(config)
+        self.sources: dict[str, Source] = verified_sources(config)
         self.order = DataOrder(config, self.schedule, self.sources, self.directory.journal)
         self.model = build_model(config, platform)
         wrapped = wrap_model(self.model, config)

@@ -1,4 +1,4 @@
-"""The run's data order: its sources, its journal, and the curriculum that both decide."""
+"""The run's data order, extended stage by stage as the run goes on: its journal and its curriculum."""
 
 from __future__ import annotations
 
@@ -9,24 +9,17 @@ import torch.distributed as dist
 
 from megatron_davinci.config import RunConfig
 from megatron_davinci.data.curriculum import Curriculum
-from megatron_davinci.data.journal import Journal, MixRecord
-from megatron_davinci.data.places import S3Options, place
+from megatron_davinci.data.journal import Journal
 from megatron_davinci.data.source import Source
 from megatron_davinci.errors import CheckpointError
 from megatron_davinci.optim.schedule import Schedule, StepPlan
+from megatron_davinci.train.forecast import open_sources, stage_record
 
 
-def open_sources(config: RunConfig) -> dict[str, Source]:
-    """Open every training source, and check it against the model's vocabulary."""
-    data = config.data
-    s3 = S3Options(**dict(data.s3))
-    sources = {
-        name: Source.open(
-            name, place(source.path, s3), data.sequence_length, vocab_size=config.model.vocab_size
-        )
-        for name, source in data.sources.items()
-    }
-    if data.verify_digests:
+def verified_sources(config: RunConfig) -> dict[str, Source]:
+    """Open every training source; with `data.verify_digests`, compare every shard with its digest."""
+    sources = open_sources(config)
+    if config.data.verify_digests:
         # Each rank reads a part of the shards; one that finds a wrong one ends the run for all.
         rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         for opened in sources.values():
@@ -45,23 +38,19 @@ class DataOrder:
     """
 
     def __init__(self, config: RunConfig, schedule: Schedule, sources: dict[str, Source], path: Path) -> None:
-        self.schedule, self.sources = schedule, sources
-        self._stages = config.curriculum
+        self._config, self.schedule, self.sources = config, schedule, sources
         self._writes = not dist.is_initialized() or dist.get_rank() == 0
         self.journal = Journal.open(path, sources) if self._writes else Journal.in_memory()
-        # By name: the order of the sources breaks ties between equal weights, and must not hang on the file's order.
-        windows = {name: sources[name].num_windows for name in sorted(sources)}
+        windows = {name: source.num_windows for name, source in sources.items()}
         self.curriculum = Curriculum(windows, config.run.seed, [])
         self._extended: set[int] = set()
 
     def prepare(self, plan: StepPlan) -> None:
         """Have the journal reach the stage of `plan`, on disk, before any of its samples is read."""
         for stage in range(plan.stage + 1):
-            first = self.schedule.stage_first_sample(stage)
-            if stage in self._extended or first is None:
+            record = stage_record(self._config, self.schedule, stage)
+            if stage in self._extended or record is None:
                 continue
-            settings = self._stages[stage]
-            record = MixRecord(first_sample=first, stage=settings.name, weights=dict(settings.mixture))
             if self._writes:
                 self.journal.append(record)
             if dist.is_initialized():
