@@ -14,10 +14,11 @@ from megatron_davinci.config import RunConfig
 from megatron_davinci.data.permutation import Permutation, round_keys
 from megatron_davinci.data.places import S3Options, place
 from megatron_davinci.data.source import Source
+from megatron_davinci.errors import DataError
 
 
 class HeldOut(NamedTuple):
-    """Loss in nats a token, and the tokens that it is the mean of, by domain."""
+    """Loss in nats a token, and the labels that it is the mean of, by domain."""
 
     loss: dict[str, float]
     tokens: dict[str, int]
@@ -48,22 +49,42 @@ class HeldOutEvaluator:
             size = largest_divisor(len(windows) // ranks, config.train.micro_batch_size)
             self._domains[domain] = (source, windows.reshape(-1, ranks), size)
 
-    def evaluate(self, loss: Callable[[Tensor | None, int, int], tuple[float, float]]) -> HeldOut:
+    def evaluate(
+        self, loss: Callable[[Tensor | None, int, int, Tensor | None], tuple[float, float]]
+    ) -> HeldOut:
         """Measure every domain; every rank calls this.
 
         Args:
             loss: Sums the loss over samples on all ranks together: (tokens [rows, sequence_length + 1] or None,
-                micro-batches, rows of each) -> (nats, tokens).
+                micro-batches, rows of each, mask [rows, sequence_length] of the labels that carry loss or None)
+                -> (nats, labels).
         """
         losses, counts = {}, {}
         for domain, (source, windows, size) in self._domains.items():
             mine = windows[:, self._rank]
-            tokens = None
+            tokens = mask = None
             if self._reads:
                 tokens = torch.from_numpy(np.stack([source.read(int(w)) for w in mine]).astype(np.int64))
-            total, count = loss(tokens, len(mine) // size, size)
+                mask = _loss_mask(source, mine)
+            total, count = loss(tokens, len(mine) // size, size, mask)
+            if count == 0:
+                raise DataError(
+                    f"The held-out source of {domain} has no label that carries loss in its windows.",
+                    where=f"data.validation.{domain}",
+                    found=f"a mask that leaves out all of {windows.size:,} windows",
+                    do="take another source, or raise evaluation.sequences",
+                )
             losses[domain], counts[domain] = total / count, int(count)
         return HeldOut(losses, counts)
+
+
+def _loss_mask(source: Source, windows: np.ndarray) -> Tensor | None:
+    if not source.has_mask:
+        return None
+    rows = np.empty((len(windows), source.sequence_length), np.uint8)
+    for row, window in zip(rows, windows.tolist(), strict=True):
+        source.read_mask_into(window, row)
+    return torch.from_numpy(rows)
 
 
 def choose_windows(available: int, wanted: int, ranks: int, domain: str) -> np.ndarray:

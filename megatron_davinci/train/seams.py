@@ -25,9 +25,13 @@ class LossSum(Protocol):
     """Sums the model's loss over samples, on all ranks together (`Stepper.loss`)."""
 
     def __call__(
-        self, tokens: Tensor | None, micro_batches: int, micro_batch_size: int
+        self,
+        tokens: Tensor | None,
+        micro_batches: int,
+        micro_batch_size: int,
+        loss_mask: Tensor | None = None,
     ) -> tuple[float, float]:
-        """Return the sum in nats over all ranks' tokens, and their number."""
+        """Return the sum in nats over all ranks' labels that carry loss, and their number."""
         ...
 
 

@@ -28,7 +28,7 @@ class StepResult:
     """What a step measured, the same on every rank.
 
     Attributes:
-        loss: Mean over the global batch, nats a token.
+        loss: Mean over the labels of the global batch that carry loss, nats a token.
         grad_norm: Norm of the gradient before clipping.
     """
 
@@ -72,20 +72,25 @@ class Stepper:
         if optimizer is not None:
             _refuse_infinite_gradients(optimizer)
 
-    def train(self, tokens: Tensor | None, micro_batches: int) -> StepResult:
+    def train(self, tokens: Tensor | None, micro_batches: int, loss_mask: Tensor | None = None) -> StepResult:
         """Take one step.
 
         Args:
-            tokens: [micro_batches * micro_batch_size, sequence_length + 1] int64, this rank's samples in the
+            tokens: [micro_batches * micro_batch_size, sequence_length + 1] integers, this rank's samples in the
                 order of the micro-batches; None on pipeline ranks that read no tokens.
             micro_batches: Micro-batches on each data-parallel rank.
+            loss_mask: [micro_batches * micro_batch_size, sequence_length], 1 where a label carries loss and 0 where
+                it does not; None where all do. The mean is over the labels of all ranks that do.
 
         Raises:
-            FloatingPointError: The loss or the gradient is not finite; the update was not applied.
+            FloatingPointError: The loss or the gradient is not finite, or no label carries loss; the update was
+                not applied.
         """
         self.wrapped.zero_grad_buffer()
         self.optimizer.zero_grad()
-        total, count = self._run(tokens, micro_batches, self.micro_batch_size, forward_only=False)
+        total, count = self._run(tokens, loss_mask, micro_batches, self.micro_batch_size, forward_only=False)
+        if count == 0:
+            raise FloatingPointError("no label of the global batch carries loss")
         loss = total / count
         if not math.isfinite(loss):
             raise FloatingPointError(f"loss {loss}")
@@ -93,29 +98,40 @@ class Stepper:
         return StepResult(loss, float(grad_norm))
 
     @torch.no_grad()
-    def loss(self, tokens: Tensor | None, micro_batches: int, micro_batch_size: int) -> tuple[float, float]:
+    def loss(
+        self,
+        tokens: Tensor | None,
+        micro_batches: int,
+        micro_batch_size: int,
+        loss_mask: Tensor | None = None,
+    ) -> tuple[float, float]:
         """Sum the loss over held-out samples, without an update.
 
         Args:
             tokens: As in `train`, with `micro_batch_size` rows a micro-batch.
             micro_batches: Micro-batches on each data-parallel rank.
             micro_batch_size: Rows of each.
+            loss_mask: As in `train`.
 
         Returns:
-            Sum of the loss over all ranks' tokens in nats, and their number.
+            Sum of the loss over all ranks' labels that carry it in nats, and their number.
         """
         self.wrapped.eval()
         try:
-            return self._run(tokens, micro_batches, micro_batch_size, forward_only=True)
+            return self._run(tokens, loss_mask, micro_batches, micro_batch_size, forward_only=True)
         finally:
             self.wrapped.train()
 
     def _run(
-        self, tokens: Tensor | None, micro_batches: int, micro_batch_size: int, *, forward_only: bool
+        self,
+        tokens: Tensor | None,
+        loss_mask: Tensor | None,
+        micro_batches: int,
+        micro_batch_size: int,
+        *,
+        forward_only: bool,
     ) -> tuple[float, float]:
-        pieces: Iterator[Any] = (
-            iter(()) if tokens is None else iter(tokens.to(self.platform.device).split(micro_batch_size))
-        )
+        pieces = self._pieces(tokens, loss_mask, micro_batch_size)
         reports = self._schedule(
             forward_step_func=_forward,
             data_iterator=pieces,
@@ -126,6 +142,18 @@ class Stepper:
             forward_only=forward_only,
         )
         return self._gather(reports)
+
+    def _pieces(
+        self, tokens: Tensor | None, loss_mask: Tensor | None, micro_batch_size: int
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Tokens and mask of each micro-batch, on the device; tokens become int64 there and not before."""
+        if tokens is None:
+            return iter(())
+        device = self.platform.device
+        rows = tokens.to(device, non_blocking=True).long().split(micro_batch_size)
+        if loss_mask is None:
+            return iter([(row, None) for row in rows])
+        return iter(zip(rows, loss_mask.to(device, non_blocking=True).split(micro_batch_size), strict=True))
 
     def _gather(self, reports: list[Tensor]) -> tuple[float, float]:
         """Add up the micro-batches' (sum, count) over the ranks that have them, and tell the others."""
@@ -162,22 +190,27 @@ def _refuse_infinite_gradients(optimizer: Any) -> None:
     optimizer.get_grad_norm = checked
 
 
-def _forward(pieces: Iterator[Tensor], model: Any) -> tuple[Tensor, Any]:
+def _forward(pieces: Iterator[tuple[Tensor, Tensor | None]], model: Any) -> tuple[Tensor, Any]:
     """Megatron-Core's forward step: run one micro-batch, and say how to get a loss from what comes out."""
-    piece = next(pieces, None)
+    rows, loss_mask = next(pieces, (None, None))
     tokens = labels = None
-    if piece is not None:
-        tokens, labels = piece[:, :-1], piece[:, 1:].contiguous()
+    if rows is not None:
+        tokens, labels = rows[:, :-1], rows[:, 1:].contiguous()
     # RoPE takes positions from the sequence axis, and attention is causal without a mask.
     output = model(tokens, None, None, labels=labels)
-    return output, partial(_loss)
+    return output, partial(_loss, loss_mask=loss_mask)
 
 
-def _loss(losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum the tokens' losses [batch, sequence], count them, and keep both for the report.
+def _loss(losses: Tensor, loss_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum the labels' losses [batch, sequence], count those that carry loss, and keep both for the report.
 
     Megatron-Core divides the first in place, so the report is a copy.
     """
-    total = losses.float().sum()
+    losses = losses.float()
     count = torch.tensor(losses.numel(), dtype=torch.int, device=losses.device)
+    if loss_mask is not None:
+        # A label without loss may have an infinite one: 0 * inf is not 0.
+        losses = torch.where(loss_mask.bool(), losses, 0.0)
+        count = loss_mask.sum(dtype=torch.int)
+    total = losses.sum()
     return total, count, torch.stack([total.detach(), count.to(total.dtype)]).double()
