@@ -7,10 +7,19 @@ import json
 import os
 from collections import Counter
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from megatron_davinci.data.indexed import DTYPE_CODES
 from megatron_davinci.data.indexed_writer import Written
@@ -39,6 +48,8 @@ class Shard(_Checked):
         documents: Documents in `.idx`.
         bin_bytes: Size of `.bin`.
         bin_sha256: Hex digest of `.bin`.
+        mask_sha256: Hex digest of `.mask`, which says what tokens carry loss; None, and not in the file, where
+            every token does.
     """
 
     prefix: str = Field(min_length=1)
@@ -46,6 +57,7 @@ class Shard(_Checked):
     documents: _Count
     bin_bytes: _Count
     bin_sha256: _Digest
+    mask_sha256: _Digest | None = None
 
     @classmethod
     def of(cls, prefix: str, written: Written) -> Shard:
@@ -56,7 +68,16 @@ class Shard(_Checked):
             documents=written.documents,
             bin_bytes=written.bin_bytes,
             bin_sha256=written.bin_sha256,
+            mask_sha256=written.mask_sha256,
         )
+
+    @model_serializer(mode="wrap")
+    def _without_an_absent_mask(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Manifests of sources without masks keep the bytes that they have always had.
+        fields: dict[str, Any] = serialize(self)
+        if self.mask_sha256 is None:
+            fields.pop("mask_sha256", None)
+        return fields
 
     @model_validator(mode="after")
     def _stays_in_the_folder(self) -> Shard:
@@ -107,6 +128,10 @@ class Manifest(_Checked):
                     f"shards[{i}]: {shard.tokens:,} tokens of {self.dtype} are "
                     f"{shard.tokens * dtype.itemsize:,} bytes, not bin_bytes = {shard.bin_bytes:,}"
                 )
+        masked = [shard.mask_sha256 is not None for shard in self.shards]
+        if any(masked) and not all(masked):
+            one, none = (self.shards[masked.index(there)].prefix for there in (True, False))
+            raise ValueError(f"all shards have a mask or none has; {one} has one, {none} has not")
         for prefix, times in Counter(str(PurePosixPath(shard.prefix)) for shard in self.shards).items():
             if times > 1:
                 raise ValueError(f"{prefix} is listed {times} times")
@@ -128,12 +153,21 @@ class Manifest(_Checked):
         return sum(shard.documents for shard in self.shards)
 
     @property
+    def has_mask(self) -> bool:
+        """Whether masks say what tokens carry loss. All shards have one, or none."""
+        return any(shard.mask_sha256 is not None for shard in self.shards)
+
+    @property
     def fingerprint(self) -> str:
-        """Hex digest of what decides the windows: the dtype and each shard's tokens and bytes, in order.
+        """Hex digest of what decides the windows: the dtype and each shard's tokens, bytes and mask, in order.
 
         Names and folders are not in it: a moved source is the same source.
         """
-        content = [self.dtype, [[shard.tokens, shard.bin_sha256] for shard in self.shards]]
+        shards = [
+            [shard.tokens, shard.bin_sha256, *([shard.mask_sha256] if self.has_mask else [])]
+            for shard in self.shards
+        ]
+        content = [self.dtype, shards]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def save(self, folder: str | os.PathLike[str]) -> None:
