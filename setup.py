@@ -24,6 +24,8 @@ EXTRAS = {
     # Loading an exported model in transformers, to compare it with ours and to generate.
     # 5.3 is the first release without CVE-2026-4372 (code execution from a model's config file).
     "eval": ["transformers>=5.3"],
+    # Sources in S3, or on a server that speaks its protocol; see docs/recipes/data-on-s3.md.
+    "s3": ["boto3>=1.36"],
     # Chosen at run time by configuration; see docs/install-gpu.md.
     "gpu": ["transformer-engine[pytorch]>=2.4", "flash-attn>=2.7"],
     "dev": [
@@ -36,6 +38,11 @@ EXTRAS = {
         "pre-commit",
         "mkdocs>=1.6",
         "mkdocs-material>=9.5",
+        # An S3 server on loopback, for tests. moto's extra [server] wants far more than its S3 does.
+        "boto3>=1.36",
+        "moto[s3]>=5.0.20",
+        "flask",
+        "flask-cors",
     ],
 }
 
