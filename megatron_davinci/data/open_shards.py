@@ -77,7 +77,7 @@ class OpenShard:
 
     def read_into(self, first: int, row: np.ndarray) -> None:
         """Fill `row` ([n] of the shard's dtype, contiguous) with the tokens from `first` on, in one read."""
-        self._opened().read_into(first * self.dtype.itemsize, row.data.cast("B"))
+        self.blob().read_into(first * self.dtype.itemsize, row.data.cast("B"))
 
     def read_mask_into(self, first: int, row: np.ndarray) -> None:
         """Fill `row` ([n] uint8) with 1 for each token from `first` on that carries loss, else 0."""
@@ -90,7 +90,7 @@ class OpenShard:
 
     def will_need(self, first: int, count: int) -> None:
         """Say that tokens are read soon."""
-        self._opened().will_need(first * self.dtype.itemsize, count * self.dtype.itemsize)
+        self.blob().will_need(first * self.dtype.itemsize, count * self.dtype.itemsize)
 
     def view(self) -> np.ndarray:
         """All tokens, [T] read-only: mapped where the shard is a local file, read where it is not."""
@@ -102,7 +102,13 @@ class OpenShard:
             self._view = map_tokens(self._prefix, self._header)
         return self._view
 
-    def _opened(self) -> Blob:
+    def blob(self) -> Blob:
+        """The token file.
+
+        Raises:
+            DataError: It is not as long as it was.
+            EnvironmentProblem: It cannot be opened.
+        """
         blob = self._blob
         if blob is None:
             blob = open_blob(bin_path(self._prefix))
@@ -123,11 +129,14 @@ class OpenShards:
 
     An open shard holds a file descriptor, and a corpus has more shards than a process may have open files. What a
     caller still holds stays open after it is dropped here.
+
+    Attributes:
+        limit: How many it keeps open at most.
     """
 
     def __init__(self) -> None:
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._limit = 4096 if soft == resource.RLIM_INFINITY else max(16, min(4096, soft // 4))
+        self.limit = 4096 if soft == resource.RLIM_INFINITY else max(16, min(4096, soft // 4))
         self._open: OrderedDict[tuple[object, int], OpenShard] = OrderedDict()
         self._lock = Lock()  # threads that read ahead and the caller's read from the same sources
 
@@ -142,7 +151,7 @@ class OpenShards:
         """Keep a shard open."""
         with self._lock:
             self._open[key] = shard
-            while len(self._open) > self._limit:
+            while len(self._open) > self.limit:
                 self._open.popitem(last=False)
 
 

@@ -18,7 +18,7 @@ from megatron_davinci.data.manifest import FILE_NAME, Manifest
 from megatron_davinci.data.mask import mask_path
 from megatron_davinci.data.open_shards import OpenShard, ShardFiles
 from megatron_davinci.data.places import Place, S3Path, inside, place
-from megatron_davinci.data.storage import digest_of, size_of
+from megatron_davinci.data.storage import Blob, digest_of, size_of
 from megatron_davinci.errors import DataError
 
 
@@ -278,6 +278,37 @@ class Source:
         """
         shard, first = self.locate(window)
         self._shard(shard).will_need(first, self.sequence_length + 1)
+
+    def blob(self, shard: int) -> Blob:
+        """The token file of a shard, open, of the size and dtype that the manifest gives.
+
+        Raises:
+            DataError: The shard is missing, damaged, or not the one that the manifest describes.
+            EnvironmentProblem: It cannot be opened.
+        """
+        return self._shard(shard).blob()
+
+    def check_tokens(self, window: int, tokens: np.ndarray) -> None:
+        """Check a window's tokens, read by whatever way, against the vocabulary.
+
+        Args:
+            window: Number of the window.
+            tokens: [sequence_length + 1] integers.
+
+        Raises:
+            DataError: One of them is outside; the message says where it lies.
+        """
+        self._check_vocabulary(tokens, *self.locate(window))
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Rows of the model's embedding, if tokens are checked against it."""
+        return self._vocab_size
+
+    @property
+    def window_ends(self) -> np.ndarray:
+        """[num_shards] int64: for each shard, the number of windows in it and all before it."""
+        return np.array(self._ends, np.int64)
 
     def shard_place(self, shard: int) -> Place:
         """Where a shard lies, without `.bin` or `.idx`."""

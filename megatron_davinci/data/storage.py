@@ -17,6 +17,9 @@ from megatron_davinci.data.places import Place, S3Path
 from megatron_davinci.errors import DataError, EnvironmentProblem
 
 _CHUNK = 8 << 20
+_ONLY_CACHED = getattr(
+    os, "RWF_NOWAIT", 0
+)  # Linux; elsewhere a read may wait, which is slower and no less right
 
 
 class Blob(Protocol):
@@ -40,6 +43,18 @@ class Blob(Protocol):
         Raises:
             DataError: The file ends before the range does, or is not the one that was opened.
             EnvironmentProblem: It cannot be read. What the buffer holds then has no meaning.
+        """
+
+    def read_now(self, offset: int, buffer: memoryview) -> bool:
+        """Fill `buffer` if that takes no waiting for a disk or a network; if it does, begin to fetch the range.
+
+        Args:
+            offset: In bytes.
+            buffer: As for `read_into`.
+
+        Returns:
+            Whether the buffer is filled, wholly. If not, what it holds has no meaning; `read_into` fills it, or says
+            why it cannot.
         """
 
     def will_need(self, offset: int, nbytes: int) -> None:
@@ -93,6 +108,15 @@ class LocalBlob:
                 found=error.strerror,
                 do="check the disk and the mount, then resume",
             ) from error
+
+    def read_now(self, offset: int, buffer: memoryview) -> bool:
+        """As `Blob.read_now`: what is in the kernel's page cache."""
+        # Where the file system cannot tell what is cached (NFS among others), nothing counts as cached.
+        with contextlib.suppress(OSError):
+            if os.preadv(self._fd, (buffer,), offset, _ONLY_CACHED) == len(buffer):
+                return True
+        self.will_need(offset, len(buffer))
+        return False
 
     def will_need(self, offset: int, nbytes: int) -> None:
         """As `Blob.will_need`: the kernel begins to read into its page cache."""

@@ -85,7 +85,7 @@ def test_opening_touches_no_shard(tmp_path):
 def test_many_shards_need_few_open_files(tmp_path, monkeypatch):
     source = Source.open("s", make(tmp_path, [9] * 9), 8)
     pool = open_shards_module.OpenShards()
-    monkeypatch.setattr(pool, "_limit", 2)
+    monkeypatch.setattr(pool, "limit", 2)
     monkeypatch.setattr(open_shards_module, "open_shards", pool)
     before = len(os.listdir("/proc/self/fd"))
     kept = source.read(0)

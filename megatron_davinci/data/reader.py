@@ -1,0 +1,219 @@
+"""Many windows at once, each by one read into its row: first what memory holds, then what the disk has to bring.
+
+A reader passes twice over what it is given. The first pass reads each window that needs no waiting, and has the
+storage begin to fetch the others; the second waits for those. Between the two, the first pass over the *next* batch
+can be made, so that storage works on both: that is the read-ahead, and it costs nothing where all is in memory.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from megatron_davinci.data.open_shards import open_shards
+from megatron_davinci.data.source import Source
+from megatron_davinci.data.storage import Blob
+from megatron_davinci.errors import DataError
+
+_BLOCK_BYTES = 1 << 18  # stays in a core's own cache until it has been checked
+
+
+class Rows(NamedTuple):
+    """Rows to fill, and with what.
+
+    Attributes:
+        source: [n] int64, numbers of sources.
+        window: [n] int64, windows of them.
+        tokens: [n, sequence_length + 1], contiguous.
+        memory: The bytes of each row of `tokens`.
+        mask: [n, sequence_length] uint8, or None.
+    """
+
+    source: np.ndarray
+    window: np.ndarray
+    tokens: np.ndarray
+    memory: Sequence[memoryview]
+    mask: np.ndarray | None
+
+
+# A shard by its number and not its open file: a batch may lie in more files than may be open.
+_Read = tuple[int, int, memoryview]
+
+
+class WindowReader:
+    """Fills rows with windows. For one thread at a time.
+
+    Args:
+        sources: By their numbers; all of one sequence length.
+        read_threads: Threads that wait for storage at the same time.
+    """
+
+    def __init__(self, sources: Sequence[Source], read_threads: int = 1) -> None:
+        self.sources = list(sources)
+        self.sequence_length = self.sources[0].sequence_length
+        # Shards and windows are numbered over all sources, so that one search places all windows of a batch.
+        self._counts = np.array([source.num_windows for source in self.sources], np.int64)
+        self._first_window = np.cumsum(self._counts) - self._counts
+        ends = [source.window_ends for source in self.sources]
+        self._ends = np.concatenate([e + first for e, first in zip(ends, self._first_window, strict=True)])
+        self._starts = np.concatenate([[0], self._ends[:-1]])
+        self._shards = [(source, k) for source in self.sources for k in range(source.num_shards)]
+        self._itemsize = np.array([source.dtype.itemsize for source in self.sources], np.int64)
+        self._with_mask = np.array([source.has_mask for source in self.sources])
+        sizes = [source.vocab_size for source in self.sources if source.vocab_size is not None]
+        self._smallest_vocabulary = min(sizes, default=None)
+        self._threads = ThreadPoolExecutor(read_threads, "read") if read_threads > 1 else None
+        self.read_threads = read_threads
+        # A reference here spares a look into the table that all threads share, and must leave it room to let go.
+        self._near: dict[int, Blob] = {}
+        self._most_near = max(4, open_shards.limit // 8)
+
+    def begin(self, rows: Rows) -> Reading:
+        """Read what memory holds, and have the storage begin to fetch the rest."""
+        return Reading(self, rows)
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._threads is not None:
+            self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def place(self, source: np.ndarray, window: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where windows lie.
+
+        Returns:
+            [n] int64 numbers of shards, over all sources, and [n] int64 byte offsets in their token files.
+
+        Raises:
+            DataError: There is no such window.
+        """
+        outside = (window < 0) | (window >= self._counts[source])
+        if outside.any():
+            at = int(np.argmax(outside))
+            self.sources[int(source[at])].locate(int(window[at]))  # says what is wrong with it
+        number = self._first_window[source] + window
+        shard = np.searchsorted(self._ends, number, side="right")
+        return shard, (number - self._starts[shard]) * (self.sequence_length * self._itemsize[source])
+
+    def blob(self, shard: int) -> Blob:
+        """The token file of a shard.
+
+        Raises:
+            DataError: It is not what its manifest describes.
+            EnvironmentProblem: It cannot be opened.
+        """
+        blob = self._near.get(shard)
+        if blob is None:
+            if len(self._near) >= self._most_near:
+                self._near.clear()
+            source, number = self._shards[shard]
+            blob = self._near[shard] = source.blob(number)
+        return blob
+
+    def is_cast(self, tokens: np.ndarray) -> np.ndarray:
+        """[sources] bool: whose tokens are of another dtype than the rows, so that a read needs a second step."""
+        return np.array([source.dtype != tokens.dtype for source in self.sources])
+
+    def check(self, rows: Rows, first: int, end: int) -> None:
+        """Check rows that were read against the vocabulary, as one block.
+
+        Raises:
+            DataError: A token is outside its source's vocabulary.
+        """
+        size = self._smallest_vocabulary
+        # Without its sign a negative token is larger than any vocabulary.
+        block = rows.tokens[first:end].view(f"u{rows.tokens.itemsize}")
+        if size is None or size > np.iinfo(block.dtype).max or int(block.max()) < size:
+            return
+        for row in range(first, end):
+            self.sources[int(rows.source[row])].check_tokens(int(rows.window[row]), rows.tokens[row])
+
+    def wait_for(self, reads: list[_Read]) -> None:
+        """Make reads that may have to wait, several at a time."""
+        if self._threads is None or len(reads) < 2 * self.read_threads:
+            self._read(reads)
+            return
+        share = -(-len(reads) // self.read_threads)
+        parts = [reads[first : first + share] for first in range(0, len(reads), share)]
+        for _ in self._threads.map(self._read, parts):
+            pass
+
+    def _read(self, reads: Sequence[_Read]) -> None:
+        for shard, offset, memory in reads:
+            self.blob(shard).read_into(offset, memory)
+
+    def read_masks(self, rows: Rows) -> None:
+        """Fill the masks, with ones where a source has none."""
+        if rows.mask is None:
+            return
+        has = self._with_mask[rows.source]
+        rows.mask[~has] = 1
+        for row in np.flatnonzero(has).tolist():
+            self.sources[int(rows.source[row])].read_mask_into(int(rows.window[row]), rows.mask[row])
+
+
+class Reading:
+    """Rows that are being read: the first pass is made when it is made."""
+
+    def __init__(self, reader: WindowReader, rows: Rows) -> None:
+        self._reader, self._rows = reader, rows
+        self._waiting: list[_Read] = []
+        self._casts: list[int] = []
+        self._unchecked: list[tuple[int, int]] = []
+        self._error: DataError | Exception | None = None
+        try:
+            self._first_pass()
+        except Exception as error:
+            self._error = error
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left that `finish` would have to wait for."""
+        return not self._waiting and not self._casts and self._rows.mask is None
+
+    def finish(self) -> None:
+        """Read the rest.
+
+        Raises:
+            DataError: A window is damaged, or outside the vocabulary. What the rows hold then has no meaning.
+            EnvironmentProblem: A shard cannot be read.
+        """
+        if self._error is not None:
+            raise self._error
+        reader, rows = self._reader, self._rows
+        reader.wait_for(self._waiting)
+        for row in self._casts:
+            reader.sources[int(rows.source[row])].read_into(int(rows.window[row]), rows.tokens[row])
+        for first, end in self._unchecked:
+            reader.check(rows, first, end)
+        reader.read_masks(rows)
+
+    def _first_pass(self) -> None:
+        reader, rows = self._reader, self._rows
+        shard, offset = reader.place(rows.source, rows.window)
+        count = max(1, _BLOCK_BYTES // max(1, rows.tokens[:1].nbytes))
+        block = np.arange(len(shard)) // count
+        # Block by block in the order of the files: the disk sees rising offsets, the check finds the rows in cache.
+        order = np.lexsort((offset, shard, block))
+        cast = reader.is_cast(rows.tokens)[rows.source]
+        blob, memory, near = reader.blob, rows.memory, reader._near
+        places = zip(order.tolist(), shard[order].tolist(), offset[order].tolist(), strict=True)
+        any_cast = bool(cast.any())
+        for first in range(0, len(shard), count):
+            end = min(first + count, len(shard))
+            before = len(self._waiting) + len(self._casts)
+            for row, k, at in itertools.islice(places, end - first):
+                if any_cast and cast[row]:
+                    reader.sources[int(rows.source[row])].will_need(int(rows.window[row]))
+                    self._casts.append(row)
+                    continue
+                file = near.get(k) or blob(k)
+                if not file.read_now(at, memory[row]):
+                    self._waiting.append((k, at, memory[row]))
+            if len(self._waiting) + len(self._casts) == before:
+                reader.check(rows, first, end)
+            else:
+                self._unchecked.append((first, end))
