@@ -1,10 +1,11 @@
 """Data on disk and its order: indexed datasets, sources, and which tokens sample `n` is. NumPy only."""
 
-from megatron_davinci.data.batches import Batch, Batches, Prefetcher
+from megatron_davinci.data.batches import Batch, Batches
 from megatron_davinci.data.curriculum import Curriculum, Location, Locations
 from megatron_davinci.data.indexed import IndexedDataset, dtype_for_vocab
 from megatron_davinci.data.indexed_writer import IndexedDatasetWriter
 from megatron_davinci.data.journal import Journal, MixRecord, SkipRecord
+from megatron_davinci.data.loader import Loader, NativeLoader
 from megatron_davinci.data.manifest import Manifest, Shard
 from megatron_davinci.data.source import Source
 
@@ -15,11 +16,12 @@ __all__ = [
     "IndexedDataset",
     "IndexedDatasetWriter",
     "Journal",
+    "Loader",
     "Location",
     "Locations",
     "Manifest",
     "MixRecord",
-    "Prefetcher",
+    "NativeLoader",
     "Shard",
     "SkipRecord",
     "Source",

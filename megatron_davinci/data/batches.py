@@ -1,9 +1,8 @@
-"""Samples by number as arrays of tokens, read at once or ahead of their use."""
+"""Samples by number as arrays of tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +35,7 @@ class Batches:
         sources: The curriculum's sources, open.
 
     Attributes:
+        sources: By the numbers that the curriculum gives them.
         dtype: Of the tokens that are read: the narrowest of uint16, int32 and int64 that holds every source's.
         has_mask: A source says which tokens carry loss, so every batch has a mask.
 
@@ -56,9 +56,9 @@ class Batches:
             raise DataError("The sources are cut to several sequence lengths.", found=sorted(lengths))
         self.curriculum = curriculum
         self.sequence_length = lengths.pop()
-        self._sources = [sources[name] for name in curriculum.sources]
-        self.has_mask = any(source.has_mask for source in self._sources)
-        self.dtype = _common_dtype([source.dtype for source in self._sources])
+        self.sources = [sources[name] for name in curriculum.sources]
+        self.has_mask = any(source.has_mask for source in self.sources)
+        self.dtype = _common_dtype([source.dtype for source in self.sources])
 
     def read(self, ns: np.ndarray) -> Batch:
         """Read samples.
@@ -73,78 +73,15 @@ class Batches:
         located = self.curriculum.locate_many(ns)
         tokens = np.empty((len(located.source), self.sequence_length + 1), self.dtype)
         for row, source, window in zip(tokens, located.source.tolist(), located.window.tolist(), strict=True):
-            self._sources[source].read_into(window, row)
+            self.sources[source].read_into(window, row)
         mask = None
         if self.has_mask:
             mask = np.empty((len(tokens), self.sequence_length), np.uint8)
             for row, source, window in zip(
                 mask, located.source.tolist(), located.window.tolist(), strict=True
             ):
-                self._sources[source].read_mask_into(window, row)
+                self.sources[source].read_mask_into(window, row)
         return Batch(tokens, located.source.astype(np.int32), mask)
-
-
-class Prefetcher:
-    """Reads the samples that are needed next while the caller works on others. One thread; close it when done.
-
-    Args:
-        batches: Does the reading.
-    """
-
-    def __init__(self, batches: Batches) -> None:
-        self._batches = batches
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
-        self._ahead: tuple[np.ndarray, int, Future[Batch]] | None = None
-
-    def __enter__(self) -> Prefetcher:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def request(self, ns: np.ndarray) -> None:
-        """Begin to read samples in the background; what was requested before and not taken is discarded.
-
-        Args:
-            ns: [n] integers.
-        """
-        self.discard()
-        ns = np.array(ns, np.int64)
-        records = len(self._batches.curriculum.first_samples)
-        self._ahead = (ns, records, self._thread.submit(self._batches.read, ns))
-
-    def take(self, ns: np.ndarray) -> Batch:
-        """The samples `ns`, from what was read ahead if it is just these, and read now if not.
-
-        What was read ahead is not used once a later record governs any of it.
-
-        Args:
-            ns: [n] integers.
-
-        Raises:
-            DataError: As `Batches.read`, whichever thread it came up in.
-            EnvironmentProblem: As `Batches.read`.
-        """
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None:
-            requested, records, reading = ahead
-            since = self._batches.curriculum.first_samples[records:]
-            stale = len(since) > 0 and len(requested) > 0 and since[0] <= requested.max()
-            if not stale and np.array_equal(requested, ns):
-                return reading.result()
-            reading.cancel()
-        return self._batches.read(ns)
-
-    def discard(self) -> None:
-        """Forget what was requested."""
-        if self._ahead is not None:
-            self._ahead[2].cancel()
-            self._ahead = None
-
-    def close(self) -> None:
-        """Discard what was requested and end the thread."""
-        self.discard()
-        self._thread.shutdown(wait=True, cancel_futures=True)
 
 
 def _common_dtype(dtypes: list[np.dtype]) -> np.dtype:

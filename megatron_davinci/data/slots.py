@@ -71,7 +71,7 @@ class Slot:
     def __init__(self, shape: RowShape, fd: int | None = None, on_slot: OnSlot | None = None) -> None:
         self.shape, self.fd, self._on_slot = shape, fd, on_slot
         self._release: Callable[[], None] | None = None
-        self.capacity = 0
+        self.capacity = -1
         self.map(0)
 
     def grow(self, rows: int) -> None:
@@ -83,14 +83,11 @@ class Slot:
 
     def map(self, capacity: int) -> None:
         """Look at the memory as rows of this capacity, to which it has been grown."""
-        if capacity == self.capacity and hasattr(self, "plan"):
+        if capacity == self.capacity:
             return
         self._let_go()
         tokens, mask, size = self.shape.offsets(capacity)
-        if self.fd is None or capacity == 0:
-            memory = mmap.mmap(-1, size)
-        else:
-            memory = mmap.mmap(self.fd, size)
+        memory = mmap.mmap(-1 if self.fd is None or capacity == 0 else self.fd, size)
         # Arrays keep the mapping alive: whoever still holds an old one is not left with nothing behind it.
         width = self.shape.sequence_length + 1
         count = capacity * width
@@ -98,7 +95,8 @@ class Slot:
         self.tokens = np.frombuffer(memory, self.shape.dtype, count, tokens).reshape(capacity, width)
         self.mask = None
         if self.shape.has_mask:
-            self.mask = np.frombuffer(memory, np.uint8, capacity * (width - 1), mask).reshape(capacity, -1)
+            masks = np.frombuffer(memory, np.uint8, capacity * (width - 1), mask)
+            self.mask = masks.reshape(capacity, width - 1)
         nbytes = width * self.tokens.itemsize
         view = memoryview(memory)
         self.rows = [view[at : at + nbytes] for at in range(tokens, tokens + capacity * nbytes, nbytes)]

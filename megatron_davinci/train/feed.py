@@ -1,13 +1,16 @@
-"""From the clock to this rank's tokens: which samples are its own, read ahead of the step."""
+"""From the clock to this rank's tokens: which samples are its own, read ahead of the steps and put on the device."""
 
 from __future__ import annotations
 
 import numpy as np
-import torch
 from megatron.core import parallel_state
 from torch import Tensor
 
-from megatron_davinci.data.batches import Batches, Prefetcher
+from megatron_davinci.config.data import LoaderConfig
+from megatron_davinci.data.batches import Batches
+from megatron_davinci.data.loader import Loader, NativeLoader
+from megatron_davinci.platform.device import Platform
+from megatron_davinci.platform.host_memory import HostToDevice
 
 
 def rank_samples(
@@ -33,20 +36,28 @@ def rank_samples(
 
 
 class Feed:
-    """Reads this rank's samples, one step ahead.
+    """Reads this rank's samples, as many steps ahead as it is asked for.
 
     Args:
         batches: Reads samples by number.
+        settings: How they are read.
         micro_batch_size: Sequences a micro-batch.
+        platform: Where they are used.
+
+    Raises:
+        EnvironmentProblem: Workers cannot be started.
     """
 
-    def __init__(self, batches: Batches, micro_batch_size: int) -> None:
-        self._prefetcher = Prefetcher(batches)
+    def __init__(
+        self, batches: Batches, settings: LoaderConfig, micro_batch_size: int, platform: Platform
+    ) -> None:
         self._size = micro_batch_size
         self._rank = parallel_state.get_data_parallel_rank()
         self._ranks = parallel_state.get_data_parallel_world_size()
+        self._device = HostToDevice(platform)
         # Between the first and the last pipeline stage nothing looks at tokens.
-        self._reads = parallel_state.is_pipeline_first_stage() or parallel_state.is_pipeline_last_stage()
+        reads = parallel_state.is_pipeline_first_stage() or parallel_state.is_pipeline_last_stage()
+        self._loader: Loader | None = self._open(batches, settings) if reads else None
 
     def micro_batches(self, batch: int) -> int:
         """Micro-batches a rank computes for a global batch."""
@@ -54,18 +65,34 @@ class Feed:
 
     def request(self, first_sample: int, batch: int) -> None:
         """Begin to read a global batch in the background."""
-        if self._reads:
-            self._prefetcher.request(self._mine(first_sample, batch))
+        if self._loader is not None:
+            self._loader.request(self._mine(first_sample, batch))
 
     def take(self, first_sample: int, batch: int) -> Tensor | None:
-        """This rank's rows of a global batch, [rows, sequence_length + 1] int64; None where none are needed."""
-        if not self._reads:
+        """This rank's rows of a global batch; None where none are needed.
+
+        Returns:
+            [rows, sequence_length + 1] int64 on the device. It holds until the next is taken.
+        """
+        if self._loader is None:
             return None
-        return torch.from_numpy(self._prefetcher.take(self._mine(first_sample, batch)).tokens).long()
+        self._device.wait()
+        return self._device.copy(self._loader.take(self._mine(first_sample, batch)).tokens)
 
     def close(self) -> None:
         """Stop reading ahead."""
-        self._prefetcher.close()
+        if self._loader is not None:
+            self._device.wait()
+            self._loader.close()
+
+    def _open(self, batches: Batches, settings: LoaderConfig) -> Loader:
+        return NativeLoader(
+            batches,
+            workers=settings.workers,
+            read_threads=settings.read_threads,
+            prefetch_steps=settings.prefetch_steps,
+            on_slot=self._device.pin,
+        )
 
     def _mine(self, first_sample: int, batch: int) -> np.ndarray:
         return rank_samples(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch.distributed as dist
@@ -77,7 +79,12 @@ class TrainingRun:
         )
         if self.is_main:
             self._record_start()
-        feed = Feed(Batches(self.order.curriculum, self.sources), self.config.train.micro_batch_size)
+        feed = Feed(
+            Batches(self.order.curriculum, self.sources),
+            self.config.data.loader,
+            self.config.train.micro_batch_size,
+            self.platform,
+        )
         self._introduce(progress)
         try:
             with progress:
@@ -114,31 +121,37 @@ class TrainingRun:
         )
 
     def _steps(self, feed: Feed, progress: RunProgress, records: Records) -> None:
-        if self.step >= self.last_step:
-            return
-        plan = self.schedule.at(self.consumed_samples)
-        self.order.prepare(plan)
-        feed.request(plan.first_sample, plan.batch)
+        plans, ahead = self._plans(), deque[StepPlan]()
+
+        def request(count: int) -> None:
+            for plan in islice(plans, count):
+                self.order.prepare(plan)
+                feed.request(plan.first_sample, plan.batch)
+                ahead.append(plan)
+
+        request(self.config.data.loader.prefetch_steps)
         timer = Timer()
-        while True:
+        while ahead:
+            plan = ahead.popleft()
             tokens = feed.take(plan.first_sample, plan.batch)
-            following = None
-            if plan.step < self.last_step:
-                following = self.schedule.at(plan.first_sample + plan.batch)
-                self.order.prepare(following)
-                feed.request(following.first_sample, following.batch)
+            request(1)
             result = self._step(plan, tokens, feed.micro_batches(plan.batch))
             self.step, self.consumed_samples = plan.step, plan.first_sample + plan.batch
             progress.step(records.step(plan, result, timer.lap()))
             if self._is_due(plan, self.config.evaluation.every_steps) or plan.ends_stage:
                 self._evaluate(plan, progress, records)
                 timer.lap()
-            if self._is_due(plan, self.config.checkpoint.every_steps) or following is None:
+            if self._is_due(plan, self.config.checkpoint.every_steps) or not ahead:
                 self.save()
                 timer.lap()
-            if following is None:
-                return
-            plan = following
+
+    def _plans(self) -> Iterator[StepPlan]:
+        """The steps that are left, in their order."""
+        step, sample = self.step, self.consumed_samples
+        while step < self.last_step:
+            plan = self.schedule.at(sample)
+            yield plan
+            step, sample = plan.step, sample + plan.batch
 
     def _step(self, plan: StepPlan, tokens: Any, micro_batches: int) -> StepResult:
         if self.config.model.dropout:

@@ -1,14 +1,13 @@
-"""Samples by number, as tokens: whatever reads them, in whatever batches, ahead or not."""
+"""Samples by number, as tokens, in whatever batches."""
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from megatron_davinci.data.batches import Batch, Batches, Prefetcher
+from megatron_davinci.data.batches import Batch, Batches
 from megatron_davinci.data.curriculum import Curriculum
 from megatron_davinci.data.indexed_writer import IndexedDatasetWriter
 from megatron_davinci.data.journal import MixRecord
@@ -67,7 +66,7 @@ class TestReading:
 
     def test_one_epoch_of_a_source_is_all_of_its_tokens(self, batches):
         batch = batches.read(np.arange(40))
-        web = batch.tokens[batch.source == 0][:20]
+        web = batch.tokens[batch.source == batches.curriculum.sources.index("web")][:20]
         assert sorted(web[:, :-1].reshape(-1).tolist()) == list(range(20 * S))
 
     def test_of_nothing_is_nothing(self, batches):
@@ -98,89 +97,3 @@ class TestOpening:
     def test_the_order_of_the_mapping_does_not_matter(self, sources, batches):
         turned = Batches(batches.curriculum, dict(reversed(sources.items())))
         assert same(turned.read(np.arange(30)), batches.read(np.arange(30)))
-
-
-class Watched(Batches):
-    """Counts reads by thread, and holds them until it is told to go on."""
-
-    def __init__(self, batches: Batches) -> None:
-        self.__dict__.update(vars(batches))
-        self.go_on = threading.Event()
-        self.go_on.set()
-        self.threads: list[int] = []
-
-    def read(self, ns: np.ndarray) -> Batch:
-        self.threads.append(threading.get_ident())
-        assert self.go_on.wait(30)
-        return super().read(ns)
-
-
-class TestPrefetching:
-    @pytest.fixture
-    def watched(self, batches):
-        return Watched(batches)
-
-    def test_what_was_requested_is_read_once_and_in_the_background(self, watched, batches):
-        with Prefetcher(watched) as prefetcher:
-            for first in range(0, 40, 10):
-                ns = np.arange(first, first + 10)
-                prefetcher.request(ns)
-                assert same(prefetcher.take(ns), batches.read(ns))
-        assert len(watched.threads) == 4
-        assert threading.get_ident() not in watched.threads
-
-    def test_what_was_not_requested_is_read_at_once(self, watched, batches):
-        with Prefetcher(watched) as prefetcher:
-            assert same(prefetcher.take(np.arange(4)), batches.read(np.arange(4)))
-            prefetcher.request(np.arange(4, 8))
-            assert same(prefetcher.take(np.arange(8, 12)), batches.read(np.arange(8, 12)))
-            # The request went with it: nothing that was read ahead is handed out later.
-            assert same(prefetcher.take(np.arange(4, 8)), batches.read(np.arange(4, 8)))
-        assert watched.threads.count(threading.get_ident()) == 3
-
-    def test_what_is_discarded_is_not_used(self, watched, batches):
-        with Prefetcher(watched) as prefetcher:
-            prefetcher.request(np.arange(4))
-            prefetcher.discard()
-            assert same(prefetcher.take(np.arange(4)), batches.read(np.arange(4)))
-        assert threading.get_ident() in watched.threads
-
-    @pytest.mark.parametrize("first, used", [(10, True), (9, False)])
-    def test_what_a_later_record_governs_is_read_again(self, watched, batches, first, used):
-        ns = np.arange(5, 10)
-        watched.go_on.clear()
-        with Prefetcher(watched) as prefetcher:
-            prefetcher.request(ns)
-            watched.curriculum.append(MixRecord(first, "b", {"code": "1"}))
-            watched.go_on.set()
-            batch = prefetcher.take(ns)
-        assert same(batch, batches.read(ns))
-        assert (threading.get_ident() not in watched.threads) is used
-        assert (batch.source[-1] == 1) or used
-
-    def test_the_callers_array_may_change_after_the_request(self, watched, batches):
-        ns = np.arange(4)
-        watched.go_on.clear()
-        with Prefetcher(watched) as prefetcher:
-            prefetcher.request(ns)
-            ns += 4
-            watched.go_on.set()
-            assert same(prefetcher.take(np.arange(4)), batches.read(np.arange(4)))
-
-    def test_an_error_comes_up_where_the_samples_are_taken_and_the_next_read_works(self, batches):
-        with Prefetcher(batches) as prefetcher:
-            prefetcher.request(np.array([-1]))
-            with pytest.raises(DataError, match="No record"):
-                prefetcher.take(np.array([-1]))
-            prefetcher.request(np.array([0]))
-            assert same(prefetcher.take(np.array([0])), batches.read(np.array([0])))
-
-    def test_closing_ends_the_thread_whatever_was_requested(self, watched):
-        before = threading.active_count()
-        prefetcher = Prefetcher(watched)
-        prefetcher.request(np.arange(4))
-        prefetcher.close()
-        prefetcher.close()
-        assert threading.active_count() == before
-        with pytest.raises(RuntimeError):
-            prefetcher.request(np.arange(4))

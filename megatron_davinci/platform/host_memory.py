@@ -1,0 +1,73 @@
+"""From host memory to the device: pinned where that helps, and without waiting for the copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megatron_davinci.platform.device import Platform
+
+
+class HostToDevice:
+    """Carries arrays of integers to the device, in their own dtype, and makes int64 of them there.
+
+    Args:
+        platform: Whose device.
+    """
+
+    def __init__(self, platform: Platform) -> None:
+        self._device = platform.device
+        self._is_cuda = platform.name == "cuda"
+        self._copied: torch.cuda.Event | None = None
+
+    def pin(self, memory: np.ndarray) -> Callable[[], None] | None:
+        """Have the device copy from this memory directly, if it can; without, copies take a detour.
+
+        Args:
+            memory: [bytes] uint8.
+
+        Returns:
+            What undoes it, before the memory goes; None if nothing was done.
+        """
+        if not self._is_cuda:
+            return None
+        address = memory.ctypes.data
+        return (lambda: unpin_host_memory(address)) if pin_host_memory(address, memory.nbytes) else None
+
+    def copy(self, array: np.ndarray) -> Tensor:
+        """The array on the device as int64. On CUDA, `array` may be written to again after `wait`."""
+        tensor = torch.from_numpy(array).to(self._device, non_blocking=True)
+        if self._is_cuda:
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+        return tensor.long()
+
+    def wait(self) -> None:
+        """Wait until what was copied has left host memory."""
+        if self._copied is not None:
+            self._copied.synchronize()
+            self._copied = None
+
+
+def pin_host_memory(address: int, nbytes: int) -> bool:
+    """Lock memory of this process in place and make it known to CUDA.
+
+    Args:
+        address: Of its first byte, at the beginning of a page.
+        nbytes: Its size.
+
+    Returns:
+        Whether CUDA agreed. It does not where the limit of locked memory is too low.
+    """
+    try:
+        return int(torch.cuda.cudart().cudaHostRegister(address, nbytes, 0)) == 0
+    except (RuntimeError, AssertionError):  # no CUDA, or a torch without it
+        return False
+
+
+def unpin_host_memory(address: int) -> None:
+    """Undo `pin_host_memory`, before the memory goes."""
+    torch.cuda.cudart().cudaHostUnregister(address)
