@@ -38,7 +38,8 @@ class Document(NamedTuple):
 class DocumentIndex:
     """The documents of one shard, found by binary search over its `.idx`.
 
-    A look-up reads some thirty blocks of 4 KiB of an index of a billion documents, and keeps them.
+    A look-up reads some thirty blocks of 4 KiB of an index of a billion documents, and keeps them. It checks what it
+    reads; whether the rest of the index is sound is for `IndexedDataset` to say, which reads all of it.
 
     Args:
         prefix: The shard, without `.bin` or `.idx`; local, or in S3.
@@ -78,6 +79,12 @@ class DocumentIndex:
                 found=f"document {number:,}",
                 expected=f"0 to {len(self) - 1:,}" if len(self) else "none: the shard is empty",
             )
+        # The neighbours' bounds too: a search that a wrong bound led astray may end where all looks well.
+        near = [
+            self._bounds[bound] for bound in range(max(0, number - 1), min(number + 3, len(self._bounds)))
+        ]
+        if near != sorted(near):
+            raise self._damaged(number, "document bounds " + ", ".join(f"{bound:,}" for bound in near))
         first, end = (self._token_of(self._bounds[bound], number) for bound in (number, number + 1))
         if end < first:
             raise self._damaged(number, f"tokens {first:,} to {end:,}")
