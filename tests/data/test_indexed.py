@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from megatron_davinci.data.indexed import IndexedDataset, dtype_for_vocab
 from megatron_davinci.data.indexed_writer import IndexedDatasetWriter
+from megatron_davinci.data.merge import merge_datasets
 from megatron_davinci.errors import DataError, EnvironmentProblem
 
 INTEGERS = [np.uint8, np.int8, np.int16, np.int32, np.int64, np.uint16]
@@ -90,51 +91,95 @@ class TestWhatIsWrittenIsRead:
         with pytest.raises(IndexError):
             dataset[4]
 
-    def test_more_than_2_to_the_31_tokens(self, tmp_path):
-        # A sparse file: 5 sequences of 2^29 tokens, so that offsets pass 2^31 tokens and 2^32 bytes.
-        prefix, lengths = tmp_path / "big", np.full(5, 1 << 29, np.int64)
-        (tmp_path / "big.bin").touch()
-        os.truncate(tmp_path / "big.bin", int(lengths.sum()) * 2)
-        pointers = np.cumsum(np.concatenate([[0], lengths[:-1]])) * 2
-        (tmp_path / "big.idx").write_bytes(
-            struct.pack("<9sQBQQ", b"MMIDIDX\x00\x00", 1, 8, 5, 2)
-            + lengths.astype("<i4").tobytes()
-            + pointers.astype("<i8").tobytes()
-            + np.array([0, 5], "<i8").tobytes()
+
+@pytest.fixture(scope="module")
+def megatron():
+    pytest.importorskip("torch")
+    return pytest.importorskip("megatron.core.datasets.indexed_dataset")
+
+
+def write_theirs(megatron, prefix: Path, docs: list[list[list[int]]], dtype: type) -> None:
+    import torch
+
+    kind = torch.float64 if np.dtype(dtype).kind == "f" else torch.int64
+    builder = megatron.IndexedDatasetBuilder(f"{prefix}.bin", dtype=dtype)
+    for doc in docs:
+        builder.add_document(
+            torch.tensor([t for sequence in doc for t in sequence], dtype=kind),
+            [len(sequence) for sequence in doc],
         )
-        with open(tmp_path / "big.bin", "r+b") as file:
-            file.seek(int(pointers[4]))
-            file.write(b"\x39\x30")
-        dataset = IndexedDataset(prefix)
-        assert dataset.num_tokens == 5 << 29
-        assert dataset[4][0] == dataset.tokens(4 << 29, 1)[0] == 12345
+    builder.finalize(f"{prefix}.idx")
+
+
+def same_bytes(one: Path, other: Path) -> bool:
+    return all(Path(f"{one}{e}").read_bytes() == Path(f"{other}{e}").read_bytes() for e in (".bin", ".idx"))
+
+
+# Documents of one sequence and of several, of none at all ([]), and of empty ones ([0] long).
+DOCUMENTS = [[[1, 2, 3]], [], [[4], [], [5, 6]], [[]], [[0]], [[127] * 50], [[], []]]
 
 
 class TestMegatronCore:
-    @pytest.mark.parametrize("dtype", INTEGERS)
-    def test_both_write_the_same_bytes_and_read_each_other(self, tmp_path, dtype):
-        torch = pytest.importorskip("torch")
-        megatron = pytest.importorskip("megatron.core.datasets.indexed_dataset")
-        docs = [[[1, 2, 3]], [], [[4], [], [5, 6]], [[0]], [[127] * 50]]
+    @pytest.mark.parametrize("dtype", [*INTEGERS, np.float32, np.float64])
+    def test_both_write_the_same_bytes_and_read_each_other(self, tmp_path, megatron, dtype):
+        docs = DOCUMENTS
         write(tmp_path / "ours", docs, dtype)
-        builder = megatron.IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), dtype=dtype)
-        for doc in docs:
-            builder.add_document(
-                torch.tensor([t for sequence in doc for t in sequence], dtype=torch.int64),
-                [len(sequence) for sequence in doc],
-            )
-        builder.finalize(str(tmp_path / "theirs.idx"))
-        for ending in (".bin", ".idx"):
-            ours, theirs = ((tmp_path / name).with_suffix(ending).read_bytes() for name in ("ours", "theirs"))
-            assert ours == theirs
+        write_theirs(megatron, tmp_path / "theirs", docs, dtype)
+        assert same_bytes(tmp_path / "ours", tmp_path / "theirs")
 
-        read = megatron.IndexedDataset(str(tmp_path / "ours"))
-        assert [read[i].tolist() for i in range(len(read))] == [s for doc in docs for s in doc]
-        assert read.document_indices.tolist() == IndexedDataset(tmp_path / "theirs").document_indices.tolist()
+        theirs_of_ours = megatron.IndexedDataset(str(tmp_path / "ours"))
+        ours_of_theirs = IndexedDataset(tmp_path / "theirs")
+        assert ours_of_theirs.dtype == dtype and theirs_of_ours.index.dtype == dtype
+        sequences = [sequence for doc in docs for sequence in doc]
+        assert [theirs_of_ours[i].tolist() for i in range(len(theirs_of_ours))] == sequences
+        assert [sequence.tolist() for sequence in ours_of_theirs] == sequences
+        assert theirs_of_ours.document_indices.tolist() == ours_of_theirs.document_indices.tolist()
+        assert theirs_of_ours.sequence_lengths.tolist() == ours_of_theirs.sequence_lengths.tolist()
 
-    def test_a_multimodal_file_opens(self, tmp_path):
-        torch = pytest.importorskip("torch")
-        megatron = pytest.importorskip("megatron.core.datasets.indexed_dataset")
+    @given(docs=documents, dtype=st.sampled_from([*INTEGERS, np.float32, np.float64]))
+    @settings(max_examples=40)
+    def test_whatever_the_documents(self, tmp_path_factory, megatron, docs, dtype):
+        folder = tmp_path_factory.mktemp("d")
+        write(folder / "ours", docs, dtype)
+        write_theirs(megatron, folder / "theirs", docs, dtype)
+        assert same_bytes(folder / "ours", folder / "theirs")
+
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    def test_floats_are_rounded_alike_and_may_be_anything(self, tmp_path, megatron, dtype):
+        docs = [[[0.1, -1e-30, float("nan"), float("inf"), float("-inf")]], [[1 / 3, -0.0]]]
+        write(tmp_path / "ours", docs, dtype)
+        write_theirs(megatron, tmp_path / "theirs", docs, dtype)
+        assert same_bytes(tmp_path / "ours", tmp_path / "theirs")
+        assert IndexedDataset(tmp_path / "theirs")[1].tolist() == np.array([1 / 3, -0.0], dtype).tolist()
+
+    def test_beyond_2_to_the_31_tokens(self, tmp_path, megatron):
+        # Sparse files of 5 sequences of 2^29 tokens: offsets pass 2^31 tokens and 2^32 bytes. Merging two of
+        # them goes through what writes every index of ours.
+        for name, sequences in (("one", 3), ("two", 2), ("theirs", 5)):
+            (tmp_path / f"{name}.bin").touch()
+            os.truncate(tmp_path / f"{name}.bin", sequences << 30)
+            with megatron._IndexWriter(str(tmp_path / f"{name}.idx"), np.uint16) as writer:
+                writer.write([1 << 29] * sequences, None, [0, 1, sequences])
+        for name, offset in (("two", (1 << 30) + 14), ("theirs", (4 << 30) + 14)):
+            with open(tmp_path / f"{name}.bin", "r+b") as file:
+                file.seek(offset)
+                file.write(b"\x39\x30")
+        merged = merge_datasets([tmp_path / "one", tmp_path / "two"], tmp_path / "ours")
+        assert merged.tokens == 5 << 29 > 1 << 31
+
+        with megatron._IndexWriter(str(tmp_path / "theirs.idx"), np.uint16) as writer:
+            writer.write([1 << 29] * 5, None, [0, 1, 3, 4, 5])
+        assert (tmp_path / "ours.idx").read_bytes() == (tmp_path / "theirs.idx").read_bytes()
+        sizes = [(tmp_path / f"{name}.bin").stat().st_size for name in ("ours", "theirs")]
+        assert sizes == [5 << 30, 5 << 30]
+        ours, theirs = IndexedDataset(tmp_path / "theirs"), megatron.IndexedDataset(str(tmp_path / "ours"))
+        assert ours.num_tokens == 5 << 29
+        assert ours[4][7] == ours.tokens((4 << 29) + 7, 1)[0] == theirs.get(4, 7, 1)[0] == 12345
+        assert ours[4][8] == theirs.get(4, 8, 1)[0] == 0
+
+    def test_a_multimodal_file_opens(self, tmp_path, megatron):
+        import torch
+
         builder = megatron.IndexedDatasetBuilder(str(tmp_path / "m.bin"), dtype=np.int32, multimodal=True)
         builder.add_document(torch.tensor([1, 2, 3]), [2, 1], [0, 1])
         builder.finalize(str(tmp_path / "m.idx"))
@@ -240,10 +285,28 @@ class TestWritingIsAllOrNothing:
         with pytest.raises(DataError, match="lengths"):
             write_document(tmp_path / "a", "i4", [1, 2], lengths)
 
-    @pytest.mark.parametrize("dtype", ["float32", "uint32", "uint64"])
-    def test_only_integer_dtypes_of_the_format(self, tmp_path, dtype):
-        with pytest.raises(DataError, match=dtype):
+    @pytest.mark.parametrize("dtype", ["float16", "uint32", "uint64", "bool", "complex64"])
+    def test_only_dtypes_of_the_format(self, tmp_path, dtype):
+        with pytest.raises(DataError, match=rf"(?s){dtype}.*uint8, int8, int16, int32"):
             IndexedDatasetWriter(tmp_path / "a", dtype)
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize(
+        "values, says",
+        [
+            ([1.0, 1e39], "found:    1e+39"),
+            ([1, (1 << 24) + 1], "at most 16,777,216"),
+            ([1, -(1 << 30)], "at most 16,777,216"),
+            (["a", "b"], "numbers of shape"),
+        ],
+    )
+    def test_a_value_that_a_float_does_not_hold_is_refused(self, tmp_path, values, says):
+        with IndexedDatasetWriter(tmp_path / "a", "float32") as writer:
+            writer.add_document([1 << 24, 0])
+            with pytest.raises(DataError, match=r"document 1") as caught:
+                writer.add_document(values)
+        assert says in str(caught.value)
+        assert IndexedDataset(tmp_path / "a")[0].tolist() == [1 << 24, 0]
 
     @pytest.fixture
     def small_files_only(self):
