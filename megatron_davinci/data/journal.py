@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from megatron_davinci.data.apportion import exact_weight
 from megatron_davinci.errors import DataError, EnvironmentProblem
@@ -59,7 +62,10 @@ class MixRecord:
 
 @dataclass(frozen=True)
 class SkipRecord:
-    """Samples `from_sample` to `to_sample - 1` are left out.
+    """Samples `from_sample` to `to_sample - 1` are never handed out.
+
+    No number moves: the samples before and after are the windows that they would have been without the skip, and
+    each source's position still counts the windows that were left out.
 
     Attributes:
         from_sample: The first global sample number that is left out.
@@ -96,6 +102,7 @@ class Journal:
         self._path, self._sources = path, sources
         self._records: list[Record] = []
         self._digests = [_EMPTY]
+        self._skipped: tuple[list[int], list[int]] = ([], [])
         self._whole_bytes = self._file_bytes = 0
         self._lacks_newline = False
 
@@ -161,11 +168,28 @@ class Journal:
         return tuple(record for record in self._records if isinstance(record, SkipRecord))
 
     def after_skips(self, sample: int) -> int:
-        """The first sample from `sample` on that no skip leaves out."""
-        for skip in sorted(self.skips, key=lambda skip: skip.from_sample):
-            if skip.from_sample <= sample < skip.to_sample:
-                sample = skip.to_sample
-        return sample
+        """The first sample from `sample` on that no skip leaves out: `sample` itself, or the end of its skip."""
+        begins, ends = self._skipped
+        at = bisect_right(begins, sample) - 1
+        return ends[at] if at >= 0 and sample < ends[at] else sample
+
+    def skipped_before(self, sample: int) -> int:
+        """How many of the samples 0 to `sample - 1` are left out; the other `sample` less these were handed out."""
+        return sum(max(0, min(end, sample) - begin) for begin, end in zip(*self._skipped, strict=True))
+
+    def usable(self, first: int, count: int) -> np.ndarray:
+        """The next `count` samples from `first` on that no skip leaves out: [count] int64, rising.
+
+        A global batch that begins at `first` is these; the next one begins at `after_skips` of the last plus 1.
+        """
+        begins, ends = (np.array(bounds, np.int64) for bounds in self._skipped)
+        # With the skips cut out, samples are numbered through: skip i lies before the sample begins[i] - gone[i].
+        gone = np.cumsum(ends - begins) - (ends - begins)
+        through = self.after_skips(first)
+        through -= self.skipped_before(through)
+        numbers = np.arange(through, through + count, dtype=np.int64)
+        passed = np.searchsorted(begins - gone, numbers, side="right")
+        return numbers + np.append(gone, np.sum(ends - begins))[passed]
 
     def append(self, record: Record) -> bool:
         """Add a record; when this returns, it is on disk.
@@ -187,8 +211,7 @@ class Journal:
         if self._path is not None:
             line = json.dumps({**_body(record, len(self._records)), "digest": digest}, ensure_ascii=False)
             self._write(self._path, line.encode() + b"\n")
-        self._records.append(record)
-        self._digests.append(digest)
+        self._keep(record, digest)
         return True
 
     def digest(self, records: int | None = None) -> str:
@@ -213,8 +236,13 @@ class Journal:
 
     def _accept(self, record: Record, digest: str) -> None:
         self._check(record)
+        self._keep(record, digest)
+
+    def _keep(self, record: Record, digest: str) -> None:
         self._records.append(record)
         self._digests.append(digest)
+        if isinstance(record, SkipRecord):
+            self._skipped = _joined(self.skips)
 
     def _check(self, record: Record) -> None:
         if isinstance(record, SkipRecord):
@@ -278,6 +306,19 @@ class Journal:
         self._whole_bytes += len(written)
         self._file_bytes = self._whole_bytes
         self._lacks_newline = False
+
+
+def _joined(skips: Iterable[SkipRecord]) -> tuple[list[int], list[int]]:
+    """Where stretches without a sample begin and end, in order; skips that touch are one stretch."""
+    begins: list[int] = []
+    ends: list[int] = []
+    for skip in sorted(skips, key=lambda skip: skip.from_sample):
+        if ends and ends[-1] == skip.from_sample:
+            ends[-1] = skip.to_sample
+        else:
+            begins.append(skip.from_sample)
+            ends.append(skip.to_sample)
+    return begins, ends
 
 
 def _body(record: Record, index: int) -> dict[str, Any]:
