@@ -43,7 +43,7 @@ def consumed_windows(config: RunConfig, samples: int) -> Iterator[np.ndarray]:
         for name, source in config.data.sources.items()
     }
     journal = Journal.open(config.run.directory / "journal.jsonl")
-    windows = {name: sources[name].num_windows for name in sorted(sources)}
+    windows = {name: source.num_windows for name, source in sources.items()}
     curriculum = Curriculum(windows, config.run.seed, journal.mixes)
     locations = curriculum.locate_many(np.arange(samples))
     seen = np.unique(np.stack([locations.source, locations.window], axis=1), axis=0)

@@ -38,6 +38,7 @@ REACH = 16
 """Samples that a segment tries to make up for a source of the largest weight."""
 
 _SMALL = 1 << 31  # below, m * num fits an int64 without splitting m
+_EXACT = 1 << 53  # below, float64 holds every whole number, and the floor of a quotient of two is exact
 
 
 def exact_weight(value: str | float | Fraction) -> Fraction:
@@ -108,7 +109,9 @@ class Apportionment:
                 self._num[node], self._den[node], self._phase[node] = _divide(
                     total[2 * node], total[node], owed[2 * node], owed[node]
                 )
-        self._arrays = tuple(np.array(part, np.int64) for part in (self._num, self._den, self._phase))
+        self._integers = tuple(np.array(part, np.int64) for part in (self._num, self._den, self._phase))
+        self._floats = tuple(part.astype(np.float64) for part in self._integers)
+        self._largest_den = max(self._den)
 
     def counts(self, m: int) -> np.ndarray:
         """How many of the segment's first `m` samples each source takes: [sources] int64, with sum `m`."""
@@ -141,22 +144,51 @@ class Apportionment:
         Returns:
             Sources and their indices, both [n] int64.
         """
-        index = np.array(ms, np.int64)
-        node = np.ones(len(index), np.int64)
-        small = len(index) == 0 or int(index.max()) < _SMALL
+        ms = np.asarray(ms, np.int64)
+        largest = int(ms.max()) if len(ms) else 0
+        # m * num + phase is below (m + 1) * den. Where that is exact as float64, division is several times faster:
+        # a quotient x / den under a whole number q is at least 1 / den under it, more than rounding can lift it.
+        floats = (largest + 1) * self._largest_den < _EXACT
+        index = ms.astype(np.float64 if floats else np.int64)
+        node = np.ones(len(ms), np.int64)
         for _ in range(self._levels):
-            num, den, phase = (part[node] for part in self._arrays)
-            if small:
+            num, den, phase = (part.take(node) for part in (self._floats if floats else self._integers))
+            if floats:
+                total = index * num
+                total += phase
+                left = np.floor(total / den)
+                rest = total - left * den
+            elif largest < _SMALL:
                 left, rest = np.divmod(index * num + phase, den)
             else:
                 # m = whole * den + part, so that no product passes 2^62.
                 whole, part = np.divmod(index, den)
                 left, rest = np.divmod(part * num + phase, den)
                 left += whole * num
-            goes_left = rest + num >= den
-            index = np.where(goes_left, left, index - left)
-            node = 2 * node + ~goes_left
-        return node - (1 << self._levels), index
+            rest += num
+            goes_right = rest < den
+            index = np.where(goes_right, index - left, left)
+            node += node
+            node += goes_right
+        return node - (1 << self._levels), index.astype(np.int64, copy=False)
+
+    def when(self, source: int, index: int) -> int:
+        """The sample of the segment that is sample number `index` of a source with weight.
+
+        The inverse of `assign_one`, and as cheap: from the leaf up, sample `j` of a node's left child is the node's
+        first `m` with `L(m + 1) = j + 1`, and likewise of its right child with `m + 1 - L(m + 1)`.
+        """
+        node = source + (1 << self._levels)
+        while node > 1:
+            is_right, node = node & 1, node >> 1
+            num, den, phase = self._num[node], self._den[node], self._phase[node]
+            if is_right:
+                # The least m with (m + 1) * (den - num) >= index * den + phase + 1.
+                index = (index * den + phase) // (den - num)
+            else:
+                # The least m with (m + 1) * num >= (index + 1) * den - phase.
+                index = ((index + 1) * den - phase - 1) // num
+        return index
 
     def debts_after(self, m: int) -> list[int]:
         """What each source is owed after `m` samples of the segment, in 2^-40 samples."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from megatron_davinci.data.apportion import Apportionment, exact_weight
 from megatron_davinci.data.journal import MixRecord
-from megatron_davinci.data.permutation import Permutation, permute, radices, round_keys
+from megatron_davinci.data.permutation import BLOCK, Permutation, permute, radices, round_keys
 from megatron_davinci.errors import DataError
 
 
@@ -46,13 +47,21 @@ class Locations(NamedTuple):
 
 
 class _Segment(NamedTuple):
-    """The samples that one record governs, from `first` on; `base` is what each source gave before."""
+    """The samples that one record governs, from `first` on.
+
+    `mixed` are the sources with weight, by rising place: the shares are theirs alone, so a source that a record does
+    not mix, or that a run gains later, moves no sample of it. `base` is what each of all the sources gave before,
+    and `debts` what it is owed then.
+    """
 
     first: int
     stage: str
     base: list[int]
-    bases: np.ndarray
+    debts: list[int]
+    mixed: list[int]
     shares: Apportionment
+    base_of_mixed: np.ndarray
+    mixed_places: np.ndarray
 
 
 class Curriculum:
@@ -65,22 +74,27 @@ class Curriculum:
     records do.
 
     Args:
-        windows: Number of windows by source. The order of the sources is part of the data order.
+        windows: Number of windows by source, in any order: sources are taken by name.
         seed: Of the run.
         records: The journal's mixtures, by rising `first_sample`, from sample 0 on.
+
+    Attributes:
+        sources: The sources' names, sorted.
+        seed: Of the run.
 
     Raises:
         DataError: A record names an unknown source or one without windows, or is out of order.
     """
 
     def __init__(self, windows: Mapping[str, int], seed: int, records: Sequence[MixRecord] = ()) -> None:
-        self.sources = tuple(windows)
+        self.sources = tuple(sorted(windows))
         self.seed = seed
+        self._places = {source: place for place, source in enumerate(self.sources)}
         self._windows = [windows[source] for source in self.sources]
         # A source without windows may be there as long as no record gives it weight; nothing is located in it.
         sizes = [max(1, count) for count in self._windows]
         self._sizes = np.array(sizes, np.int64)
-        self._radices = np.array([radices(size) for size in sizes], np.uint64).reshape(-1, 2)
+        self._radices = np.array([radices(size) for size in sizes], np.int64).reshape(-1, 2)
         self._segments: list[_Segment] = []
         self._firsts: list[int] = []
         for record in records:
@@ -107,10 +121,16 @@ class Curriculum:
         if self._segments:
             last = self._segments[-1]
             length = record.first_sample - last.first
-            base = [had + int(more) for had, more in zip(last.base, last.shares.counts(length), strict=True)]
-            debts = last.shares.debts_after(length)
-        shares = Apportionment([record.weights.get(source, "0") for source in self.sources], debts)
-        segment = _Segment(record.first_sample, record.stage, base, np.array(base, np.int64), shares)
+            base, debts = last.base.copy(), last.debts.copy()
+            gave, owed = last.shares.counts(length), last.shares.debts_after(length)
+            for place, more, debt in zip(last.mixed, gave.tolist(), owed, strict=True):
+                base[place] += more
+                debts[place] = debt
+        weights = [record.weights.get(source, "0") for source in self.sources]
+        mixed = [place for place, weight in enumerate(weights) if exact_weight(weight) > 0]
+        shares = Apportionment([weights[place] for place in mixed], [debts[place] for place in mixed])
+        arrays = np.array([base[place] for place in mixed], np.int64), np.array(mixed, np.int64)
+        segment = _Segment(record.first_sample, record.stage, base, debts, mixed, shares, *arrays)
         # In this order a thread that reads ahead never finds a first sample without its segment.
         self._segments.append(segment)
         self._firsts.append(record.first_sample)
@@ -122,7 +142,8 @@ class Curriculum:
             DataError: No record governs the sample.
         """
         segment = self._segment(n)
-        source, index = segment.shares.assign_one(n - segment.first)
+        mixed, index = segment.shares.assign_one(n - segment.first)
+        source = segment.mixed[mixed]
         epoch, position = divmod(segment.base[source] + index, self._windows[source])
         name = self.sources[source]
         window = _permutation(self._windows[source], self.seed, name, epoch)(position)
@@ -138,21 +159,44 @@ class Curriculum:
             DataError: No record governs a sample.
         """
         ns = np.asarray(ns, np.int64)
-        if len(ns) == 0:
-            empty = np.empty(0, np.int64)
-            return Locations(empty, empty, empty)
-        self._segment(int(ns.min()))
-        which = np.searchsorted(np.array(self._firsts, np.int64), ns, side="right") - 1
-        source, position = np.empty_like(ns), np.empty_like(ns)
-        for number in np.unique(which):
-            segment, here = self._segments[number], which == number
-            source[here], index = segment.shares.assign(ns[here] - segment.first)
-            position[here] = segment.bases[source[here]] + index
-        size = self._sizes[source]
-        epoch, within = np.divmod(position, size)
-        a, b = self._radices[source].T
-        window = permute(within, size.astype(np.uint64), a, b, self._keys(source, epoch))
-        return Locations(source, epoch, window)
+        located = Locations(*(np.empty(len(ns), np.int64) for _ in Locations._fields))
+        if len(ns):
+            self._segment(int(ns.min()))
+        for first in range(0, len(ns), BLOCK):
+            part = slice(first, first + BLOCK)
+            self._locate_block(ns[part], *(column[part] for column in located))
+        return located
+
+    def find(self, source: str, epoch: int, window: int) -> int:
+        """The sample that is a window of a source in an epoch: the inverse of `locate`.
+
+        Costs O(log records + log sources), however far out the sample lies. A sample that a skip leaves out is
+        found like any other; `Journal.after_skips` tells which those are.
+
+        Args:
+            source: Name of the source.
+            epoch: From 0.
+            window: Number of the window in the source.
+
+        Raises:
+            DataError: There is no such source, epoch or window, or the last record gives the source no weight and
+                the mixtures before it do not come as far.
+        """
+        size = self._windows_of(source, epoch, window)
+        place = self._places[source]
+        position = epoch * size + _permutation(size, self.seed, source, epoch).inverse(window)
+        segment = self._segments[bisect_right(self._segments, position, key=lambda s: s.base[place]) - 1]
+        if place not in segment.mixed:
+            # Every earlier segment whose base is as low was left behind, so this is the last one.
+            raise DataError(
+                "No sample is this window: the mixture has moved on.",
+                where=f"window {window:,} of source {source} in epoch {epoch:,}",
+                found=f"{segment.base[place]:,} samples of {source} before sample {segment.first:,}, none after",
+                expected=f"{position + 1:,} samples of {source}",
+                do="see `consumed` for how far each source comes",
+            )
+        index = position - segment.base[place]
+        return segment.first + segment.shares.when(segment.mixed.index(place), index)
 
     def consumed(self, n: int) -> dict[str, int]:
         """How many of the samples 0 to `n - 1` each source gave.
@@ -163,11 +207,10 @@ class Curriculum:
         if n == 0:
             return dict.fromkeys(self.sources, 0)
         segment = self._segment(n - 1)
-        counts = segment.shares.counts(n - segment.first)
-        return {
-            source: had + int(more)
-            for source, had, more in zip(self.sources, segment.base, counts, strict=True)
-        }
+        total = segment.base.copy()
+        for place, more in zip(segment.mixed, segment.shares.counts(n - segment.first).tolist(), strict=True):
+            total[place] += more
+        return dict(zip(self.sources, total, strict=True))
 
     def _segment(self, n: int) -> _Segment:
         if n < 0 or not self._firsts:
@@ -178,14 +221,60 @@ class Curriculum:
             )
         return self._segments[bisect_right(self._firsts, n) - 1]
 
-    def _keys(self, source: np.ndarray, epoch: np.ndarray) -> np.ndarray:
-        # One key schedule for each pair that occurs, spread over the samples: [HALF_ROUNDS, n].
-        pairs, which = np.unique(epoch * len(self.sources) + source, return_inverse=True)
-        schedules = [
+    def _windows_of(self, source: str, epoch: int, window: int) -> int:
+        """How many windows a source has, once it is sure that this is one of them."""
+        if source not in self._places:
+            raise DataError(
+                "The run has no such source.", found=source, expected="one of " + ", ".join(self.sources)
+            )
+        size = self._windows[self._places[source]]
+        if epoch < 0 or not 0 <= window < size:
+            raise DataError(
+                f"Source {source} has no such window.",
+                found=f"window {window:,} of epoch {epoch:,}",
+                expected=f"window 0 to {size - 1:,} of epoch 0 or later"
+                if size
+                else "no window: it is empty",
+            )
+        if not self._segments:
+            raise DataError(
+                "No record of the journal governs any sample.", found="a journal without mixtures"
+            )
+        return size
+
+    def _locate_block(
+        self, ns: np.ndarray, source: np.ndarray, epoch: np.ndarray, window: np.ndarray
+    ) -> None:
+        position = np.empty_like(ns)
+        for segment, here in self._by_segment(ns):
+            mixed, index = segment.shares.assign(ns[here] - segment.first)
+            source[here] = segment.mixed_places.take(mixed)
+            position[here] = segment.base_of_mixed.take(mixed) + index
+        size = self._sizes.take(source)
+        np.floor_divide(position, size, out=epoch)
+        position -= epoch * size
+        # One key schedule for each pair of source and epoch that occurs.
+        pairs, which = _distinct(epoch * len(self.sources) + source)
+        keys = [
             round_keys(self.seed, self.sources[pair % len(self.sources)], pair // len(self.sources))
             for pair in pairs.tolist()
         ]
-        return np.array(schedules, np.uint64).T[:, which]
+        of_pair = pairs % len(self.sources)
+        a, b = self._radices[of_pair].T
+        window[:] = permute(position, which, self._sizes[of_pair], a, b, np.array(keys, np.uint64).T.copy())
+
+    def _by_segment(self, ns: np.ndarray) -> Iterator[tuple[_Segment, np.ndarray | slice]]:
+        """The segments in which samples lie, and which samples those are."""
+        number = np.searchsorted(np.array(self._firsts, np.int64), ns, side="right") - 1
+        lowest, highest = int(number.min()), int(number.max())
+        if lowest == highest:
+            yield self._segments[lowest], slice(None)
+            return
+        order = np.argsort(number, kind="stable")
+        bounds = np.searchsorted(number[order], np.arange(lowest, highest + 2))
+        for at, (begin, end) in enumerate(itertools.pairwise(bounds.tolist())):
+            if begin < end:
+                yield self._segments[lowest + at], order[begin:end]
 
     def _check(self, record: MixRecord) -> None:
         where = f"the record from sample {record.first_sample:,} on (stage {record.stage})"
@@ -211,6 +300,22 @@ class Curriculum:
             raise DataError(
                 "A record is out of order.", where=where, found=f"{record.first_sample:,}", expected=expected
             )
+
+
+def _distinct(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The values that occur, and the place of each element's among them: `numpy.unique` where they are scattered."""
+    lowest = int(values.min())
+    span = int(values.max()) - lowest + 1
+    if span > 4 * len(values):
+        return np.unique(values, return_inverse=True)
+    # Most blocks lie in few epochs: a table of what occurs needs no sorting.
+    offsets = values - lowest
+    occurs = np.zeros(span, bool)
+    occurs[offsets] = True
+    found = np.flatnonzero(occurs)
+    place = np.empty(span, np.int64)
+    place[found] = np.arange(len(found))
+    return found + lowest, place.take(offsets)
 
 
 @lru_cache(maxsize=1 << 12)

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from megatron_davinci.data.apportion import (
@@ -17,6 +17,7 @@ from megatron_davinci.data.apportion import (
     integer_weights,
 )
 from megatron_davinci.errors import DataError
+from tests.cases import cases
 
 weights = st.lists(
     st.one_of(
@@ -35,7 +36,7 @@ def exact_shares(values: list[str]) -> np.ndarray:
 
 
 @given(values=weights, length=st.integers(0, 400))
-@settings(max_examples=120, deadline=None)
+@cases(80)
 def test_who_takes_a_sample_agrees_with_the_counts_at_every_prefix(values, length):
     shares = Apportionment(values)
     sources, indices = shares.assign(np.arange(length))
@@ -49,7 +50,7 @@ def test_who_takes_a_sample_agrees_with_the_counts_at_every_prefix(values, lengt
 
 
 @given(values=weights, m=st.integers(0, 2**61), steps=st.lists(st.integers(0, 2**40), max_size=5))
-@settings(max_examples=120, deadline=None)
+@cases(150)
 def test_far_out_it_is_the_same(values, m, steps):
     # One by one uses whole numbers without bounds, all at once uses int64: they agree to the end of the range.
     shares = Apportionment(values)
@@ -61,6 +62,22 @@ def test_far_out_it_is_the_same(values, m, steps):
         assert (source, index) == shares.assign_one(later)
         assert index == counts[source] and shares.counts(later + 1)[source] == index + 1
         before = counts
+
+
+@given(
+    values=weights,
+    owed=st.integers(-(40 << DEBT_BITS), 40 << DEBT_BITS),
+    bits=st.integers(0, 62),
+    data=st.data(),
+)
+@cases(250)
+def test_when_a_source_takes_its_sample_is_known_without_searching(values, owed, bits, data):
+    # Up to the end of int64 from a sample to its source and index, and past it the other way.
+    shares = Apportionment(values, [owed * (-1) ** i for i in range(len(values))])
+    m = data.draw(st.integers((1 << bits) >> 1, 1 << bits))
+    assert shares.when(*shares.assign_one(m)) == m
+    source = data.draw(st.sampled_from([i for i, value in enumerate(values) if Fraction(value)]))
+    assert shares.assign_one(shares.when(source, m)) == (source, m)
 
 
 def test_a_source_without_weight_never_comes():
@@ -83,7 +100,7 @@ segment = st.tuples(weights, st.one_of(st.integers(1, 3), st.integers(1, 150)))
     segments=st.lists(segment, min_size=1, max_size=50),
 )
 @example(sources=3, segments=[(["1e-6", "0.9", "0.099999"], 150)] * 50)
-@settings(max_examples=40, deadline=None)
+@cases(30)
 def test_every_prefix_and_interval_is_near_its_exact_share_over_many_segments(sources, segments):
     taken, exact, debts, errors = np.zeros(sources), np.zeros(sources), [0] * sources, []
     for values, length in segments:
@@ -141,7 +158,7 @@ class TestWeights:
         assert integer_weights(map(exact_weight, ["0.25", 0.75])) == [1, 3]
 
     @given(st.lists(st.fractions(0, 1), min_size=1, max_size=40).filter(any))
-    @settings(max_examples=60, deadline=None)
+    @cases(60)
     def test_fit_and_stay_in_proportion(self, fractions):
         whole = integer_weights(fractions)
         total = sum(fractions)

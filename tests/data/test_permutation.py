@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from megatron_davinci.data.permutation import MAX_SIZE, Permutation, radices, round_keys
+from tests.cases import cases
 
 seeds = st.integers(-(2**63), 2**63)
 
@@ -19,14 +20,14 @@ seeds = st.integers(-(2**63), 2**63)
 @example(size=2**11, seed=0, epoch=0)
 @example(size=45 * 45, seed=0, epoch=0)
 @example(size=45 * 45 + 1, seed=0, epoch=0)
-@settings(max_examples=150, deadline=None)
+@cases(100)
 def test_every_number_comes_once(size, seed, epoch):
     order = Permutation(size, round_keys(seed, "web", epoch)).many(np.arange(size))
     assert np.array_equal(np.sort(order), np.arange(size))
 
 
 @given(data=st.data(), bits=st.integers(0, 62), seed=seeds)
-@settings(max_examples=300, deadline=None)
+@cases(300)
 def test_one_by_one_equals_all_at_once_and_the_inverse_undoes_it(data, bits, seed):
     size = data.draw(st.integers(max(1, (1 << bits) // 2), 1 << bits))
     positions = data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=4))

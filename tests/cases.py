@@ -1,0 +1,18 @@
+"""How many examples a property is tried on: some by `make test`, twenty times as many by `make test-long`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from hypothesis import settings
+
+LONG = "DAVINCI_TESTS_LONG"
+"""Set by `conftest.py` before it collects tests, since decorators run when a test file is imported."""
+
+TIMES_AS_MANY = 20
+
+
+def cases(count: int) -> Callable:
+    """A decorator for a test under `@given`: `count` examples, twenty times as many under `--long`."""
+    return settings(max_examples=count * (TIMES_AS_MANY if os.environ.get(LONG) == "1" else 1), deadline=None)
