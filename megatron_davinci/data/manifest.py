@@ -200,12 +200,13 @@ class Manifest(_Checked):
             raise DataError(
                 "A manifest is wrong.",
                 where=path,
-                found="\n".join(_lines(error)),
+                found="\n".join(problem_lines(error)),
                 do="restore the file, or write the source again",
             ) from error
 
 
-def _lines(error: ValidationError) -> list[str]:
+def problem_lines(error: ValidationError) -> list[str]:
+    """What is wrong with a manifest, a line each: `shards[0].tokens: ...`."""
     problems = []
     for problem in error.errors(include_url=False):
         field = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in problem["loc"]).lstrip(".")

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from megatron_davinci.data.indexed import Header, IndexedDataset, bin_path, idx_path, read_header
-from megatron_davinci.data.manifest import Manifest, Shard
+from megatron_davinci.data.manifest import Manifest, Shard, problem_lines
 from megatron_davinci.data.mask import check_padding, mask_path, read_mask_header
 from megatron_davinci.data.scan import THREADS, Meter, TokenCheck, in_threads, read_through
 from megatron_davinci.data.storage import digest_of
@@ -95,11 +95,14 @@ def make_manifest(
             raise DataError(
                 "No manifest can be made of these datasets.",
                 where=folder,
-                found="\n".join(problem["msg"].removeprefix("Value error, ") for problem in error.errors()),
+                found="\n".join(problem_lines(error)),
             ) from error
 
     nothing = {"tokens": 0, "documents": 0, "bin_bytes": 0, "bin_sha256": "0" * 64}
-    manifest(vocab_size or (eod_id or 0) + 1, ({"prefix": shard, **nothing} for shard in shards))
+    manifest(
+        (eod_id or 0) + 1 if vocab_size is None else vocab_size,
+        ({"prefix": shard, **nothing} for shard in shards),
+    )
     meter = Meter(sum(header.bin_bytes for header in headers), progress)
 
     def read(shard: str) -> tuple[dict[str, Any], int]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pytest
 from pydantic import ValidationError
 
+from megatron_davinci.data.indexed_writer import IndexedDatasetWriter
 from megatron_davinci.data.manifest import Manifest, Shard
 from megatron_davinci.errors import DataError
 
@@ -107,3 +109,39 @@ def test_what_is_no_manifest(tmp_path):
 def test_a_wrong_one_cannot_be_made():
     with pytest.raises(ValidationError, match="outside the vocabulary"):
         manifest(eod_id=100)
+
+
+class TestMasks:
+    def test_without_masks_file_and_fingerprint_are_what_they_always_were(self, tmp_path):
+        plain = manifest(shard("a", "1" * 64), shard("b", "2" * 64))
+        plain.save(tmp_path)
+        content = json.loads((tmp_path / "manifest.json").read_text())
+        assert list(content["shards"][0]) == ["prefix", "tokens", "documents", "bin_bytes", "bin_sha256"]
+        # What every checkpoint of such a source has sealed.
+        sealed = json.dumps(["uint16", [[10, "1" * 64], [10, "2" * 64]]])
+        assert plain.fingerprint == hashlib.sha256(sealed.encode()).hexdigest()
+        assert not plain.has_mask
+
+    def test_a_mask_is_saved_and_part_of_the_fingerprint(self, tmp_path):
+        def masked(*digests: str | None) -> Manifest:
+            return manifest(
+                *(Shard(**dict(shard(str(k))) | {"mask_sha256": d}) for k, d in enumerate(digests))
+            )
+
+        one = masked("a" * 64, "b" * 64)
+        one.save(tmp_path)
+        assert Manifest.load(tmp_path) == one and one.has_mask
+        assert (
+            len({one.fingerprint, masked("a" * 64, "c" * 64).fingerprint, masked(None, None).fingerprint})
+            == 3
+        )
+        with pytest.raises(ValidationError, match="all shards have a mask or none has; 0 has one, 1 has not"):
+            masked("a" * 64, None)
+        with pytest.raises(ValidationError, match="mask_sha256"):
+            masked("a", "b")
+
+    def test_a_shard_that_was_written_with_one_has_its_digest(self, tmp_path):
+        with IndexedDatasetWriter(tmp_path / "a", "uint16", mask=True) as writer:
+            writer.add_document([1, 2, 3], loss=[0, 1, 1])
+        content = (tmp_path / "a.mask").read_bytes()
+        assert Shard.of("a", writer.written).mask_sha256 == hashlib.sha256(content).hexdigest()
