@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from megatron_davinci.cli import data_files, data_order
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
@@ -30,12 +32,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tokenize.add_argument(
         "--text-field", default="text", help="field of a line that holds its text (default: text)"
     )
+    data_files.add_actions(actions)
+    order = actions.add_parser(
+        "order", help="say what sample N is and why, and when a window or a document is seen"
+    )
+    data_order.add_arguments(order)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the chosen action."""
     if arguments.action == "train-tokenizer":
         return train_tokenizer(arguments)
+    if arguments.action == "order":
+        return data_order.run(arguments)
+    if arguments.action in data_files.ACTIONS:
+        return data_files.run(arguments)
     return tokenize_files(arguments)
 
 

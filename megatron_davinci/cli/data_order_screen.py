@@ -8,7 +8,6 @@ from fractions import Fraction
 from pathlib import PurePath
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
 from rich.console import Console, JustifyMethod
 from rich.padding import Padding
@@ -44,24 +43,22 @@ def show(answer: Answer, *, one: bool) -> None:
             screen.console.print()
         for note in answer["notes"]:
             screen.console.print(Text(f"note: {screen.safe(note)}", style="yellow"))
-    lines = captured.get().splitlines()
     # Tables fill their width with spaces, which a file or a pipe has no use for.
-    print("\n".join(lines if screen.is_terminal else [line.rstrip() for line in lines]))
+    text = "\n".join(line.rstrip(" ") for line in captured.get().split("\n")).rstrip("\n")
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 class _Screen:
     """Where to print; what comes from outside passes through `safe`."""
 
     def __init__(self) -> None:
-        self.is_terminal = sys.stdout.isatty()
-        self.encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-        wide = not self.is_terminal and "COLUMNS" not in os.environ
+        wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
         self.console = Console(highlight=False, width=_WIDE if wide else None)
 
     def safe(self, text: object, *, lines: bool = False) -> str:
-        """Text without what a terminal would obey or cannot write."""
-        shown = printable(str(text), lines=lines)
-        return shown.encode(self.encoding, "backslashreplace").decode(self.encoding)
+        """Text without what a terminal would obey."""
+        return printable(str(text), lines=lines)
 
     def facts(self, rows: list[tuple[str, str]]) -> None:
         """Names and values."""
@@ -78,11 +75,11 @@ class _Screen:
         widths = [max(cell_len(cell) for cell in column) for column in zip(*cells, strict=True)]
         widths = [max(cell_len(name), width) for (name, _), width in zip(columns, widths, strict=True)]
         widths[:-1] = [min(width, _CELL) for width in widths[:-1]]
-        room = self.console.width - sum(widths[:-1]) - 2 * len(widths) - 2
+        room = self.console.width - sum(widths[:-1]) - 2 * len(widths)
         widths[-1] = min(widths[-1], max(_WORD, room))
-        table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD)
-        if not self.is_terminal:
-            table.box, table.pad_edge, table.padding = None, False, (0, 2, 0, 0)
+        table = Table(
+            title=title, title_justify="left", header_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+        )  # fmt: skip
         for (name, justify), width in zip(columns, widths, strict=True):
             table.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis", width=width)
         for row in cells:
