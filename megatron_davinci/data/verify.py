@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from megatron_davinci.data.indexed import IndexedDataset, bin_path, idx_path
@@ -59,6 +59,9 @@ def verify_source(
         EnvironmentProblem: The manifest cannot be read.
     """
     where = place(folder)
+    if isinstance(where, S3Path):
+        # What lies there is asked for, not what lies in the cache; and the cache is not filled with all of it.
+        where = replace(where, options=replace(where.options, cache_bytes=0))
     manifest = Manifest.load(where)
     meter = Meter(sum(shard.bin_bytes for shard in manifest.shards), progress)
     problems = in_threads(
