@@ -57,7 +57,7 @@ class _Fetch:
         self.remote, self.pieces, self.ahead = remote, pieces, ahead
         self.start, self.stop = pieces[0][0], pieces[-1][1]
         self.dropped = self.taken = self.held = False
-        self.result: Future[bytes] = Future()
+        self.result: Future[bytes | bytearray] = Future()
         self._claim = Lock()
 
     def claim(self) -> bool:
@@ -190,19 +190,12 @@ class Reader:
                 fetch.result.set_result(self._get(fetch.remote, fetch.start, fetch.stop))
                 return
             with cache.turn(fetch.remote.id, fetch.start // self._block):
-                content = bytearray(fetch.stop - fetch.start)
-                view = memoryview(content)
-                # Another process may have fetched them while this one waited for its turn.
-                if all(self._from_disk(fetch.remote, piece, fetch.start, view) for piece in fetch.pieces):
-                    fetch.result.set_result(bytes(content))
-                    kept = True
-                    return
-                answer = self._get(fetch.remote, fetch.start, fetch.stop)
-                fetch.result.set_result(answer)
-                whole = memoryview(answer)
+                content, missing = self._content(fetch)
+                fetch.result.set_result(content)
+                whole = memoryview(content)
                 kept = all(
                     cache.store(fetch.remote.id, a // self._block, whole[a - fetch.start : b - fetch.start])
-                    for a, b in fetch.pieces
+                    for a, b in missing
                 )
         except BaseException as error:
             if fetch.result.done():
@@ -220,6 +213,24 @@ class Reader:
             fetch.taken = True
             if fetch.held:
                 self._remove(fetch)
+
+    def _content(self, fetch: _Fetch) -> tuple[bytes | bytearray, list[tuple[int, int]]]:
+        """What was asked for, and which blocks of it were not on disk."""
+        # Another process may have fetched them while this one waited for its turn, or another thread since they were
+        # looked for.
+        content = bytearray(fetch.stop - fetch.start)
+        view = memoryview(content)
+        missing = [
+            piece for piece in fetch.pieces if not self._from_disk(fetch.remote, piece, fetch.start, view)
+        ]
+        if not missing:
+            return content, missing
+        start, stop = missing[0][0], missing[-1][1]
+        answer = self._get(fetch.remote, start, stop)
+        if (start, stop) == (fetch.start, fetch.stop):
+            return answer, missing
+        view[start - fetch.start : stop - fetch.start] = answer
+        return content, missing
 
     def _of_blocks(self, fetch: _Fetch) -> bool:
         return all(

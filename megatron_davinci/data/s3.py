@@ -58,6 +58,11 @@ class S3Blob:
             )
         _connection(self._remote.place.options).reader.read_into(self._remote, offset, view.cast("B"))
 
+    def read_now(self, offset: int, buffer: memoryview) -> bool:
+        """As `Blob.read_now`: nothing is here at once, as even the cache is on a disk; the fetch is begun."""
+        self.will_need(offset, memoryview(buffer).nbytes)
+        return False
+
     def will_need(self, offset: int, nbytes: int) -> None:
         """As `Blob.will_need`: what is missing is fetched in the background. A failure is the reader's to meet."""
         if nbytes > 0 and 0 <= offset < self.size:
@@ -119,7 +124,7 @@ class _Connection:
                 answer["Body"].close()
                 if attempt == attempts:
                     raise explained(error, remote.place, where, remote.etag) from error
-            time.sleep(random.random() * min(20, 2 ** (attempt - 1)))
+            _pause(attempt)
         raise AssertionError("the last attempt returns or raises")
 
     def _ask(self, remote: Remote, start: int, stop: int, where: str) -> dict[str, Any]:
@@ -216,6 +221,11 @@ def _broken() -> tuple[type[Exception], ...]:
     from urllib3.exceptions import HTTPError
 
     return BotoCoreError, HTTPError, OSError
+
+
+def _pause(attempt: int) -> None:
+    # As botocore's standard mode, so that machines that failed together do not come back together.
+    time.sleep(random.random() * min(20, 2 ** (attempt - 1)))
 
 
 def _cache_folder(options: S3Options) -> Path:
