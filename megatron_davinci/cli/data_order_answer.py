@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from megatron_davinci.data.explain import Explainer, WindowFacts, excerpt, find_shard
+import numpy as np
+
+from megatron_davinci.data.explain import DocumentWindows, Explainer, WindowFacts, excerpt, find_shard
 from megatron_davinci.data.manifest import FILE_NAME, Manifest
 from megatron_davinci.data.places import S3Options, place
 from megatron_davinci.data.source import Source
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 _FIRST, _LAST = 300, 100  # characters of a text that are shown
 _FIRST_IDS, _LAST_IDS = 64, 16  # tokens, where there is no text
+_BEGINNING = 512  # tokens that a document's beginning takes
 
 
 class Teller:
@@ -229,9 +232,7 @@ class Teller:
         document, itemsize = found.document, opened.dtype.itemsize
         begins: dict[str, Any] = {"text": None, "ids": None}
         if found.windows:
-            facts = self._explainer.window(source, found.windows[0])
-            start = max(0, document.first_token - facts.first_token)
-            begins = self._text(source, facts.tokens[start : document.end_token - facts.first_token])
+            begins = self._text(source, self._tokens_of(opened, found))
         return found.windows, {
             "sought": "document",
             "window": None,
@@ -246,6 +247,19 @@ class Teller:
                 "begins": begins,
             },
         }
+
+    def _tokens_of(self, source: Source, found: DocumentWindows) -> np.ndarray:
+        """The tokens of a document that windows have: as many as its beginning takes, or all of them."""
+        parts: list[np.ndarray] = []
+        most = found.document.tokens if self._full_text else _BEGINNING
+        end = found.document.first_token
+        for window in found.windows:
+            if end - found.document.first_token >= most:
+                break
+            first, tokens = source.locate(window).token_offset, source.read(window)
+            parts.append(tokens[max(0, end - first) : found.document.end_token - first])
+            end += len(parts[-1])
+        return np.concatenate(parts)
 
     def _seen(
         self, source: str, windows: Iterable[int], taken: int, most: int
