@@ -155,7 +155,7 @@ class Manifest(_Checked):
     @property
     def has_mask(self) -> bool:
         """Whether masks say what tokens carry loss. All shards have one, or none."""
-        return any(shard.mask_sha256 is not None for shard in self.shards)
+        return bool(self.shards) and self.shards[0].mask_sha256 is not None
 
     @property
     def fingerprint(self) -> str:
