@@ -12,7 +12,7 @@ from megatron_davinci.platform.device import Platform
 
 
 class HostToDevice:
-    """Carries arrays of integers to the device, in their own dtype, and makes int64 of them there.
+    """Carries arrays to the device, in their own dtype: what is wider is made of them there.
 
     Args:
         platform: Whose device.
@@ -38,12 +38,12 @@ class HostToDevice:
         return (lambda: unpin_host_memory(address)) if pin_host_memory(address, memory.nbytes) else None
 
     def copy(self, array: np.ndarray) -> Tensor:
-        """The array on the device as int64. On CUDA, `array` may be written to again after `wait`."""
+        """The array on the device; on the CPU, the array's own memory. It may be written to again after `wait`."""
         tensor = torch.from_numpy(array).to(self._device, non_blocking=True)
         if self._is_cuda:
             self._copied = torch.cuda.Event()
             self._copied.record()
-        return tensor.long()
+        return tensor
 
     def wait(self) -> None:
         """Wait until what was copied has left host memory."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from megatron.core import parallel_state
 from torch import Tensor
 
 from megatron_davinci.config.data import LoaderConfig
 from megatron_davinci.data.batches import Batches
+from megatron_davinci.data.dali import DevicePieces
 from megatron_davinci.data.loader import Loader, NativeLoader
 from megatron_davinci.platform.device import Platform
 from megatron_davinci.platform.host_memory import HostToDevice
+from megatron_davinci.train.dali_feed import open_dali, rows_of
 
 
 def rank_samples(
@@ -35,6 +39,18 @@ def rank_samples(
     return numbers.reshape(-1, data_ranks, micro_batch_size)[:, data_rank].reshape(-1)
 
 
+class Samples(NamedTuple):
+    """This rank's rows of a global batch.
+
+    Attributes:
+        tokens: [rows, sequence_length + 1] int64; None on ranks that need none.
+        loss_mask: [rows, sequence_length] uint8, 1 where a label carries loss; None where all do.
+    """
+
+    tokens: Tensor | None
+    loss_mask: Tensor | None
+
+
 class Feed:
     """Reads this rank's samples, as many steps ahead as it is asked for.
 
@@ -51,7 +67,7 @@ class Feed:
     def __init__(
         self, batches: Batches, settings: LoaderConfig, micro_batch_size: int, platform: Platform
     ) -> None:
-        self._size = micro_batch_size
+        self._size, self._platform = micro_batch_size, platform
         self._rank = parallel_state.get_data_parallel_rank()
         self._ranks = parallel_state.get_data_parallel_world_size()
         self._device = HostToDevice(platform)
@@ -68,16 +84,16 @@ class Feed:
         if self._loader is not None:
             self._loader.request(self._mine(first_sample, batch))
 
-    def take(self, first_sample: int, batch: int) -> Tensor | None:
-        """This rank's rows of a global batch; None where none are needed.
-
-        Returns:
-            [rows, sequence_length + 1] int64 on the device. It holds until the next is taken.
-        """
+    def take(self, first_sample: int, batch: int) -> Samples:
+        """This rank's rows of a global batch, on the device. They hold until the next are taken."""
         if self._loader is None:
-            return None
+            return Samples(None, None)
         self._device.wait()
-        return self._device.copy(self._loader.take(self._mine(first_sample, batch)).tokens)
+        read = self._loader.take(self._mine(first_sample, batch))
+        mask = None if read.loss_mask is None else self._device.copy(read.loss_mask)
+        on_device = isinstance(read.tokens, DevicePieces)
+        tokens = rows_of(read.tokens, self._platform) if on_device else self._device.copy(read.tokens)
+        return Samples(tokens.long(), mask)
 
     def close(self) -> None:
         """Stop reading ahead."""
@@ -86,6 +102,14 @@ class Feed:
             self._loader.close()
 
     def _open(self, batches: Batches, settings: LoaderConfig) -> Loader:
+        if settings.kind == "dali":
+            return open_dali(
+                batches,
+                settings,
+                micro_batch_size=self._size,
+                data_ranks=self._ranks,
+                platform=self._platform,
+            )
         return NativeLoader(
             batches,
             workers=settings.workers,

@@ -6,7 +6,6 @@ import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Any
 
 import torch.distributed as dist
 
@@ -22,7 +21,7 @@ from megatron_davinci.platform.device import Platform
 from megatron_davinci.platform.peak import measure_matmul_peak
 from megatron_davinci.train import checkpoint
 from megatron_davinci.train.checkpoint_files import Checkpoint
-from megatron_davinci.train.feed import Feed
+from megatron_davinci.train.feed import Feed, Samples
 from megatron_davinci.train.order import DataOrder, verified_sources
 from megatron_davinci.train.progress import RunProgress, Timer, format_seconds
 from megatron_davinci.train.records import Records
@@ -133,9 +132,9 @@ class TrainingRun:
         timer = Timer()
         while ahead:
             plan = ahead.popleft()
-            tokens = feed.take(plan.first_sample, plan.batch)
+            samples = feed.take(plan.first_sample, plan.batch)
             request(1)
-            result = self._step(plan, tokens, feed.micro_batches(plan.batch))
+            result = self._step(plan, samples, feed.micro_batches(plan.batch))
             self.step, self.consumed_samples = plan.step, plan.first_sample + plan.batch
             progress.step(records.step(plan, result, timer.lap()))
             if self._is_due(plan, self.config.evaluation.every_steps) or plan.ends_stage:
@@ -150,10 +149,11 @@ class TrainingRun:
         step, sample = self.step, self.consumed_samples
         while step < self.last_step:
             plan = self.schedule.at(sample)
-            yield plan
+            if self.order.skips(plan) is None:
+                yield plan
             step, sample = plan.step, sample + plan.batch
 
-    def _step(self, plan: StepPlan, tokens: Any, micro_batches: int) -> StepResult:
+    def _step(self, plan: StepPlan, samples: Samples, micro_batches: int) -> StepResult:
         if self.config.model.dropout:
             # Dropout too is a function of the clock, so no generator state needs saving.
             distributed.seed_ranks(self.config.run.seed + plan.first_sample)
@@ -163,7 +163,7 @@ class TrainingRun:
             weight_decay=self.config.optimizer.weight_decay,
         )
         try:
-            return self.stepper.train(tokens, micro_batches)
+            return self.stepper.train(samples.tokens, micro_batches, samples.loss_mask)
         except FloatingPointError as error:
             raise DavinciError(
                 "The loss or its gradient is not finite; the update was not applied.",
@@ -234,6 +234,11 @@ class TrainingRun:
             f"{self.config.model.parameters():,} parameters, {tokens:,} tokens in {self.schedule.total_steps:,} "
             f"steps, {self.layout}, {self.platform.describe()}, {self.config.train.precision}"
         )
+        for skip in self.order.journal.skips:
+            if skip.to_sample > self.consumed_samples:
+                progress.message(
+                    f"Steps with samples {skip.from_sample:,} to {skip.to_sample - 1:,} are left out: {skip.reason}"
+                )
         if self.step >= self.last_step:
             progress.message(f"Nothing is left to do: step {self.step} of {self.last_step} is done.")
         elif self.step:

@@ -9,10 +9,11 @@ import torch.distributed as dist
 
 from megatron_davinci.config import RunConfig
 from megatron_davinci.data.curriculum import Curriculum
-from megatron_davinci.data.journal import Journal
+from megatron_davinci.data.journal import Journal, SkipRecord
 from megatron_davinci.data.source import Source
 from megatron_davinci.errors import CheckpointError
 from megatron_davinci.optim.schedule import Schedule, StepPlan
+from megatron_davinci.platform.distributed import broadcast_object
 from megatron_davinci.train.forecast import open_sources, stage_record
 
 
@@ -41,6 +42,8 @@ class DataOrder:
         self._config, self.schedule, self.sources = config, schedule, sources
         self._writes = not dist.is_initialized() or dist.get_rank() == 0
         self.journal = Journal.open(path, sources) if self._writes else Journal.in_memory()
+        for skip in broadcast_object(self.journal.skips) if dist.is_initialized() else ():
+            self.journal.append(skip)  # changes nothing where the journal was read
         windows = {name: source.num_windows for name, source in sources.items()}
         self.curriculum = Curriculum(windows, config.run.seed, [])
         self._extended: set[int] = set()
@@ -57,6 +60,17 @@ class DataOrder:
                 dist.barrier()
             self.curriculum.append(record)
             self._extended.add(stage)
+
+    def skips(self, plan: StepPlan) -> SkipRecord | None:
+        """The skip that leaves out a sample of the step, if one does. Such a step is not taken, as a whole.
+
+        The clock runs through it: no other step moves, changes its samples, or its learning rate.
+        """
+        end = plan.first_sample + plan.batch
+        for skip in self.journal.skips:
+            if skip.from_sample < end and plan.first_sample < skip.to_sample:
+                return skip
+        return None
 
     def position(self) -> dict[str, Any]:
         """What a checkpoint keeps of the journal."""
