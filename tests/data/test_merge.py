@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_davinci.data import indexed
 from megatron_davinci.data import merge as merging
-from megatron_davinci.data.indexed import IndexedDataset
+from megatron_davinci.data.indexed import HEADER, MAGIC, VERSION, IndexedDataset
 from megatron_davinci.data.indexed_writer import IndexedDatasetWriter
 from megatron_davinci.data.mask import mask_blocks
 from megatron_davinci.data.merge import merge_datasets
@@ -119,6 +121,28 @@ class TestAsMegatronCore:
         with pytest.raises(DataError, match=r"(?s)have modes.*plain has not \(2 of 3 have\)"):
             merge_datasets([*prefixes, tmp_path / "plain"], tmp_path / "none")
         assert list(tmp_path.glob("*none*")) == []
+
+
+def test_memory_does_not_grow_with_the_index(tmp_path, monkeypatch):
+    # 200,000 one-token documents: 4 MB of index for each input, in blocks of some kilobytes.
+    count = 200_000
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.bin").write_bytes(bytes(count))
+        with open(tmp_path / f"{name}.idx", "wb") as file:
+            file.write(HEADER.pack(MAGIC, VERSION, 1, count, count + 1))
+            file.write(np.ones(count, "<i4").tobytes())
+            file.write(np.arange(count, dtype="<i8").tobytes())
+            file.write(np.arange(count + 1, dtype="<i8").tobytes())
+    monkeypatch.setattr(merging, "_BLOCK", 1000)
+    monkeypatch.setattr(indexed, "_BLOCK", 1000)
+    tracemalloc.start()
+    try:
+        merge_datasets([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(IndexedDataset(tmp_path / "out")) == 2 * count
+    assert peak < 1 << 20
 
 
 @pytest.mark.parametrize("refused", [errno.EXDEV, errno.EOPNOTSUPP, None])
