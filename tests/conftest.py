@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import tomllib
 from collections import defaultdict
@@ -17,6 +18,9 @@ settings.register_profile("house", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("house")
 
 TESTS = Path(__file__).parent
+# What the marker `needs` names, and the module that cannot be imported where it is not installed. DAVINCI_REQUIRE
+# lists those (`dali,…`) that must be there: their tests fail instead of being skipped.
+TOOLS = {"dali": "nvidia.dali"}
 _seconds: dict[str, float] = defaultdict(float)
 
 
@@ -44,6 +48,16 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if item.get_closest_marker("long") and not config.getoption("--long"):
             item.add_marker(pytest.mark.skip(reason="long: run by make test-long"))
+
+
+def pytest_runtest_setup(item):
+    required = os.environ.get("DAVINCI_REQUIRE", "").split(",")
+    for tool in (name for marker in item.iter_markers("needs") for name in marker.args):
+        try:
+            importlib.import_module(TOOLS[tool])
+        except ImportError as error:
+            say = pytest.fail if tool in required else pytest.skip
+            say(f"needs {tool}: {error}")
 
 
 def _room(nodeid: str) -> str:

@@ -17,14 +17,21 @@ class RankFailed(AssertionError):
     """A rank raised; the message has its traceback."""
 
 
-def start_ranks(world: int, function: Callable[..., Any], *args: Any) -> list[tuple[Any, Any]]:
-    """Start `function(*args)` on `world` ranks; returns (process, connection) for each."""
+def start_ranks(
+    world: int, function: Callable[..., Any], *args: Any, parents: bool = False
+) -> list[tuple[Any, Any]]:
+    """Start `function(*args)` on `world` ranks; returns (process, connection) for each.
+
+    With `parents` they may start processes of their own, and must be ended by whoever started them.
+    """
     port = _free_port()
     started = []
     for rank in range(world):
         ours, theirs = _CONTEXT.Pipe()
         process = _CONTEXT.Process(
-            target=_rank_main, args=(rank, world, port, theirs, os.getcwd(), function, args), daemon=True
+            target=_rank_main,
+            args=(rank, world, port, theirs, os.getcwd(), function, args),
+            daemon=not parents,
         )
         process.start()
         theirs.close()
@@ -32,13 +39,15 @@ def start_ranks(world: int, function: Callable[..., Any], *args: Any) -> list[tu
     return started
 
 
-def run_ranks(world: int, function: Callable[..., Any], *args: Any, timeout: float = 180.0) -> list[Any]:
+def run_ranks(
+    world: int, function: Callable[..., Any], *args: Any, timeout: float = 180.0, parents: bool = False
+) -> list[Any]:
     """Run `function(*args)` on `world` ranks and return what each returned.
 
     `function` must be importable (module level). An error that a rank raises is raised here: the exception itself
     when it is one of ours, `RankFailed` with the traceback otherwise.
     """
-    started = start_ranks(world, function, *args)
+    started = start_ranks(world, function, *args, parents=parents)
     try:
         outcomes: list[Any] = [None] * world
         for rank, (process, connection) in enumerate(started):
