@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     from megatron_davinci.train.plan import plan_run
 
     config = load_config(arguments.config, arguments.overrides)
-    smallest = config.parallel.tensor * config.parallel.pipeline
+    smallest = config.parallel.model_ranks
     ranks = smallest if arguments.ranks is None else arguments.ranks
     plan = plan_run(config, ranks)
     _show(plan, config)

@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def default_ranks(config: RunConfig) -> int:
     """As many ranks as this machine has GPUs; on a CPU as many as the layout needs."""
-    needed = config.parallel.tensor * config.parallel.pipeline
+    needed = config.parallel.model_ranks
     if config.parallel.device == "cpu":
         return needed
     from megatron_davinci.platform.device import count_gpus

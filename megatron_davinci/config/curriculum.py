@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from megatron_davinci.config.section import Section, shown
+from megatron_davinci.config.transforms import Transforms
 from megatron_davinci.config.units import Tokens
 
 _HUGE_EXPONENT = re.compile(r"[eE][+-]?[0-9_]{4,}")
@@ -66,6 +67,7 @@ class Stage(Section):
         description="Sequences a step: one number, or a list of phases"
     )
     learning_rate: LearningRate
+    transforms: Transforms = Transforms()
 
     @field_validator("global_batch_size", mode="before")
     @classmethod

@@ -16,9 +16,11 @@ class Layout:
     tensor: int
     pipeline: int
     data: int
+    context: int = 1
 
     def __str__(self) -> str:
-        return f"TP{self.tensor} x PP{self.pipeline} x DP{self.data} = {self.world} ranks"
+        context = f" x CP{self.context}" if self.context > 1 else ""
+        return f"TP{self.tensor} x PP{self.pipeline}{context} x DP{self.data} = {self.world} ranks"
 
 
 def check_layout(config: RunConfig, world_size: int) -> Layout:
@@ -32,7 +34,7 @@ def check_layout(config: RunConfig, world_size: int) -> Layout:
             "A run needs at least one rank.", where="ranks", found=world_size, expected="1 or more"
         )
     model, parallel, micro = config.model, config.parallel, config.train.micro_batch_size
-    tensor, pipeline = parallel.tensor, parallel.pipeline
+    tensor, pipeline, context = parallel.tensor, parallel.pipeline, parallel.context
     problems: list[str] = []
 
     def must_divide(number: int, by: int, what: str, unit: str) -> None:
@@ -45,12 +47,21 @@ def check_layout(config: RunConfig, world_size: int) -> Layout:
         must_divide(model.num_query_groups, tensor, "model.num_query_groups", t)
         must_divide(model.ffn_hidden_size, tensor, "model.ffn_hidden_size", t)
         must_divide(model.vocab_size, tensor, "model.vocab_size", t)
-    if parallel.sequence:
+    if context > 1:
+        length = config.data.sequence_length
+        must_divide(length, 2 * context, "data.sequence_length", "2 * parallel.context")
+        if parallel.sequence:
+            must_divide(
+                length, context * tensor, "data.sequence_length", "parallel.context * parallel.tensor"
+            )
+    elif parallel.sequence:
         must_divide(config.data.sequence_length, tensor, "data.sequence_length", "parallel.tensor")
     must_divide(model.num_layers, pipeline, "model.num_layers", "parallel.pipeline")
-    must_divide(world_size, tensor * pipeline, "the number of ranks", "parallel.tensor * parallel.pipeline")
-    data = max(1, world_size // (tensor * pipeline))
-    if world_size % (tensor * pipeline) == 0:
+    together = parallel.model_ranks
+    product = "parallel.tensor * parallel.pipeline" + (" * parallel.context" if context > 1 else "")
+    must_divide(world_size, together, "the number of ranks", product)
+    data = max(1, world_size // together)
+    if world_size % together == 0:
         stages: dict[int, list[str]] = {}
         for stage in config.curriculum:
             for size in sorted({phase.size for phase in stage.global_batch_size}):
@@ -70,4 +81,4 @@ def check_layout(config: RunConfig, world_size: int) -> Layout:
             expected="every one of these divisions without a remainder",
             do="change the layout, the number of ranks, or the size that is named",
         )
-    return Layout(world_size, tensor, pipeline, data)
+    return Layout(world_size, tensor, pipeline, data, context)

@@ -10,7 +10,7 @@ from megatron_davinci.config.section import Section
 
 
 class ParallelConfig(Section):
-    """The layout. Data parallelism is what remains: world size / (tensor * pipeline)."""
+    """The layout. Data parallelism is what remains: world size / (tensor * pipeline * context)."""
 
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto: CUDA where torch has it"
@@ -18,6 +18,9 @@ class ParallelConfig(Section):
     tensor: int = Field(default=1, ge=1, description="Tensor-parallel ranks")
     sequence: bool = Field(default=False, description="Sequence parallelism over the tensor group")
     pipeline: int = Field(default=1, ge=1, description="Pipeline stages")
+    context: int = Field(
+        default=1, ge=1, description="Context-parallel ranks: each has a part of every sequence"
+    )
     distributed_optimizer: bool = Field(
         default=True, description="Shard optimizer state over data parallel ranks"
     )
@@ -27,6 +30,11 @@ class ParallelConfig(Section):
     timeout_seconds: float = Field(
         default=600.0, gt=0, description="A collective that waits longer fails the run"
     )
+
+    @property
+    def model_ranks(self) -> int:
+        """Ranks that work on one sample together; a run has a multiple of them."""
+        return self.tensor * self.pipeline * self.context
 
     @model_validator(mode="after")
     def _sequence_needs_tensor(self) -> ParallelConfig:

@@ -54,6 +54,9 @@ class EvaluationConfig(Section):
         default=None, gt=0, description="Besides the one at the end of each stage"
     )
     sequences: int = Field(default=64, gt=0, description="Windows a domain, always the same ones")
+    document_mask: bool = Field(
+        default=False, description="Measure them under a document mask, as a stage may train"
+    )
 
 
 class LoggingConfig(Section):

@@ -1,18 +1,26 @@
-"""Causal attention on torch's `scaled_dot_product_attention`: no score matrix in memory, on CPU and CUDA."""
+"""Causal attention on torch's `scaled_dot_product_attention`: no score matrix in memory, on CPU and CUDA.
+
+Confined to documents, and over the sequence parts of context-parallel ranks, it is computed in `pieces`.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from megatron.core import tensor_parallel
+from megatron.core import parallel_state, tensor_parallel
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention.varlen import varlen_attn
 
 from megatron_davinci.errors import ConfigError
+from megatron_davinci.model.context_parallel import SequencePart, gather_sequence
+from megatron_davinci.model.documents import Documents
+from megatron_davinci.model.pieces import Pieces, cut_whole
 
 
 class SDPAttention(MegatronModule):
@@ -20,6 +28,9 @@ class SDPAttention(MegatronModule):
 
     Key/value heads are shared among query heads without being repeated, but in fp32 on CUDA. Constructor and
     `forward` follow `megatron.core.transformer.dot_product_attention.DotProductAttention`.
+
+    Context-parallel ranks gather the keys and values of the whole sequence, which are few in grouped-query attention,
+    and each attends with its own queries. In the backward pass their gradients are summed and scattered.
     """
 
     def __init__(
@@ -35,7 +46,6 @@ class SDPAttention(MegatronModule):
     ) -> None:
         super().__init__(config=config)
         refused = {
-            "context_parallel_size": config.context_parallel_size > 1,
             "window_size": config.window_size is not None,
             "softmax_type": config.softmax_type != "vanilla",
             "apply_query_key_layer_scaling": config.apply_query_key_layer_scaling,
@@ -46,11 +56,16 @@ class SDPAttention(MegatronModule):
                 "This attention cannot do what the transformer configuration asks.",
                 where="model.layers: local",
                 found=", ".join(name for name, asked in refused.items() if asked),
-                expected="plain causal attention, without a window or context parallelism",
+                expected="causal attention without a window",
             )
         self.scale = softmax_scale if softmax_scale is not None else 1.0 / math.sqrt(config.kv_channels)
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         self.grouped = config.num_attention_heads != config.num_query_groups
+        self.context_group: Any = None
+        if config.context_parallel_size > 1:
+            self.context_group = (
+                parallel_state.get_context_parallel_group() if pg_collection is None else pg_collection.cp
+            )
 
     def forward(
         self,
@@ -65,30 +80,85 @@ class SDPAttention(MegatronModule):
         """Attend.
 
         Args:
-            query: [sequence, batch, heads on this rank, head_dim].
-            key: [sequence, batch, key/value heads on this rank, head_dim].
+            query: [positions on this rank, batch, heads on this rank, head_dim].
+            key: [positions on this rank, batch, key/value heads on this rank, head_dim].
             value: As `key`.
             attention_mask: Must be None: the mask is causal and never built.
             attn_mask_type: Ignored; causal.
             attention_bias: Must be None.
-            packed_seq_params: Must be None.
+            packed_seq_params: `Documents` that attention is confined to, or None.
 
         Returns:
-            [sequence, batch, heads on this rank * head_dim].
+            [positions on this rank, batch, heads on this rank * head_dim].
         """
-        if attention_mask is not None or attention_bias is not None or packed_seq_params is not None:
-            raise NotImplementedError("SDPAttention is causal: it takes no mask, bias or packed sequences")
-        # Strided views: [s, b, n, d] -> [b, n, s, d]. The kernels take them as they are.
-        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        if attention_mask is not None or attention_bias is not None:
+            raise NotImplementedError("SDPAttention is causal: it takes no mask or bias")
+        if packed_seq_params is not None and not isinstance(packed_seq_params, Documents):
+            raise NotImplementedError(
+                "SDPAttention takes documents as `Documents`, not packed in another way"
+            )
         dropout = self.dropout if self.training else 0.0
         if dropout and not self.config.sequence_parallel:
             with tensor_parallel.get_cuda_rng_tracker().fork():
-                out = self._attend(q, k, v, dropout)
+                out = self._attend(query, key, value, packed_seq_params, dropout)
         else:
-            out = self._attend(q, k, v, dropout)
-        return out.permute(2, 0, 1, 3).reshape(query.shape[0], query.shape[1], -1)
+            out = self._attend(query, key, value, packed_seq_params, dropout)
+        return out.reshape(query.shape[0], query.shape[1], -1)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, documents: Documents | None, dropout: float
+    ) -> Tensor:
+        """[positions, batch, heads, head_dim], or with the first two in one."""
+        if documents is None and self.context_group is None:
+            # Strided views: [s, b, n, d] -> [b, n, s, d]. The kernels take them as they are.
+            q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+            return self._causal(q, k, v, dropout).permute(2, 0, 1, 3)
+        positions, batch = query.shape[:2]
+        if self.context_group is not None:
+            both = gather_sequence(torch.cat([key, value], dim=2), self.context_group)
+            key, value = both.split([key.shape[2], value.shape[2]], dim=2)
+        kernel = varlen_kernel(query, dropout)
+        device, by_size = query.device, kernel is None
+        if documents is not None:
+            pieces = documents.pieces(device, by_size=by_size)
+        else:
+            ranks, rank = self.context_group.size(), self.context_group.rank()
+            part = SequencePart(positions * ranks, ranks, rank)
+            pieces = cut_whole(batch, part, device, by_size=by_size)
+        q = pieces.queries.take(query.flatten(0, 1))
+        k, v = (pieces.keys.take(x.flatten(0, 1)) for x in (key, value))
+        if kernel is None:
+            out = self._piece_by_piece(q, k, v, pieces, dropout)
+        else:
+            out = kernel(
+                q,
+                k,
+                v,
+                pieces.query_bounds,
+                pieces.key_bounds,
+                pieces.longest_queries,
+                pieces.longest_keys,
+                scale=self.scale,
+                # Nothing to the right: causal, aligned at the end of queries and keys.
+                window_size=(-1, 0),
+                enable_gqa=self.grouped,
+            )
+        return pieces.queries.put_back(out)
+
+    def _piece_by_piece(self, q: Tensor, k: Tensor, v: Tensor, pieces: Pieces, dropout: float) -> Tensor:
+        """[tokens, heads, head_dim] in the pieces' order; those of one size are computed at once."""
+        groups = pieces.groups
+        queries = q.split([count * size for count, size, _ in groups])
+        keys, values = (x.split([count * seen for count, _, seen in groups]) for x in (k, v))
+        out = []
+        for (count, *_), *parts in zip(groups, queries, keys, values, strict=True):
+            # [pieces * size, n, d] -> [pieces, n, size, d]
+            qs, ks, vs = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in parts)
+            out.append(self._causal(qs, ks, vs, dropout).transpose(1, 2).flatten(0, 1))
+        return torch.cat(out)
+
+    def _causal(self, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+        """Causal attention of [batch, heads, positions, head_dim]; queries are the last ones of the keys."""
         grouped = self.grouped
         if grouped and q.is_cuda and q.dtype == torch.float32:
             # On CUDA only the flash kernel shares heads, and it has no fp32; with shared heads torch would build the
@@ -96,6 +166,27 @@ class SDPAttention(MegatronModule):
             repeats = q.shape[1] // k.shape[1]
             k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
             grouped = False
+        mask = None
+        before = k.shape[2] - q.shape[2]
+        if before:
+            mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(before)
         return F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, enable_gqa=grouped, scale=self.scale, dropout_p=dropout
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=mask is None,
+            enable_gqa=grouped,
+            scale=self.scale,
+            dropout_p=dropout,
         )
+
+
+def varlen_kernel(query: Tensor, dropout: float) -> Callable[..., Any] | None:
+    """The kernel that computes all pieces at once: torch's varlen flash attention; None where it cannot be used.
+
+    It is on CUDA only, in half precision only, and has no dropout.
+    """
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not dropout:
+        return varlen_attn
+    return None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional as F
 
 from megatron_davinci.config import RunConfig
+from megatron_davinci.model.gpt import GPT
 from megatron_davinci.model.initialize import initialize
 from megatron_davinci.model.spec import block_spec, use_transformer_engine
 from megatron_davinci.platform.device import Platform
@@ -37,6 +37,7 @@ def transformer_config(config: RunConfig) -> TransformerConfig:
         attention_dropout=model.dropout,
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
+        context_parallel_size=parallel.context,
         sequence_parallel=parallel.sequence,
         pipeline_dtype=dtype,
         params_dtype=dtype,
@@ -62,7 +63,7 @@ def _leave(weight: torch.Tensor) -> torch.Tensor:
     return weight
 
 
-def build_model(config: RunConfig, platform: Platform) -> GPTModel:
+def build_model(config: RunConfig, platform: Platform) -> GPT:
     """Build this rank's part of the model on its device, after the process groups are up.
 
     Args:
@@ -74,9 +75,10 @@ def build_model(config: RunConfig, platform: Platform) -> GPTModel:
     """
     mcore = transformer_config(config)
     engine = use_transformer_engine(config.model.layers, platform)
-    model = GPTModel(
+    documents = any(stage.transforms.document_mask for stage in config.curriculum)
+    model = GPT(
         mcore,
-        block_spec(mcore, engine),
+        block_spec(mcore, engine, documents=documents or config.evaluation.document_mask),
         vocab_size=config.model.vocab_size,
         max_sequence_length=config.model.max_sequence_length,
         pre_process=parallel_state.is_pipeline_first_stage(),

@@ -38,13 +38,21 @@ def use_transformer_engine(layers: str, platform: Platform) -> bool:
     return layers != "local" and platform.transformer_engine
 
 
-def layer_spec(transformer_engine: bool) -> ModuleSpec:
+def layer_spec(transformer_engine: bool, *, documents: bool = False) -> ModuleSpec:
     """The specification of one layer: attention, SwiGLU MLP, and a norm before each.
 
     Both kinds have the same names in a checkpoint, so that one may be loaded into the other.
+
+    Args:
+        transformer_engine: Whose layers to build.
+        documents: Whether attention will be confined to documents. Transformer Engine's would need tokens packed in
+            another way, and document lengths that divide; so ours stands in its layers too.
     """
     if transformer_engine:
-        return get_gpt_layer_with_transformer_engine_spec()
+        spec = get_gpt_layer_with_transformer_engine_spec()
+        if documents:
+            spec.submodules.self_attention.submodules.core_attention = SDPAttention
+        return spec
     spec = get_gpt_layer_local_spec(normalization="RMSNorm")
     spec.submodules.input_layernorm = RMSNorm
     spec.submodules.pre_mlp_layernorm = RMSNorm
@@ -52,17 +60,20 @@ def layer_spec(transformer_engine: bool) -> ModuleSpec:
     return spec
 
 
-def block_spec(config: Any, transformer_engine: bool) -> TransformerBlockSubmodules:
+def block_spec(
+    config: Any, transformer_engine: bool, *, documents: bool = False
+) -> TransformerBlockSubmodules:
     """The specification of this rank's layers and of the norm after the last.
 
     Args:
         config: A Megatron-Core `TransformerConfig`.
         transformer_engine: Whose layers to build.
+        documents: Whether attention will be confined to documents.
     """
     final_norm: Any = RMSNorm
     if transformer_engine:
         from megatron.core.extensions.transformer_engine import TENorm
 
         final_norm = TENorm
-    layers = [layer_spec(transformer_engine)] * get_num_layers_to_build(config)
+    layers = [layer_spec(transformer_engine, documents=documents)] * get_num_layers_to_build(config)
     return TransformerBlockSubmodules(layer_specs=layers, layer_norm=final_norm)

@@ -32,6 +32,7 @@ def start(
     *,
     tensor: int = 1,
     pipeline: int = 1,
+    context: int = 1,
     timeout_seconds: float = 600.0,
     seed: int = 1234,
 ) -> None:
@@ -44,6 +45,7 @@ def start(
         platform: What to compute on.
         tensor: Tensor-parallel size.
         pipeline: Pipeline-parallel size.
+        context: Context-parallel size.
         timeout_seconds: How long a collective may wait for a rank.
         seed: Seeds dropout and initialisation; each tensor- and pipeline-parallel rank gets its own stream.
 
@@ -72,7 +74,10 @@ def start(
                 do="check that every node starts, and that they reach the rendezvous address",
             ) from error
     parallel_state.initialize_model_parallel(
-        tensor, pipeline, distributed_timeout_minutes=max(1, round(timeout_seconds / 60))
+        tensor,
+        pipeline,
+        context_parallel_size=context,
+        distributed_timeout_minutes=max(1, round(timeout_seconds / 60)),
     )
     seed_ranks(seed)
 

@@ -225,10 +225,10 @@ def check_same_model(checkpoint: Checkpoint, model: dict[str, Any], distributed_
 def _need_space(checkpoints: Path, model: Any, optimizer: Any) -> None:
     """Refuse before anything is written when the checkpoint cannot fit."""
     parameters = sum(p.numel() for p in model.parameters())
-    # Weights, and in fp32 the main weights and both moments. Data-parallel ranks hold the same ones.
+    # Weights, and in fp32 the main weights and both moments. Data- and context-parallel ranks hold the same ones.
     local = parameters * (next(model.parameters()).element_size() + 12)
     total = torch.tensor(
-        local if parallel_state.get_data_parallel_rank() == 0 else 0,
+        local if parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0 else 0,
         dtype=torch.int64,
         device=next(model.parameters()).device,
     )

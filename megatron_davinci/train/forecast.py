@@ -288,7 +288,7 @@ def _layout(config: RunConfig, ranks: int | None, facts: dict[str, Any]) -> tupl
             return check_layout(config, recorded), "the last start"
         except ConfigError:
             pass  # another layout was configured since
-    return check_layout(config, config.parallel.tensor * config.parallel.pipeline), "the smallest"
+    return check_layout(config, config.parallel.model_ranks), "the smallest"
 
 
 def _facts(path: Path) -> dict[str, Any]:

@@ -149,11 +149,13 @@ def _plan_stage(config: RunConfig, layout: Layout, *, first: bool) -> MemoryPlan
     parameters = body // layout.pipeline // layout.tensor + model.vocab_size * h // layout.tensor
     if not model.tie_embeddings and layout.pipeline == 1:
         parameters += model.vocab_size * h // layout.tensor
-    sharded = layout.data if config.parallel.distributed_optimizer else 1
-    tokens = length * config.train.micro_batch_size
+    sharded = layout.data * layout.context if config.parallel.distributed_optimizer else 1
+    tokens = length * config.train.micro_batch_size // layout.context
     sequence_split = layout.tensor if config.parallel.sequence else 1
     # Split over tensor ranks: q, k, v, the attention's output, the MLP's two halves, activation and product.
     split = (2 * model.num_attention_heads + 2 * model.num_query_groups) * d + 4 * f
+    # Context-parallel ranks have the keys and values of the whole sequence.
+    split += 2 * model.num_query_groups * d * (layout.context - 1)
     # Whole on each tensor rank, unless the sequence is split: norm inputs and projection inputs.
     whole = 4 * h
     in_flight = layout.pipeline if first else 1

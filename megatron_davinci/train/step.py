@@ -20,7 +20,10 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from megatron_davinci.config import RunConfig
+from megatron_davinci.model.documents import DocumentMask
 from megatron_davinci.platform.device import Platform
+from megatron_davinci.train import micro_batches as micro
+from megatron_davinci.train.micro_batches import MicroBatch
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,13 @@ class Stepper:
         if optimizer is not None:
             _refuse_infinite_gradients(optimizer)
 
-    def train(self, tokens: Tensor | None, micro_batches: int, loss_mask: Tensor | None = None) -> StepResult:
+    def train(
+        self,
+        tokens: Tensor | None,
+        micro_batches: int,
+        loss_mask: Tensor | None = None,
+        document_mask: DocumentMask | None = None,
+    ) -> StepResult:
         """Take one step.
 
         Args:
@@ -81,6 +90,8 @@ class Stepper:
             micro_batches: Micro-batches on each data-parallel rank.
             loss_mask: [micro_batches * micro_batch_size, sequence_length], 1 where a label carries loss and 0 where
                 it does not; None where all do. The mean is over the labels of all ranks that do.
+            document_mask: Confines attention to documents; None for plain causal attention. A label that is in
+                another document than its input then carries no loss. Every pipeline rank needs tokens.
 
         Raises:
             FloatingPointError: The loss or the gradient is not finite, or no label carries loss; the update was
@@ -88,7 +99,8 @@ class Stepper:
         """
         self.wrapped.zero_grad_buffer()
         self.optimizer.zero_grad()
-        total, count = self._run(tokens, loss_mask, micro_batches, self.micro_batch_size, forward_only=False)
+        batches = micro.split(tokens, loss_mask, document_mask, self.micro_batch_size, self.platform.device)
+        total, count = self._run(batches, micro_batches, self.micro_batch_size, forward_only=False)
         if count == 0:
             raise FloatingPointError("no label of the global batch carries loss")
         loss = total / count
@@ -104,6 +116,7 @@ class Stepper:
         micro_batches: int,
         micro_batch_size: int,
         loss_mask: Tensor | None = None,
+        document_mask: DocumentMask | None = None,
     ) -> tuple[float, float]:
         """Sum the loss over held-out samples, without an update.
 
@@ -112,29 +125,24 @@ class Stepper:
             micro_batches: Micro-batches on each data-parallel rank.
             micro_batch_size: Rows of each.
             loss_mask: As in `train`.
+            document_mask: As in `train`.
 
         Returns:
             Sum of the loss over all ranks' labels that carry it in nats, and their number.
         """
         self.wrapped.eval()
         try:
-            return self._run(tokens, loss_mask, micro_batches, micro_batch_size, forward_only=True)
+            batches = micro.split(tokens, loss_mask, document_mask, micro_batch_size, self.platform.device)
+            return self._run(batches, micro_batches, micro_batch_size, forward_only=True)
         finally:
             self.wrapped.train()
 
     def _run(
-        self,
-        tokens: Tensor | None,
-        loss_mask: Tensor | None,
-        micro_batches: int,
-        micro_batch_size: int,
-        *,
-        forward_only: bool,
+        self, batches: Iterator[MicroBatch], micro_batches: int, micro_batch_size: int, *, forward_only: bool
     ) -> tuple[float, float]:
-        pieces = self._pieces(tokens, loss_mask, micro_batch_size)
         reports = self._schedule(
             forward_step_func=_forward,
-            data_iterator=pieces,
+            data_iterator=batches,
             model=[self.wrapped],
             num_microbatches=micro_batches,
             seq_length=self.sequence_length,
@@ -142,18 +150,6 @@ class Stepper:
             forward_only=forward_only,
         )
         return self._gather(reports)
-
-    def _pieces(
-        self, tokens: Tensor | None, loss_mask: Tensor | None, micro_batch_size: int
-    ) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Tokens and mask of each micro-batch, on the device; tokens become int64 there and not before."""
-        if tokens is None:
-            return iter(())
-        device = self.platform.device
-        rows = tokens.to(device, non_blocking=True).long().split(micro_batch_size)
-        if loss_mask is None:
-            return iter([(row, None) for row in rows])
-        return iter(zip(rows, loss_mask.to(device, non_blocking=True).split(micro_batch_size), strict=True))
 
     def _gather(self, reports: list[Tensor]) -> tuple[float, float]:
         """Add up the micro-batches' (sum, count) over the ranks that have them, and tell the others."""
@@ -190,15 +186,12 @@ def _refuse_infinite_gradients(optimizer: Any) -> None:
     optimizer.get_grad_norm = checked
 
 
-def _forward(pieces: Iterator[tuple[Tensor, Tensor | None]], model: Any) -> tuple[Tensor, Any]:
+def _forward(batches: Iterator[MicroBatch], model: Any) -> tuple[Tensor, Any]:
     """Megatron-Core's forward step: run one micro-batch, and say how to get a loss from what comes out."""
-    rows, loss_mask = next(pieces, (None, None))
-    tokens = labels = None
-    if rows is not None:
-        tokens, labels = rows[:, :-1], rows[:, 1:].contiguous()
+    batch = next(batches, MicroBatch())
     # RoPE takes positions from the sequence axis, and attention is causal without a mask.
-    output = model(tokens, None, None, labels=labels)
-    return output, partial(_loss, loss_mask=loss_mask)
+    output = model(batch.tokens, None, None, labels=batch.labels, packed_seq_params=batch.documents)
+    return output, partial(_loss, loss_mask=batch.loss_mask)
 
 
 def _loss(losses: Tensor, loss_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -83,29 +83,33 @@ def test_attention_equals_the_formula_in_float64():
 
 
 def refusals():
+    from megatron.core.packed_seq_params import PackedSeqParams
     from megatron.core.transformer.enums import AttnMaskType
 
     from megatron_davinci.model.attention import SDPAttention
 
     said = []
-    for changes in ({"window_size": (4, 0)}, {"context_parallel_size": 2}, {"softmax_type": "off-by-one"}):
+    for changes in ({"window_size": (4, 0)}, {"softmax_type": "off-by-one"}):
         try:
             SDPAttention(a_config(**changes), 1, AttnMaskType.causal, "self")
         except ConfigError as error:
             said.append(error.found)
     attend = SDPAttention(a_config(), 1, AttnMaskType.causal, "self")
     x = torch.randn(4, 1, 6, 8)
-    try:
-        attend(x, x[:, :, :2], x[:, :, :2], torch.ones(1, 1, 4, 4).bool())
-    except NotImplementedError as error:
-        said.append(str(error))
+    packed = PackedSeqParams(qkv_format="thd")
+    for mask, documents in ((torch.ones(1, 1, 4, 4).bool(), None), (None, packed)):
+        try:
+            attend(x, x[:, :, :2], x[:, :, :2], mask, packed_seq_params=documents)
+        except NotImplementedError as error:
+            said.append(str(error))
     return said
 
 
 def test_attention_refuses_what_it_would_compute_wrongly():
     said = run_ranks(1, refusals)[0]
-    assert said[:3] == ["window_size", "context_parallel_size", "softmax_type"]
-    assert "takes no mask" in said[3]
+    assert said[:2] == ["window_size", "softmax_type"]
+    assert "takes no mask" in said[2]
+    assert "not packed in another way" in said[3]
 
 
 def norm_and_reference():
