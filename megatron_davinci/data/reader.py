@@ -17,9 +17,6 @@ import numpy as np
 from megatron_davinci.data.open_shards import open_shards
 from megatron_davinci.data.source import Source
 from megatron_davinci.data.storage import Blob
-from megatron_davinci.errors import DataError
-
-_BLOCK_BYTES = 1 << 18  # stays in a core's own cache until it has been checked
 
 
 class Rows(NamedTuple):
@@ -113,22 +110,21 @@ class WindowReader:
             blob = self._near[shard] = source.blob(number)
         return blob
 
-    def is_cast(self, tokens: np.ndarray) -> np.ndarray:
-        """[sources] bool: whose tokens are of another dtype than the rows, so that a read needs a second step."""
-        return np.array([source.dtype != tokens.dtype for source in self.sources])
+    def is_cast(self, shard: int, dtype: np.dtype) -> bool:
+        """Whether a shard's tokens are of another dtype than the rows, so that a read needs a second step."""
+        return self._shards[shard][0].dtype != dtype
 
-    def check(self, rows: Rows, first: int, end: int) -> None:
-        """Check rows that were read against the vocabulary, as one block.
+    def check(self, rows: Rows) -> None:
+        """Check tokens that were read against the vocabulary, as one block.
 
         Raises:
             DataError: A token is outside its source's vocabulary.
         """
         size = self._smallest_vocabulary
         # Without its sign a negative token is larger than any vocabulary.
-        block = rows.tokens[first:end].view(f"u{rows.tokens.itemsize}")
-        if size is None or size > np.iinfo(block.dtype).max or int(block.max()) < size:
+        if size is None or int(rows.tokens.view(f"u{rows.tokens.itemsize}").max(initial=0)) < size:
             return
-        for row in range(first, end):
+        for row in range(len(rows.tokens)):
             self.sources[int(rows.source[row])].check_tokens(int(rows.window[row]), rows.tokens[row])
 
     def wait_for(self, reads: list[_Read]) -> None:
@@ -162,8 +158,7 @@ class Reading:
         self._reader, self._rows = reader, rows
         self._waiting: list[_Read] = []
         self._casts: list[int] = []
-        self._unchecked: list[tuple[int, int]] = []
-        self._error: DataError | Exception | None = None
+        self._error: Exception | None = None
         try:
             self._first_pass()
         except Exception as error:
@@ -187,33 +182,24 @@ class Reading:
         reader.wait_for(self._waiting)
         for row in self._casts:
             reader.sources[int(rows.source[row])].read_into(int(rows.window[row]), rows.tokens[row])
-        for first, end in self._unchecked:
-            reader.check(rows, first, end)
+        reader.check(rows)
         reader.read_masks(rows)
 
     def _first_pass(self) -> None:
         reader, rows = self._reader, self._rows
         shard, offset = reader.place(rows.source, rows.window)
-        count = max(1, _BLOCK_BYTES // max(1, rows.tokens[:1].nbytes))
-        block = np.arange(len(shard)) // count
-        # Block by block in the order of the files: the disk sees rising offsets, the check finds the rows in cache.
-        order = np.lexsort((offset, shard, block))
-        cast = reader.is_cast(rows.tokens)[rows.source]
-        blob, memory, near = reader.blob, rows.memory, reader._near
-        places = zip(order.tolist(), shard[order].tolist(), offset[order].tolist(), strict=True)
-        any_cast = bool(cast.any())
-        for first in range(0, len(shard), count):
-            end = min(first + count, len(shard))
-            before = len(self._waiting) + len(self._casts)
-            for row, k, at in itertools.islice(places, end - first):
-                if any_cast and cast[row]:
+        # In the order of the files: a disk sees rising offsets, and a shard is looked up once for all of its windows.
+        order = np.lexsort((offset, shard))
+        shard = shard[order]
+        begins = np.flatnonzero(np.diff(shard, prepend=-1)).tolist()
+        offsets, numbers = offset[order].tolist(), order.tolist()
+        memory = [rows.memory[row] for row in numbers]
+        for first, end in itertools.pairwise([*begins, len(numbers)]):
+            k = int(shard[first])
+            if reader.is_cast(k, rows.tokens.dtype):
+                for row in numbers[first:end]:
                     reader.sources[int(rows.source[row])].will_need(int(rows.window[row]))
-                    self._casts.append(row)
-                    continue
-                file = near.get(k) or blob(k)
-                if not file.read_now(at, memory[row]):
-                    self._waiting.append((k, at, memory[row]))
-            if len(self._waiting) + len(self._casts) == before:
-                reader.check(rows, first, end)
-            else:
-                self._unchecked.append((first, end))
+                self._casts += numbers[first:end]
+                continue
+            missing = reader.blob(k).read_now(offsets[first:end], memory[first:end])
+            self._waiting += [(k, offsets[first + i], memory[first + i]) for i in missing]

@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+from collections.abc import Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Protocol
 
@@ -45,16 +47,16 @@ class Blob(Protocol):
             EnvironmentProblem: It cannot be read. What the buffer holds then has no meaning.
         """
 
-    def read_now(self, offset: int, buffer: memoryview) -> bool:
-        """Fill `buffer` if that takes no waiting for a disk or a network; if it does, begin to fetch the range.
+    def read_now(self, offsets: Sequence[int], buffers: Sequence[memoryview]) -> list[int]:
+        """Fill each of many buffers if that takes no waiting for a disk or a network; else begin to fetch its range.
 
         Args:
-            offset: In bytes.
-            buffer: As for `read_into`.
+            offsets: In bytes, one a buffer.
+            buffers: As for `read_into`.
 
         Returns:
-            Whether the buffer is filled, wholly. If not, what it holds has no meaning; `read_into` fills it, or says
-            why it cannot.
+            Positions of the buffers that are not filled. What they hold has no meaning; `read_into` fills them, or
+            says why it cannot.
         """
 
     def will_need(self, offset: int, nbytes: int) -> None:
@@ -109,14 +111,24 @@ class LocalBlob:
                 do="check the disk and the mount, then resume",
             ) from error
 
-    def read_now(self, offset: int, buffer: memoryview) -> bool:
+    def read_now(self, offsets: Sequence[int], buffers: Sequence[memoryview]) -> list[int]:
         """As `Blob.read_now`: what is in the kernel's page cache."""
-        # Where the file system cannot tell what is cached (NFS among others), nothing counts as cached.
-        with contextlib.suppress(OSError):
-            if os.preadv(self._fd, (buffer,), offset, _ONLY_CACHED) == len(buffer):
-                return True
-        self.will_need(offset, len(buffer))
-        return False
+        # By `map`, because the loop around a read of a few KB would cost a good part of what the read does.
+        reads = map(os.preadv, repeat(self._fd), zip(buffers), offsets, repeat(_ONLY_CACHED))
+        counts: list[int] = []
+        while True:
+            try:
+                counts.extend(reads)
+                break
+            except OSError:
+                counts.append(-1)  # not cached; or the file system cannot tell (NFS among others)
+        sizes = list(map(len, buffers))
+        if counts == sizes:
+            return []
+        missing = [i for i, size in enumerate(sizes) if counts[i] != size]
+        for i in missing:
+            self.will_need(offsets[i], sizes[i])
+        return missing
 
     def will_need(self, offset: int, nbytes: int) -> None:
         """As `Blob.will_need`: the kernel begins to read into its page cache."""

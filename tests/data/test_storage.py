@@ -95,8 +95,9 @@ def test_descriptors_go_with_the_last_reference(file):
 
 def test_what_is_cached_is_read_at_once_and_what_is_not_is_never_half_believed(file):
     content, blob = file.read_bytes(), open_blob(file)
-    blob.read_into(0, memoryview(bytearray(100_000)))
-    buffer = bytearray(1000)
-    assert blob.read_now(500, memoryview(buffer))
-    assert buffer == content[500:1500]
-    assert not blob.read_now(99_500, memoryview(buffer)), "past the end: read_into says what is wrong"
+    buffers = [bytearray(1000) for _ in range(3)]
+    # The last range goes past the end: read_into says what is wrong with it.
+    missing = blob.read_now([500, 7000, 99_500], [memoryview(buffer) for buffer in buffers])
+    assert missing[-1] == 2
+    for i, offset in enumerate((500, 7000)):
+        assert i in missing or buffers[i] == content[offset : offset + 1000]
