@@ -11,14 +11,15 @@ since nobody asks to verify 30 TB here. What the operating system has in memory 
 10B: one source of 10M documents, its index written in full, in turns with Megatron-Core's
 `BlendedMegatronDatasetBuilder` over the same files, each time with an empty cache. `megatron_time_ratio` and
 `megatron_memory_ratio` compare what is left when both have done their imports, theirs over ours: the order's own
-cost. The same with the imports, and for memory the whole processes, are the ratios that end in `_whole`. Ours is given
-the manifest that `davinci data tokenize` writes; without one it checks the whole index, `bare_prefix_seconds_10b`.
+cost. The same with the imports, and for memory the whole processes, are the ratios that end in `_whole`. Ours is
+given the manifest that `davinci data tokenize` writes; `bare_prefix_seconds_10b` is without one, when it checks the
+whole index.
 
 figures: start_seconds_8t, start_rss_mb_8t (peak less what the interpreter had; both end in `_imported` where the
 clock starts after the imports, and in `_last` at the run's last sample), cache_bytes_8t (what appeared beside the
 data and in the home folder), start_seconds_10b, bare_prefix_seconds_10b, megatron_start_seconds_10b,
-megatron_time_ratio, megatron_memory_ratio, locate_per_second (scattered; `_in_order` in a row), locate_us (scattered),
-locate_us_at_10, locate_us_at_2e9 (5,000 samples from there on), locate_us_ratio
+megatron_time_ratio, megatron_memory_ratio, locate_per_second (scattered; `_in_order` in a row), locate_us
+(scattered), locate_us_at_10, locate_us_at_2e9 (5,000 samples from there on), locate_us_ratio
 """
 
 from __future__ import annotations

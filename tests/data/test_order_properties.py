@@ -174,6 +174,10 @@ class TestFind:
                         assert found >= length or (source, epoch, window) in handed_out
 
 
+# Fewest and most ranks, workers, samples a batch and samples until the next restart.
+LIMITS = (1, 4), (1, 3), (40, 150), (300, 1500)
+
+
 class TestNothingElseDecides:
     @given(orders(most_sources=12, longest_segment=30), st.data())
     @cases(80)
@@ -183,7 +187,7 @@ class TestNothingElseDecides:
         run, n = np.full((3, length), -1), 0
         with tempfile.TemporaryDirectory() as folder:
             while n < length:
-                ranks, workers, batch, more = (data.draw(st.integers(1, most)) for most in (4, 3, 100, 1500))
+                ranks, workers, batch, more = (data.draw(st.integers(*most)) for most in LIMITS)
                 journal, stop = Journal.open(Path(folder) / "journal.jsonl", order.windows), n + more
                 curriculum = order.curriculum(journal.mixes)
                 pending = [record for record in order.records if record not in journal.mixes]
@@ -257,7 +261,7 @@ class TestSkips:
             journal = Journal.open(Path(folder) / "journal.jsonl")
         handed_out, n = np.empty(0, np.int64), 0
         while n < length:
-            handed_out = np.append(handed_out, journal.usable(n, data.draw(st.integers(1, 900))))
+            handed_out = np.append(handed_out, journal.usable(n, data.draw(st.integers(100, 900))))
             n = int(handed_out[-1]) + 1
         handed_out = handed_out[handed_out < length]
         skipped = np.concatenate([np.arange(s.from_sample, s.to_sample) for s in (*left_out, NO_SKIP)])
