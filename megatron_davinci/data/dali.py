@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import signal
+import time
 from concurrent.futures import Future
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -26,7 +27,8 @@ from megatron_davinci.data.batches import Batch, Batches
 from megatron_davinci.errors import DavinciError, EnvironmentProblem
 
 _LONGEST_AHEAD = 256  # micro-batches; each has a piece of shared memory to itself
-_GRACE_SECONDS = 3.0  # for DALI to notice by itself that one of its processes ended
+_POLL_SECONDS = 0.5  # between looks at whether DALI's processes are there
+_GRACE_SECONDS = 3.0  # for a process that was told to end
 
 
 class MicroBatches:
@@ -155,6 +157,8 @@ class DaliLoader:
                 rows[i] = piece.tokens
             else:
                 on_device.append(piece.tokens)
+            if self._running is not None:
+                self._running.begin()
         tokens: Any = (
             DevicePieces(tuple(on_device)) if self._device is not None else rows.reshape(-1, width + 1)
         )
@@ -173,7 +177,8 @@ class DaliLoader:
     def _piece(self, numbers: np.ndarray, at_once: int) -> _Piece:
         if (np.diff(numbers) != 1).any():
             read = self._batches.read(numbers)
-            return _Piece(read.tokens, np.stack([numbers, read.source], 1), read.loss_mask, b"")
+            loss_mask = np.empty((self._size, 0), np.uint8) if read.loss_mask is None else read.loss_mask
+            return _Piece(read.tokens, np.stack([numbers, read.source], 1), loss_mask, b"")
         for _ in range(2):
             running = self._running
             if running is None or not running.has_next(numbers):
@@ -221,7 +226,7 @@ class _Piece(NamedTuple):
 
     tokens: Any
     identity: np.ndarray
-    loss_mask: np.ndarray | None  # [size, 0] where there is none, or where there is a problem
+    loss_mask: np.ndarray  # [size, 0] where there is none, or where there is a problem
     problem: bytes
 
 
@@ -269,12 +274,20 @@ class _Pipeline:
         self._asked: SimpleQueue[Future[Any] | None] = SimpleQueue()
         self._thread = Thread(target=self._serve, name="dali", daemon=True)
         self._thread.start()
+        self._begun: Future[Any] | None = None
+        self.begin()
 
     def has_next(self, numbers: np.ndarray) -> bool:
         """Whether the next micro-batch is these samples, by the records of now."""
         since = self._curriculum.first_samples[self._records :]
         is_stale = len(since) > 0 and since[0] <= numbers[-1]
         return not is_stale and np.array_equal(self._source.samples(self._k), numbers)
+
+    def begin(self) -> None:
+        """Have DALI make the next micro-batch, and its processes those that follow; what the last gave is over."""
+        if self._begun is None and not self._ended():
+            self._begun = Future()
+            self._asked.put(self._begun)
 
     def next(self) -> _Piece:
         """The next micro-batch.
@@ -295,23 +308,24 @@ class _Pipeline:
     def close(self) -> None:
         """End the processes, and the pipeline with them."""
         self._asked.put(None)
-        self._thread.join(_GRACE_SECONDS)
+        if not self._ended():
+            self._thread.join(_GRACE_SECONDS)
         self._pipeline = None
-        gc.collect()  # the last reference to the pipeline ends its processes, unless one of them was killed
+        gc.collect()  # the last reference to the pipeline ends its processes, if all of them are there
+        until = time.monotonic() + (0 if self._ended() else _GRACE_SECONDS)
         for process in self._processes:
-            process.join(_GRACE_SECONDS)
+            process.join(max(0, until - time.monotonic()))
             if process.is_alive():
                 process.kill()
                 process.join()
 
     def _outputs(self) -> Any:
-        asked: Future[Any] = Future()
+        self.begin()
+        asked, self._begun = self._begun or Future(), None
         try:
-            if not self._ended():
-                self._asked.put(asked)
             while not self._ended():
                 try:
-                    return asked.result(_GRACE_SECONDS)
+                    return asked.result(_POLL_SECONDS)
                 except TimeoutError:
                     continue
             return asked.result(0)
