@@ -26,6 +26,8 @@ EXTRAS = {
     "eval": ["transformers>=5.3"],
     # Sources in S3, or on a server that speaks its protocol; see docs/recipes/data-on-s3.md.
     "s3": ["boto3>=1.36"],
+    # A loader, chosen by data.loader.kind; see docs/recipes/dali.md. The wheel is CUDA 13's and works without a GPU.
+    "dali": ["nvidia-dali-cuda130>=2.4,<3"],
     # Chosen at run time by configuration; see docs/install-gpu.md.
     "gpu": ["transformer-engine[pytorch]>=2.4", "flash-attn>=2.7"],
     "dev": [
