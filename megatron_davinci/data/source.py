@@ -48,6 +48,7 @@ class Source:
         sequence_length: S.
         dtype: The tokens' dtype on disk.
         fingerprint: Hex digest of what decides the windows' content; over sizes alone for a bare prefix.
+        eod_id: The token that ends each document; None if there is none, or no manifest to say so.
         num_tokens: Tokens in all shards.
         num_windows: Windows in all shards.
     """
@@ -60,9 +61,10 @@ class Source:
         dtype: np.dtype,
         fingerprint: str,
         vocab_size: int | None,
+        eod_id: int | None = None,
     ) -> None:
         self.name, self.sequence_length, self.dtype = name, sequence_length, dtype
-        self.fingerprint = fingerprint
+        self.fingerprint, self.eod_id = fingerprint, eod_id
         self._files, self._vocab_size = files, vocab_size
         self._identity = (
             object()
@@ -137,6 +139,7 @@ class Source:
             manifest.token_dtype,
             manifest.fingerprint,
             vocab_size,
+            manifest.eod_id,
         )
         if verify_digests:
             source.verify()

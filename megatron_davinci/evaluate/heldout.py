@@ -15,6 +15,7 @@ from megatron_davinci.data.permutation import Permutation, round_keys
 from megatron_davinci.data.places import S3Options, place
 from megatron_davinci.data.source import Source
 from megatron_davinci.errors import DataError
+from megatron_davinci.model.documents import DocumentMask
 
 
 class HeldOut(NamedTuple):
@@ -38,8 +39,10 @@ class HeldOutEvaluator:
     def __init__(self, config: RunConfig) -> None:
         ranks = parallel_state.get_data_parallel_world_size()
         self._rank = parallel_state.get_data_parallel_rank()
-        self._reads = parallel_state.is_pipeline_first_stage() or parallel_state.is_pipeline_last_stage()
+        at_an_end = parallel_state.is_pipeline_first_stage() or parallel_state.is_pipeline_last_stage()
+        self._reads = at_an_end or config.evaluation.document_mask
         self._domains: dict[str, tuple[Source, np.ndarray, int]] = {}
+        self._document_masks: dict[str, DocumentMask | None] = {}
         s3 = S3Options(**dict(config.data.s3))
         for domain, path in config.data.validation.items():
             source = Source.open(
@@ -48,16 +51,20 @@ class HeldOutEvaluator:
             windows = choose_windows(source.num_windows, config.evaluation.sequences, ranks, domain)
             size = largest_divisor(len(windows) // ranks, config.train.micro_batch_size)
             self._domains[domain] = (source, windows.reshape(-1, ranks), size)
+            self._document_masks[domain] = (
+                _document_mask(domain, source) if config.evaluation.document_mask else None
+            )
 
     def evaluate(
-        self, loss: Callable[[Tensor | None, int, int, Tensor | None], tuple[float, float]]
+        self,
+        loss: Callable[[Tensor | None, int, int, Tensor | None, DocumentMask | None], tuple[float, float]],
     ) -> HeldOut:
         """Measure every domain; every rank calls this.
 
         Args:
             loss: Sums the loss over samples on all ranks together: (tokens [rows, sequence_length + 1] or None,
-                micro-batches, rows of each, mask [rows, sequence_length] of the labels that carry loss or None)
-                -> (nats, labels).
+                micro-batches, rows of each, mask [rows, sequence_length] of the labels that carry loss or None, how
+                attention is confined to documents or None) -> (nats, labels).
         """
         losses, counts = {}, {}
         for domain, (source, windows, size) in self._domains.items():
@@ -66,7 +73,7 @@ class HeldOutEvaluator:
             if self._reads:
                 tokens = torch.from_numpy(np.stack([source.read(int(w)) for w in mine]).astype(np.int64))
                 mask = _loss_mask(source, mine)
-            total, count = loss(tokens, len(mine) // size, size, mask)
+            total, count = loss(tokens, len(mine) // size, size, mask, self._document_masks[domain])
             if count == 0:
                 raise DataError(
                     f"The held-out source of {domain} has no label that carries loss in its windows.",
@@ -76,6 +83,17 @@ class HeldOutEvaluator:
                 )
             losses[domain], counts[domain] = total / count, int(count)
         return HeldOut(losses, counts)
+
+
+def _document_mask(domain: str, source: Source) -> DocumentMask:
+    if source.eod_id is None:
+        raise DataError(
+            f"The held-out source of {domain} does not say which token ends a document.",
+            where=f"data.validation.{domain}",
+            found="no eod_id in its manifest, or no manifest",
+            do="write the manifest with `davinci data manifest --eod-id ID`, or switch evaluation.document_mask off",
+        )
+    return DocumentMask(source.eod_id)
 
 
 def _loss_mask(source: Source, windows: np.ndarray) -> Tensor | None:

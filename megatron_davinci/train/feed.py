@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from megatron.core import parallel_state
@@ -59,20 +59,28 @@ class Feed:
         settings: How they are read.
         micro_batch_size: Sequences a micro-batch.
         platform: Where they are used.
+        every_stage_reads: Whether pipeline stages between the first and the last need tokens too.
 
     Raises:
         EnvironmentProblem: Workers cannot be started.
     """
 
     def __init__(
-        self, batches: Batches, settings: LoaderConfig, micro_batch_size: int, platform: Platform
+        self,
+        batches: Batches,
+        settings: LoaderConfig,
+        micro_batch_size: int,
+        platform: Platform,
+        *,
+        every_stage_reads: bool = False,
     ) -> None:
         self._size, self._platform = micro_batch_size, platform
         self._rank = parallel_state.get_data_parallel_rank()
         self._ranks = parallel_state.get_data_parallel_world_size()
         self._device = HostToDevice(platform)
-        # Between the first and the last pipeline stage nothing looks at tokens.
-        reads = parallel_state.is_pipeline_first_stage() or parallel_state.is_pipeline_last_stage()
+        # Between the first and the last pipeline stage nothing looks at tokens, unless it is for documents.
+        at_an_end = parallel_state.is_pipeline_first_stage() or parallel_state.is_pipeline_last_stage()
+        reads = at_an_end or every_stage_reads
         self._loader: Loader | None = self._open(batches, settings) if reads else None
 
     def micro_batches(self, batch: int) -> int:
@@ -91,8 +99,9 @@ class Feed:
         self._device.wait()
         read = self._loader.take(self._mine(first_sample, batch))
         mask = None if read.loss_mask is None else self._device.copy(read.loss_mask)
-        on_device = isinstance(read.tokens, DevicePieces)
-        tokens = rows_of(read.tokens, self._platform) if on_device else self._device.copy(read.tokens)
+        found: Any = read.tokens
+        on_device = isinstance(found, DevicePieces)
+        tokens = rows_of(found, self._platform) if on_device else self._device.copy(found)
         return Samples(tokens.long(), mask)
 
     def close(self) -> None:

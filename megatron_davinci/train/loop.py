@@ -21,6 +21,7 @@ from megatron_davinci.platform.device import Platform
 from megatron_davinci.platform.peak import measure_matmul_peak
 from megatron_davinci.train import checkpoint
 from megatron_davinci.train.checkpoint_files import Checkpoint
+from megatron_davinci.train.documents import document_masks, uses_documents
 from megatron_davinci.train.feed import Feed, Samples
 from megatron_davinci.train.order import DataOrder, verified_sources
 from megatron_davinci.train.progress import RunProgress, Timer, format_seconds
@@ -48,6 +49,7 @@ class TrainingRun:
         self.directory = RunDirectory(config.run.directory)
         self.is_main = dist.get_rank() == 0
         self.sources: dict[str, Source] = verified_sources(config)
+        self.document_masks = document_masks(config, self.sources)
         self.order = DataOrder(config, self.schedule, self.sources, self.directory.journal)
         self.model = build_model(config, platform)
         wrapped = wrap_model(self.model, config)
@@ -83,6 +85,7 @@ class TrainingRun:
             self.config.data.loader,
             self.config.train.micro_batch_size,
             self.platform,
+            every_stage_reads=uses_documents(self.config),
         )
         self._introduce(progress)
         try:
@@ -163,7 +166,9 @@ class TrainingRun:
             weight_decay=self.config.optimizer.weight_decay,
         )
         try:
-            return self.stepper.train(samples.tokens, micro_batches, samples.loss_mask)
+            return self.stepper.train(
+                samples.tokens, micro_batches, samples.loss_mask, self.document_masks[plan.stage]
+            )
         except FloatingPointError as error:
             raise DavinciError(
                 "The loss or its gradient is not finite; the update was not applied.",
@@ -260,6 +265,7 @@ def run(config: RunConfig, platform: Platform, make_evaluator: EvaluatorFactory)
         platform,
         tensor=config.parallel.tensor,
         pipeline=config.parallel.pipeline,
+        context=config.parallel.context,
         timeout_seconds=config.parallel.timeout_seconds,
         seed=config.run.seed,
     )

@@ -6,6 +6,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from megatron_davinci.model.documents import DocumentMask
+
 
 class HeldOutLoss(Protocol):
     """Held-out loss by domain: nats a token, and how many tokens it is the mean of."""
@@ -30,6 +32,7 @@ class LossSum(Protocol):
         micro_batches: int,
         micro_batch_size: int,
         loss_mask: Tensor | None = None,
+        document_mask: DocumentMask | None = None,
     ) -> tuple[float, float]:
         """Return the sum in nats over all ranks' labels that carry loss, and their number."""
         ...
