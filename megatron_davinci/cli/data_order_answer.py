@@ -230,9 +230,15 @@ class Teller:
         number = _number(text, "--find-document")
         found = self._explainer.document(source, find_shard(opened, shard), number)
         document, itemsize = found.document, opened.dtype.itemsize
-        begins: dict[str, Any] = {"text": None, "ids": None}
+        begins: dict[str, Any] = {"text": None, "ids": None, "whole": not document.tokens}
         if found.windows:
-            begins = self._text(source, self._tokens_of(opened, found))
+            tokens = self._tokens_of(opened, found)
+            whole = len(tokens) == document.tokens
+            begins = {**self._text(source, tokens), "whole": whole}
+            if not whole:
+                # The last of these tokens is no end of anything.
+                part = begins["text"] or begins["ids"]
+                part["last"] = type(part["last"])()
         return found.windows, {
             "sought": "document",
             "window": None,

@@ -234,7 +234,8 @@ def _finding(screen: _Screen, answer: Answer) -> None:
     rows.append(("source", f"{source['name']} gives {gives} of {source['windows']:,} windows"))
     screen.console.print(Text(screen.safe(heading), style="bold cyan"))
     screen.facts(rows)
-    screen.text("text" if what == "window" else "how it begins", text, counted=what == "window")
+    whole = what == "window" or text["whole"]
+    screen.text("text" if whole else "how it begins", text, counted=whole)
     screen.console.print()
     seen, times = answer["seen"], answer["times"]
     if not seen:
