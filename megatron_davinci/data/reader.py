@@ -7,7 +7,6 @@ can be made, so that storage works on both: that is the read-ahead, and it costs
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -37,6 +36,20 @@ class Rows(NamedTuple):
     mask: np.ndarray | None
 
 
+class Places(NamedTuple):
+    """Where windows lie, by rising shard and offset.
+
+    Attributes:
+        order: [n] which of the windows this is.
+        offset: [n] in bytes, in its shard's token file.
+        runs: Each shard that occurs, numbered over all sources, and where in these lists its windows end.
+    """
+
+    order: list[int]
+    offset: list[int]
+    runs: list[tuple[int, int]]
+
+
 # A shard by its number and not its open file: a batch may lie in more files than may be open.
 _Read = tuple[int, int, memoryview]
 
@@ -59,7 +72,8 @@ class WindowReader:
         self._ends = np.concatenate([e + first for e, first in zip(ends, self._first_window, strict=True)])
         self._starts = np.concatenate([[0], self._ends[:-1]])
         self._shards = [(source, k) for source in self.sources for k in range(source.num_shards)]
-        self._itemsize = np.array([source.dtype.itemsize for source in self.sources], np.int64)
+        itemsize = np.array([source.dtype.itemsize for source, _ in self._shards], np.int64)
+        self._window_bytes = itemsize * self.sequence_length  # from one window of a shard to its next
         self._with_mask = np.array([source.has_mask for source in self.sources])
         sizes = [source.vocab_size for source in self.sources if source.vocab_size is not None]
         self._smallest_vocabulary = min(sizes, default=None)
@@ -78,11 +92,12 @@ class WindowReader:
         if self._threads is not None:
             self._threads.shutdown(wait=True, cancel_futures=True)
 
-    def place(self, source: np.ndarray, window: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where windows lie.
+    def place(self, source: np.ndarray, window: np.ndarray) -> Places:
+        """Where windows lie, in the order of the files.
 
-        Returns:
-            [n] int64 numbers of shards, over all sources, and [n] int64 byte offsets in their token files.
+        Args:
+            source: [n] int64.
+            window: [n] int64.
 
         Raises:
             DataError: There is no such window.
@@ -92,8 +107,12 @@ class WindowReader:
             at = int(np.argmax(outside))
             self.sources[int(source[at])].locate(int(window[at]))  # says what is wrong with it
         number = self._first_window[source] + window
+        order = np.argsort(number)
+        number = number[order]
         shard = np.searchsorted(self._ends, number, side="right")
-        return shard, (number - self._starts[shard]) * (self.sequence_length * self._itemsize[source])
+        offset = (number - self._starts[shard]) * self._window_bytes[shard]
+        ends = [*(np.flatnonzero(shard[1:] != shard[:-1]) + 1).tolist(), len(order)]
+        return Places(order.tolist(), offset.tolist(), [(int(shard[end - 1]), end) for end in ends if end])
 
     def blob(self, shard: int) -> Blob:
         """The token file of a shard.
@@ -187,19 +206,16 @@ class Reading:
 
     def _first_pass(self) -> None:
         reader, rows = self._reader, self._rows
-        shard, offset = reader.place(rows.source, rows.window)
-        # In the order of the files: a disk sees rising offsets, and a shard is looked up once for all of its windows.
-        order = np.lexsort((offset, shard))
-        shard = shard[order]
-        begins = np.flatnonzero(np.diff(shard, prepend=-1)).tolist()
-        offsets, numbers = offset[order].tolist(), order.tolist()
-        memory = [rows.memory[row] for row in numbers]
-        for first, end in itertools.pairwise([*begins, len(numbers)]):
-            k = int(shard[first])
-            if reader.is_cast(k, rows.tokens.dtype):
-                for row in numbers[first:end]:
+        order, offsets, runs = reader.place(rows.source, rows.window)
+        # A disk sees rising offsets, and a shard is looked up once for all of its windows.
+        memory = [rows.memory[row] for row in order]
+        first = 0
+        for shard, end in runs:
+            if reader.is_cast(shard, rows.tokens.dtype):
+                for row in order[first:end]:
                     reader.sources[int(rows.source[row])].will_need(int(rows.window[row]))
-                self._casts += numbers[first:end]
-                continue
-            missing = reader.blob(k).read_now(offsets[first:end], memory[first:end])
-            self._waiting += [(k, offsets[first + i], memory[first + i]) for i in missing]
+                self._casts += order[first:end]
+            else:
+                missing = reader.blob(shard).read_now(offsets[first:end], memory[first:end])
+                self._waiting += [(shard, offsets[first + i], memory[first + i]) for i in missing]
+            first = end
