@@ -139,6 +139,7 @@ class Proxy:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are two writes, which would wait for each other
 
     def do_GET(self) -> None:
         proxy = self.server.proxy
@@ -151,8 +152,9 @@ class _Handler(BaseHTTPRequestHandler):
             proxy.gate.wait()
         answer = spoil(self, self._pass_on())
         if answer is not None:
-            self.begin(answer, None if self.command == "HEAD" else len(answer.body))
-            self.wfile.write(answer.body)
+            head = self.command == "HEAD"
+            self.begin(answer, None if head else len(answer.body))
+            self.wfile.write(b"" if head else answer.body)
 
     do_HEAD = do_GET
 

@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import random
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -289,8 +290,20 @@ class TestABadDisk:
         for _ in range(2):
             assert cache.store(ONE, 0, bytes(1000))
             assert read(cache, ONE, 0, 1000) == bytes(1000)
-            subprocess.run(["rm", "-r", tmp_path / "cache"], check=True)
+            shutil.rmtree(tmp_path / "cache")
             assert read(cache, ONE, 0, 1000) is None
+
+    def test_also_if_that_happens_while_it_is_waited_for(self, tmp_path, monkeypatch):
+        cache, flock = BlockCache(tmp_path / "cache", 1 << 20), block_cache.fcntl.flock
+
+        def clear(fd: int, how: int) -> None:
+            monkeypatch.undo()
+            shutil.rmtree(tmp_path / "cache")
+            flock(fd, how)
+
+        monkeypatch.setattr(block_cache.fcntl, "flock", clear)
+        assert cache.store(ONE, 0, bytes(1000))
+        assert block_cache._LEDGER.unpack((tmp_path / "cache/blocks-1/ledger").read_bytes())[0] == 1004
 
 
 def test_one_process_at_a_time_has_its_turn_at_a_block(tmp_path):
