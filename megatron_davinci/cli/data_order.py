@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 
 from megatron_davinci.errors import ConfigError
 
@@ -53,12 +55,17 @@ def run(arguments: argparse.Namespace) -> int:
         answer = teller.samples(
             arguments.at, arguments.step, arguments.count or (1 if arguments.step is None else MOST)
         )
-    if arguments.json:
-        print(json.dumps(answer, indent=2))
-    else:
-        from megatron_davinci.cli.data_order_screen import show
+    try:
+        if arguments.json:
+            print(json.dumps(answer, indent=2))
+        else:
+            from megatron_davinci.cli.data_order_screen import show
 
-        show(answer, one=arguments.step is None and arguments.count is None)
+            show(answer, one=arguments.step is None and arguments.count is None)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever reads has had enough (`| head`); Python would say so once more when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -14,6 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from megatron_davinci.cli.data_order import MOST
 from megatron_davinci.config.units import format_tokens
 from megatron_davinci.data.explain import printable
 
@@ -264,7 +265,8 @@ def _finding(screen: _Screen, answer: Answer) -> None:
         table = [[*row, _done(one["done"])] for row, one in zip(table, seen, strict=True)]
     screen.table(title, columns, table)
     if times > len(seen):
-        screen.console.print(Text(f"and {times - len(seen):,} more; --count {times} has all", style="dim"))
+        how = f"; --count {times} has all" if times <= MOST else ""
+        screen.console.print(Text(f"and {times - len(seen):,} more{how}", style="dim"))
 
 
 def _record(record: Answer, run: Answer) -> str:

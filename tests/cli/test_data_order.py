@@ -207,6 +207,10 @@ def test_what_is_found_is_what_is_there(trained):
         assert found["window"]["number"] == window
         short = answer(trained, "--find", f"{name}:{window}", "--count", 2)
         assert short["seen"] == found["seen"][:2] and short["times"] == found["times"]
+    more = order(trained, "--find", f"{name}:0", "--count", 1).out
+    times = answer(trained, "--find", f"{name}:0")["times"]
+    assert f"seen in {times} samples; the run has done 224 of 352" in more
+    assert f"and {times - 1} more; --count {times} has all" in more
 
 
 def test_a_document_is_found_in_all_of_its_windows(trained):
@@ -406,6 +410,18 @@ def test_it_does_without_torch(trained):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("sample 7 is window ")
+
+
+def test_a_reader_may_have_had_enough(trained):
+    command = [sys.executable, "-m", "megatron_davinci.cli.main", "data", "order", str(trained), "--at", "0"]
+    with subprocess.Popen(
+        [*command, "--count", str(TOTAL), "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == b"{\n"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
 
 
 # ---- refusals --------------------------------------------------------------------------------------------
