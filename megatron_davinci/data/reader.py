@@ -15,7 +15,7 @@ import numpy as np
 
 from megatron_davinci.data.open_shards import open_shards
 from megatron_davinci.data.source import Source
-from megatron_davinci.data.storage import Blob
+from megatron_davinci.data.storage import Blob, read_cached
 
 
 class Rows(NamedTuple):
@@ -41,13 +41,13 @@ class Places(NamedTuple):
 
     Attributes:
         order: [n] which of the windows this is.
-        offset: [n] in bytes, in its shard's token file.
-        runs: Each shard that occurs, numbered over all sources, and where in these lists its windows end.
+        shard: [n] numbers of shards over all sources.
+        offset: [n] in bytes, in the shard's token file.
     """
 
     order: list[int]
+    shard: list[int]
     offset: list[int]
-    runs: list[tuple[int, int]]
 
 
 # A shard by its number and not its open file: a batch may lie in more files than may be open.
@@ -60,6 +60,9 @@ class WindowReader:
     Args:
         sources: By their numbers; all of one sequence length.
         read_threads: Threads that wait for storage at the same time.
+
+    Attributes:
+        most_open: Files that it holds open at most, and again as many while it reads.
     """
 
     def __init__(self, sources: Sequence[Source], read_threads: int = 1) -> None:
@@ -73,7 +76,7 @@ class WindowReader:
         self._starts = np.concatenate([[0], self._ends[:-1]])
         self._shards = [(source, k) for source in self.sources for k in range(source.num_shards)]
         itemsize = np.array([source.dtype.itemsize for source, _ in self._shards], np.int64)
-        self._window_bytes = itemsize * self.sequence_length  # from one window of a shard to its next
+        self._strides = itemsize * self.sequence_length  # bytes from one window of a shard to its next
         self._with_mask = np.array([source.has_mask for source in self.sources])
         sizes = [source.vocab_size for source in self.sources if source.vocab_size is not None]
         self._smallest_vocabulary = min(sizes, default=None)
@@ -81,7 +84,7 @@ class WindowReader:
         self.read_threads = read_threads
         # A reference here spares a look into the table that all threads share, and must leave it room to let go.
         self._near: dict[int, Blob] = {}
-        self._most_near = max(4, open_shards.limit // 8)
+        self.most_open = max(4, open_shards.limit // 8)
 
     def begin(self, rows: Rows) -> Reading:
         """Read what memory holds, and have the storage begin to fetch the rest."""
@@ -110,9 +113,8 @@ class WindowReader:
         order = np.argsort(number)
         number = number[order]
         shard = np.searchsorted(self._ends, number, side="right")
-        offset = (number - self._starts[shard]) * self._window_bytes[shard]
-        ends = [*(np.flatnonzero(shard[1:] != shard[:-1]) + 1).tolist(), len(order)]
-        return Places(order.tolist(), offset.tolist(), [(int(shard[end - 1]), end) for end in ends if end])
+        offset = (number - self._starts[shard]) * self._strides[shard]
+        return Places(order.tolist(), shard.tolist(), offset.tolist())
 
     def blob(self, shard: int) -> Blob:
         """The token file of a shard.
@@ -123,11 +125,15 @@ class WindowReader:
         """
         blob = self._near.get(shard)
         if blob is None:
-            if len(self._near) >= self._most_near:
+            if len(self._near) >= self.most_open:
                 self._near.clear()
             source, number = self._shards[shard]
             blob = self._near[shard] = source.blob(number)
         return blob
+
+    def window_bytes(self, shard: int) -> int:
+        """Bytes of a window in a shard's token file."""
+        return (self.sequence_length + 1) * self._shards[shard][0].dtype.itemsize
 
     def is_cast(self, shard: int, dtype: np.dtype) -> bool:
         """Whether a shard's tokens are of another dtype than the rows, so that a read needs a second step."""
@@ -206,16 +212,17 @@ class Reading:
 
     def _first_pass(self) -> None:
         reader, rows = self._reader, self._rows
-        order, offsets, runs = reader.place(rows.source, rows.window)
-        # A disk sees rising offsets, and a shard is looked up once for all of its windows.
+        dtype = rows.tokens.dtype
+        order, shards, offsets = reader.place(rows.source, rows.window)
         memory = [rows.memory[row] for row in order]
-        first = 0
-        for shard, end in runs:
-            if reader.is_cast(shard, rows.tokens.dtype):
-                for row in order[first:end]:
-                    reader.sources[int(rows.source[row])].will_need(int(rows.window[row]))
-                self._casts += order[first:end]
-            else:
-                missing = reader.blob(shard).read_now(offsets[first:end], memory[first:end])
-                self._waiting += [(shard, offsets[first + i], memory[first + i]) for i in missing]
-            first = end
+        for first in range(0, len(order), reader.most_open):
+            part = slice(first, first + reader.most_open)
+            files = {shard: reader.blob(shard) for shard in set(shards[part])}
+            fds = {k: -1 if reader.is_cast(k, dtype) else file.fd for k, file in files.items()}
+            for i in read_cached([fds[k] for k in shards[part]], offsets[part], memory[part]):
+                at = first + i
+                files[shards[at]].will_need(offsets[at], reader.window_bytes(shards[at]))
+                if reader.is_cast(shards[at], dtype):
+                    self._casts.append(order[at])
+                else:
+                    self._waiting.append((shards[at], offsets[at], memory[at]))

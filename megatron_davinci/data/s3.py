@@ -6,7 +6,6 @@ import hashlib
 import os
 import random
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -33,6 +32,8 @@ class S3Blob:
         EnvironmentProblem: It cannot be reached, access is refused, or boto3 is not installed.
     """
 
+    fd = -1
+
     def __init__(self, place: S3Path) -> None:
         self.place: Place = place
         connection = _connection(place.options)
@@ -58,12 +59,6 @@ class S3Blob:
                 found=f"{self.size:,} bytes",
             )
         _connection(self._remote.place.options).reader.read_into(self._remote, offset, view.cast("B"))
-
-    def read_now(self, offsets: Sequence[int], buffers: Sequence[memoryview]) -> list[int]:
-        """As `Blob.read_now`: nothing is here at once, as even the cache is on a disk; the fetches are begun."""
-        for offset, buffer in zip(offsets, buffers, strict=True):
-            self.will_need(offset, len(buffer))
-        return list(range(len(buffers)))
 
     def will_need(self, offset: int, nbytes: int) -> None:
         """As `Blob.will_need`: what is missing is fetched in the background. A failure is the reader's to meet."""

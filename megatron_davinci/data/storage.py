@@ -30,10 +30,12 @@ class Blob(Protocol):
     Attributes:
         place: Where it lies.
         size: Bytes, as of its opening.
+        fd: Descriptor of a local file; -1 if it is none.
     """
 
     place: Place
     size: int
+    fd: int
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` with the bytes from `offset` on, wholly. Threads may call this at once.
@@ -45,18 +47,6 @@ class Blob(Protocol):
         Raises:
             DataError: The file ends before the range does, or is not the one that was opened.
             EnvironmentProblem: It cannot be read. What the buffer holds then has no meaning.
-        """
-
-    def read_now(self, offsets: Sequence[int], buffers: Sequence[memoryview]) -> list[int]:
-        """Fill each of many buffers if that takes no waiting for a disk or a network; else begin to fetch its range.
-
-        Args:
-            offsets: In bytes, one a buffer.
-            buffers: As for `read_into`.
-
-        Returns:
-            Positions of the buffers that are not filled. What they hold has no meaning; `read_into` fills them, or
-            says why it cannot.
         """
 
     def will_need(self, offset: int, nbytes: int) -> None:
@@ -80,20 +70,20 @@ class LocalBlob:
     def __init__(self, path: Path) -> None:
         self.place: Place = path
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
             raise _absent(path) from error
         except OSError as error:
             raise EnvironmentProblem("A file cannot be opened.", where=path, found=error.strerror) from error
-        self.size = os.fstat(self._fd).st_size
+        self.size = os.fstat(self.fd).st_size
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """As `Blob.read_into`."""
         try:
-            count = os.preadv(self._fd, (buffer,), offset)
+            count = os.preadv(self.fd, (buffer,), offset)
             while count < len(buffer):
                 # A signal may cut a read short; the file's end does so for good.
-                more = os.preadv(self._fd, (buffer[count:],), offset + count)
+                more = os.preadv(self.fd, (buffer[count:],), offset + count)
                 if more == 0:
                     raise DataError(
                         "A file is shorter than it was when it was opened.",
@@ -111,38 +101,44 @@ class LocalBlob:
                 do="check the disk and the mount, then resume",
             ) from error
 
-    def read_now(self, offsets: Sequence[int], buffers: Sequence[memoryview]) -> list[int]:
-        """As `Blob.read_now`: what is in the kernel's page cache."""
-        # By `map`, because the loop around a read of a few KB would cost a good part of what the read does.
-        reads = map(os.preadv, repeat(self._fd), zip(buffers), offsets, repeat(_ONLY_CACHED))
-        counts: list[int] = []
-        while True:
-            try:
-                counts.extend(reads)
-                break
-            except OSError:
-                counts.append(-1)  # not cached; or the file system cannot tell (NFS among others)
-        sizes = list(map(len, buffers))
-        if counts == sizes:
-            return []
-        missing = [i for i, size in enumerate(sizes) if counts[i] != size]
-        for i in missing:
-            self.will_need(offsets[i], sizes[i])
-        return missing
-
     def will_need(self, offset: int, nbytes: int) -> None:
         """As `Blob.will_need`: the kernel begins to read into its page cache."""
         with contextlib.suppress(OSError):
-            os.posix_fadvise(self._fd, offset, nbytes, os.POSIX_FADV_WILLNEED)
+            os.posix_fadvise(self.fd, offset, nbytes, os.POSIX_FADV_WILLNEED)
 
     def close(self) -> None:
         """Nothing at once: a thread may be reading. The descriptor goes with the last reference."""
 
     def __del__(self) -> None:
-        fd = self.__dict__.pop("_fd", None)
+        fd = self.__dict__.pop("fd", None)
         if fd is not None:
             with contextlib.suppress(OSError):
                 os.close(fd)
+
+
+def read_cached(fds: Sequence[int], offsets: Sequence[int], buffers: Sequence[memoryview]) -> list[int]:
+    """Fill those of many buffers whose bytes are in the kernel's page cache, by one read each, and wait for no disk.
+
+    Args:
+        fds: Descriptor of the file of each; -1 for one that has none.
+        offsets: Of each, in bytes.
+        buffers: Each writable and contiguous, of single bytes.
+
+    Returns:
+        Positions of the buffers that are not filled. What they hold has no meaning; `Blob.read_into` fills them, or
+        says why it cannot.
+    """
+    # By `map`, because the loop around a read of a few KB would cost a good part of what the read does.
+    reads = map(os.preadv, fds, zip(buffers), offsets, repeat(_ONLY_CACHED))
+    counts: list[int] = []
+    while True:
+        try:
+            counts.extend(reads)
+            break
+        except OSError:
+            counts.append(-1)  # not cached; or the file system cannot tell (NFS among others)
+    sizes = list(map(len, buffers))
+    return [] if counts == sizes else [i for i, size in enumerate(sizes) if counts[i] != size]
 
 
 def open_blob(place: Place) -> Blob:

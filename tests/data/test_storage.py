@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 
-from megatron_davinci.data.storage import digest_of, open_blob, read_all, read_range, size_of
+from megatron_davinci.data.storage import digest_of, open_blob, read_all, read_cached, read_range, size_of
 from megatron_davinci.errors import DataError
 
 
@@ -95,9 +95,10 @@ def test_descriptors_go_with_the_last_reference(file):
 
 def test_what_is_cached_is_read_at_once_and_what_is_not_is_never_half_believed(file):
     content, blob = file.read_bytes(), open_blob(file)
-    buffers = [bytearray(1000) for _ in range(3)]
-    # The last range goes past the end: read_into says what is wrong with it.
-    missing = blob.read_now([500, 7000, 99_500], [memoryview(buffer) for buffer in buffers])
-    assert missing[-1] == 2
-    for i, offset in enumerate((500, 7000)):
-        assert i in missing or buffers[i] == content[offset : offset + 1000]
+    buffers = [bytearray(1000) for _ in range(4)]
+    # A range past the end, and no file: read_into says what is wrong with them.
+    fds, offsets = [blob.fd, blob.fd, blob.fd, -1], [500, 99_500, 7000, 0]
+    missing = read_cached(fds, offsets, [memoryview(buffer) for buffer in buffers])
+    assert {1, 3} <= set(missing) and missing == sorted(missing)
+    for i in {0, 2} - set(missing):
+        assert buffers[i] == content[offsets[i] : offsets[i] + 1000]
