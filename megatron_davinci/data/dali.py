@@ -14,6 +14,7 @@ import os
 import signal
 import time
 from concurrent.futures import Future
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from queue import SimpleQueue
@@ -242,6 +243,8 @@ class _Pipeline:
         self._k = 0
         dali = _dali()
         kinds = {"uint16": dali.types.UINT16, "int32": dali.types.INT32, "int64": dali.types.INT64}
+        if workers:
+            _start_quiet_tracker()
         before = set(multiprocessing.active_children())
         pipeline = dali.Pipeline(
             batch_size=source.size,
@@ -355,6 +358,18 @@ class _Pipeline:
         pid, code = ends[0]
         by = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return f"process {pid}, ended by {by}"
+
+
+def _start_quiet_tracker() -> None:
+    # Python's tracker frees the semaphores of a rank that was ended, and would tell the user of it as of a leak.
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [before, "ignore:resource_tracker"]))
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        del os.environ["PYTHONWARNINGS"]
+        if before is not None:
+            os.environ["PYTHONWARNINGS"] = before
 
 
 def _in_worker(batches: Batches, first_sample: int, size: int, stride: int) -> MicroBatches:
