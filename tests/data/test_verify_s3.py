@@ -1,4 +1,4 @@
-"""A source in S3 is held against its manifest as a local one is, past the cache."""
+"""A source in S3 is held against its manifest as a local one is, and leaves the cache alone."""
 
 from __future__ import annotations
 
@@ -36,8 +36,11 @@ def source(tmp_path, store):
 
 
 def test_a_whole_source_and_one_with_other_bytes(source, at, proxy, store, monkeypatch, tmp_path):
-    Source.open("web", at("web"), 32).read(0)  # its blocks are in the cache from here on
     assert not any(verify_source(at("web"), deep=True).problems)
+    cache = tmp_path / "cache"
+    assert not any(path.is_file() for path in cache.rglob("*")), "a corpus would push everything else out"
+    Source.open("web", at("web"), 32).read(0)
+    assert any(path.is_file() for path in cache.rglob("*"))
     store.put("web/part-1.bin", (tmp_path / "part-1.bin").read_bytes()[:-2] + b"\x07\x00")
     store.put("web/part-2.mask", (tmp_path / "part-2.mask").read_bytes()[:-1])
     # Through the command, which finds the server as every program does.
