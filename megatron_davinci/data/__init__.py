@@ -7,7 +7,10 @@ from megatron_davinci.data.indexed_writer import IndexedDatasetWriter
 from megatron_davinci.data.journal import Journal, MixRecord, SkipRecord
 from megatron_davinci.data.loader import Loader, NativeLoader
 from megatron_davinci.data.manifest import Manifest, Shard
+from megatron_davinci.data.merge import merge_datasets
 from megatron_davinci.data.source import Source
+from megatron_davinci.data.survey import make_manifest
+from megatron_davinci.data.verify import verify_source
 
 __all__ = [
     "Batch",
@@ -26,4 +29,7 @@ __all__ = [
     "SkipRecord",
     "Source",
     "dtype_for_vocab",
+    "make_manifest",
+    "merge_datasets",
+    "verify_source",
 ]
