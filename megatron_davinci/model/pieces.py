@@ -136,9 +136,11 @@ def _gather(rows: np.ndarray, tokens: int, device: torch.device) -> Gather:
     if len(rows) == tokens:
         if np.array_equal(rows, np.arange(tokens)):
             return Gather(None, None)
-        back = np.empty_like(rows)
+        back = np.full(tokens, -1)
         back[rows] = np.arange(tokens)
-        inverse = torch.from_numpy(back).to(device, non_blocking=True)
+        # As many rows as tokens may still be some of them twice: keys that both chunks of a rank see.
+        if back.min() >= 0:
+            inverse = torch.from_numpy(back).to(device, non_blocking=True)
     return Gather(torch.from_numpy(rows).to(device, non_blocking=True), inverse)
 
 

@@ -11,11 +11,13 @@ from megatron_davinci.errors import ConfigError
 from tests.config import small
 
 
-def configuration(*, tensor=1, pipeline=1, sequence=False, micro=1, batches=(4,), length=16, **model):
+def configuration(
+    *, tensor=1, pipeline=1, context=1, sequence=False, micro=1, batches=(4,), length=16, **model
+):
     phases = [{"size": size, "steps": 1} for size in batches[:-1]] + [{"size": batches[-1]}]
     whole = small.settings(
         model={"max_sequence_length": length, **model},
-        parallel={"tensor": tensor, "pipeline": pipeline, "sequence": sequence},
+        parallel={"tensor": tensor, "pipeline": pipeline, "context": context, "sequence": sequence},
     )
     whole["train"]["micro_batch_size"] = micro
     whole["data"]["sequence_length"] = length
@@ -38,6 +40,7 @@ small_sizes = st.integers(1, 9)
 @given(
     tensor=st.integers(1, 4),
     pipeline=st.integers(1, 4),
+    context=st.integers(1, 3),
     sequence=st.booleans(),
     micro=st.integers(1, 3),
     batches=st.lists(st.integers(1, 12), min_size=1, max_size=3),
@@ -50,13 +53,13 @@ small_sizes = st.integers(1, 9)
     world=st.integers(1, 12),
 )
 def test_every_number_that_does_not_divide_is_listed_and_no_other(
-    tensor, pipeline, sequence, micro, batches, length, layers, groups, per_group, ffn, vocab, world
+    tensor, pipeline, context, sequence, micro, batches, length, layers, groups, per_group, ffn, vocab, world
 ):
     sequence = sequence and tensor > 1
     heads = groups * per_group
     config = configuration(
-        tensor=tensor, pipeline=pipeline, sequence=sequence, micro=micro, batches=batches, length=length,
-        num_layers=layers, num_attention_heads=heads, num_query_groups=groups, head_dim=2, ffn_hidden_size=ffn,
+        tensor=tensor, pipeline=pipeline, context=context, sequence=sequence, micro=micro, batches=batches,
+        length=length, num_layers=layers, num_attention_heads=heads, num_query_groups=groups, head_dim=2, ffn_hidden_size=ffn,
         vocab_size=vocab,
     )  # fmt: skip
     expected = []
@@ -65,21 +68,23 @@ def test_every_number_that_does_not_divide_is_listed_and_no_other(
         ("model.num_query_groups", groups, tensor),
         ("model.ffn_hidden_size", ffn, tensor),
         ("model.vocab_size", vocab, tensor),
-        ("data.sequence_length", length, tensor if sequence else 1),
+        ("data.sequence_length", length, 2 * context if context > 1 else 1),
+        ("data.sequence_length", length, context * tensor if sequence else 1),
         ("model.num_layers", layers, pipeline),
-        ("the number of ranks", world, tensor * pipeline),
+        ("the number of ranks", world, tensor * pipeline * context),
     ]:
         if not divides(by, number):
             expected.append((name, number))
-    if divides(tensor * pipeline, world):
-        data = world // (tensor * pipeline)
+    together = tensor * pipeline * context
+    if divides(together, world):
+        data = world // together
         expected += [
             ("global_batch_size of stage one", size)
             for size in sorted(set(batches))
             if not divides(micro * data, size)
         ]
     if not expected:
-        assert check_layout(config, world) == Layout(world, tensor, pipeline, world // (tensor * pipeline))
+        assert check_layout(config, world) == Layout(world, tensor, pipeline, world // together, context)
         return
     with pytest.raises(ConfigError) as caught:
         check_layout(config, world)
@@ -119,6 +124,7 @@ def test_a_world_without_a_rank():
 
 def test_a_layout_reads_like_the_field_writes_it():
     assert str(check_layout(configuration(tensor=2, pipeline=2), 8)) == "TP2 x PP2 x DP2 = 8 ranks"
+    assert str(check_layout(configuration(context=4), 8)) == "TP1 x PP1 x CP4 x DP2 = 8 ranks"
 
 
 def test_fewer_ranks_than_the_layout_needs():

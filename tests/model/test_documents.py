@@ -62,6 +62,7 @@ def test_pieces_hold_each_query_once_with_all_that_it_sees_and_nothing_else(case
         queries = pieces.queries.take(tokens)
         assert torch.equal(pieces.queries.put_back(queries), tokens)
         keys = pieces.keys.take(torch.arange(length * batch))
+        assert torch.equal(gradient_of(pieces.keys, length * batch), keys.bincount(minlength=length * batch))
         bounds = zip(*(b.tolist() for b in (pieces.query_bounds, pieces.key_bounds)))
         sizes = [size[1:] for size in pieces.groups for _ in range(size[0])]
         (q0, k0), *rest = bounds
@@ -85,6 +86,24 @@ def test_pieces_hold_each_query_once_with_all_that_it_sees_and_nothing_else(case
             ]
             assert seen.pop((rank, place * batch + row)) == expected
     assert not seen
+
+
+def gradient_of(gather, tokens):
+    """How often each of `tokens` is taken, by way of the gradient."""
+    rows = torch.zeros(tokens, requires_grad=True)
+    gather.take(rows).sum().backward()
+    return rows.grad.long()
+
+
+def test_as_many_keys_as_tokens_may_be_some_of_them_twice():
+    # Rank 0 of 2 holds positions 0, 1 and 6, 7. In the first row both see 0 and 1; in the second nobody sees 2 and 3.
+    starts = np.array([[0, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 4, 4, 4, 4]])
+    keys = cut(starts, SequencePart(8, 2, 0), torch.device("cpu"), by_size=False).keys
+    assert len(keys.rows) == 16
+    held = [0, 1, 6, 7, 2, 3, 4, 5]  # positions in the order of the ranks
+    times = gradient_of(keys, 16).reshape(8, 2)
+    assert dict(zip(held, times[:, 0].tolist())) == {p: 2 if p < 2 else 1 for p in range(8)}
+    assert dict(zip(held, times[:, 1].tolist())) == {p: 0 if p in (2, 3) else 1 for p in range(8)}
 
 
 def test_pieces_of_one_size_are_computed_together():

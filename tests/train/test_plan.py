@@ -41,6 +41,16 @@ def test_memory_falls_as_the_layout_spreads(config):
     assert plan_run(split, 64).memory.total < sharded.total
 
 
+def test_context_parallel_ranks_share_what_a_sequence_takes(config):
+    one = plan_run(config, 64).memory
+    split = config.model_copy(update={"parallel": config.parallel.model_copy(update={"context": 2})})
+    two = plan_run(split, 64).memory
+    assert two.logits * 2 == one.logits
+    # Each has the keys and values of the whole sequence.
+    assert 0.5 * one.activations < two.activations < 0.52 * one.activations
+    assert (two.weights, two.optimizer) == (one.weights, one.optimizer)
+
+
 def test_an_impossible_layout_is_said_before_anything_starts(config):
     with pytest.raises(ConfigError, match="impossible"):
         plan_run(config, 100)
