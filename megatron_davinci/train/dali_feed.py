@@ -37,8 +37,11 @@ def open_dali(
 
 
 def rows_of(pieces: DevicePieces, platform: Platform) -> Tensor:
-    """Micro-batches one after the other: [rows, sequence_length + 1] in their own dtype, on the device.
+    """Micro-batches one after the other: [rows, sequence_length + 1] int64 on the device.
 
-    Torch's stream waits for DALI's here, as DLPack has it. The rows are a copy, so DALI's memory is its own again.
+    Torch's stream waits for DALI's here, as DLPack has it. The rows are a copy that is done when this returns, so
+    that DALI may use its own memory again; the step before was waited for already, when its loss was read.
     """
-    return torch.cat([torch.from_dlpack(piece).to(platform.device) for piece in pieces.pieces])
+    rows = torch.cat([torch.from_dlpack(piece).to(platform.device).long() for piece in pieces.pieces])
+    platform.synchronize()
+    return rows
