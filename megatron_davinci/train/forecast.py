@@ -273,7 +273,7 @@ def _contradiction(where: object, found: str, planned: str) -> DataError:
         where=where,
         found=found,
         expected=f"as configured, {planned}",
-        do="ask with the configuration that the run was started with (config.yaml in its directory), or name "
+        do="take the configuration that the run was started with (config.yaml in its directory), or name "
         "another run.directory",
     )
 
@@ -322,7 +322,7 @@ def _check_facts(config: RunConfig, sources: dict[str, Source], facts: dict[str,
             "The configuration contradicts the run: what decides the data order is not as it was.",
             where=path,
             found="\n".join(differing[:12]),
-            do="ask with the configuration and the data of the run (config.yaml in its directory), or name "
+            do="take the configuration and the data of the run (config.yaml in its directory), or name "
             "another run.directory",
         )
 

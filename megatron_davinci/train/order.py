@@ -14,7 +14,7 @@ from megatron_davinci.data.source import Source
 from megatron_davinci.errors import CheckpointError
 from megatron_davinci.optim.schedule import Schedule, StepPlan
 from megatron_davinci.platform.distributed import broadcast_object
-from megatron_davinci.train.forecast import open_sources, stage_record
+from megatron_davinci.train.forecast import governing_records, open_sources, stage_record
 
 
 def verified_sources(config: RunConfig) -> dict[str, Source]:
@@ -42,24 +42,30 @@ class DataOrder:
         self._config, self.schedule, self.sources = config, schedule, sources
         self._writes = not dist.is_initialized() or dist.get_rank() == 0
         self.journal = Journal.open(path, sources) if self._writes else Journal.in_memory()
-        for skip in broadcast_object(self.journal.skips) if dist.is_initialized() else ():
+        if self._writes:
+            governing_records(config, schedule, self.journal, path)  # refuses a configuration that contradicts it
+        mixes, skips = self.journal.mixes, self.journal.skips
+        if dist.is_initialized():
+            mixes, skips = broadcast_object((mixes, skips))
+        for skip in skips:
             self.journal.append(skip)  # changes nothing where the journal was read
         windows = {name: source.num_windows for name, source in sources.items()}
-        self.curriculum = Curriculum(windows, config.run.seed, [])
-        self._extended: set[int] = set()
+        # The journal is the record: what it has beyond the stages, a controller's mixtures, is replayed as it is.
+        self.curriculum = Curriculum(windows, config.run.seed, mixes)
+        self._begun = {record.stage for record in mixes}
 
     def prepare(self, plan: StepPlan) -> None:
         """Have the journal reach the stage of `plan`, on disk, before any of its samples is read."""
         for stage in range(plan.stage + 1):
             record = stage_record(self._config, self.schedule, stage)
-            if stage in self._extended or record is None:
+            if record is None or record.stage in self._begun:
                 continue
             if self._writes:
                 self.journal.append(record)
             if dist.is_initialized():
                 dist.barrier()
             self.curriculum.append(record)
-            self._extended.add(stage)
+            self._begun.add(record.stage)
 
     def skips(self, plan: StepPlan) -> SkipRecord | None:
         """The skip that leaves out a sample of the step, if one does. Such a step is not taken, as a whole.

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from megatron_davinci.data import Journal, MixRecord
 from megatron_davinci.errors import CheckpointError, DataError, DavinciError
 from tests.ranks import run_ranks, start_ranks
 from tests.tiny import tiny_settings, train_here
@@ -205,7 +206,7 @@ def test_a_mixture_of_the_past_cannot_be_rewritten_but_the_future_can(stopped):
     settings, run = stopped
     first, second = settings["curriculum"]
     rewritten = {**settings, "curriculum": [{**first, "mixture": {"a": 0.5, "b": 0.5}}, second]}
-    with pytest.raises(DataError, match="rewrite the past"):
+    with pytest.raises(DataError, match="contradicts the run.s journal"):
         run_ranks(1, train_here, rewritten)
     ahead = {**settings, "curriculum": [first, {**second, "mixture": {"a": 0.5, "b": 0.5}}]}
     run_ranks(1, train_here, ahead)
@@ -219,3 +220,21 @@ def test_a_finished_run_has_nothing_left_to_do(undisturbed):
     assert run_ranks(2, train_here, tiny_settings(root)) == [50, 50]
     assert numbers(root / "run") == expected
     assert (root / "run" / "checkpoints" / "step-00000050" / "manifest.json").read_text() == manifest
+
+
+def test_a_mixture_that_the_journal_has_beyond_the_stages_is_replayed(undisturbed, tmp_path):
+    root, _ = undisturbed
+    run = {"directory": str(tmp_path / "run")}
+    run_ranks(1, train_here, tiny_settings(root, run=run, train={"stop_after_steps": 5}))
+    Journal.open(tmp_path / "run" / "journal.jsonl").append(MixRecord(48, "first", {"a": "0", "b": "1"}))
+    run_ranks(2, train_here, tiny_settings(root, run=run, train={"stop_after_steps": 20}))
+    changed = numbers(tmp_path / "run")
+    run = {"directory": str(tmp_path / "plain")}
+    run_ranks(2, train_here, tiny_settings(root, run=run, train={"stop_after_steps": 20}))
+    plain = numbers(tmp_path / "plain")
+    losses = [[loss for _, _, loss, *_ in lines] for lines in (changed, plain)]
+    # Steps 1 to 12 hold samples 0 to 47, and the new mixture only `b` from sample 48 on.
+    assert losses[0][:12] == pytest.approx(losses[1][:12], rel=1e-4)
+    assert losses[0][12:] != pytest.approx(losses[1][12:], rel=1e-4)
+    records = Journal.open(tmp_path / "run" / "journal.jsonl").mixes
+    assert [record.first_sample for record in records] == [0, 48]
