@@ -31,6 +31,7 @@ from megatron_davinci.data.source import Source
 from megatron_davinci.errors import DavinciError, EnvironmentProblem
 
 _PARENT_CHECK_SECONDS = 5
+_PATIENCE_SECONDS = 5.0
 _MOST_FILES = 1 << 16
 _MAIN = "from megatron_davinci.data.workers import main; main()"
 
@@ -202,12 +203,12 @@ class ProcessLane:
             if end is not None:
                 end()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(5)
+                self._process.wait(_PATIENCE_SECONDS)
                 return
 
     def _how_it_ended(self) -> EnvironmentProblem:
         try:
-            code = self._process.wait(5)
+            code = self._process.wait(_PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
             found = "no answer, and its connection closed"
         else:
