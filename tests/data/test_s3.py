@@ -199,6 +199,7 @@ class TestRequests:
         assert read(blob, 5000, 5200) == CONTENT[5000:5200]
         settle(blob)
         blob.will_need(5300, 100)
+        assert s3._connection(blob._remote.place.options).reader._ahead == {}, "it is on disk"
         assert read(blob, 5300, 5400) == CONTENT[5300:5400]
         assert proxy.gets() == [(5000, 5999)]
 
@@ -291,7 +292,9 @@ class TestWithoutACache:
         proxy.gate.clear()
         for start in range(0, 12_000, 600):
             blob.will_need(start, 600)
-        assert reader._ahead_bytes == 1800, "what is under way is never dropped for more of it"
+        under_way = [(fetch.start, fetch.stop) for fetch in reader._ahead]
+        assert under_way == [(0, 600), (600, 1200), (1200, 1800)], "and is not dropped for more of it"
+        assert reader._ahead_bytes == 1800
         proxy.gate.set()
         blob.close()
         assert (reader._table, reader._ahead_bytes) == ({}, 0)
@@ -330,10 +333,12 @@ class TestWhatGoesWrongOnce:
     )
     @pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
     def test_is_no_error(self, at, proxy, spoil, cache_bytes):
-        blob = S3Blob(at("x.bin", cache_bytes=cache_bytes, read_timeout_seconds=0.2))
+        # A busy machine may be late as well, so there are attempts to spare.
+        blob = S3Blob(at("x.bin", cache_bytes=cache_bytes, read_timeout_seconds=0.5, attempts=6))
         proxy.spoils.append(spoil)
         assert read(blob, 100, 2100) == CONTENT[100:2100]
-        assert len(proxy.gets()) == 2
+        assert len(proxy.gets()) >= 2
+        assert not proxy.spoils
 
     def test_a_hint_that_fails_is_the_readers_to_try_again(self, at, proxy):
         blob = S3Blob(at("x.bin"))
@@ -356,7 +361,8 @@ class TestErrors:
         assert caught.value.do
         assert list(at("x").options.cache.glob("blocks-1/*/*")) == []
         proxy.always = fine
-        assert read(blob, 100, 2100) == CONTENT[100:2100], "the next reader tries anew"
+        again = S3Blob(at("x.bin")) if options else blob
+        assert read(again, 100, 2100) == CONTENT[100:2100], "the next reader tries anew"
         return str(caught.value)
 
     @pytest.mark.parametrize(
@@ -382,9 +388,9 @@ class TestErrors:
 
     @pytest.mark.parametrize("spoil", [never, half_then_never])
     def test_a_server_that_says_nothing(self, at, proxy, spoil):
-        message = self.fails(at, proxy, spoil, EnvironmentProblem, read_timeout_seconds=0.2)
+        message = self.fails(at, proxy, spoil, EnvironmentProblem, read_timeout_seconds=0.5, attempts=3)
         assert "did not answer in time" in message
-        assert "bytes within 0.2 s, 2 attempts" in message
+        assert "bytes within 0.5 s, 3 attempts" in message
 
     @pytest.mark.parametrize("spoil", [refuse(404, "NoSuchKey"), refuse(404, "NoSuchBucket")])
     def test_an_object_that_is_gone(self, at, proxy, spoil):
@@ -455,7 +461,8 @@ class TestErrors:
 
 
 def test_the_environment_names_the_endpoint_too(at, proxy, monkeypatch, tmp_path):
-    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    # By name: buckets of a server that is given by number are never part of the host.
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url.replace("127.0.0.1", "localhost"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     assert read(S3Blob(S3Path(BUCKET, "x.bin", S3Options(attempts=7))), 0, 10) == CONTENT[:10]
     assert [request.path for request in proxy.requests] == ["/bucket/x.bin"] * 2, "the bucket is in the path"
