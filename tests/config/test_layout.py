@@ -59,8 +59,8 @@ def test_every_number_that_does_not_divide_is_listed_and_no_other(
     heads = groups * per_group
     config = configuration(
         tensor=tensor, pipeline=pipeline, context=context, sequence=sequence, micro=micro, batches=batches,
-        length=length, num_layers=layers, num_attention_heads=heads, num_query_groups=groups, head_dim=2, ffn_hidden_size=ffn,
-        vocab_size=vocab,
+        length=length, num_layers=layers, num_attention_heads=heads, num_query_groups=groups, head_dim=2,
+        ffn_hidden_size=ffn, vocab_size=vocab,
     )  # fmt: skip
     expected = []
     for name, number, by in [
