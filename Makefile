@@ -51,6 +51,8 @@ docs-refresh: setup
 bench: setup
 	@mkdir -p $(OUT)
 	$(BIN)/python benchmarks/loop_overhead.py --json $(OUT)/loop_overhead.json
+	$(BIN)/python benchmarks/data_order.py --json $(OUT)/data_order.json
+	$(BIN)/python benchmarks/loader.py --json $(OUT)/loader.json
 
 gpu-check: setup
 	$(BIN)/python -m pytest -m gpu
