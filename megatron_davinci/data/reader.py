@@ -36,19 +36,8 @@ class Rows(NamedTuple):
     mask: np.ndarray | None
 
 
-class Places(NamedTuple):
-    """Where windows lie, by rising shard and offset.
-
-    Attributes:
-        order: [n] which of the windows this is.
-        shard: [n] numbers of shards over all sources.
-        offset: [n] in bytes, in the shard's token file.
-    """
-
-    order: list[int]
-    shard: list[int]
-    offset: list[int]
-
+_BLOCK_BYTES = 1 << 19  # are checked while they are still in a core's own cache
+_UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 # A shard by its number and not its open file: a batch may lie in more files than may be open.
 _Read = tuple[int, int, memoryview]
@@ -95,12 +84,15 @@ class WindowReader:
         if self._threads is not None:
             self._threads.shutdown(wait=True, cancel_futures=True)
 
-    def place(self, source: np.ndarray, window: np.ndarray) -> Places:
-        """Where windows lie, in the order of the files.
+    def place(self, source: np.ndarray, window: np.ndarray) -> tuple[list[int], list[int]]:
+        """Where windows lie.
 
         Args:
             source: [n] int64.
             window: [n] int64.
+
+        Returns:
+            [n] numbers of shards, over all sources, and [n] byte offsets in their token files.
 
         Raises:
             DataError: There is no such window.
@@ -110,11 +102,8 @@ class WindowReader:
             at = int(np.argmax(outside))
             self.sources[int(source[at])].locate(int(window[at]))  # says what is wrong with it
         number = self._first_window[source] + window
-        order = np.argsort(number)
-        number = number[order]
         shard = np.searchsorted(self._ends, number, side="right")
-        offset = (number - self._starts[shard]) * self._strides[shard]
-        return Places(order.tolist(), shard.tolist(), offset.tolist())
+        return shard.tolist(), ((number - self._starts[shard]) * self._strides[shard]).tolist()
 
     def blob(self, shard: int) -> Blob:
         """The token file of a shard.
@@ -139,7 +128,7 @@ class WindowReader:
         """Whether a shard's tokens are of another dtype than the rows, so that a read needs a second step."""
         return self._shards[shard][0].dtype != dtype
 
-    def check(self, rows: Rows) -> None:
+    def check(self, rows: Rows, first: int, end: int) -> None:
         """Check tokens that were read against the vocabulary, as one block.
 
         Raises:
@@ -147,9 +136,10 @@ class WindowReader:
         """
         size = self._smallest_vocabulary
         # Without its sign a negative token is larger than any vocabulary.
-        if size is None or int(rows.tokens.view(f"u{rows.tokens.itemsize}").max(initial=0)) < size:
+        block = rows.tokens[first:end].view(_UNSIGNED[rows.tokens.itemsize])
+        if size is None or int(block.max()) < size:
             return
-        for row in range(len(rows.tokens)):
+        for row in range(first, end):
             self.sources[int(rows.source[row])].check_tokens(int(rows.window[row]), rows.tokens[row])
 
     def wait_for(self, reads: list[_Read]) -> None:
@@ -183,6 +173,7 @@ class Reading:
         self._reader, self._rows = reader, rows
         self._waiting: list[_Read] = []
         self._casts: list[int] = []
+        self._unchecked: list[tuple[int, int]] = []
         self._error: Exception | None = None
         try:
             self._first_pass()
@@ -207,22 +198,35 @@ class Reading:
         reader.wait_for(self._waiting)
         for row in self._casts:
             reader.sources[int(rows.source[row])].read_into(int(rows.window[row]), rows.tokens[row])
-        reader.check(rows)
+        for first, end in self._unchecked:
+            reader.check(rows, first, end)
         reader.read_masks(rows)
 
     def _first_pass(self) -> None:
         reader, rows = self._reader, self._rows
-        dtype = rows.tokens.dtype
-        order, shards, offsets = reader.place(rows.source, rows.window)
-        memory = [rows.memory[row] for row in order]
-        for first in range(0, len(order), reader.most_open):
-            part = slice(first, first + reader.most_open)
-            files = {shard: reader.blob(shard) for shard in set(shards[part])}
-            fds = {k: -1 if reader.is_cast(k, dtype) else file.fd for k, file in files.items()}
-            for i in read_cached([fds[k] for k in shards[part]], offsets[part], memory[part]):
-                at = first + i
-                files[shards[at]].will_need(offsets[at], reader.window_bytes(shards[at]))
-                if reader.is_cast(shards[at], dtype):
-                    self._casts.append(order[at])
+        shards, offsets = reader.place(rows.source, rows.window)
+        block = max(1, _BLOCK_BYTES // (rows.tokens[0].nbytes if len(shards) else 1))
+        missing: list[int] = []
+        for most in range(0, len(shards), reader.most_open):
+            last = min(most + reader.most_open, len(shards))
+            files = {shard: reader.blob(shard) for shard in set(shards[most:last])}
+            cast = {shard for shard in files if reader.is_cast(shard, rows.tokens.dtype)}
+            fds = {shard: -1 if shard in cast else file.fd for shard, file in files.items()}
+            for first in range(most, last, block):
+                end = min(first + block, last)
+                found = read_cached(
+                    [fds[shard] for shard in shards[first:end]], offsets[first:end], rows.memory[first:end]
+                )
+                if found:
+                    missing += [first + i for i in found]
+                    self._unchecked.append((first, end))
                 else:
-                    self._waiting.append((shards[at], offsets[at], memory[at]))
+                    reader.check(rows, first, end)
+        # In the order of the files: a disk sees rising offsets.
+        for row in sorted(missing, key=lambda row: (shards[row], offsets[row])):
+            shard, offset = shards[row], offsets[row]
+            reader.blob(shard).will_need(offset, reader.window_bytes(shard))
+            if reader.is_cast(shard, rows.tokens.dtype):
+                self._casts.append(row)
+            else:
+                self._waiting.append((shard, offset, rows.memory[row]))

@@ -12,6 +12,7 @@ applies to it, and it is gone with the last process that has it open. Its layout
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 from collections.abc import Callable
@@ -87,7 +88,7 @@ class Slot:
             return
         self._let_go()
         tokens, mask, size = self.shape.offsets(capacity)
-        memory = mmap.mmap(-1 if self.fd is None or capacity == 0 else self.fd, size)
+        memory = _private(size) if self.fd is None or capacity == 0 else mmap.mmap(self.fd, size)
         # Arrays keep the mapping alive: whoever still holds an old one is not left with nothing behind it.
         width = self.shape.sequence_length + 1
         count = capacity * width
@@ -140,6 +141,14 @@ def memory_file() -> int:
             found=error.strerror,
             do="raise the limit of open files (ulimit -n), or lower data.loader.prefetch_steps",
         ) from error
+
+
+def _private(nbytes: int) -> mmap.mmap:
+    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
 
 
 def _whole_pages(nbytes: int) -> int:
