@@ -301,6 +301,31 @@ def alone(settings):
     return np.stack(logits), losses, gradients
 
 
+def sums_of_masks(settings):
+    """Loss and labels under the document mask: of all labels, of a random half and of the other half."""
+    import torch
+
+    from megatron_davinci.model.documents import DocumentMask
+
+    stepper, tokens = Rank(settings).stepper, torch.from_numpy(packed())
+    half = torch.randint(0, 2, (2, LENGTH), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    masks = (None, half, 1 - half)
+    return half.numpy(), [stepper.loss(tokens, 1, 2, mask, DocumentMask(EOD)) for mask in masks]
+
+
+@pytest.mark.parametrize("name", ["one rank", "CP2"])
+def test_a_label_carries_loss_where_its_source_and_its_document_let_it(name, root):
+    ranks, parallel = {"one rank": ONE_RANK, **LAYOUTS}[name]
+    for half, (whole, some, rest) in run_ranks(ranks, sums_of_masks, model_settings(root, **parallel)):
+        inside = packed()[:, :-1] != EOD
+        assert [whole[1], some[1], rest[1]] == [
+            inside.sum(),
+            (inside & (half == 1)).sum(),
+            (inside & (half == 0)).sum(),
+        ]
+        assert some[0] + rest[0] == pytest.approx(whole[0], rel=1e-6)
+
+
 @pytest.fixture(scope="module")
 def documents_alone(root):
     return run_ranks(1, alone, model_settings(root))[0]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from megatron_davinci.data import IndexedDatasetWriter, Manifest, Shard, Source
 from megatron_davinci.errors import ConfigError, DataError
 from megatron_davinci.model.documents import DocumentMask
+from megatron_davinci.train import micro_batches
 from megatron_davinci.train.documents import document_masks, uses_documents
 from tests.tiny import LENGTH, tiny_config, tiny_settings
 
@@ -92,3 +94,10 @@ def test_a_document_that_ends_in_no_window_says_nothing(tmp_path):
     source.eod_id = 5
     asked = config(tmp_path, {"document_mask": True}, mixture={"a": 1})
     assert document_masks(asked, {"a": source}) == [None, DocumentMask(5)]
+
+
+def test_a_pipeline_rank_without_tokens_does_not_go_on_without_documents():
+    nothing = micro_batches.split(None, None, DocumentMask(5), 1, torch.device("cpu"))
+    with pytest.raises(ValueError, match="every pipeline rank needs the tokens"):
+        next(nothing)
+    assert list(micro_batches.split(None, None, None, 1, torch.device("cpu"))) == []
