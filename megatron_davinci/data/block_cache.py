@@ -12,6 +12,7 @@ one holds the lock is a dead process' remains.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -19,7 +20,8 @@ import re
 import struct
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -166,11 +168,15 @@ class BlockCache:
             # Opened each time: `flock` belongs to the open file, which a forked process would share.
             fd = os.open(self._root / "ledger", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX)
+                if not _polled(partial(fcntl.flock, fd, fcntl.LOCK_EX | fcntl.LOCK_NB)):
+                    raise OSError(errno.EBUSY, "another process keeps the ledger locked")
                 if os.fstat(fd).st_nlink:  # else somebody has cleared the folder meanwhile
                     yield fd
                     return
             finally:
+                # Said, and not left to closing: a process that was forked meanwhile has the open file as well.
+                with contextlib.suppress(OSError):
+                    fcntl.flock(fd, fcntl.LOCK_UN)
                 os.close(fd)
 
     def _scan(self, room: int) -> int:
@@ -275,16 +281,21 @@ def _write_wholly(fd: int, content: memoryview) -> None:
 
 
 def _locks(fd: int, position: int) -> bool:
+    try:
+        return _polled(partial(fcntl.lockf, fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, position))
+    except OSError:
+        return False
+
+
+def _polled(lock: Callable[[], object]) -> bool:
+    """Ask for a lock again and again rather than wait for it: a stopped process must not stop the others."""
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while True:
         try:
-            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, position)
+            lock()
         except (BlockingIOError, PermissionError):
-            # Asked again and again rather than waited for: a stopped process must not stop the others.
             if time.monotonic() > deadline:
                 return False
             time.sleep(_POLL_SECONDS)
-        except OSError:
-            return False
         else:
             return True

@@ -329,6 +329,35 @@ def test_one_process_at_a_time_has_its_turn_at_a_block(tmp_path):
         pass
 
 
+def test_a_process_that_is_forked_while_a_block_is_stored_locks_nobody_out(tmp_path):
+    code = f"""
+        import os
+        from pathlib import Path
+        from megatron_davinci.data.block_cache import BlockCache
+        cache, replace = BlockCache(Path({str(tmp_path)!r}), 1 << 20), os.replace
+        ends = os.pipe()
+        def fork_now(old, new):
+            os.replace = replace
+            if os.fork() == 0:
+                os.close(ends[1])
+                os.read(ends[0], 1)  # until the parent has ended
+                os._exit(0)
+            replace(old, new)
+        os.replace = fork_now
+        assert cache.store({ONE!r}, 0, bytes(1000))
+        assert cache.store({ONE!r}, 1, bytes(1000))
+    """
+    assert subprocess.run([sys.executable, "-c", textwrap.dedent(code)]).returncode == 0
+
+
+def test_a_ledger_that_stays_locked_is_a_disk_that_fails(tmp_path, monkeypatch):
+    monkeypatch.setattr(block_cache, "_PATIENCE_SECONDS", 0.02)
+    cache = BlockCache(tmp_path, 1 << 20)
+    with BlockCache(tmp_path, 1 << 20)._locked():
+        assert not cache.store(ONE, 0, bytes(1000))
+    assert not cache.holds(ONE, 0)
+
+
 def test_nobody_waits_for_a_turn_for_ever(tmp_path, monkeypatch):
     monkeypatch.setattr(block_cache, "_PATIENCE_SECONDS", 0.05)
     code = f"""

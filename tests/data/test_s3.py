@@ -245,7 +245,7 @@ class TestRequests:
             time.sleep(0.01)
         time.sleep(0.05)  # for the second to come to its turn; the outcome does not hang on it
         proxy.gate.set()
-        assert [one.wait() for one in both] == [0, 0]
+        assert [one.wait(60) for one in both] == [0, 0]
         read(S3Blob(at("x.bin", attempts=3)), 0, 6000)
         assert proxy.gets() == [(0, 5999)]
 
@@ -482,13 +482,13 @@ def test_a_forked_process_reads_on_by_itself(at, proxy):
         assert os.waitpid(child, 0)[1] == 0
         assert read(5000, 6000) == CONTENT[5000:6000]
     """
-    assert process(at("x.bin"), code).wait() == 0
+    assert process(at("x.bin"), code).wait(60) == 0
     assert sorted(proxy.gets()) == [(0, 999), (3000, 3999), (5000, 5999)]
 
 
 def test_an_ending_process_waits_for_no_hint(at, proxy):
     proxy.gate.clear()
-    assert process(at("x.bin"), "blob.will_need(0, 12_000)").wait() == 0
+    assert process(at("x.bin"), "blob.will_need(0, 12_000)").wait(60) == 0
     assert proxy.requests
 
 
