@@ -122,7 +122,7 @@ class IndexedDatasetWriter:
         """
         where = f"{self.prefix}, document {len(self._bounds) - 1:,}"
         values = checked_tokens(tokens, self.dtype, where)
-        sizes = [len(values)] if lengths is None else [int(length) for length in lengths]
+        sizes = [len(values)] if lengths is None else np.asarray(lengths).tolist()
         if sum(sizes) != len(values) or any(not 0 <= size <= _MAX_SEQUENCE for size in sizes):
             raise DataError(
                 "A document's sequence lengths are impossible.",
@@ -150,6 +150,30 @@ class IndexedDatasetWriter:
         self._tokens += len(values)
         self._lengths.extend(sizes)
         self._bounds.append(len(self._lengths))
+
+    def add_documents(
+        self,
+        tokens: npt.ArrayLike,
+        lengths: npt.NDArray[np.integer],
+        loss: npt.ArrayLike | None = None,
+    ) -> None:
+        """Append documents of one sequence each: as `add_document` for each, but fast where they are short.
+
+        Args:
+            tokens: [n], the documents' tokens one after the other.
+            lengths: [documents], tokens of each; they sum to n.
+            loss: [n], as for `add_document`.
+
+        Raises:
+            DataError: As `add_document`.
+            EnvironmentProblem: The disk is full or failing.
+        """
+        if not len(lengths):
+            return
+        bounds, first = len(self._bounds), self._bounds[-1]
+        self.add_document(tokens, lengths, loss)
+        del self._bounds[bounds:]
+        self._bounds.extend(range(first + 1, first + len(lengths) + 1))
 
     @property
     def written(self) -> Written:

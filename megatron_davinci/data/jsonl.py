@@ -1,43 +1,77 @@
-"""Documents out of JSON-lines files, one at a time, each fault named by file and line."""
+"""A document out of one record: a line of JSON, or a row of a table. Each fault is named by file and line."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from megatron_davinci.errors import DataError
 
 
-class Line(NamedTuple):
-    """One document: its text, and how many bytes of its file have been read when it is handed out."""
+class Fields(NamedTuple):
+    """What a record's fields are called.
+
+    Attributes:
+        text: The field of plain text.
+        prompt: The field of a question; None if there are no questions and answers.
+        response: The field of its answer; None likewise.
+    """
+
+    text: str = "text"
+    prompt: str | None = None
+    response: str | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Those that are there."""
+        return [name for name in self if name is not None]
+
+
+class Document(NamedTuple):
+    """One document.
+
+    Attributes:
+        text: The text, or the prompt.
+        response: The answer to the prompt; None for plain text.
+    """
 
     text: str
-    number: int
-    bytes_read: int
+    response: str | None = None
 
 
-def read_texts(path: Path, text_field: str = "text") -> Iterator[Line]:
-    """The text of each line's JSON object; blank lines are passed over. Memory is that of the longest line.
+def document_of(content: bytes | dict[str, Any], fields: Fields, where: str) -> Document:
+    """The document in a line or row.
+
+    A record that has a prompt or a response is a question with its answer, and must have both; its text field is not
+    looked at. Any other is plain text.
+
+    Args:
+        content: The line's bytes, or the row's values by column; a null is no value.
+        fields: The fields' names.
+        where: File and line, for the message.
 
     Raises:
-        DataError: The file cannot be opened, or a line is not UTF-8, not a JSON object, lacks `text_field`, or
-            holds something there that is not a string of Unicode characters.
+        DataError: It is not UTF-8, not a JSON object, lacks a field, or holds something there that is not a string
+            of Unicode characters.
     """
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise DataError("A JSONL file cannot be read.", where=path, found=error.strerror) from error
-    with file:
-        bytes_read = 0
-        for number, line in enumerate(file, start=1):
-            bytes_read += len(line)
-            if not line.isspace():
-                yield Line(_text_of(line, text_field, f"{path}:{number}"), number, bytes_read)
+    record = _parsed(content, where) if isinstance(content, bytes) else content
+    if fields.prompt is None or fields.response is None:
+        return Document(_string(record, fields.text, where))
+    if fields.prompt not in record and fields.response not in record:
+        return Document(_string(record, fields.text, where))
+    prompt = _string(record, fields.prompt, where)
+    response = _string(record, fields.response, where)
+    if not response:
+        raise DataError(
+            "An answer is empty.",
+            where=where,
+            found=f"{fields.response!r} = ''",
+            expected="at least one character",
+        )
+    return Document(prompt, response)
 
 
-def _text_of(line: bytes, text_field: str, where: str) -> str:
+def _parsed(line: bytes, where: str) -> dict[str, Any]:
     try:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -54,27 +88,46 @@ def _text_of(line: bytes, text_field: str, where: str) -> str:
         ) from error
     if not isinstance(record, dict):
         raise DataError("A line is not a JSON object.", where=where, found=_short(line), expected="{...}")
-    if text_field not in record:
+    return record
+
+
+def _string(record: dict[str, Any], field: str, where: str) -> str:
+    if field not in record:
         raise DataError(
-            f"A document has no field {text_field!r}.",
+            f"A document has no field {field!r}.",
             where=where,
-            found="the fields " + ", ".join(sorted(map(repr, record))),
-            expected=repr(text_field),
-            do="name the field that holds the text",
+            found="the fields " + (", ".join(sorted(map(repr, record))) or "none"),
+            expected=repr(field),
+            do="name the field that holds the text"
+            + (
+                ", or those of question and answer by --prompt-field and --response-field"
+                if {"prompt", "response"} <= record.keys()
+                else ""
+            ),
         )
-    text = record[text_field]
+    text = record[field]
+    if isinstance(text, bytes):
+        try:
+            return text.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"The field {field!r} of a document is not UTF-8.",
+                where=where,
+                found=f"byte 0x{text[error.start]:02x} at byte {error.start + 1}",
+                expected="UTF-8 text",
+            ) from error
     if not isinstance(text, str):
         raise DataError(
-            f"The field {text_field!r} of a document is not a string.",
+            f"The field {field!r} of a document is not a string.",
             where=where,
-            found=f"{type(text).__name__} {_short(json.dumps(text).encode())}",
+            found=f"{type(text).__name__} {_short(json.dumps(text, default=str).encode())}",
             expected="a string",
         )
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise DataError(
-            f"The field {text_field!r} of a document holds half a surrogate pair.",
+            f"The field {field!r} of a document holds half a surrogate pair.",
             where=where,
             found=f"\\u{ord(text[error.start]):04x} at character {error.start + 1}",
             expected="Unicode characters",
@@ -83,5 +136,5 @@ def _text_of(line: bytes, text_field: str, where: str) -> str:
 
 
 def _short(line: bytes, limit: int = 60) -> str:
-    text = line.decode("utf-8", "replace").strip()
+    text = line[: 4 * limit].decode("utf-8", "replace").strip()
     return text if len(text) <= limit else text[:limit] + "..."

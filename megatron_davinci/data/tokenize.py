@@ -1,28 +1,291 @@
-"""JSON-lines text to a source: shards of token ids and the manifest that names them."""
+"""Text to a source: shards of token ids and the manifest that names them."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
 
+from megatron_davinci.data import tokenize_job
+from megatron_davinci.data.encode_part import OnError
+from megatron_davinci.data.fast_bpe import Backend, Encoder, choose, first_difference, nasty_texts
 from megatron_davinci.data.indexed import dtype_for_vocab
-from megatron_davinci.data.indexed_writer import IndexedDatasetWriter
-from megatron_davinci.data.jsonl import read_texts
-from megatron_davinci.data.manifest import Manifest, Shard
+from megatron_davinci.data.job_plan import Plan, describe
+from megatron_davinci.data.jsonl import Fields, document_of
+from megatron_davinci.data.manifest import FILE_NAME, Manifest
+from megatron_davinci.data.text_inputs import PIECE_BYTES, Piece, find, pieces_of, read
+from megatron_davinci.data.tokenize_job import Job, Progress, opened
 from megatron_davinci.data.tokenizer import Tokenizer
 from megatron_davinci.errors import ConfigError, DataError
 from megatron_davinci.files import disk_errors, fsync_folder
 
 SHARD_TOKENS = 1_000_000_000
-# What is encoded at once: enough for all cores to have work, little enough to forget about.
-BATCH_DOCUMENTS = 1024
-BATCH_CHARACTERS = 4_000_000
+# Below this a job takes less time than starting processes.
+ALONE_BYTES = 8 << 20
+# The sample on which encoders are compared: so many pieces, so many characters of each.
+SAMPLE_PIECES = 32
+SAMPLE_CHARACTERS = 16_000
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides the result of a job beside its inputs and its tokenizer.
+
+    Attributes:
+        fields: What records' fields are called. With fields of question and answer there is a mask.
+        shard_tokens: A shard is closed before the document that would make it longer. A document is never parted:
+            one that is longer than this is a shard by itself. Shuffled shards have about this many.
+        append_eod: End each document with the end-of-document token.
+        keep_empty: An empty text is a document without tokens, and not passed over.
+        shuffle: Seed of a global order of documents; None keeps theirs.
+        pack: Sequence length for best-fit packing (`data.packing`); None puts documents one after the other.
+        dtype: Of the tokens; by default the narrowest that holds the vocabulary.
+    """
+
+    fields: Fields = field(default=Fields())
+    shard_tokens: int = SHARD_TOKENS
+    append_eod: bool = True
+    keep_empty: bool = False
+    shuffle: int | None = None
+    pack: int | None = None
+    dtype: str | None = None
+
+    def check(self) -> None:
+        """Raise if they are impossible.
+
+        Raises:
+            ConfigError: One is out of range, or two do not go together.
+        """
+        if self.shard_tokens < 1:
+            raise ConfigError(
+                "A shard holds at least one token.", where="shard_tokens", found=self.shard_tokens
+            )
+        if self.pack is not None and self.pack < 2:
+            raise ConfigError(
+                "A packed sequence holds at least two tokens.",
+                where="pack",
+                found=self.pack,
+                expected="2 or more",
+            )
+        if (self.fields.prompt is None) != (self.fields.response is None):
+            raise ConfigError(
+                "Questions have answers.",
+                where="prompt_field, response_field",
+                found=f"{self.fields.prompt!r}, {self.fields.response!r}",
+                expected="the names of both fields, or of none",
+            )
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """What a job has made.
+
+    Attributes:
+        manifest: The source's.
+        encoder: Library and version that made the ids.
+        empty: Records whose text is empty.
+        bad: Records that could not be read; they are in `quarantine.jsonl` in the source's folder.
+    """
+
+    manifest: Manifest
+    encoder: str
+    empty: int
+    bad: int
+
+
+def tokenize(
+    inputs: Sequence[str | os.PathLike[str]],
+    tokenizer: Tokenizer,
+    out_folder: Path,
+    name: str,
+    domain: str,
+    options: Options | None = None,
+    *,
+    workers: int | None = None,
+    backend: Backend = "auto",
+    on_error: OnError = "stop",
+    restart: bool = False,
+    progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Tokenized:
+    """Writes `out_folder/manifest.json` and `out_folder/shard-NNNNN.{bin,idx}` (and `.mask`) from text files.
+
+    The bytes do not depend on `workers`. Work lies in a folder beside `out_folder` that is renamed to it at the end,
+    so that `out_folder` is never there in part; if the job ends before, the same call goes on where it was. Memory
+    is that of a batch of texts for each worker, or of the longest document.
+
+    Args:
+        inputs: Files or patterns, in order: JSON lines, plain, `.gz` or `.zst`, or Parquet.
+        tokenizer: What encodes the texts; its digest is in the manifest.
+        out_folder: The folder to make. It may exist if it is empty.
+        name: The source's name, for the manifest.
+        domain: The domain that reports group it by, for the manifest.
+        options: What decides the result.
+        workers: Processes; by default one for each core, and none beside this for small inputs.
+        backend: `auto` takes gigatoken if it can, and if it gives the ids of `tokenizers` on a sample of these very
+            documents and on strings known to be hard.
+        on_error: `stop` at a bad record, or `skip` it, count it and keep it in `quarantine.jsonl`.
+        restart: Do away with what an unfinished job has left.
+        progress: Called with the bytes of input that this call has read, and how many it has to read.
+        say: Told in one line what a user should know; by default it goes to standard error.
+
+    Returns:
+        What was made.
+
+    Raises:
+        ConfigError: The options are impossible, or `backend` is `gigatoken` and does not know this tokenizer.
+        DataError: A record is bad (the error names file and line), there is no document, `out_folder` has something
+            in it, or an unfinished job there is another one.
+        EnvironmentProblem: The disk is full or failing, a library is missing, or a worker died.
+    """
+    options = options or Options()
+    options.check()
+    say = say or (lambda line: print(line, file=sys.stderr))
+    folder = out_folder.with_name(f".{out_folder.name}.tokenizing")
+    files = find(inputs)
+    if _is_finished(folder, out_folder):
+        # Killed between the last rename and tidying up.
+        with opened(folder, restart=False):
+            pass
+        shutil.rmtree(folder)
+    elif out_folder.exists() and not (out_folder.is_dir() and not any(out_folder.iterdir())):
+        raise DataError(
+            "The place for a source is taken.",
+            where=out_folder,
+            expected="a path where nothing is, or an empty folder",
+            do="choose another folder, or remove this one",
+        )
+    pieces = [piece for file in files for piece in pieces_of(file, options.fields, PIECE_BYTES)]
+    encoder, kind = _encoder(tokenizer, backend, pieces, options.fields, say)
+    dtype = np.dtype(options.dtype) if options.dtype else dtype_for_vocab(tokenizer.vocab_size - 1)
+    plan = Plan(
+        inputs=[describe(file) for file in files],
+        tokenizer_sha256=tokenizer.sha256,
+        vocab_size=tokenizer.vocab_size,
+        eod_token=tokenizer.eod_token,
+        eod_id=tokenizer.eod_id,
+        encoder=encoder.name,
+        dtype=dtype.name,
+        fields=options.fields,
+        shard_tokens=options.shard_tokens,
+        piece_bytes=PIECE_BYTES,
+        append_eod=options.append_eod,
+        keep_empty=options.keep_empty,
+        shuffle=options.shuffle,
+        pack=options.pack,
+    )
+    if workers is None:
+        small = sum(piece.size for piece in pieces) < ALONE_BYTES
+        workers = 1 if small else len(os.sched_getaffinity(0))
+    begun = (folder / "plan.json").exists()
+    job = None
+    with opened(folder, restart):
+        try:
+            job = Job(folder, plan, pieces, tokenizer)
+            shards = job.run(min(workers, len(pieces)), kind, on_error, progress)
+            if not shards:
+                raise DataError(
+                    f"The domain {domain!r} has no documents.",
+                    where="\n".join(map(str, files)) or "no input files",
+                    found="no line with a text",
+                    expected="at least one document",
+                    do="check the input files and the field's name",
+                )
+            manifest = Manifest(
+                name=name,
+                domain=domain,
+                dtype=dtype.name,
+                vocab_size=tokenizer.vocab_size,
+                eod_id=tokenizer.eod_id if options.append_eod else None,
+                tokenizer_sha256=tokenizer.sha256,
+                shards=tuple(shards),
+            )
+            bad = job.write_quarantine(folder / "out" / tokenize_job.QUARANTINE)
+            manifest.save(folder / "out")
+            manifest.save(folder)
+            with disk_errors(out_folder, "naming a source"):
+                fsync_folder(folder / "out")
+                os.replace(folder / "out", out_folder)
+                fsync_folder(out_folder.parent)
+        except BaseException:
+            if not begun and (job is None or not any(part.documents for part in job.parts.values())):
+                shutil.rmtree(folder, ignore_errors=True)
+            elif job is not None:
+                say(f"Finished work is kept in {folder}; the same command goes on from there.")
+            raise
+        shutil.rmtree(folder)
+    return Tokenized(manifest, encoder.name, sum(part.empty for part in job.parts.values()), bad)
+
+
+def _is_finished(folder: Path, out_folder: Path) -> bool:
+    try:
+        return (folder / FILE_NAME).read_bytes() == (out_folder / FILE_NAME).read_bytes()
+    except OSError:
+        return False
+
+
+def _encoder(
+    tokenizer: Tokenizer,
+    backend: Backend,
+    pieces: Sequence[Piece],
+    fields: Fields,
+    say: Callable[[str], None],
+) -> tuple[Encoder, Backend]:
+    """The encoder that a job may trust, and its backend."""
+    encoder, reason = choose(tokenizer, backend)
+    if reason is not None:
+        say(reason)
+    if not encoder.name.startswith("gigatoken"):
+        return encoder, "tokenizers"
+    places, texts = _sample(pieces, fields)
+    hard = nasty_texts(tokenizer)
+    difference = first_difference(encoder, tokenizer, texts + hard)
+    if difference is None:
+        return encoder, "gigatoken"
+    at = difference.text
+    where = (
+        places[at] if at < len(places) else f"built-in string {at - len(places)} {(texts + hard)[at][:20]!r}"
+    )
+    line = (
+        f"{encoder.name} differs from tokenizers at {where}, character {difference.character}: "
+        f"id {difference.found} against {difference.expected}."
+    )
+    if backend == "gigatoken":
+        raise DataError(
+            "gigatoken does not give the reference's ids.", found=line, do="use --backend tokenizers"
+        )
+    say(f"{line} Encoding by tokenizers, which is many times slower.")
+    return choose(tokenizer, "tokenizers")[0], "tokenizers"
+
+
+def _sample(pieces: Sequence[Piece], fields: Fields) -> tuple[list[str], list[str]]:
+    """Texts from all over the input, and where each is from."""
+    places: list[str] = []
+    texts: list[str] = []
+    step = max(1, -(-len(pieces) // SAMPLE_PIECES))
+    for piece in pieces[::step]:
+        left = SAMPLE_CHARACTERS
+        for record in read(piece, fields):
+            if left <= 0 or isinstance(record.content, DataError):
+                break
+            where = f"{piece.path}, {record.number} from {piece.first:,} on"
+            try:
+                document = document_of(record.content, fields, where)
+            except DataError:
+                continue  # the job meets it again, and says so
+            for text in (document.text, document.response):
+                if text:
+                    places.append(where)
+                    texts.append(text[:left])
+                    left -= len(text)
+                    if left <= 0:
+                        break
+    return places, texts
 
 
 def tokenize_jsonl(
@@ -33,119 +296,14 @@ def tokenize_jsonl(
     domain: str,
     text_field: str = "text",
     shard_tokens: int = SHARD_TOKENS,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Manifest:
-    """Writes `out_folder/manifest.json` and `out_folder/shard-NNNNN.{bin,idx}` from JSONL files.
-
-    Documents keep their order; each ends with the tokenizer's end-of-document id. A text without a character is
-    no document. All is written into a folder beside `out_folder` that takes its name at the end, so that
-    `out_folder` is never there in part. Memory is that of one batch, or of the longest document.
-
-    Args:
-        inputs: JSONL files, in order.
-        tokenizer: What encodes the texts; its digest is in the manifest.
-        out_folder: The folder to make. It may exist if it is empty.
-        name: The source's name, for the manifest.
-        domain: The domain that reports group it by, for the manifest.
-        text_field: The field of each line that holds the text.
-        shard_tokens: A shard is closed before the document that would make it longer. A document is never
-            parted: one that is longer than this is a shard by itself.
-        progress: Called with the bytes of input done so far, after each batch of about 4 MB.
-
-    Returns:
-        The manifest that was written.
+    """`tokenize` of plain text with few options.
 
     Raises:
-        ConfigError: `shard_tokens` is not positive.
-        DataError: A line is bad (the error names file and line), there is no document, or `out_folder` has
-            something in it.
-        EnvironmentProblem: The disk is full or failing. In every case nothing is left behind.
+        ConfigError: As `tokenize`.
+        DataError: As `tokenize`.
+        EnvironmentProblem: As `tokenize`.
     """
-    if shard_tokens < 1:
-        raise ConfigError("A shard holds at least one token.", where="shard_tokens", found=shard_tokens)
-    if out_folder.exists() and not (out_folder.is_dir() and not any(out_folder.iterdir())):
-        raise DataError(
-            "The place for a source is taken.",
-            where=out_folder,
-            expected="a path where nothing is, or an empty folder",
-            do="choose another folder, or remove this one",
-        )
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    dtype = dtype_for_vocab(tokenizer.vocab_size - 1)
-    work = out_folder.with_name(f".{out_folder.name}.tmp-{uuid.uuid4().hex[:8]}")
-    try:
-        with disk_errors(work, "making a folder"):
-            work.mkdir(parents=True)
-        shards = _write_shards(_documents(inputs, tokenizer, text_field, progress), work, dtype, shard_tokens)
-        if not shards:
-            raise DataError(
-                f"The domain {domain!r} has no documents.",
-                where="\n".join(map(str, inputs)) or "no input files",
-                found="no line with a text",
-                expected="at least one document",
-                do="check the input files and the field's name",
-            )
-        manifest = Manifest(
-            name=name,
-            domain=domain,
-            dtype=dtype.name,
-            vocab_size=tokenizer.vocab_size,
-            eod_id=tokenizer.eod_id,
-            tokenizer_sha256=tokenizer.sha256,
-            shards=tuple(shards),
-        )
-        manifest.save(work)
-        with disk_errors(out_folder, "naming a source"):
-            os.replace(work, out_folder)
-            fsync_folder(out_folder.parent)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return manifest
-
-
-def _documents(
-    inputs: Sequence[Path], tokenizer: Tokenizer, text_field: str, progress: Callable[[int], None] | None
-) -> Iterator[NDArray[np.int32]]:
-    """The ids of each document, end-of-document id included."""
-    end = np.array([tokenizer.eod_id], np.int32)
-    for texts, bytes_done in _batches(inputs, text_field):
-        for ids in tokenizer.encode_batch(texts):
-            yield np.concatenate([ids, end])
-        if progress is not None:
-            progress(bytes_done)
-
-
-def _batches(inputs: Sequence[Path], text_field: str) -> Iterator[tuple[list[str], int]]:
-    """Texts in batches, with the bytes of input that have been read after each."""
-    done = 0
-    for path in inputs:
-        texts: list[str] = []
-        characters = read = 0
-        for line in read_texts(path, text_field):
-            if line.text:
-                texts.append(line.text)
-            characters += len(line.text)
-            read = line.bytes_read
-            if len(texts) >= BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:
-                yield texts, done + read
-                texts, characters = [], 0
-        # The file's own size: blank lines may follow its last document.
-        done += path.stat().st_size
-        yield texts, done
-
-
-def _write_shards(
-    documents: Iterator[NDArray[np.int32]], folder: Path, dtype: DTypeLike, shard_tokens: int
-) -> list[Shard]:
-    shards: list[Shard] = []
-    waiting = next(documents, None)
-    while waiting is not None:
-        prefix = f"shard-{len(shards):05d}"
-        tokens = 0
-        with IndexedDatasetWriter(folder / prefix, dtype) as writer:
-            while waiting is not None and (tokens == 0 or tokens + len(waiting) <= shard_tokens):
-                writer.add_document(waiting)
-                tokens += len(waiting)
-                waiting = next(documents, None)
-        shards.append(Shard.of(prefix, writer.written))
-    return shards
+    options = Options(Fields(text_field), shard_tokens)
+    return tokenize(inputs, tokenizer, out_folder, name, domain, options, progress=progress).manifest

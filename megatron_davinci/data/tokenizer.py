@@ -19,7 +19,8 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from megatron_davinci.data.jsonl import read_texts
+from megatron_davinci.data.jsonl import Fields
+from megatron_davinci.data.text_inputs import read_documents
 from megatron_davinci.errors import ConfigError, DataError
 from megatron_davinci.files import write_atomically, write_json
 
@@ -39,12 +40,21 @@ class Tokenizer:
         vocab_size: The largest id plus 1, added tokens included: what an embedding must hold.
         eod_id: The id that ends a document.
         sha256: Of the bytes of `tokenizer.json`, in hexadecimal.
+        content: Those bytes.
     """
 
     vocab_size: int
     eod_id: int
     sha256: str
     _backend: tokenizers.Tokenizer = field(repr=False, compare=False)
+    content: bytes = field(default=b"", repr=False, compare=False)
+
+    @property
+    def eod_token(self) -> str:
+        """The name of the token that ends a document."""
+        name = self._backend.id_to_token(self.eod_id)
+        assert name is not None  # `load` has looked it up
+        return name
 
     @classmethod
     def load(cls, path: Path, eod_token: str | None = None) -> Tokenizer:
@@ -71,7 +81,7 @@ class Tokenizer:
             ) from error
         backend, eod_id = _backend(raw, file, eod_token)
         largest = max(backend.get_vocab(with_added_tokens=True).values())
-        return cls(largest + 1, eod_id, hashlib.sha256(raw).hexdigest(), backend)
+        return cls(largest + 1, eod_id, hashlib.sha256(raw).hexdigest(), backend, raw)
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """The ids of each text, int32 `[length]`, without an end-of-document token.
@@ -82,6 +92,11 @@ class Tokenizer:
         """
         encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(one.ids, np.int32) for one in encoded]
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """The characters of `text` that each of its tokens stands for: first, and one past the last."""
+        spans: list[tuple[int, int]] = self._backend.encode(text, add_special_tokens=False).offsets
+        return spans
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
         """The text of the ids, special tokens by their names; bytes that are not UTF-8 become U+FFFD."""
@@ -163,7 +178,7 @@ def train_bpe(files: Sequence[Path], vocab_size: int, out: Path, text_field: str
     Qwen2. Both files are loaded by `transformers.AutoTokenizer` as they are.
 
     Args:
-        files: JSONL files.
+        files: JSON lines, plain, `.gz` or `.zst`, or Parquet.
         vocab_size: How many tokens there are in all: 256 bytes, merges, and the end of a document.
         out: The folder to write to; it is made if it is not there.
         text_field: The field that holds the text.
@@ -226,5 +241,5 @@ def train_bpe(files: Sequence[Path], vocab_size: int, out: Path, text_field: str
 
 def _texts(files: Sequence[Path], text_field: str) -> Iterator[str]:
     for file in files:
-        for line in read_texts(file, text_field):
-            yield line.text
+        for document in read_documents(file, Fields(text_field)):
+            yield document.text

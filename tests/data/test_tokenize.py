@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_davinci.data import tokenize
+from megatron_davinci.data import encode_part, tokenize
 from megatron_davinci.data.indexed import IndexedDataset
-from megatron_davinci.data.jsonl import read_texts
 from megatron_davinci.data.manifest import Manifest
 from megatron_davinci.data.tokenize import tokenize_jsonl
 from megatron_davinci.data.tokenizer import EOD, Tokenizer, train_bpe
 from megatron_davinci.errors import ConfigError, DataError
+from tests.cases import cases
+from tests.data.tokenizing import documents, write_jsonl
 
 TEXTS = [f"document {n}: " + "abc " * (n % 7) for n in range(40)] + ["数据 \n x", f"it says {EOD}."]
-
-
-def write_jsonl(path: Path, records: list[Any]) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +32,6 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 @pytest.fixture
 def jsonl(tmp_path: Path) -> Path:
     return write_jsonl(tmp_path / "in.jsonl", [{"text": text} for text in TEXTS])
-
-
-def documents(folder: Path, manifest: Manifest) -> list[list[int]]:
-    return [
-        dataset[i].tolist()
-        for shard in manifest.shards
-        for dataset in [IndexedDataset(folder / shard.prefix)]
-        for i in range(len(dataset))
-    ]
 
 
 def test_each_document_is_its_tokens_and_one_end(jsonl: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -69,20 +54,27 @@ def test_the_manifest_says_what_was_written(jsonl: Path, tokenizer: Tokenizer, t
     assert names == {"manifest.json", "shard-00000.bin", "shard-00000.idx"}
 
 
-@given(shard_tokens=st.integers(1, 60), batch=st.integers(1, 9), characters=st.integers(1, 80))
-@settings(max_examples=10, deadline=None)
-def test_shards_and_batches_change_nothing_but_the_shards(
+@given(
+    shard_tokens=st.integers(20, 400),
+    batch=st.integers(1, 9),
+    characters=st.integers(1, 80),
+    piece=st.integers(30, 900),
+)
+@cases(8)
+def test_shards_batches_and_pieces_change_nothing_but_the_shards(
     tokenizer: Tokenizer,
     tmp_path_factory: pytest.TempPathFactory,
     shard_tokens: int,
     batch: int,
     characters: int,
+    piece: int,
 ) -> None:
     folder = tmp_path_factory.mktemp("shards")
     parts = [write_jsonl(folder / f"{n}.jsonl", [{"text": t} for t in TEXTS[n::2][:8]]) for n in range(2)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenize, "BATCH_DOCUMENTS", batch)
-        patch.setattr(tokenize, "BATCH_CHARACTERS", characters)
+        patch.setattr(encode_part, "BATCH_DOCUMENTS", batch)
+        patch.setattr(encode_part, "BATCH_CHARACTERS", characters)
+        patch.setattr(tokenize, "PIECE_BYTES", piece)
         manifest = tokenize_jsonl(
             parts, tokenizer, folder / "out", "web", "general", shard_tokens=shard_tokens
         )
@@ -99,14 +91,17 @@ def test_shards_and_batches_change_nothing_but_the_shards(
 def test_progress_counts_the_bytes_of_all_inputs(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokenize, "BATCH_DOCUMENTS", 10)
+    monkeypatch.setattr(encode_part, "BATCH_DOCUMENTS", 10)
     parts = [write_jsonl(tmp_path / f"{n}.jsonl", [{"text": t} for t in TEXTS]) for n in range(2)]
     parts[1].write_text(parts[1].read_text() + "\n\n")
-    seen: list[int] = []
-    tokenize_jsonl(parts, tokenizer, tmp_path / "out", "web", "general", progress=seen.append)
+    seen: list[tuple[int, int]] = []
+    tokenize_jsonl(
+        parts, tokenizer, tmp_path / "out", "web", "general", progress=lambda *so_far: seen.append(so_far)
+    )
     assert seen == sorted(seen)
     assert len(seen) >= 8
-    assert seen[-1] == sum(path.stat().st_size for path in parts)
+    total = sum(path.stat().st_size for path in parts)
+    assert {so_far[1] for so_far in seen} == {total} == {seen[-1][0]}
 
 
 def test_blank_lines_and_empty_texts_are_no_documents(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -138,7 +133,9 @@ def test_another_field_can_hold_the_text(tokenizer: Tokenizer, tmp_path: Path) -
 def test_a_bad_line_is_named_and_nothing_is_left(
     tokenizer: Tokenizer, tmp_path: Path, line: bytes, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokenize, "BATCH_DOCUMENTS", 1)  # the first document is on disk when the fault is met
+    monkeypatch.setattr(
+        encode_part, "BATCH_DOCUMENTS", 1
+    )  # the first document is on disk when the fault is met
     path = tmp_path / "in.jsonl"
     path.write_bytes(b'{"text": "good"}\n\n' + line + b"\n")
     with pytest.raises(DataError, match=message) as caught:
@@ -180,12 +177,6 @@ def test_a_shard_holds_at_least_a_token(jsonl: Path, tokenizer: Tokenizer, tmp_p
 
 
 def test_a_large_vocabulary_is_stored_in_32_bits(jsonl: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    large = Tokenizer(70_000, tokenizer.eod_id, tokenizer.sha256, tokenizer._backend)
+    large = Tokenizer(70_000, tokenizer.eod_id, tokenizer.sha256, tokenizer._backend, tokenizer.content)
     manifest = tokenize_jsonl([jsonl], large, tmp_path / "out", "web", "general")
     assert np.dtype(manifest.dtype).itemsize == 4
-
-
-def test_lines_come_with_their_number_and_the_bytes_read(tmp_path: Path) -> None:
-    path = tmp_path / "in.jsonl"
-    path.write_bytes('{"text": "é"}\n\n{"text": "b"}'.encode())
-    assert [tuple(line) for line in read_texts(path)] == [("é", 1, 15), ("b", 3, 29)]
