@@ -32,7 +32,7 @@ from typing import TypeVar
 import numpy as np
 
 from megatron_davinci.data.places import Place, S3Path, place
-from megatron_davinci.data.storage import open_blob, read_all, size_of
+from megatron_davinci.data.storage import Blob, open_blob, open_if_there, read_all
 from megatron_davinci.errors import DataError, EnvironmentProblem
 
 P = TypeVar("P", Path, S3Path, Path | S3Path)
@@ -109,33 +109,46 @@ class Header:
 
 
 def read_header(prefix: str | os.PathLike[str] | S3Path) -> Header:
-    """Read and check an index's header against the sizes of both files; costs two looks and one small read.
+    """Read and check an index's header against the sizes of both files; costs one small read.
 
     Raises:
         DataError: A file is missing, is no index, has an unknown version or dtype, or has an impossible size.
         EnvironmentProblem: A file cannot be read.
     """
+    return open_tokens(prefix)[0]
+
+
+def open_tokens(prefix: str | os.PathLike[str] | S3Path) -> tuple[Header, Blob]:
+    """As `read_header`, and the `.bin` that the header was checked against, open.
+
+    Raises:
+        DataError: As `read_header`.
+        EnvironmentProblem: As `read_header`.
+    """
     idx, binary = idx_path(place(prefix)), bin_path(place(prefix))
-    sizes = size_of(idx), size_of(binary)
-    for path, size, other, other_size in (
-        (idx, sizes[0], binary, sizes[1]),
-        (binary, sizes[1], idx, sizes[0]),
-    ):
-        if size is None:
-            raise DataError(
-                "An indexed dataset lacks one of its two files.",
-                where=path,
-                found="no such file" + (f", though {other.name} is there" if other_size is not None else ""),
-                expected="PREFIX.bin and PREFIX.idx side by side",
-                do="give the path without .bin or .idx; if writing was cut short, write the dataset again",
-            )
-    blob = open_blob(idx)
-    raw = bytearray(min(HEADER.size, blob.size))
-    blob.read_into(0, memoryview(raw))
-    blob.close()
-    idx_bytes, bin_bytes = blob.size, sizes[1] or 0
+    index, tokens = open_if_there(idx), open_if_there(binary)
+    if index is None or tokens is None:
+        raise _half(idx, binary, index is not None, tokens is not None)
+    raw = bytearray(min(HEADER.size, index.size))
+    index.read_into(0, memoryview(raw))
+    index.close()
+    return _checked_header(idx, binary, bytes(raw), index.size, tokens.size), tokens
+
+
+def _half(idx: Place, binary: Place, has_idx: bool, has_binary: bool) -> DataError:
+    missing, other, has_other = (binary, idx, has_idx) if has_idx else (idx, binary, has_binary)
+    return DataError(
+        "An indexed dataset lacks one of its two files.",
+        where=missing,
+        found="no such file" + (f", though {other.name} is there" if has_other else ""),
+        expected="PREFIX.bin and PREFIX.idx side by side",
+        do="give the path without .bin or .idx; if writing was cut short, write the dataset again",
+    )
+
+
+def _checked_header(idx: Place, binary: Place, raw: bytes, idx_bytes: int, bin_bytes: int) -> Header:
     if raw[: len(MAGIC)] != MAGIC:
-        raise _damaged("This is not a Megatron index.", idx, (0, 9), bytes(raw[:9]), MAGIC)
+        raise _damaged("This is not a Megatron index.", idx, (0, 9), raw[:9], MAGIC)
     if len(raw) < HEADER.size:
         raise _damaged("An index ends inside its header.", idx, (0, 34), f"{len(raw)} bytes", "34 bytes")
     _, version, code, sequences, bounds = HEADER.unpack(raw)

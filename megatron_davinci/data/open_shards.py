@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from megatron_davinci.data.indexed import bin_path, idx_path, map_tokens, read_header
+from megatron_davinci.data.indexed import bin_path, idx_path, map_tokens, open_tokens
 from megatron_davinci.data.mask import byte_range, mask_path, read_mask_header, unpack
 from megatron_davinci.data.places import Place, S3Path
 from megatron_davinci.data.storage import Blob, open_blob
@@ -50,7 +50,7 @@ class OpenShard:
     def __init__(self, source: str, files: ShardFiles, dtype: np.dtype) -> None:
         self.dtype = dtype
         prefix, tokens = files.prefix, files.tokens
-        header = read_header(prefix)
+        header, self._blob = open_tokens(prefix)
         if header.dtype != dtype:
             raise DataError(
                 f"A shard of source {source} has another dtype than its manifest says.",
@@ -70,14 +70,12 @@ class OpenShard:
         if files.has_mask:
             read_mask_header(prefix, tokens)
         self._prefix, self._header = prefix, header
-        # Either is opened when it is first used: a descriptor each.
-        self._blob: Blob | None = None
         self._mask: Blob | None = None
         self._view: np.ndarray | None = None
 
     def read_into(self, first: int, row: np.ndarray) -> None:
         """Fill `row` ([n] of the shard's dtype, contiguous) with the tokens from `first` on, in one read."""
-        self.blob().read_into(first * self.dtype.itemsize, row.data.cast("B"))
+        self._blob.read_into(first * self.dtype.itemsize, row.data.cast("B"))
 
     def read_mask_into(self, first: int, row: np.ndarray) -> None:
         """Fill `row` ([n] uint8) with 1 for each token from `first` on that carries loss, else 0."""
@@ -90,7 +88,7 @@ class OpenShard:
 
     def will_need(self, first: int, count: int) -> None:
         """Say that tokens are read soon."""
-        self.blob().will_need(first * self.dtype.itemsize, count * self.dtype.itemsize)
+        self._blob.will_need(first * self.dtype.itemsize, count * self.dtype.itemsize)
 
     def view(self) -> np.ndarray:
         """All tokens, [T] read-only: mapped where the shard is a local file, read where it is not."""
@@ -103,32 +101,15 @@ class OpenShard:
         return self._view
 
     def blob(self) -> Blob:
-        """The token file.
-
-        Raises:
-            DataError: It is not as long as it was.
-            EnvironmentProblem: It cannot be opened.
-        """
-        blob = self._blob
-        if blob is None:
-            blob = open_blob(bin_path(self._prefix))
-            if blob.size != self._header.bin_bytes:
-                raise DataError(
-                    "A token file changed while it was opened.",
-                    where=blob.place,
-                    found=f"{blob.size:,} bytes",
-                    expected=f"{self._header.bin_bytes:,} bytes",
-                    do="restore the file; no run may read it while it is being written",
-                )
-            self._blob = blob
-        return blob
+        """The token file."""
+        return self._blob
 
 
 class OpenShards:
     """A bounded number of open shards, over all sources; the longest unused is dropped.
 
-    An open shard holds a file descriptor, and a corpus has more shards than a process may have open files. What a
-    caller still holds stays open after it is dropped here.
+    An open shard holds up to three file descriptors (tokens, a mapping of them, a mask), and a corpus has more shards
+    than a process may have open files. What a caller still holds stays open after it is dropped here.
 
     Attributes:
         limit: How many it keeps open at most.

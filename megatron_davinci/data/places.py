@@ -11,6 +11,10 @@ from megatron_davinci.errors import DataError
 SCHEME = "s3://"
 
 
+class NotThere(DataError):
+    """There is no file or object at a place."""
+
+
 @dataclass(frozen=True)
 class S3Options:
     """How objects in S3 are reached and kept nearby.
@@ -32,7 +36,7 @@ class S3Options:
     read_timeout_seconds: float = 60
     attempts: int = 5
     cache: Path | None = None
-    cache_bytes: int = 8 << 30
+    cache_bytes: int = 8_000_000_000
     block_bytes: int = 1 << 18
 
 

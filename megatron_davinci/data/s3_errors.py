@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from megatron_davinci.data.places import S3Path
+from megatron_davinci.data.places import NotThere, S3Path
 from megatron_davinci.errors import DataError, DavinciError, EnvironmentProblem
 
 _RENEW = "renew the credentials (for AWS: `aws sso login`, or new keys), then resume"
@@ -25,9 +25,9 @@ _CODES = {
 }
 
 
-def absent(place: S3Path, said: object) -> DataError:
+def absent(place: S3Path, said: object) -> NotThere:
     """There is no such object, or no such bucket."""
-    return DataError(
+    return NotThere(
         "A data file is not there.",
         where=place,
         found=said,

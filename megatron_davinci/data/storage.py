@@ -11,11 +11,12 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
 from typing import Protocol
 
-from megatron_davinci.data.places import Place, S3Path
+from megatron_davinci.data.places import NotThere, Place, S3Path
 from megatron_davinci.errors import DataError, EnvironmentProblem
 
 _CHUNK = 8 << 20
@@ -71,7 +72,7 @@ class LocalBlob:
         self.place: Place = path
         try:
             self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise _absent(path) from error
         except OSError as error:
             raise EnvironmentProblem("A file cannot be opened.", where=path, found=error.strerror) from error
@@ -155,6 +156,18 @@ def open_blob(place: Place) -> Blob:
     return LocalBlob(place)
 
 
+def open_if_there(place: Place) -> Blob | None:
+    """Open a stored file; None if there is none.
+
+    Raises:
+        EnvironmentProblem: It cannot be opened.
+    """
+    try:
+        return open_blob(place)
+    except NotThere:
+        return None
+
+
 def size_of(place: Place) -> int | None:
     """The size of a stored file in bytes; None if there is none.
 
@@ -206,6 +219,9 @@ def digest_of(place: Place) -> str:
         DataError: There is no such file.
         EnvironmentProblem: It cannot be read.
     """
+    if isinstance(place, S3Path):
+        # What is read once, whole, would drive everything else out of the cache.
+        place = replace(place, options=replace(place.options, cache_bytes=0))
     blob, digest = open_blob(place), hashlib.sha256()
     piece = bytearray(_CHUNK)
     for first in range(0, blob.size, _CHUNK):
@@ -216,5 +232,5 @@ def digest_of(place: Place) -> str:
     return digest.hexdigest()
 
 
-def _absent(place: Place) -> DataError:
-    return DataError("A data file is not there.", where=place, found="no such file")
+def _absent(place: Place) -> NotThere:
+    return NotThere("A data file is not there.", where=place, found="no such file")
