@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import numpy as np
@@ -63,9 +64,14 @@ def pin_host_memory(address: int, nbytes: int) -> bool:
         Whether CUDA agreed. It does not where the limit of locked memory is too low.
     """
     try:
-        return int(torch.cuda.cudart().cudaHostRegister(address, nbytes, 0)) == 0
+        pinned = int(torch.cuda.cudart().cudaHostRegister(address, nbytes, 0)) == 0
     except (RuntimeError, AssertionError):  # no CUDA, or a torch without it
         return False
+    if not pinned:
+        # The refusal stays the runtime's last error, which the next kernel's launch would be blamed for.
+        with contextlib.suppress(RuntimeError):
+            torch.ones(1, device="cuda")
+    return pinned
 
 
 def unpin_host_memory(address: int) -> None:
