@@ -33,6 +33,7 @@ from megatron_davinci.errors import DavinciError, EnvironmentProblem
 _PARENT_CHECK_SECONDS = 5
 _PATIENCE_SECONDS = 5.0
 _MOST_FILES = 1 << 16
+_ENDED = -1  # stands for a request's number when a thread answers no more
 _MAIN = "from megatron_davinci.data.workers import main; main()"
 
 
@@ -104,7 +105,11 @@ class ThreadLane:
 
     def receive(self) -> Answer:
         """As `Lane.receive`."""
-        return self._answers.get()
+        number, error = answer = self._answers.get()
+        if number == _ENDED and error is not None:
+            self._answers.put(answer)  # whoever asks again is told again
+            raise error
+        return answer
 
     def hang_up(self) -> None:
         """As `Lane.hang_up`."""
@@ -116,7 +121,10 @@ class ThreadLane:
         self._thread.join(10)
 
     def _run(self, reader: WindowReader, slots: Sequence[Slot]) -> None:
-        serve(reader, slots, self._next, lambda number, error: self._answers.put((number, error)))
+        try:
+            serve(reader, slots, self._next, lambda number, error: self._answers.put((number, error)))
+        except Exception as error:
+            self._answers.put((_ENDED, error))
 
     def _next(self, wait: bool) -> Job | None:
         try:

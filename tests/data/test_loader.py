@@ -226,6 +226,17 @@ class TestErrors:
             with pytest.raises(DataError, match=r"shorter than it was|(web|code)\.bin"):
                 loader.take(np.arange(9, 30))
 
+    def test_a_thread_that_ends_is_waited_for_by_nobody(self, batches, monkeypatch):
+        def fails(slot, job):
+            raise MemoryError("no memory for rows")
+
+        monkeypatch.setattr("megatron_davinci.data.workers._rows", fails)
+        with NativeLoader(batches, prefetch_steps=2) as loader:
+            loader.request(np.arange(9))
+            for ns in (np.arange(9), np.arange(9, 12)):
+                with pytest.raises(MemoryError, match="no memory for rows"):
+                    loader.take(ns)
+
     def test_no_record_is_an_error_where_the_samples_are_taken(self, batches):
         with NativeLoader(batches) as loader:
             loader.request(np.array([-1]))
