@@ -210,6 +210,15 @@ def test_every_make_target_that_is_named_exists():
 # ---- configurations --------------------------------------------------------------------------------------
 
 
+def laid_over(below: dict, above: dict) -> dict:
+    """`below` with the keys of `above`, section by section."""
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(below.get(key), dict)
+        merged[key] = laid_over(below[key], value) if both else value
+    return merged
+
+
 def shown_settings() -> list[tuple[str, dict]]:
     found = []
     for page in PAGES:
@@ -223,8 +232,8 @@ def shown_settings() -> list[tuple[str, dict]]:
     ("name", "settings"), shown_settings(), ids=lambda value: value if isinstance(value, str) else ""
 )
 def test_every_configuration_that_is_shown_is_valid(name, settings):
-    if "run" not in settings:  # some sections: laid over the quickstart's
-        settings = yaml.safe_load(QUICKSTART.read_text()) | settings
+    if "run" not in settings:  # some sections, or parts of them: laid over the quickstart's
+        settings = laid_over(yaml.safe_load(QUICKSTART.read_text()), settings)
     validate(settings, where=name)
 
 
