@@ -14,8 +14,10 @@ from hypothesis import HealthCheck, settings
 from tests.cases import LONG
 
 # A machine under load is not a failure: examples have no deadline, and no test is timed.
-settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("house")
+# `make test` draws the same examples every time, `make test-long` new ones.
+_profile = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("house", derandomize=True, **_profile)
+settings.register_profile("long", derandomize=False, print_blob=True, **_profile)
 
 TESTS = Path(__file__).parent
 # What the marker `needs` names, and the module that cannot be imported where it is not installed. DAVINCI_REQUIRE
@@ -34,6 +36,7 @@ def pytest_configure(config):
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ[LONG] = "1" if config.getoption("--long") else "0"
+    settings.load_profile("long" if config.getoption("--long") else "house")
 
 
 def pytest_collection_modifyitems(config, items):

@@ -43,7 +43,8 @@ class DataOrder:
         self._writes = not dist.is_initialized() or dist.get_rank() == 0
         self.journal = Journal.open(path, sources) if self._writes else Journal.in_memory()
         if self._writes:
-            governing_records(config, schedule, self.journal, path)  # refuses a configuration that contradicts it
+            # Refuses a configuration that contradicts it.
+            governing_records(config, schedule, self.journal, path)
         mixes, skips = self.journal.mixes, self.journal.skips
         if dist.is_initialized():
             mixes, skips = broadcast_object((mixes, skips))

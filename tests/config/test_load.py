@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from megatron_davinci.config import RunConfig, dump_config, load_config
@@ -321,6 +321,8 @@ def test_a_dumped_configuration_is_read_back_equal(tmp_path, path):
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=UNMINDED)
+@example(name="\x85", peak=0.0, tokens=1, share=0)
+@example(name="a \u2028b\u2029", peak=0.0, tokens=1, share=0)
 @given(
     name=st.text(min_size=1, max_size=10),
     peak=st.floats(0, 1),
