@@ -33,6 +33,7 @@ Backend = Literal["auto", "gigatoken", "tokenizers"]
 # gigatoken keeps every distinct word that it has met. Past this much it is built anew, which takes a fraction of a
 # second; real text fills it once in some gigabytes.
 CACHE_BYTES = 384 << 20
+_SHORT = 300  # bytes a text, on average of a batch
 
 
 class Encoded(NamedTuple):
@@ -149,10 +150,15 @@ class FastEncoder:
     def _encode(self, texts: Sequence[str]) -> Encoded:
         if not texts:
             return Encoded(np.empty(0, np.uint32), np.empty(0, np.int64))
-        rows = self._backend.encode_batch([text.encode() for text in texts], parallel=False)
-        layout = rows.layout
-        offsets = np.asarray(layout.offsets.data, np.int64)
-        ids = np.asarray(layout.content.data)[offsets[0] : offsets[-1]]
+        raw = [text.encode() for text in texts]
+        if sum(map(len, raw)) > _SHORT * len(raw):
+            each = [self._backend.encode(one) for one in raw]
+            ids, lengths = np.concatenate(each), np.array([len(one) for one in each], np.int64)
+        else:
+            # Faster for many short texts; but it loads the awkward library, which takes half a second.
+            layout = self._backend.encode_batch(raw, parallel=False).layout
+            offsets = np.asarray(layout.offsets.data, np.int64)
+            ids, lengths = np.asarray(layout.content.data)[offsets[0] : offsets[-1]], np.diff(offsets)
         if len(ids) and int(ids.max()) >= self._vocab_size:
             raise DataError(
                 "An id came out of the encoder that the vocabulary does not have.",
@@ -161,7 +167,7 @@ class FastEncoder:
                 expected=f"0 to {self._vocab_size - 1:,}",
                 do="use backend tokenizers, and report this",
             )
-        return Encoded(ids, np.diff(offsets))
+        return Encoded(ids, lengths)
 
     def _holds_added(self, text: str) -> bool:
         assert self._added is not None

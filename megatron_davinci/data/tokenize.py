@@ -18,8 +18,10 @@ from megatron_davinci.data.indexed import dtype_for_vocab
 from megatron_davinci.data.job_plan import Plan, describe
 from megatron_davinci.data.jsonl import Fields, document_of
 from megatron_davinci.data.manifest import FILE_NAME, Manifest
+from megatron_davinci.data.parts import read_record
 from megatron_davinci.data.text_inputs import PIECE_BYTES, Piece, find, pieces_of, read
-from megatron_davinci.data.tokenize_job import Job, Progress, opened
+from megatron_davinci.data.tokenize_job import Job, Progress, keep_tokenizer, opened
+from megatron_davinci.data.tokenize_worker import Hands, InProcess, Processes
 from megatron_davinci.data.tokenizer import Tokenizer
 from megatron_davinci.errors import ConfigError, DataError
 from megatron_davinci.files import disk_errors, fsync_folder
@@ -149,11 +151,8 @@ def tokenize(
     folder = out_folder.with_name(f".{out_folder.name}.tokenizing")
     files = find(inputs)
     if _is_finished(folder, out_folder):
-        # Killed between the last rename and tidying up.
-        with opened(folder, restart=False):
-            pass
-        shutil.rmtree(folder)
-    elif out_folder.exists() and not (out_folder.is_dir() and not any(out_folder.iterdir())):
+        return _tidied(folder, out_folder)
+    if out_folder.exists() and not (out_folder.is_dir() and not any(out_folder.iterdir())):
         raise DataError(
             "The place for a source is taken.",
             where=out_folder,
@@ -161,33 +160,24 @@ def tokenize(
             do="choose another folder, or remove this one",
         )
     pieces = [piece for file in files for piece in pieces_of(file, options.fields, PIECE_BYTES)]
-    encoder, kind = _encoder(tokenizer, backend, pieces, options.fields, say)
-    dtype = np.dtype(options.dtype) if options.dtype else dtype_for_vocab(tokenizer.vocab_size - 1)
-    plan = Plan(
-        inputs=[describe(file) for file in files],
-        tokenizer_sha256=tokenizer.sha256,
-        vocab_size=tokenizer.vocab_size,
-        eod_token=tokenizer.eod_token,
-        eod_id=tokenizer.eod_id,
-        encoder=encoder.name,
-        dtype=dtype.name,
-        fields=options.fields,
-        shard_tokens=options.shard_tokens,
-        piece_bytes=PIECE_BYTES,
-        append_eod=options.append_eod,
-        keep_empty=options.keep_empty,
-        shuffle=options.shuffle,
-        pack=options.pack,
-    )
     if workers is None:
         small = sum(piece.size for piece in pieces) < ALONE_BYTES
         workers = 1 if small else len(os.sched_getaffinity(0))
-    begun = (folder / "plan.json").exists()
-    job = None
+    workers = min(workers, len(pieces))
+    dtype = np.dtype(options.dtype) if options.dtype else dtype_for_vocab(tokenizer.vocab_size - 1)
+    begun = (folder / "plan.json").exists() and not restart
+    job: Job | None = None
+    pool: InProcess | Processes | None = None
     with opened(folder, restart):
         try:
-            job = Job(folder, plan, pieces, tokenizer)
-            shards = job.run(min(workers, len(pieces)), kind, on_error, progress)
+            keep_tokenizer(folder, tokenizer)
+            if workers > 1:
+                pool = Processes(folder, workers, tokenizer.eod_token, backend)  # they get ready meanwhile
+            encoder, kind = _encoder(tokenizer, backend, pieces, options.fields, say)
+            plan = _plan(files, tokenizer, encoder.name, dtype, options)
+            job = Job(folder, plan, pieces)
+            pool = pool or InProcess(Hands(folder, tokenizer, encoder))
+            shards = job.run(pool, kind, on_error, progress)
             if not shards:
                 raise DataError(
                     f"The domain {domain!r} has no documents.",
@@ -213,13 +203,39 @@ def tokenize(
                 os.replace(folder / "out", out_folder)
                 fsync_folder(out_folder.parent)
         except BaseException:
+            if pool is not None:
+                pool.close()  # before what they write into goes
             if not begun and (job is None or not any(part.documents for part in job.parts.values())):
                 shutil.rmtree(folder, ignore_errors=True)
             elif job is not None:
                 say(f"Finished work is kept in {folder}; the same command goes on from there.")
             raise
+        finally:
+            if pool is not None:
+                pool.close()
         shutil.rmtree(folder)
     return Tokenized(manifest, encoder.name, sum(part.empty for part in job.parts.values()), bad)
+
+
+def _plan(
+    files: Sequence[Path], tokenizer: Tokenizer, encoder: str, dtype: np.dtype, options: Options
+) -> Plan:
+    return Plan(
+        inputs=[describe(file) for file in files],
+        tokenizer_sha256=tokenizer.sha256,
+        vocab_size=tokenizer.vocab_size,
+        eod_token=tokenizer.eod_token,
+        eod_id=tokenizer.eod_id,
+        encoder=encoder,
+        dtype=dtype.name,
+        fields=options.fields,
+        shard_tokens=options.shard_tokens,
+        piece_bytes=PIECE_BYTES,
+        append_eod=options.append_eod,
+        keep_empty=options.keep_empty,
+        shuffle=options.shuffle,
+        pack=options.pack,
+    )
 
 
 def _is_finished(folder: Path, out_folder: Path) -> bool:
@@ -227,6 +243,19 @@ def _is_finished(folder: Path, out_folder: Path) -> bool:
         return (folder / FILE_NAME).read_bytes() == (out_folder / FILE_NAME).read_bytes()
     except OSError:
         return False
+
+
+def _tidied(folder: Path, out_folder: Path) -> Tokenized:
+    """What a job has made that was killed between its last rename and tidying up."""
+    with opened(folder, restart=False):
+        encoder = Plan.load(folder).encoder
+        records = [
+            read_record(folder / "parts", int(path.stem)) for path in (folder / "parts").glob("*.json")
+        ]
+        parts = [record for record in records if record is not None]
+        shutil.rmtree(folder)
+    empty, bad = sum(part.empty for part in parts), sum(part.bad for part in parts)
+    return Tokenized(Manifest.load(out_folder), encoder, empty, bad)
 
 
 def _encoder(

@@ -39,7 +39,7 @@ from megatron_davinci.data.parts import (
     read_record,
 )
 from megatron_davinci.data.text_inputs import Piece, count_line_ends, lines_before
-from megatron_davinci.data.tokenize_worker import Answer, Hands, InProcess, Processes, Task
+from megatron_davinci.data.tokenize_worker import Answer, InProcess, Processes, Task
 from megatron_davinci.data.tokenizer import Tokenizer
 from megatron_davinci.errors import DataError
 from megatron_davinci.files import disk_errors, write_atomically, write_json
@@ -57,22 +57,20 @@ class Job:
         folder: The job's, which `opened` has locked.
         plan: What it is.
         pieces: The input in pieces, in order.
-        tokenizer: The plan's.
 
     Raises:
         DataError: The folder is that of another job, or damaged.
         EnvironmentProblem: The disk is full or failing.
     """
 
-    def __init__(self, folder: Path, plan: Plan, pieces: Sequence[Piece], tokenizer: Tokenizer) -> None:
-        self.folder, self.plan, self.pieces, self._tokenizer = folder, plan, pieces, tokenizer
+    def __init__(self, folder: Path, plan: Plan, pieces: Sequence[Piece]) -> None:
+        self.folder, self.plan, self.pieces = folder, plan, pieces
         if (folder / "plan.json").exists():
             Plan.load(folder).refuse_other(plan, folder)
         else:
             with disk_errors(folder, "beginning a tokenising job"):
                 for name in ("parts", "shards", "out"):
                     (folder / name).mkdir(exist_ok=True)
-                write_atomically(folder / "tokenizer.json", tokenizer.content)
             plan.save(folder)
         self.parts: dict[int, PartRecord] = {}
         self.shards: dict[int, Shard] = {}
@@ -92,12 +90,16 @@ class Job:
             path.unlink()
 
     def run(
-        self, workers: int, backend: Backend, on_error: OnError, progress: Progress | None = None
+        self,
+        pool: InProcess | Processes,
+        backend: Backend,
+        on_error: OnError,
+        progress: Progress | None = None,
     ) -> list[Shard]:
         """Do what is left to do.
 
         Args:
-            workers: Processes; 1 for none but this.
+            pool: Who does it.
             backend: What encodes.
             on_error: What becomes of bad records.
             progress: Called with bytes of input read by this run, and how many it has to read.
@@ -119,34 +121,24 @@ class Job:
             )
         todo = deque(number for number in range(len(self.pieces)) if number not in self.parts)
         counted = _Counted([self.pieces[number].size for number in todo], list(todo), progress)
-        pool: InProcess | Processes
-        if workers > 1:
-            pool = Processes(self.folder, workers)
-        else:
-            pool = InProcess(Hands(self.folder, self._tokenizer))
         pool.progress = counted.under_way
         self._plan = ShardPlan(self.plan.shard_tokens)
         self._fed, self._spans, self._assembled = 0, list[Span](), 0
         ready = deque(self._ready())
         busy = 0
-        try:
-            while todo or ready or busy:
-                while pool.idle and (ready or todo):
-                    # Shards first: they set free what parts hold.
-                    pool.submit(
-                        ready.popleft() if ready else self._part_task(todo.popleft(), backend, on_error)
-                    )
-                    busy += 1
-                answer = pool.answer()
-                busy -= 1
-                if answer["do"] == "part":
-                    self.parts[answer["number"]] = PartRecord(**answer["record"])
-                    counted.finished(answer["number"])
-                else:
-                    self._shard_done(answer)
-                ready.extend(self._ready())
-        finally:
-            pool.close()
+        while todo or ready or busy:
+            while pool.idle and (ready or todo):
+                # Shards first: they set free what parts hold.
+                pool.submit(ready.popleft() if ready else self._part_task(todo.popleft(), backend, on_error))
+                busy += 1
+            answer = pool.answer()
+            busy -= 1
+            if answer["do"] == "part":
+                self.parts[answer["number"]] = PartRecord(**answer["record"])
+                counted.finished(answer["number"])
+            else:
+                self._shard_done(answer)
+            ready.extend(self._ready())
         return [self.shards[number] for number in range(len(self.shards))]
 
     def _part_task(self, number: int, backend: Backend, on_error: OnError) -> Task:
@@ -241,6 +233,16 @@ class Job:
             file.flush()
             os.fsync(file.fileno())
         return count
+
+
+def keep_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
+    """Put the tokenizer into a new job's folder, where workers find it.
+
+    Raises:
+        EnvironmentProblem: The disk is full or failing.
+    """
+    if not (folder / "plan.json").exists():
+        write_atomically(folder / "tokenizer.json", tokenizer.content)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, cast
 
 import numpy as np
 
@@ -45,14 +45,14 @@ class Hands:
 
     Args:
         folder: The job's.
-        tokenizer: If it has been loaded already; it is in the folder.
+        tokenizer: The job's.
+        encoder: One for it, which is taken if it is of the backend that tasks ask for.
     """
 
-    def __init__(self, folder: Path, tokenizer: Tokenizer | None = None) -> None:
+    def __init__(self, folder: Path, tokenizer: Tokenizer, encoder: Encoder) -> None:
         self.plan = plan = Plan.load(folder)
-        self._folder = folder
-        self.tokenizer = tokenizer or Tokenizer.load(folder / "tokenizer.json", plan.eod_token)
-        self._encoders: dict[str, Encoder] = {}
+        self._folder, self._tokenizer = folder, tokenizer
+        self._encoders = {encoder.name.split()[0]: encoder}
         self._assembler = Assembler(
             folder / "parts",
             folder / "out",
@@ -65,7 +65,7 @@ class Hands:
     def encoder(self, backend: Backend) -> Encoder:
         """The encoder of a backend, made once."""
         if backend not in self._encoders:
-            self._encoders[backend] = choose(self.tokenizer, backend)[0]
+            self._encoders[backend] = choose(self._tokenizer, backend)[0]
         return self._encoders[backend]
 
     def do(self, task: Task, progress: Callable[[int], None] | None = None) -> Answer:
@@ -97,24 +97,6 @@ class Hands:
         return {**task, "record": shard.model_dump()}
 
 
-class Pool(Protocol):
-    """Who does tasks. `submit` gives one to somebody idle; `answers` waits for what comes back."""
-
-    idle: int
-
-    def submit(self, task: Task) -> None:
-        """Hand out a task; somebody must be idle."""
-        ...
-
-    def answer(self) -> Answer:
-        """The next answer; `{"progress": bytes, "number": n}` where a task goes on."""
-        ...
-
-    def close(self) -> None:
-        """End everybody."""
-        ...
-
-
 class InProcess:
     """The pool of one: tasks are done when their answer is asked for."""
 
@@ -142,11 +124,13 @@ class Processes:
     """Worker processes.
 
     Args:
-        folder: The job's.
+        folder: The job's; its tokenizer is there, which they load, and then wait.
         count: How many.
+        eod_token: What ends a document.
+        backend: What will probably encode.
     """
 
-    def __init__(self, folder: Path, count: int) -> None:
+    def __init__(self, folder: Path, count: int, eod_token: str, backend: Backend) -> None:
         self._answers: queue.Queue[tuple[int, Answer | None]] = queue.Queue()
         package = str(Path(errors.__file__).parents[1])
         environment = os.environ | {
@@ -160,7 +144,7 @@ class Processes:
         self.progress: Callable[[int, int], None] = lambda number, done: None
         self._workers = [
             subprocess.Popen(
-                [sys.executable, "-m", __name__, os.fspath(folder)],
+                [sys.executable, "-m", __name__, os.fspath(folder), eod_token, backend],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env=environment,
@@ -232,8 +216,8 @@ class Processes:
                     pipe.close()
 
 
-def main(folder: Path) -> None:
-    """Take tasks from standard input until it ends."""
+def main(folder: Path, eod_token: str, backend: Backend) -> None:
+    """Get ready, and take tasks from standard input until it ends."""
     say = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # what a library prints must not come between the answers
     tasks: queue.Queue[Task] = queue.Queue()
@@ -245,11 +229,13 @@ def main(folder: Path) -> None:
     # Held to the end: a job that goes on waits for the workers of the one that was killed.
     lock = open(folder / "workers.lock", "ab")  # noqa: SIM115
     fcntl.flock(lock, fcntl.LOCK_SH)
+    tokenizer = Tokenizer.load(folder / "tokenizer.json", eod_token)
+    encoder, _ = choose(tokenizer, backend)
     hands = None
     while True:
         task = tasks.get()
         try:
-            hands = hands or Hands(folder)
+            hands = hands or Hands(folder, tokenizer, encoder)
             number = task["number"]
             tell(hands.do(task, lambda done, number=number: tell({"progress": done, "number": number})))  # type: ignore[misc]
         except DavinciError as error:
@@ -269,4 +255,4 @@ def _listen(tasks: queue.Queue[Task]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2], cast(Backend, sys.argv[3]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_davinci.data import encode_part, tokenize
+from megatron_davinci.data import encode_part, fast_bpe, tokenize
 from megatron_davinci.data.indexed import IndexedDataset
 from megatron_davinci.data.manifest import Manifest
 from megatron_davinci.data.tokenize import tokenize_jsonl
 from megatron_davinci.data.tokenizer import EOD, Tokenizer, train_bpe
-from megatron_davinci.errors import ConfigError, DataError
+from megatron_davinci.errors import ConfigError, DataError, EnvironmentProblem
 from tests.cases import cases
 from tests.data.tokenizing import documents, write_jsonl
 
@@ -27,6 +28,12 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return Tokenizer.load(
         train_bpe([write_jsonl(folder / "a.jsonl", [{"text": t} for t in TEXTS])], 270, folder)
     )
+
+
+@pytest.fixture(autouse=True)
+def few_strings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encoders are compared on all hard strings in test_fast_bpe.py."""
+    monkeypatch.setattr(tokenize, "nasty_texts", lambda tokenizer: ["e\u0301"])
 
 
 @pytest.fixture
@@ -180,3 +187,56 @@ def test_a_large_vocabulary_is_stored_in_32_bits(jsonl: Path, tokenizer: Tokeniz
     large = Tokenizer(70_000, tokenizer.eod_id, tokenizer.sha256, tokenizer._backend, tokenizer.content)
     manifest = tokenize_jsonl([jsonl], large, tmp_path / "out", "web", "general")
     assert np.dtype(manifest.dtype).itemsize == 4
+
+
+class Wrong:
+    """gigatoken, but for one id."""
+
+    name = "gigatoken 0.0"
+
+    def __init__(self, tokenizer: Tokenizer, wrong: int) -> None:
+        self._reference, self._wrong = fast_bpe.ReferenceEncoder(tokenizer), wrong
+
+    def encode(self, texts: list[str]) -> fast_bpe.Encoded:
+        ids, lengths = self._reference.encode(texts)
+        return fast_bpe.Encoded(np.where(ids == self._wrong, 0, ids).astype(np.uint32), lengths)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [("ab~c", "in.jsonl, 2 from 0 on, character 2"), ("abc", "built-in string 0")]
+)
+def test_an_encoder_that_is_wrong_once_is_not_used_and_one_line_says_where(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, found: str
+) -> None:
+    monkeypatch.setattr(tokenize, "nasty_texts", lambda tokenizer: ["~"])
+    (tilde,) = tokenizer.encode_batch(["~"])[0].tolist()
+    choose = fast_bpe.choose
+    monkeypatch.setattr(
+        tokenize,
+        "choose",
+        lambda t, backend="auto": choose(t, backend) if backend == "tokenizers" else (Wrong(t, tilde), None),
+    )
+    path = write_jsonl(tmp_path / "in.jsonl", [{"text": "x"}, {"text": text}])
+    said: list[str] = []
+    made = tokenize.tokenize([path], tokenizer, tmp_path / "out", "web", "d", say=said.append)
+    assert made.encoder.startswith("tokenizers ")
+    (line,) = said
+    assert found in line and f"id 0 against {tilde}" in line and "tokenizers" in line and "\n" not in line
+    assert documents(tmp_path / "out", made.manifest) == [
+        [*ids.tolist(), tokenizer.eod_id] for ids in tokenizer.encode_batch(["x", text])
+    ]
+    with pytest.raises(DataError, match="reference's ids"):
+        tokenize.tokenize([path], tokenizer, tmp_path / "two", "web", "d", backend="gigatoken")
+    assert not (tmp_path / ".two.tokenizing").exists()
+
+
+def test_an_encoder_that_cannot_be_taken_is_said_in_one_line(
+    jsonl: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gigatoken", None)
+    said: list[str] = []
+    made = tokenize.tokenize([jsonl], tokenizer, tmp_path / "out", "web", "d", say=said.append)
+    assert made.encoder.startswith("tokenizers ")
+    assert len(said) == 1 and "gigatoken is not installed" in said[0] and "\n" not in said[0]
+    with pytest.raises(EnvironmentProblem, match="gigatoken is not installed"):
+        tokenize.tokenize([jsonl], tokenizer, tmp_path / "two", "web", "d", backend="gigatoken")
