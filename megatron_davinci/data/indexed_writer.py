@@ -159,6 +159,8 @@ class IndexedDatasetWriter:
     ) -> None:
         """Append documents of one sequence each: as `add_document` for each, but fast where they are short.
 
+        A document of no token has no sequence, as in what Megatron-LM's preprocessing writes.
+
         Args:
             tokens: [n], the documents' tokens one after the other.
             lengths: [documents], tokens of each; they sum to n.
@@ -170,10 +172,11 @@ class IndexedDatasetWriter:
         """
         if not len(lengths):
             return
-        bounds, first = len(self._bounds), self._bounds[-1]
-        self.add_document(tokens, lengths, loss)
-        del self._bounds[bounds:]
-        self._bounds.extend(range(first + 1, first + len(lengths) + 1))
+        some = np.asarray(lengths) > 0
+        last = self._bounds[-1]
+        self.add_document(tokens, lengths[some], loss)
+        self._bounds.pop()  # one for each document stands in for the one for all of them
+        self._bounds.extend((last + np.cumsum(some)).tolist())
 
     @property
     def written(self) -> Written:

@@ -79,6 +79,10 @@ class Tokenizer:
                 expected="a tokenizer.json of the Hugging Face tokenizers library",
                 do="train one, or copy one from a model's folder",
             ) from error
+        return cls._of(raw, file, eod_token)
+
+    @classmethod
+    def _of(cls, raw: bytes, file: Path, eod_token: str | None) -> Tokenizer:
         backend, eod_id = _backend(raw, file, eod_token)
         largest = max(backend.get_vocab(with_added_tokens=True).values())
         return cls(largest + 1, eod_id, hashlib.sha256(raw).hexdigest(), backend, raw)
@@ -102,6 +106,29 @@ class Tokenizer:
         """The text of the ids, special tokens by their names; bytes that are not UTF-8 become U+FFFD."""
         text: str = self._backend.decode(np.asarray(ids, np.int64).tolist(), skip_special_tokens=False)
         return text
+
+
+def from_gpt2_files(vocab: Path, merges: Path) -> Tokenizer:
+    """The tokenizer of a `vocab.json` and a `merges.txt`, as GPT-2 was published and Megatron-LM takes it.
+
+    Raises:
+        DataError: One of them cannot be read, or they do not make a tokenizer with `<|endoftext|>`.
+    """
+    try:
+        model = models.BPE.from_file(os.fspath(vocab), os.fspath(merges))
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise DataError(
+            "The files of a GPT-2 tokenizer cannot be read.",
+            where=f"{vocab}, {merges}",
+            found=error,
+            expected="vocab.json and merges.txt",
+        ) from error
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    if EOD in tokenizer.get_vocab():
+        tokenizer.add_special_tokens([tokenizers.AddedToken(EOD, special=True, normalized=False)])
+    return Tokenizer._of(tokenizer.to_str().encode(), vocab, EOD)
 
 
 def _backend(raw: bytes, file: Path, eod_token: str | None) -> tuple[tokenizers.Tokenizer, int]:
