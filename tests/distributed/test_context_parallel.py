@@ -18,13 +18,20 @@ LAYOUTS = {
 
 
 def context_settings(root, directory, parallel, **changes):
-    return tiny_settings(
+    """Fifty steps of small batches, in two stages."""
+    settings = tiny_settings(
         root,
         parallel={"device": "cpu", **parallel},
         run={"directory": str(directory), "seed": 7},
         evaluation={"sequences": 8},
         **changes,
     )
+    sizes = ({"tokens": 30 * 4 * LENGTH}, {"tokens": 20 * 4 * LENGTH})
+    settings["curriculum"] = [
+        stage | size | {"global_batch_size": 4}
+        for stage, size in zip(settings["curriculum"], sizes, strict=True)
+    ]
+    return settings
 
 
 @pytest.fixture(scope="module")
