@@ -30,6 +30,11 @@ class SourceConfig(Section):
 
     path: Location = Field(description="The folder, or the prefix without .bin; local or s3://BUCKET/KEY")
     domain: str | None = Field(default=None, description="Reports group by it; default: the source's name")
+    metadata: str | None = Field(
+        default=None,
+        min_length=1,
+        description="What its documents begin with in stages with `metadata_prefix`: `URL: en.wikipedia.org`",
+    )
 
 
 class LoaderConfig(Section):

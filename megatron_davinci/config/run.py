@@ -18,6 +18,7 @@ from megatron_davinci.config.training import (
     OptimizerConfig,
     TrainConfig,
 )
+from megatron_davinci.config.transform_checks import transform_problems
 
 
 class RunSection(Section):
@@ -52,6 +53,11 @@ class RunConfig(Section):
                 problems.append(
                     f"curriculum stage {stage.name} mixes {', '.join(unknown)}; data.sources has "
                     f"{', '.join(self.data.sources)}"
+                )
+        if not problems:
+            for number, stage in enumerate(self.curriculum):
+                problems += transform_problems(
+                    number, stage, self.data, self.model.vocab_size, self.data.sequence_length
                 )
         names = [stage.name for stage in self.curriculum]
         if len(set(names)) < len(names):

@@ -11,7 +11,7 @@ import json
 import os
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ class MixRecord:
         first_sample: Global sample number.
         stage: The stage's name.
         weights: Share of samples by source, as text: `0.1` is one tenth, `1/3` a third; they sum to 1.
+        transforms: What is done to the samples, by name, as plain values; empty if nothing is.
 
     Raises:
         DataError: A value is impossible or the weights do not sum to 1.
@@ -41,6 +42,7 @@ class MixRecord:
     first_sample: int
     stage: str
     weights: Mapping[str, str]
+    transforms: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _need(_is_count(self.first_sample), "first_sample", self.first_sample, "a sample number, 0 or more")
@@ -48,6 +50,7 @@ class MixRecord:
         _need(
             isinstance(self.weights, Mapping) and bool(self.weights), "weights", self.weights, "source: share"
         )
+        _need(isinstance(self.transforms, Mapping), "transforms", self.transforms, "name: settings")
         for source, weight in self.weights.items():
             _need(isinstance(weight, str), f"weights.{source}", weight, 'text, as in "0.25"')
         total = sum((exact_weight(weight) for weight in self.weights.values()), Fraction(0))
@@ -328,7 +331,9 @@ def _body(record: Record, index: int) -> dict[str, Any]:
 
 
 def _mix_fields(record: MixRecord) -> dict[str, Any]:
-    return {"first_sample": record.first_sample, "stage": record.stage, "weights": dict(record.weights)}
+    fields = {"first_sample": record.first_sample, "stage": record.stage, "weights": dict(record.weights)}
+    # Left out where nothing is done, so that such records read and digest as they did before there were any.
+    return {**fields, "transforms": dict(record.transforms)} if record.transforms else fields
 
 
 def _chained(before: str, body: dict[str, Any]) -> str:

@@ -102,6 +102,11 @@ class Tokenizer:
         spans: list[tuple[int, int]] = self._backend.encode(text, add_special_tokens=False).offsets
         return spans
 
+    def id_of(self, token: str) -> int | None:
+        """The id of a token by its name, special ones too; None if there is none of that name."""
+        found: int | None = self._backend.token_to_id(token)
+        return found
+
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
         """The text of the ids, special tokens by their names; bytes that are not UTF-8 become U+FFFD."""
         text: str = self._backend.decode(np.asarray(ids, np.int64).tolist(), skip_special_tokens=False)

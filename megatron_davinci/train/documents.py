@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 
 from megatron_davinci.config import RunConfig
-from megatron_davinci.data.documents import DocumentIndex
-from megatron_davinci.data.indexed import bin_path
+from megatron_davinci.data.document_ends import check_first_document
 from megatron_davinci.data.source import Source
 from megatron_davinci.errors import DataError
 from megatron_davinci.model.documents import DocumentMask
@@ -39,7 +38,7 @@ def document_masks(config: RunConfig, sources: Mapping[str, Source]) -> list[Doc
         return [None] * len(config.curriculum)
     eod_id = common_end(ends)
     for name in ends:
-        check_first_document(sources[name], eod_id)
+        check_first_document(sources[name], eod_id, "document_mask")
     return [
         DocumentMask(eod_id, stage.transforms.reset_positions) if stage.transforms.document_mask else None
         for stage in config.curriculum
@@ -72,32 +71,3 @@ def common_end(ends: Mapping[str, int | None]) -> int:
             do="tokenise them with one tokenizer, or switch document_mask off",
         )
     return next(end for end in ends.values() if end is not None)
-
-
-def check_first_document(source: Source, eod_id: int) -> None:
-    """Refuse a source whose manifest promises an end of documents that is not there.
-
-    Its samples would be one document each, and attention go through them unseen. One document is looked at, so that a
-    start stays quick; `davinci data verify` looks at all.
-
-    Raises:
-        DataError: The first document of the first shard that has windows ends with another token.
-        EnvironmentProblem: The source cannot be read.
-    """
-    shard = source.locate(0).shard
-    prefix = source.shard_place(shard)
-    last = DocumentIndex(prefix).at(0).end_token - 1
-    # The shard's windows are the source's first.
-    window, offset = divmod(last, source.sequence_length)
-    if window >= source.num_windows or source.locate(window).shard != shard:
-        return
-    found = int(source.read(window)[offset])
-    if found != eod_id:
-        raise DataError(
-            f"The documents of source {source.name} do not end with the token that its manifest says they do.",
-            where=f"{bin_path(prefix)}, token {last:,}",
-            found=found,
-            expected=eod_id,
-            do="write the manifest with the token that ends documents, tokenise the source with one, or switch "
-            "document_mask off",
-        )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
@@ -12,6 +15,7 @@ from megatron_davinci.config.data import LoaderConfig
 from megatron_davinci.data.batches import Batches
 from megatron_davinci.data.dali import DevicePieces
 from megatron_davinci.data.loader import Loader, NativeLoader
+from megatron_davinci.data.transforms import SampleTransforms
 from megatron_davinci.platform.device import Platform
 from megatron_davinci.platform.host_memory import HostToDevice
 from megatron_davinci.train.dali_feed import open_dali, rows_of
@@ -44,11 +48,14 @@ class Samples(NamedTuple):
 
     Attributes:
         tokens: [rows, sequence_length + 1] int64; None on ranks that need none.
-        loss_mask: [rows, sequence_length] uint8, 1 where a label carries loss; None where all do.
+        loss_mask: [rows, sequence_length] uint8, what each label weighs in the loss; None where all weigh 1.
+        tokens_cut: How many tokens transforms moved past the end, in the whole global batch; None where no transform
+            lengthens samples.
     """
 
     tokens: Tensor | None
     loss_mask: Tensor | None
+    tokens_cut: int | None = None
 
 
 class Feed:
@@ -60,6 +67,7 @@ class Feed:
         micro_batch_size: Sequences a micro-batch.
         platform: Where they are used.
         every_stage_reads: Whether pipeline stages between the first and the last need tokens too.
+        transforms: What each stage of the curriculum does to its samples; None, or an entry that is, for nothing.
 
     Raises:
         EnvironmentProblem: Workers cannot be started.
@@ -73,7 +81,9 @@ class Feed:
         platform: Platform,
         *,
         every_stage_reads: bool = False,
+        transforms: Sequence[SampleTransforms | None] | None = None,
     ) -> None:
+        self._curriculum, self._transforms = batches.curriculum, transforms
         self._size, self._platform = micro_batch_size, platform
         self._rank = parallel_state.get_data_parallel_rank()
         self._ranks = parallel_state.get_data_parallel_world_size()
@@ -92,17 +102,45 @@ class Feed:
         if self._loader is not None:
             self._loader.request(self._mine(first_sample, batch))
 
-    def take(self, first_sample: int, batch: int) -> Samples:
-        """This rank's rows of a global batch, on the device. They hold until the next are taken."""
+    def take(self, first_sample: int, batch: int, stage: int) -> Samples:
+        """This rank's rows of a global batch, on the device. They hold until the next are taken.
+
+        Every rank calls this.
+
+        Args:
+            first_sample: The global batch's first sample.
+            batch: Sequences in the global batch.
+            stage: Number of the curriculum's stage that it is in.
+
+        Raises:
+            DataError: As `Loader.take`.
+            EnvironmentProblem: As `Loader.take`.
+        """
+        transforms = None if self._transforms is None else self._transforms[stage]
         if self._loader is None:
-            return Samples(None, None)
+            return Samples(None, None, self._total(0) if transforms and transforms.lengthens else None)
         self._device.wait()
-        read = self._loader.take(self._mine(first_sample, batch))
-        mask = None if read.loss_mask is None else self._device.copy(read.loss_mask)
+        numbers = self._mine(first_sample, batch)
+        read = self._loader.take(numbers)
         found: Any = read.tokens
-        on_device = isinstance(found, DevicePieces)
-        tokens = rows_of(found, self._platform) if on_device else self._device.copy(found)
-        return Samples(tokens.long(), mask)
+        tokens = rows_of(found, self._platform) if isinstance(found, DevicePieces) else None
+        mask, cut = read.loss_mask, None
+        if transforms is not None:
+            host = found if tokens is None else tokens.cpu().numpy()
+            transformed = transforms.apply(self._curriculum, numbers, host, mask)
+            mask = transformed.weights
+            if transforms.lengthens:
+                found, tokens = transformed.tokens, None
+                cut = self._total(transformed.cut)
+        if tokens is None:
+            tokens = self._device.copy(found)
+        return Samples(tokens.long(), None if mask is None else self._device.copy(mask), cut)
+
+    def _total(self, mine: int) -> int:
+        """The sum over the ranks that have the other rows of the global batch."""
+        total = torch.tensor(mine, dtype=torch.int64, device=self._platform.device)
+        dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
+        return int(total)
 
     def close(self) -> None:
         """Stop reading ahead."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from megatron_davinci.config import Layout, RunConfig, check_layout
+from megatron_davinci.config.transform_checks import recorded
 from megatron_davinci.data.curriculum import Curriculum
 from megatron_davinci.data.journal import Journal, MixRecord, SkipRecord
 from megatron_davinci.data.places import S3Options, place
@@ -41,7 +42,12 @@ def stage_record(config: RunConfig, schedule: Schedule, stage: int) -> MixRecord
     first, settings = schedule.stage_first_sample(stage), config.curriculum[stage]
     if first is None:
         return None
-    return MixRecord(first_sample=first, stage=settings.name, weights=dict(settings.mixture))
+    return MixRecord(
+        first_sample=first,
+        stage=settings.name,
+        weights=dict(settings.mixture),
+        transforms=recorded(settings, config.data),
+    )
 
 
 class Governing(NamedTuple):
@@ -264,7 +270,8 @@ def _without_cache(config: RunConfig) -> RunConfig:
 
 def _described(record: MixRecord) -> str:
     mixture = ", ".join(f"{source} {weight}" for source, weight in record.weights.items())
-    return f"stage {record.stage} from sample {record.first_sample:,} on: {mixture}"
+    transforms = f"; transforms {json.dumps(record.transforms)}" if record.transforms else ""
+    return f"stage {record.stage} from sample {record.first_sample:,} on: {mixture}{transforms}"
 
 
 def _contradiction(where: object, found: str, planned: str) -> DataError:

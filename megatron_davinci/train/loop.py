@@ -12,6 +12,7 @@ import torch.distributed as dist
 from megatron_davinci.config import Layout, RunConfig, check_layout
 from megatron_davinci.data.batches import Batches
 from megatron_davinci.data.source import Source
+from megatron_davinci.data.transforms import stage_transforms
 from megatron_davinci.errors import DavinciError
 from megatron_davinci.model.build import DTYPES, build_model
 from megatron_davinci.optim.build import build_optimizer, set_hyperparameters
@@ -50,6 +51,7 @@ class TrainingRun:
         self.is_main = dist.get_rank() == 0
         self.sources: dict[str, Source] = verified_sources(config)
         self.document_masks = document_masks(config, self.sources)
+        self.transforms = stage_transforms(config, self.sources)
         self.order = DataOrder(config, self.schedule, self.sources, self.directory.journal)
         self.model = build_model(config, platform)
         wrapped = wrap_model(self.model, config)
@@ -86,6 +88,7 @@ class TrainingRun:
             self.config.train.micro_batch_size,
             self.platform,
             every_stage_reads=uses_documents(self.config),
+            transforms=self.transforms,
         )
         self._introduce(progress)
         try:
@@ -135,11 +138,11 @@ class TrainingRun:
         timer = Timer()
         while ahead:
             plan = ahead.popleft()
-            samples = feed.take(plan.first_sample, plan.batch)
+            samples = feed.take(plan.first_sample, plan.batch, plan.stage)
             request(1)
             result = self._step(plan, samples, feed.micro_batches(plan.batch))
             self.step, self.consumed_samples = plan.step, plan.first_sample + plan.batch
-            progress.step(records.step(plan, result, timer.lap()))
+            progress.step(records.step(plan, result, timer.lap(), samples.tokens_cut))
             if self._is_due(plan, self.config.evaluation.every_steps) or plan.ends_stage:
                 self._evaluate(plan, progress, records)
                 timer.lap()

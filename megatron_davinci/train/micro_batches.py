@@ -18,7 +18,7 @@ class MicroBatch(NamedTuple):
     Attributes:
         tokens: [batch, positions on this rank] int64; None on pipeline ranks that look at none.
         labels: The tokens that follow.
-        loss_mask: Nonzero where a label carries loss; None where all do.
+        loss_mask: What each label weighs, in whole numbers; None where all weigh 1.
         documents: What attention is confined to; None for whole sequences.
     """
 
@@ -40,7 +40,8 @@ def split(
     Args:
         tokens: [rows, sequence_length + 1] integers; they become int64 on the device and not before. None for no
             micro-batches at all, where nobody looks at them.
-        loss_mask: [rows, sequence_length], nonzero where a label carries loss; None where all do.
+        loss_mask: [rows, sequence_length] integers, what each label weighs, 0 where it carries no loss; None where
+            all weigh 1.
         document_mask: Confines attention to documents, and takes the loss from labels in another document than their
             input; None for plain causal attention.
         size: Rows of a micro-batch.

@@ -35,8 +35,17 @@ class Records:
             directory.tensorboard.mkdir(parents=True, exist_ok=True)
             self._board = SummaryWriter(str(directory.tensorboard), purge_step=first_step)
 
-    def step(self, plan: StepPlan, result: StepResult, seconds: float) -> dict[str, Any]:
-        """Write a step and return its record."""
+    def step(
+        self, plan: StepPlan, result: StepResult, seconds: float, tokens_cut: int | None = None
+    ) -> dict[str, Any]:
+        """Write a step and return its record.
+
+        Args:
+            plan: The step.
+            result: What it measured.
+            seconds: How long it took.
+            tokens_cut: Tokens of its samples that transforms moved past the end; None where none could.
+        """
         consumed = plan.first_sample + plan.batch
         rate = plan.batch * self._sequence_length / seconds
         record = {
@@ -52,6 +61,8 @@ class Records:
             "seconds": round(seconds, 6),
             "flops_utilization": round(rate * self._flops_per_token / self._peak, 4),
         }
+        if tokens_cut is not None:
+            record["transform_tokens_cut"] = tokens_cut
         if self._writes:
             append_line(self._directory.metrics, record)
             if self._board is not None:

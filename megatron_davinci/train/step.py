@@ -31,7 +31,7 @@ class StepResult:
     """What a step measured, the same on every rank.
 
     Attributes:
-        loss: Mean over the labels of the global batch that carry loss, nats a token.
+        loss: Mean over the labels of the global batch, by their weights, nats a token.
         grad_norm: Norm of the gradient before clipping.
     """
 
@@ -88,8 +88,8 @@ class Stepper:
             tokens: [micro_batches * micro_batch_size, sequence_length + 1] integers, this rank's samples in the
                 order of the micro-batches; None on pipeline ranks that read no tokens.
             micro_batches: Micro-batches on each data-parallel rank.
-            loss_mask: [micro_batches * micro_batch_size, sequence_length], 1 where a label carries loss and 0 where
-                it does not; None where all do. The mean is over the labels of all ranks that do.
+            loss_mask: [micro_batches * micro_batch_size, sequence_length] integers, what each label weighs, 0 where
+                it carries no loss; None where all weigh 1. The loss is the weighted mean over all ranks' labels.
             document_mask: Confines attention to documents; None for plain causal attention. A label that is in
                 another document than its input then carries no loss. Every pipeline rank needs tokens.
 
@@ -128,7 +128,8 @@ class Stepper:
             document_mask: As in `train`.
 
         Returns:
-            Sum of the loss over all ranks' labels that carry it in nats, and their number.
+            Sum of the loss over all ranks' labels by their weights, in nats, and the weights' sum: the labels' number
+            where each weighs 0 or 1.
         """
         self.wrapped.eval()
         try:
@@ -195,15 +196,16 @@ def _forward(batches: Iterator[MicroBatch], model: Any) -> tuple[Tensor, Any]:
 
 
 def _loss(losses: Tensor, loss_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum the labels' losses [batch, sequence], count those that carry loss, and keep both for the report.
+    """Sum the labels' losses [batch, sequence] by their weights, sum the weights, and keep both for the report.
 
-    Megatron-Core divides the first in place, so the report is a copy.
+    Weights are whole numbers, since Megatron-Core adds them up in an int32 to divide by; which whole numbers is
+    nothing to the mean. Megatron-Core divides the first sum in place, so the report is a copy.
     """
     losses = losses.float()
     count = torch.tensor(losses.numel(), dtype=torch.int, device=losses.device)
     if loss_mask is not None:
         # A label without loss may have an infinite one: 0 * inf is not 0.
-        losses = torch.where(loss_mask.bool(), losses, 0.0)
+        losses = torch.where(loss_mask.bool(), losses * loss_mask, 0.0)
         count = loss_mask.sum(dtype=torch.int)
     total = losses.sum()
-    return total, count, torch.stack([total.detach(), count.to(total.dtype)]).double()
+    return total, count, torch.stack([total.detach().double(), count.double()])
