@@ -1,6 +1,6 @@
 """Packaging of megatron-davinci: dependencies and extras. The other metadata is in pyproject.toml."""
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 # What every command needs, on every platform. Nothing here needs CUDA or a compiler.
 CORE = [
@@ -48,9 +48,20 @@ EXTRAS = {
     ],
 }
 
+# Data is read by C++ where a compiler is there, and by Python where none is: megatron_davinci/data/native.py.
+# No -march=native: a package may be built on one machine and run on another.
+NATIVE = Extension(
+    "megatron_davinci.data._cpu",
+    sources=["csrc/cpu/interface.cpp", "csrc/cpu/permute.cpp", "csrc/cpu/read_windows.cpp"],
+    extra_compile_args=["-O3", "-std=c++17"],
+    language="c++",
+    optional=True,
+)
+
 setup(
     packages=find_packages(include=["megatron_davinci", "megatron_davinci.*"]),
     package_data={"megatron_davinci": ["py.typed", "report/*.html", "report/*.css"]},
+    ext_modules=[NATIVE],
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["davinci = megatron_davinci.cli.main:main"]},

@@ -19,6 +19,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from megatron_davinci.data.native import library
+
 HALF_ROUNDS = 8
 MAX_SIZE = 1 << 62
 
@@ -123,7 +125,8 @@ def permute(
     """One entry each of several permutations: element `i` is entry `positions[i]` of permutation `which[i]`.
 
     Args:
-        positions: [n] integers, each below the size of its permutation. Fastest by at most `BLOCK` of them.
+        positions: [n] integers, each below the size of its permutation. Without the library fastest by at
+            most `BLOCK` of them.
         which: [n] int64.
         sizes: [permutations] int64.
         a: [permutations] int64, the first of `radices(size)`.
@@ -133,6 +136,20 @@ def permute(
     Returns:
         [n] int64.
     """
+    native = library()
+    form = permute_by_numpy if native is None else native.permute
+    return form(positions, which, sizes, a, b, keys)
+
+
+def permute_by_numpy(
+    positions: np.ndarray,
+    which: np.ndarray,
+    sizes: np.ndarray,
+    a: np.ndarray,
+    b: np.ndarray,
+    keys: np.ndarray,
+) -> np.ndarray:
+    """`permute` where the library was not built: the same numbers."""
     network = a.astype(np.uint64), b.astype(np.uint64), keys
     x = _rounds(positions.astype(np.uint64), which, *network)
     limit = sizes.astype(np.uint64).take(which)

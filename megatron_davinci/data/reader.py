@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from megatron_davinci.data.native import library
 from megatron_davinci.data.open_shards import open_shards
 from megatron_davinci.data.source import Source
 from megatron_davinci.data.storage import Blob, read_cached
@@ -36,11 +37,21 @@ class Rows(NamedTuple):
     mask: np.ndarray | None
 
 
-_BLOCK_BYTES = 1 << 19  # are checked while they are still in a core's own cache
-_UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+class Places(NamedTuple):
+    """Where windows lie.
 
-# A shard by its number and not its open file: a batch may lie in more files than may be open.
-_Read = tuple[int, int, memoryview]
+    Attributes:
+        shard: [n] int64, numbers of shards over all sources: a batch may lie in more files than may be open.
+        offset: [n] int64, bytes from the start of their token files.
+    """
+
+    shard: np.ndarray
+    offset: np.ndarray
+
+
+_BLOCK_BYTES = 1 << 19  # are looked at while they are still in a core's own cache
+_UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+_NO_LIMIT = np.iinfo(np.uint64).max
 
 
 class WindowReader:
@@ -49,14 +60,16 @@ class WindowReader:
     Args:
         sources: By their numbers; all of one sequence length.
         read_threads: Threads that wait for storage at the same time.
+        native: Read by `csrc/cpu` where it was built; Python gives the same rows and the same errors.
 
     Attributes:
         most_open: Files that it holds open at most, and again as many while it reads.
     """
 
-    def __init__(self, sources: Sequence[Source], read_threads: int = 1) -> None:
+    def __init__(self, sources: Sequence[Source], read_threads: int = 1, *, native: bool = True) -> None:
         self.sources = list(sources)
         self.sequence_length = self.sources[0].sequence_length
+        self._library = library() if native else None
         # Shards and windows are numbered over all sources, so that one search places all windows of a batch.
         self._counts = np.array([source.num_windows for source in self.sources], np.int64)
         self._first_window = np.cumsum(self._counts) - self._counts
@@ -67,8 +80,8 @@ class WindowReader:
         itemsize = np.array([source.dtype.itemsize for source, _ in self._shards], np.int64)
         self._strides = itemsize * self.sequence_length  # bytes from one window of a shard to its next
         self._with_mask = np.array([source.has_mask for source in self.sources])
-        sizes = [source.vocab_size for source in self.sources if source.vocab_size is not None]
-        self._smallest_vocabulary = min(sizes, default=None)
+        sizes = [source.vocab_size for source in self.sources]
+        self._limits = np.array([_NO_LIMIT if size is None else size for size in sizes], np.uint64)
         self._threads = ThreadPoolExecutor(read_threads, "read") if read_threads > 1 else None
         self.read_threads = read_threads
         # A reference here spares a look into the table that all threads share, and must leave it room to let go.
@@ -84,15 +97,12 @@ class WindowReader:
         if self._threads is not None:
             self._threads.shutdown(wait=True, cancel_futures=True)
 
-    def place(self, source: np.ndarray, window: np.ndarray) -> tuple[list[int], list[int]]:
+    def place(self, source: np.ndarray, window: np.ndarray) -> Places:
         """Where windows lie.
 
         Args:
             source: [n] int64.
             window: [n] int64.
-
-        Returns:
-            [n] numbers of shards, over all sources, and [n] byte offsets in their token files.
 
         Raises:
             DataError: There is no such window.
@@ -103,58 +113,79 @@ class WindowReader:
             self.sources[int(source[at])].locate(int(window[at]))  # says what is wrong with it
         number = self._first_window[source] + window
         shard = np.searchsorted(self._ends, number, side="right")
-        return shard.tolist(), ((number - self._starts[shard]) * self._strides[shard]).tolist()
-
-    def blob(self, shard: int) -> Blob:
-        """The token file of a shard.
-
-        Raises:
-            DataError: It is not what its manifest describes.
-            EnvironmentProblem: It cannot be opened.
-        """
-        blob = self._near.get(shard)
-        if blob is None:
-            if len(self._near) >= self.most_open:
-                self._near.clear()
-            source, number = self._shards[shard]
-            blob = self._near[shard] = source.blob(number)
-        return blob
-
-    def window_bytes(self, shard: int) -> int:
-        """Bytes of a window in a shard's token file."""
-        return (self.sequence_length + 1) * self._shards[shard][0].dtype.itemsize
+        return Places(shard, (number - self._starts[shard]) * self._strides[shard])
 
     def is_cast(self, shard: int, dtype: np.dtype) -> bool:
         """Whether a shard's tokens are of another dtype than the rows, so that a read needs a second step."""
         return self._shards[shard][0].dtype != dtype
 
-    def check(self, rows: Rows, first: int, end: int) -> None:
-        """Check tokens that were read against the vocabulary, as one block.
+    def will_need(self, shard: int, offset: int) -> None:
+        """Say that a window is read soon.
+
+        Raises:
+            DataError: As `read_cached`.
+            EnvironmentProblem: As `read_cached`.
+        """
+        nbytes = (self.sequence_length + 1) * self._shards[shard][0].dtype.itemsize
+        self._blob(shard).will_need(offset, nbytes)
+
+    def read_cached(self, rows: Rows, places: Places, highest: np.ndarray) -> np.ndarray:
+        """Fill the rows that need no waiting.
+
+        Args:
+            rows: Rows.
+            places: Of their windows.
+            highest: [n] uint64, is filled: the largest token of each row, without its sign.
+
+        Returns:
+            [missing] int64, rising: the rows that are not filled.
+
+        Raises:
+            DataError: A shard is not what its manifest describes.
+            EnvironmentProblem: A shard cannot be opened.
+        """
+        every = np.arange(len(places.shard))
+        missing = [every[:0]]
+        for part in self._of_few_files(every, places):
+            with_files = self._files(places.shard[part], rows.tokens.dtype)
+            read = self._read_by_library if self._library is not None else self._read_by_python
+            missing.append(part[read(rows, part, with_files, places.offset[part], highest)])
+        return np.concatenate(missing)
+
+    def wait_for(self, rows: Rows, places: Places, waiting: np.ndarray, highest: np.ndarray) -> None:
+        """Fill rows that may have to wait, several at a time.
+
+        Args:
+            rows: Rows.
+            places: Of their windows.
+            waiting: Which rows to fill, in the order in which to read them.
+            highest: As in `read_cached`.
+
+        Raises:
+            DataError: A file is shorter than it was.
+            EnvironmentProblem: A file cannot be read.
+        """
+        if self._threads is None or len(waiting) < 2 * self.read_threads:
+            self._wait_for(rows, places, waiting, highest)
+            return
+        share = -(-len(waiting) // self.read_threads)
+        parts = [waiting[first : first + share] for first in range(0, len(waiting), share)]
+        for _ in self._threads.map(lambda part: self._wait_for(rows, places, part, highest), parts):
+            pass
+
+    def check(self, rows: Rows, highest: np.ndarray) -> None:
+        """Check rows against the vocabulary.
+
+        Args:
+            rows: Rows.
+            highest: [n] uint64, the largest token of each. Without its sign a negative one is larger than any
+                vocabulary.
 
         Raises:
             DataError: A token is outside its source's vocabulary.
         """
-        size = self._smallest_vocabulary
-        # Without its sign a negative token is larger than any vocabulary.
-        block = rows.tokens[first:end].view(_UNSIGNED[rows.tokens.itemsize])
-        if size is None or int(block.max()) < size:
-            return
-        for row in range(first, end):
+        for row in np.flatnonzero(highest >= self._limits[rows.source]).tolist():
             self.sources[int(rows.source[row])].check_tokens(int(rows.window[row]), rows.tokens[row])
-
-    def wait_for(self, reads: list[_Read]) -> None:
-        """Make reads that may have to wait, several at a time."""
-        if self._threads is None or len(reads) < 2 * self.read_threads:
-            self._read(reads)
-            return
-        share = -(-len(reads) // self.read_threads)
-        parts = [reads[first : first + share] for first in range(0, len(reads), share)]
-        for _ in self._threads.map(self._read, parts):
-            pass
-
-    def _read(self, reads: Sequence[_Read]) -> None:
-        for shard, offset, memory in reads:
-            self.blob(shard).read_into(offset, memory)
 
     def read_masks(self, rows: Rows) -> None:
         """Fill the masks, with ones where a source has none."""
@@ -165,15 +196,88 @@ class WindowReader:
         for row in np.flatnonzero(has).tolist():
             self.sources[int(rows.source[row])].read_mask_into(int(rows.window[row]), rows.mask[row])
 
+    def _blob(self, shard: int) -> Blob:
+        blob = self._near.get(shard)
+        if blob is None:
+            if len(self._near) >= self.most_open:
+                self._near.clear()
+            source, number = self._shards[shard]
+            blob = self._near[shard] = source.blob(number)
+        return blob
+
+    def _of_few_files(self, part: np.ndarray, places: Places) -> list[np.ndarray]:
+        """Rows in parts that each lie in as many files as may be open."""
+        if len(part) <= self.most_open or len(self._distinct(places.shard[part])) <= self.most_open:
+            return [part] if len(part) else []
+        return [part[first : first + self.most_open] for first in range(0, len(part), self.most_open)]
+
+    def _distinct(self, shards: np.ndarray) -> list[int]:
+        occurs = np.zeros(len(self._shards), bool)
+        occurs[shards] = True
+        return np.flatnonzero(occurs).tolist()
+
+    def _files(self, shards: np.ndarray, dtype: np.dtype) -> _Files:
+        blobs = {shard: self._blob(shard) for shard in self._distinct(shards)}
+        of_shard = np.empty(len(self._shards), np.int32)
+        for shard, blob in blobs.items():
+            of_shard[shard] = -1 if self.is_cast(shard, dtype) else blob.fd
+        return _Files(list(blobs.values()), of_shard[shards])
+
+    def _read_by_library(
+        self,
+        rows: Rows,
+        part: np.ndarray,
+        files: _Files,
+        offsets: np.ndarray,
+        highest: np.ndarray,
+        wait: bool = False,
+    ) -> np.ndarray:
+        assert self._library is not None
+        got, highest[part] = self._library.read_windows(files.fds, offsets, rows.tokens, part, wait=wait)
+        return got != rows.tokens[0].nbytes
+
+    def _read_by_python(
+        self, rows: Rows, part: np.ndarray, files: _Files, offsets: np.ndarray, highest: np.ndarray
+    ) -> np.ndarray:
+        is_missing = np.zeros(len(part), bool)
+        block = max(1, _BLOCK_BYTES // rows.tokens[0].nbytes)
+        for first in range(0, len(part), block):
+            here = slice(first, first + block)
+            low, high = int(part[here][0]), int(part[here][-1]) + 1
+            found = read_cached(files.fds[here].tolist(), offsets[here].tolist(), rows.memory[low:high])
+            is_missing[first : first + block][found] = True
+            highest[low:high] = _highest(rows.tokens[low:high])
+        highest[part[is_missing]] = 0
+        return is_missing
+
+    def _wait_for(self, rows: Rows, places: Places, waiting: np.ndarray, highest: np.ndarray) -> None:
+        if self._library is not None:
+            left = [waiting[:0]]
+            for part in self._of_few_files(waiting, places):
+                files = self._files(places.shard[part], rows.tokens.dtype)
+                is_missing = self._read_by_library(rows, part, files, places.offset[part], highest, wait=True)
+                left.append(part[is_missing])
+            waiting = np.concatenate(left)
+        # What is no local file; and where the library failed, this succeeds or says why not.
+        for row in waiting.tolist():
+            self._blob(int(places.shard[row])).read_into(int(places.offset[row]), rows.memory[row])
+            highest[row] = _highest(rows.tokens[row])
+
+
+class _Files(NamedTuple):
+    """Files of windows: held open, and the descriptor of each window's, [n] int32; -1 for one that has none."""
+
+    blobs: list[Blob]
+    fds: np.ndarray
+
 
 class Reading:
     """Rows that are being read: the first pass is made when it is made."""
 
     def __init__(self, reader: WindowReader, rows: Rows) -> None:
         self._reader, self._rows = reader, rows
-        self._waiting: list[_Read] = []
-        self._casts: list[int] = []
-        self._unchecked: list[tuple[int, int]] = []
+        self._waiting = self._casts = np.empty(0, np.int64)
+        self._highest = np.zeros(len(rows.source), np.uint64)
         self._error: Exception | None = None
         try:
             self._first_pass()
@@ -183,7 +287,7 @@ class Reading:
     @property
     def is_complete(self) -> bool:
         """Whether nothing is left that `finish` would have to wait for."""
-        return not self._waiting and not self._casts and self._rows.mask is None
+        return not len(self._waiting) and not len(self._casts) and self._rows.mask is None
 
     def finish(self) -> None:
         """Read the rest.
@@ -195,38 +299,28 @@ class Reading:
         if self._error is not None:
             raise self._error
         reader, rows = self._reader, self._rows
-        reader.wait_for(self._waiting)
-        for row in self._casts:
+        if len(self._waiting):
+            reader.wait_for(rows, self._places, self._waiting, self._highest)
+        for row in self._casts.tolist():
             reader.sources[int(rows.source[row])].read_into(int(rows.window[row]), rows.tokens[row])
-        for first, end in self._unchecked:
-            reader.check(rows, first, end)
+        reader.check(rows, self._highest)
         reader.read_masks(rows)
 
     def _first_pass(self) -> None:
         reader, rows = self._reader, self._rows
-        shards, offsets = reader.place(rows.source, rows.window)
-        block = max(1, _BLOCK_BYTES // (rows.tokens[0].nbytes if len(shards) else 1))
-        missing: list[int] = []
-        for most in range(0, len(shards), reader.most_open):
-            last = min(most + reader.most_open, len(shards))
-            files = {shard: reader.blob(shard) for shard in set(shards[most:last])}
-            cast = {shard for shard in files if reader.is_cast(shard, rows.tokens.dtype)}
-            fds = {shard: -1 if shard in cast else file.fd for shard, file in files.items()}
-            for first in range(most, last, block):
-                end = min(first + block, last)
-                found = read_cached(
-                    [fds[shard] for shard in shards[first:end]], offsets[first:end], rows.memory[first:end]
-                )
-                if found:
-                    missing += [first + i for i in found]
-                    self._unchecked.append((first, end))
-                else:
-                    reader.check(rows, first, end)
+        self._places = places = reader.place(rows.source, rows.window)
+        missing = reader.read_cached(rows, places, self._highest)
+        if not len(missing):
+            return
         # In the order of the files: a disk sees rising offsets.
-        for row in sorted(missing, key=lambda row: (shards[row], offsets[row])):
-            shard, offset = shards[row], offsets[row]
-            reader.blob(shard).will_need(offset, reader.window_bytes(shard))
-            if reader.is_cast(shard, rows.tokens.dtype):
-                self._casts.append(row)
-            else:
-                self._waiting.append((shard, offset, rows.memory[row]))
+        missing = missing[np.lexsort((places.offset[missing], places.shard[missing]))]
+        shards = places.shard[missing].tolist()
+        for shard, offset in zip(shards, places.offset[missing].tolist(), strict=True):
+            reader.will_need(shard, offset)
+        is_cast = np.array([reader.is_cast(shard, rows.tokens.dtype) for shard in shards], bool)
+        self._casts, self._waiting = missing[is_cast], missing[~is_cast]
+
+
+def _highest(tokens: np.ndarray) -> np.ndarray:
+    """The largest token of each row, without its sign: [..., width] -> [...] unsigned."""
+    return tokens.view(_UNSIGNED[tokens.itemsize]).max(axis=-1)
