@@ -53,6 +53,7 @@ bench: setup
 	$(BIN)/python benchmarks/loop_overhead.py --json $(OUT)/loop_overhead.json
 	$(BIN)/python benchmarks/data_order.py --json $(OUT)/data_order.json
 	$(BIN)/python benchmarks/loader.py --json $(OUT)/loader.json
+	$(BIN)/python benchmarks/tokenize.py --json $(OUT)/tokenize.json
 
 gpu-check: setup
 	$(BIN)/python -m pytest -m gpu
