@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from megatron_davinci.cli import data_files, data_order, data_text
+from megatron_davinci.cli import data_files, data_inspect, data_order, data_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,12 +16,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "order", help="say what sample N is and why, and when a window or a document is seen"
     )
     data_order.add_arguments(order)
+    inspect = actions.add_parser(
+        "inspect", help="say what a source holds, or what a run takes of its sources, and show samples"
+    )
+    data_inspect.add_arguments(inspect)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the chosen action."""
     if arguments.action == "order":
         return data_order.run(arguments)
+    if arguments.action == "inspect":
+        return data_inspect.run(arguments)
     if arguments.action in data_files.ACTIONS:
         return data_files.run(arguments)
     return data_text.run(arguments)

@@ -77,7 +77,7 @@ def write_manifest(arguments: argparse.Namespace) -> int:
     eod_id = arguments.eod_id
     if eod_id is None and tokenizer:
         eod_id = tokenizer.eod_id
-    with _bar(f"reading {arguments.folder}") as progress:
+    with bar(f"reading {arguments.folder}") as progress:
         manifest = make_manifest(
             arguments.folder,
             arguments.prefixes or None,
@@ -104,7 +104,7 @@ def merge(arguments: argparse.Namespace) -> int:
     from megatron_davinci.data.merge import merge_datasets
 
     total = sum(bin_path(p).stat().st_size for p in arguments.prefixes if bin_path(p).is_file())
-    with _bar(f"merging into {arguments.out}") as progress:
+    with bar(f"merging into {arguments.out}") as progress:
         merged = merge_datasets(
             arguments.prefixes, arguments.out, progress=lambda done: progress(done, total)
         )
@@ -120,7 +120,7 @@ def verify(arguments: argparse.Namespace) -> int:
     from megatron_davinci.data.verify import verify_source
     from megatron_davinci.errors import DataError
 
-    with _bar(f"reading {arguments.source}") as progress:
+    with bar(f"reading {arguments.source}") as progress:
         found = verify_source(arguments.source, deep=arguments.deep, progress=progress)
     problems = [problem for shard in found.problems for problem in shard]
     if problems:
@@ -129,7 +129,7 @@ def verify(arguments: argparse.Namespace) -> int:
             f"A source is not what its manifest says: {len(problems)} problem{'s'[: len(problems) > 1]} "
             f"in {bad} of {_shards(len(found.problems))}.",
             where=arguments.source,
-            found="\n".join(map(_in_a_paragraph, problems)),
+            found="\n".join(map(in_a_paragraph, problems)),
             do="restore the files that are named, or write the source again",
         )
     _show(found, arguments.deep)
@@ -164,7 +164,8 @@ def _show(found: Any, deep: bool) -> None:
         )
 
 
-def _in_a_paragraph(problem: Any) -> str:
+def in_a_paragraph(problem: Any) -> str:
+    """A problem for a list of several."""
     lines = [str(problem.what)]
     for label, value in (("where", problem.where), ("found", problem.found), ("expected", problem.expected)):
         if value is not None:
@@ -183,7 +184,7 @@ def _token_or_none(text: str) -> int | str:
 
 
 @contextmanager
-def _bar(description: str) -> Iterator[Callable[[int, int], None]]:
+def bar(description: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar over bytes; draws nothing where the output is no terminal."""
     from rich.progress import (
         BarColumn,

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from fractions import Fraction
 from pathlib import PurePath
 from typing import Any
 
-from rich.cells import cell_len
-from rich.console import Console, JustifyMethod
-from rich.padding import Padding
-from rich.table import Table
+from rich.console import JustifyMethod
 from rich.text import Text
 
 from megatron_davinci.cli.data_order import MOST
+from megatron_davinci.cli.screen import Screen, print_captured
 from megatron_davinci.config.units import format_tokens
-from megatron_davinci.data.explain import printable
 
-_WIDE = 4000  # columns of a file or a pipe
-_CELL = 24  # columns for a name that someone made very long
-_WORD = 8  # columns that text has at least
 _DOCUMENTS = 12  # shown of a window
 Answer = dict[str, Any]
 
@@ -32,7 +24,7 @@ def show(answer: Answer, *, one: bool) -> None:
         answer: Of `Teller`.
         one: Show everything about the one sample that it has.
     """
-    screen = _Screen()
+    screen = Screen()
     with screen.console.capture() as captured:
         if "sought" in answer:
             _finding(screen, answer)
@@ -44,71 +36,10 @@ def show(answer: Answer, *, one: bool) -> None:
             screen.console.print()
         for note in answer["notes"]:
             screen.console.print(Text(f"note: {screen.safe(note)}", style="yellow"))
-    # Tables fill their width with spaces, which a file or a pipe has no use for.
-    text = "\n".join(line.rstrip(" ") for line in captured.get().split("\n")).rstrip("\n")
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding))
+    print_captured(captured.get())
 
 
-class _Screen:
-    """Where to print; what comes from outside passes through `safe`."""
-
-    def __init__(self) -> None:
-        wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-        self.console = Console(highlight=False, width=_WIDE if wide else None)
-
-    def safe(self, text: object, *, lines: bool = False) -> str:
-        """Text without what a terminal would obey."""
-        return printable(str(text), lines=lines)
-
-    def facts(self, rows: list[tuple[str, str]]) -> None:
-        """Names and values."""
-        grid = Table.grid(padding=(0, 2))
-        grid.add_column(style="bold", no_wrap=True)
-        grid.add_column(overflow="fold")
-        for name, value in rows:
-            grid.add_row(name, Text(self.safe(value)))
-        self.console.print(grid)
-
-    def table(self, title: str, columns: list[tuple[str, JustifyMethod]], rows: list[list[str]]) -> None:
-        """A table of numbers and names, whose last column is text and gives way when there is no room."""
-        cells = [[self.safe(cell) for cell in row] for row in rows]
-        widths = [max(cell_len(cell) for cell in column) for column in zip(*cells, strict=True)]
-        widths = [max(cell_len(name), width) for (name, _), width in zip(columns, widths, strict=True)]
-        widths[:-1] = [min(width, _CELL) for width in widths[:-1]]
-        room = self.console.width - sum(widths[:-1]) - 2 * len(widths)
-        widths[-1] = min(widths[-1], max(_WORD, room))
-        table = Table(
-            title=title, title_justify="left", header_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
-        )  # fmt: skip
-        for (name, justify), width in zip(columns, widths, strict=True):
-            table.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis", width=width)
-        for row in cells:
-            table.add_row(*(Text(cell) for cell in row))
-        self.console.print(table)
-
-    def text(self, title: str, facts: Answer, *, counted: bool = True) -> None:
-        """The text of some tokens, or their ids."""
-        if facts["text"] is not None:
-            count, parts = facts["text"]["characters"], facts["text"]
-            first, last = len(parts["first"]), len(parts["last"])
-            title += f", {count:,} characters" if counted else ""
-            title += f": the first {first} and the last {last}" if counted and first + last < count else ""
-        elif facts["ids"] is not None:
-            parts = {end: " ".join(map(str, facts["ids"][end])) for end in ("first", "last")}
-            title += ", as token ids"
-        else:
-            return
-        self.console.print()
-        self.console.print(Text(title, style="italic"))
-        for i, part in enumerate([parts["first"], *([parts["last"]] if parts["last"] else [])]):
-            if i:
-                self.console.print(Text("  [...]", style="dim"))
-            body = Text(self.safe(part, lines=True).expandtabs(4))
-            self.console.print(Padding(body, (0, 0, 0, 2), expand=False))
-
-
-def _sample(screen: _Screen, run: Answer, sample: Answer) -> None:
+def _sample(screen: Screen, run: Answer, sample: Answer) -> None:
     n, source, window, record = sample["n"], sample["source"], sample["window"], sample["record"]
     batch, rank = sample["batch"], sample["rank"]
     screen.console.print(
@@ -162,7 +93,7 @@ def _window_rows(window: Answer, windows: int) -> list[tuple[str, str]]:
     ]
 
 
-def _documents(screen: _Screen, window: Answer) -> None:
+def _documents(screen: Screen, window: Answer) -> None:
     documents = window["documents"]
     screen.console.print()
     screen.table(
@@ -184,7 +115,7 @@ def _documents(screen: _Screen, window: Answer) -> None:
         screen.console.print(Text(f"and {len(documents) - _DOCUMENTS:,} more, all with --json", style="dim"))
 
 
-def _samples(screen: _Screen, answer: Answer) -> None:
+def _samples(screen: Screen, answer: Answer) -> None:
     run, samples = answer["run"], answer["samples"]
     steps = sorted({sample["step"] for sample in samples})
     title = f"samples {samples[0]['n']:,} to {samples[-1]['n']:,} of {run['samples']:,}, " + (
@@ -210,7 +141,7 @@ def _samples(screen: _Screen, answer: Answer) -> None:
     )  # fmt: skip
 
 
-def _finding(screen: _Screen, answer: Answer) -> None:
+def _finding(screen: Screen, answer: Answer) -> None:
     run, source = answer["run"], answer["source"]
     rows: list[tuple[str, str]] = []
     if answer["sought"] == "window":

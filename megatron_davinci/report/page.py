@@ -14,6 +14,8 @@ from megatron_davinci.report.numbers import number
 from megatron_davinci.report.plots import Plot
 from megatron_davinci.version import __version__
 
+MARKS = ("quiet", "other", "end", "aside")
+
 _HERE = Path(__file__).parent
 # Control characters (but tab and newline) and lone surrogates: what a byte-level tokenizer can put into a sample
 # and what neither HTML nor UTF-8 can hold.
@@ -107,6 +109,22 @@ class Page:
             lead: Text just before `text`, set apart from it (the prompt that it continues).
         """
         return self._add("text", {"text": text, "label": label, "lead": lead})
+
+    def marked_text(self, parts: Sequence[tuple[str, str]], *, label: str = "") -> Page:
+        """Add text whose parts look different, set as `text_block` sets it.
+
+        Args:
+            parts: Text and how it looks, in words of `MARKS` with spaces between: `quiet` is grey, `other` on a tint,
+                `end` stands out, `aside` is no part of the text.
+            label: A few words above it.
+
+        Raises:
+            ValueError: A mark is none.
+        """
+        unknown = {word for _, marks in parts for word in marks.split()} - set(MARKS)
+        if unknown:
+            raise ValueError(f"marks are {', '.join(MARKS)}; found {', '.join(sorted(unknown))}")
+        return self._add("marked", {"parts": list(parts), "label": label})
 
     def html(self) -> str:
         """The whole page. The same calls give the same characters."""
