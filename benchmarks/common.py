@@ -38,8 +38,9 @@ def machine() -> dict[str, Any]:
 
 def write(path: Path | None, figures: dict[str, float], peer: dict[str, Any]) -> None:
     """Print the figures, and write them when a file was asked for."""
+    width = max([26, *map(len, figures)]) + 2
     for name, value in figures.items():
-        print(f"{name:<28}{value:.6g}")
+        print(f"{name:<{width}}{value:.6g}")
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {

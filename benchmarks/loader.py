@@ -12,18 +12,23 @@ first batch is there. It gives int64 tensors, so the loader is measured again wi
 All take turns, a block each, so that the machine's mood hits all alike; figures are medians over the blocks. Cold
 blocks begin with `posix_fadvise(DONTNEED)` on all token files; what of them is still in memory then is in `peer`.
 
-figures: fraction_of_pread and fraction_of_pread_cold (ours / raw), {loader,pread,int64,megatron}_tokens_per_second_
-{warm,cold}, vs_megatron_{warm,cold} (ours with int64 / theirs), megatron_index_seconds
+figures: fraction_of_pread and fraction_of_pread_cold (ours / raw), the same by processor time, which other programs
+on the machine hardly change (cpu_fraction_of_pread, …_cold: raw / ours; of the process and, for ours, its workers),
+{loader,pread}_cpu_us_per_window_{warm,cold}, {loader,pread,int64,megatron}_tokens_per_second_{warm,cold},
+vs_megatron_{warm,cold} (ours with int64 / theirs), megatron_index_seconds. Environment: DAVINCI_NATIVE=0 measures the
+loader without its C++.
 """
 
 from __future__ import annotations
 
 import ctypes
+import logging
 import mmap
 import os
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
@@ -42,6 +47,8 @@ from megatron_davinci.data import (
     Source,
 )
 from megatron_davinci.data.loader import NativeLoader
+from megatron_davinci.data.native import library
+from megatron_davinci.data.workers import ProcessLane
 
 LENGTH, VOCABULARY, EOD = 4096, 50_304, 0
 SOURCES = {"code": "0.2", "web": "0.8"}
@@ -81,8 +88,12 @@ def main() -> None:
         figures[name] = statistics.median(laps)
     for state in ("warm", "cold"):
         ours, raw = (seconds[f"{who}_tokens_per_second_{state}"] for who in ("loader", "pread"))
+        suffix = "_cold" if state == "cold" else ""
         ratios = [a / b for a, b in zip(ours, raw, strict=True)]
-        figures["fraction_of_pread" + ("_cold" if state == "cold" else "")] = statistics.median(ratios)
+        figures["fraction_of_pread" + suffix] = statistics.median(ratios)
+        ours, raw = (seconds[f"{who}_cpu_us_per_window_{state}"] for who in ("loader", "pread"))
+        ratios = [b / a for a, b in zip(ours, raw, strict=True)]
+        figures["cpu_fraction_of_pread" + suffix] = statistics.median(ratios)
         if theirs := seconds.get(f"megatron_tokens_per_second_{state}"):
             ours = seconds[f"int64_tokens_per_second_{state}"]
             ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
@@ -104,6 +115,7 @@ def measure(arguments: Any, size: Size, folder: Path) -> tuple[dict[str, list[fl
         "batch": arguments.batch,
         "workers": arguments.workers,
         "prefetch_steps": arguments.prefetch_steps,
+        "native": library() is not None,
         "cached_after_dropping": [],
     }
     rates: dict[str, list[float]] = {}
@@ -115,7 +127,7 @@ def measure(arguments: Any, size: Size, folder: Path) -> tuple[dict[str, list[fl
         batches, workers=arguments.workers, prefetch_steps=arguments.prefetch_steps, read_threads=1
     ) as loader:
         ours = Ours(loader, arguments.batch, arguments.prefetch_steps)
-        contenders: dict[str, Callable[[int, int], float]] = {
+        contenders: dict[str, Callable[[int, int], Lap]] = {
             "loader": ours.run,
             "pread": raw.run,
             "int64": lambda first, count: ours.run(first, count, int64=True),
@@ -131,10 +143,42 @@ def measure(arguments: Any, size: Size, folder: Path) -> tuple[dict[str, list[fl
                 for name in names[block % len(names) :] + names[: block % len(names)]:
                     if state == "cold":
                         peer["cached_after_dropping"].append(round(drop(files), 4))
-                    tokens = contenders[name](block * count, count)
-                    if block:  # the first warms up
-                        rates.setdefault(f"{name}_tokens_per_second_{state}", []).append(tokens)
+                    lap = contenders[name](block * count, count)
+                    if not block:
+                        continue  # the first warms up
+                    rates.setdefault(f"{name}_tokens_per_second_{state}", []).append(lap.tokens / lap.wall)
+                    if name in ("loader", "pread"):
+                        cpu_us = lap.cpu * 1e6 * LENGTH / lap.tokens
+                        rates.setdefault(f"{name}_cpu_us_per_window_{state}", []).append(cpu_us)
     return rates, peer
+
+
+class Lap:
+    """The seconds that tokens took.
+
+    Args:
+        tokens: How many there are.
+        processes: Whose processor time counts beside this process's.
+
+    Attributes:
+        wall: Seconds by the clock, from the making to `end`.
+        cpu: Seconds of processor time, of all threads.
+    """
+
+    def __init__(self, tokens: int, processes: list[int] | None = None) -> None:
+        self.tokens = tokens
+        # The kernel's number for the clock of a process's processor time: clock_getcpuclockid(3).
+        self._clocks = [time.CLOCK_PROCESS_CPUTIME_ID, *((~pid << 3) | 2 for pid in processes or [])]
+        self.cpu, self.wall = -self._cpu(), -time.perf_counter()
+
+    def end(self) -> Lap:
+        """Stop the clocks."""
+        self.wall += time.perf_counter()
+        self.cpu += self._cpu()
+        return self
+
+    def _cpu(self) -> float:
+        return sum(map(time.clock_gettime, self._clocks))
 
 
 class Ours:
@@ -143,11 +187,12 @@ class Ours:
     def __init__(self, loader: NativeLoader, batch: int, prefetch_steps: int) -> None:
         self.loader, self.batch, self.ahead = loader, batch, prefetch_steps
 
-    def run(self, first: int, count: int, int64: bool = False) -> float:
-        """Tokens a second over `count` batches from batch `first` on."""
+    def run(self, first: int, count: int, int64: bool = False) -> Lap:
+        """`count` batches from batch `first` on."""
         import torch
 
-        begin = time.perf_counter()
+        workers = [lane.pid for lane in self.loader._lanes if isinstance(lane, ProcessLane)]
+        lap = Lap(count * self.batch * LENGTH, workers)
         for k in range(first, first + min(self.ahead, count)):
             self.loader.request(self.samples(k))
         for k in range(first, first + count):
@@ -156,7 +201,7 @@ class Ours:
                 self.loader.request(self.samples(k + self.ahead))
             if int64:
                 torch.from_numpy(batch.tokens).long()
-        return count * self.batch * LENGTH / (time.perf_counter() - begin)
+        return lap.end()
 
     def samples(self, k: int) -> np.ndarray:
         """The numbers of batch `k`."""
@@ -173,8 +218,8 @@ class RawReads:
         self.rows = [(memory[i : i + self.nbytes],) for i in range(0, len(memory), self.nbytes)]
         self.fds: dict[tuple[int, int], int] = {}
 
-    def run(self, first: int, count: int) -> float:
-        """Tokens a second over the same batches."""
+    def run(self, first: int, count: int) -> Lap:
+        """The same batches."""
         located = self.batches.curriculum.locate_many(
             np.arange(first * self.batch, (first + count) * self.batch)
         )
@@ -187,12 +232,12 @@ class RawReads:
             at = (self.fd(source, shard), self.rows[i % len(self.rows)], token * self.batches.dtype.itemsize)
             shares[thread].append(at)
         threads = [Thread(target=self.read, args=(list(zip(*share, strict=True)),)) for share in shares]
-        begin = time.perf_counter()
+        lap = Lap(count * self.batch * LENGTH)
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        return count * self.batch * LENGTH / (time.perf_counter() - begin)
+        return lap.end()
 
     def read(self, share: list[tuple[Any, ...]]) -> None:
         """One thread's reads: descriptors, buffers, offsets. Not even a loop of Python is around them."""
@@ -214,6 +259,9 @@ class Megatron:
         from megatron_davinci.platform.device import choose
 
         choose("cpu")
+        # It has no cache for its index and a tokenizer without padding, both of which are meant here.
+        logging.getLogger("megatron.core").setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", message="The pad token id in the tokenizer collides")
         from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
         from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
@@ -241,8 +289,8 @@ class Megatron:
         self.index_seconds = time.perf_counter() - begin
         self.workers = arguments.workers
 
-    def run(self, first: int, count: int) -> float:
-        """Tokens a second over about as many samples as a block of ours has, a micro-batch of 8 at a time."""
+    def run(self, first: int, count: int) -> Lap:
+        """128 samples for each batch of ours and 256 at least, a micro-batch of 8 at a time."""
         from torch.utils.data import DataLoader, Subset
 
         # Fewer samples take it long enough; they need not be the same ones, as its order is another.
@@ -250,9 +298,9 @@ class Megatron:
         chosen = Subset(self.dataset, [n % len(self.dataset) for n in samples])
         loader = iter(DataLoader(chosen, batch_size=8, num_workers=self.workers, shuffle=False))
         next(loader)
-        begin = time.perf_counter()
-        tokens = sum(batch["tokens"].numel() for batch in loader)
-        return tokens / (time.perf_counter() - begin)
+        lap = Lap(0)
+        lap.tokens = sum(batch["tokens"].numel() for batch in loader)
+        return lap.end()
 
 
 class Tokenizer:
