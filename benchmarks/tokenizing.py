@@ -35,7 +35,7 @@ import numpy as np
 FORMS = 20_000_000
 EXPONENT, SHIFT = 1.35, 8.0
 VOCABULARY = 32_768
-SIZES = {"speed": 400, "small": 200, "train": 12}  # MB
+SIZES = {"speed": 400, "small": 250, "train": 12}  # MB
 QUICK = {"speed": 24, "small": 24, "train": 4}
 CORES = len(os.sched_getaffinity(0))
 

@@ -98,14 +98,15 @@ class Assembler:
 
     def in_order(self, number: int, span: Span) -> Shard:
         """Write a shard of the documents of a span."""
+        return self._write(number, self._span_places(span))
+
+    def _span_places(self, span: Span) -> Iterator[NDArray[np.int64]]:
         (first_part, first), (last_part, last) = span
-        places = []
         for part in range(first_part, last_part + (1 if last else 0)):
             ends = read_ends(self._parts, part)
             low = first if part == first_part else 0
             high = last if part == last_part else len(ends)
-            places.append(_places(part, ends, np.arange(low, high)))
-        return self._write(number, places)
+            yield _places(part, ends, np.arange(low, high))
 
     def shuffled(self, number: int, first: int, end: int, counts: NDArray[np.int64], seed: int) -> Shard:
         """Write a shard of documents `first` to before `end` of the shuffled order.
@@ -123,8 +124,12 @@ class Assembler:
             seed: The key.
         """
         starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+        return self._write(number, self._shuffled_places(first, end, starts, seed))
+
+    def _shuffled_places(
+        self, first: int, end: int, starts: NDArray[np.int64], seed: int
+    ) -> Iterator[NDArray[np.int64]]:
         permutation = Permutation(int(starts[-1]), round_keys(seed, "documents", 0))
-        places = []
         for low in range(first, end, _BLOCK_DOCUMENTS):
             chosen = permutation.many(np.arange(low, min(low + _BLOCK_DOCUMENTS, end)))
             part = np.searchsorted(starts, chosen, side="right") - 1
@@ -132,8 +137,7 @@ class Assembler:
             for one in np.unique(part).tolist():
                 here = part == one
                 block[here] = _places(one, self._part_ends(one), chosen[here] - starts[one])
-            places.append(block)
-        return self._write(number, places)
+            yield block
 
     def _part_ends(self, part: int) -> NDArray[np.int64]:
         ends = self._ends.get(part)
@@ -143,7 +147,7 @@ class Assembler:
                 self._ends.popitem(last=False)
         return ends
 
-    def _write(self, number: int, places: list[NDArray[np.int64]]) -> Shard:
+    def _write(self, number: int, places: Iterator[NDArray[np.int64]]) -> Shard:
         prefix = f"shard-{number:05d}"
         masked = self._mask or self._pack is not None
         with IndexedDatasetWriter(self._out / prefix, self._dtype, overwrite=True, mask=masked) as writer:
@@ -152,7 +156,7 @@ class Assembler:
                     for chosen in _blocks(block):
                         writer.add_documents(*self._read(chosen))
             else:
-                self._write_packed(writer, np.concatenate(places), self._pack)
+                self._write_packed(writer, np.concatenate(list(places)), self._pack)
         for file in self._files.values():
             file.close()
         self._files.clear()

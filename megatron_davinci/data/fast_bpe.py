@@ -32,7 +32,7 @@ Backend = Literal["auto", "gigatoken", "tokenizers"]
 
 # gigatoken keeps every distinct word that it has met. Past this much it is built anew, which takes a fraction of a
 # second; real text fills it once in some gigabytes.
-CACHE_BYTES = 64 << 20
+CACHE_BYTES = 40 << 20
 _SHORT = 300  # bytes a text, on average of a batch
 
 
