@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from megatron_davinci.data.manifest import FILE_NAME, Manifest
 from megatron_davinci.data.places import S3Options, place
 from megatron_davinci.data.source import Source
 from megatron_davinci.data.storage import size_of
+from megatron_davinci.data.transforms import SampleTransforms, stage_transforms
 from megatron_davinci.errors import ConfigError, DataError
 from megatron_davinci.train.forecast import Forecast
 
@@ -99,6 +101,7 @@ class Teller:
         located = forecast.curriculum.locate(n)
         governing, skip = forecast.governing(n), forecast.skipped(n)
         weight = Fraction(governing.record.weights[located.source])
+        facts = self._explainer.window(located.source, located.window)
         return {
             **self._when(n),
             "record": {
@@ -107,6 +110,7 @@ class Teller:
                 "first_sample": governing.record.first_sample,
                 "stage": governing.record.stage,
                 "weights": dict(governing.record.weights),
+                "transforms": dict(governing.record.transforms),
             },
             "left_out": None if skip is None else {"record": skip[0], "reason": skip[1].reason},
             "source": {
@@ -116,7 +120,37 @@ class Teller:
                 "epoch": located.epoch,
                 "windows": forecast.sources[located.source].num_windows,
             },
-            "window": self._window_facts(self._explainer.window(located.source, located.window)),
+            "window": self._window_facts(facts),
+            "transforms": self._transformed(n, facts),
+        }
+
+    @cached_property
+    def _transforms(self) -> list[SampleTransforms | None]:
+        return stage_transforms(self._forecast.config, self._forecast.sources)
+
+    def _transformed(self, n: int, facts: WindowFacts) -> dict[str, Any]:
+        """What is done to a sample on its way to the model, and what becomes of it."""
+        stage = self._forecast.seat(n).plan.stage
+        settings, transforms = self._forecast.config.curriculum[stage].transforms, self._transforms[stage]
+        source, length = self._forecast.sources[facts.source], len(facts.tokens)
+        applied: list[str] = []
+        tokens, weights, shown = facts.tokens, np.empty(length - 1, np.uint8), {"text": None, "ids": None}
+        source.read_mask_into(facts.window, weights)
+        if transforms is not None:
+            wide = tokens.astype(transforms.dtype(tokens.dtype))
+            found = transforms.one(n, facts.source, facts.window, wide, weights)
+            applied += found.applied
+            tokens, weights = found.tokens, found.weights[1:length].copy()
+            if not np.array_equal(tokens, facts.tokens):
+                shown = self._text(facts.source, tokens[:length])
+        if settings.document_mask:
+            applied.append("document mask" + (", positions reset" if settings.reset_positions else ""))
+            weights[tokens[: length - 1] == source.eod_id] = 0
+        return {
+            "applied": applied,
+            "tokens_cut": len(tokens) - length,
+            "labels_with_loss": int(np.count_nonzero(weights)),
+            **shown,
         }
 
     def _when(self, n: int) -> dict[str, Any]:

@@ -74,9 +74,13 @@ def _sample(screen: Screen, run: Answer, sample: Answer) -> None:
         ("", ""),
         *_window_rows(window, source["windows"]),
     ]  # fmt: skip
+    transforms = sample["transforms"]
+    if transforms["applied"]:
+        rows += [("", ""), ("transforms", _transforms(transforms))]
     screen.facts(rows)
     _documents(screen, window)
     screen.text("text", window)
+    screen.text("as the model sees it", transforms)
 
 
 def _window_rows(window: Answer, windows: int) -> list[tuple[str, str]]:
@@ -91,6 +95,13 @@ def _window_rows(window: Answer, windows: int) -> list[tuple[str, str]]:
         ("bytes", f"{_range(window['bytes'])} of the file"),
         ("loss", loss),
     ]
+
+
+def _transforms(transforms: Answer) -> str:
+    said = "; ".join(transforms["applied"])
+    if transforms["tokens_cut"]:
+        said += f"; {transforms['tokens_cut']:,} tokens past the end are cut"
+    return f"{said}; {transforms['labels_with_loss']:,} labels carry loss"
 
 
 def _documents(screen: Screen, window: Answer) -> None:

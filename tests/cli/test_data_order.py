@@ -348,12 +348,13 @@ def test_the_values_of_an_answer(trained):
     assert (one["run"]["samples"], one["run"]["steps"], one["run"]["done_samples"]) == (TOTAL, 50, DONE)
     (sample,) = one["samples"]
     when = {"n", "tokens_before", "stage", "step", "learning_rate", "batch", "rank", "done"}
-    assert set(sample) == when | {"record", "left_out", "source", "window"}
+    assert set(sample) == when | {"record", "left_out", "source", "window", "transforms"}
     assert set(sample["source"]) == {"name", "share", "position", "epoch", "windows"}
     assert set(sample["window"]) == {
         "number", "shard", "shards", "file", "bytes", "tokens", "dtype", "documents", "labels", "labels_with_loss",
         "has_mask", "text", "ids",
     }  # fmt: skip
+    assert set(sample["transforms"]) == {"applied", "tokens_cut", "labels_with_loss", "text", "ids"}
     found = answer(trained, "--find-document", "a:0:3")
     assert set(found) == {"run", "sought", "window", "document", "source", "times", "seen", "notes"}
     assert set(found["seen"][0]) == when | {"epoch", "window"}
