@@ -15,6 +15,8 @@ from megatron_davinci.data.transforms.draws import draws
 from megatron_davinci.data.transforms.sample import Sample, documents
 
 NAME = "fill in the middle"
+Places = tuple[int, int]
+"""Places in a sample: the first, and the one after the last."""
 
 
 class Sentinels(NamedTuple):
@@ -61,33 +63,36 @@ class FillInTheMiddle:
         tokens = sample.tokens
         bounds = documents(tokens, eod_id)
         chance = draws(self._seed, NAME, sample.n, len(bounds) - 1)
-        order: list[np.ndarray] = []
+        p, s, m = self._sentinels
+        has_sentinel = (tokens == p) | (tokens == s) | (tokens == m)
+        places: list[Places] = []
         kept = spm = psm = 0
         for number in np.flatnonzero(chance[:, 0] < self._rate).tolist():
             first, end = int(bounds[number]), int(bounds[number + 1])
             end -= int(tokens[end - 1]) == eod_id
-            if first == end or np.isin(tokens[first:end], self._sentinels).any():
+            if first == end or has_sentinel[first:end].any():
                 continue
-            low, high = sorted(first + int(u * (end - first + 1)) for u in chance[number, 1:3])
+            low, high = sorted(first + int(u * (end - first + 1)) for u in chance[number, 1:3].tolist())
             is_spm = bool(chance[number, 3] < self._spm_fraction)
-            order += [np.arange(kept, first), rearranged(first, low, high, end, len(tokens), spm=is_spm)]
+            places += [(kept, first), *rearranged(first, low, high, end, len(tokens), spm=is_spm)]
             kept = end
             spm, psm = spm + is_spm, psm + (not is_spm)
-        if not order:
+        if not places:
             return sample
-        order.append(np.arange(kept, len(tokens)))
-        places = np.concatenate(order)
+        places.append((kept, len(tokens)))
+        with_sentinels = np.append(tokens, np.array(self._sentinels, tokens.dtype))
+        # A sentinel is a label like any other: the model has to say when the middle is to come.
+        weights = np.append(sample.weights, np.full(3, sample.full, np.uint8))
         said = f"{NAME} in {psm + spm:,} of {len(bounds) - 1:,} documents ({psm:,} PSM, {spm:,} SPM)"
         return sample._replace(
-            tokens=np.append(tokens, np.array(self._sentinels, tokens.dtype))[places],
-            # A sentinel is a label like any other: the model has to say when the middle is to come.
-            weights=np.append(sample.weights, np.full(3, sample.full, np.uint8))[places],
+            tokens=np.concatenate([with_sentinels[first:end] for first, end in places]),
+            weights=np.concatenate([weights[first:end] for first, end in places]),
             applied=(*sample.applied, said),
         )
 
 
-def rearranged(first: int, low: int, high: int, end: int, sentinels: int, *, spm: bool) -> np.ndarray:
-    """The places that a document's tokens come from.
+def rearranged(first: int, low: int, high: int, end: int, sentinels: int, *, spm: bool) -> tuple[Places, ...]:
+    """The places that a document's tokens come from, in their new order.
 
     Args:
         first: Its first place.
@@ -96,11 +101,7 @@ def rearranged(first: int, low: int, high: int, end: int, sentinels: int, *, spm
         end: The place after its last token, without the end of the document.
         sentinels: Place of the three sentinels: prefix, suffix, middle.
         spm: Whether the suffix comes first.
-
-    Returns:
-        [end - first + 3] int64.
     """
-    prefix, middle, suffix = np.arange(first, low), np.arange(low, high), np.arange(high, end)
-    p, s, m = ([sentinels + k] for k in range(3))
-    parts = (p, s, suffix, m, prefix, middle) if spm else (p, prefix, s, suffix, m, middle)
-    return np.concatenate(parts).astype(np.int64)
+    p, s, m = ((sentinels + k, sentinels + k + 1) for k in range(3))
+    prefix, middle, suffix = (first, low), (low, high), (high, end)
+    return (p, s, suffix, m, prefix, middle) if spm else (p, prefix, s, suffix, m, middle)

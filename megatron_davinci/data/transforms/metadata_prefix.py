@@ -5,6 +5,7 @@ The text before a document is seen and not learnt. A stage without it is the coo
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -55,10 +56,19 @@ class MetadataPrefix:
             begins = begins[1:]
         if not len(begins):
             return sample
-        places = np.repeat(begins, len(prefix))
+        bounds = [0, *begins.tolist(), len(sample.tokens)]
+        added, no_weight = prefix.astype(sample.tokens.dtype), np.zeros(len(prefix), np.uint8)
         said = f"{NAME} of {len(prefix):,} tokens before {len(begins):,} documents"
         return sample._replace(
-            tokens=np.insert(sample.tokens, places, np.tile(prefix, len(begins)).astype(sample.tokens.dtype)),
-            weights=np.insert(sample.weights, places, np.uint8(0)),
+            tokens=_between(sample.tokens, bounds, added),
+            weights=_between(sample.weights, bounds, no_weight),
             applied=(*sample.applied, said),
         )
+
+
+def _between(array: np.ndarray, bounds: list[int], added: np.ndarray) -> np.ndarray:
+    """The parts of an array that bounds make, with something added between each and the next."""
+    parts = [array[bounds[0] : bounds[1]]]
+    for first, end in itertools.pairwise(bounds[1:]):
+        parts += [added, array[first:end]]
+    return np.concatenate(parts)

@@ -28,10 +28,10 @@ class PromptWeight:
 
     def __call__(self, sample: Sample) -> Sample:
         """As `SampleTransform`. Comes first: afterwards 0 may mean a label that is no prompt."""
-        prompts = sample.weights == 0
-        weights = np.where(prompts, self._prompt, self._full).astype(np.uint8)
+        whole = (sample.weights != 0).view(np.uint8)
+        weights = whole * np.uint8(self._full - self._prompt) + np.uint8(self._prompt)
         weights[0] = 0
-        count = int(np.count_nonzero(prompts[1:]))
+        count = len(whole) - 1 - int(np.count_nonzero(whole[1:]))
         said = f"prompt loss weight {self._prompt / self._full:g} of {count:,} labels"
         return sample._replace(
             weights=weights, full=self._full, applied=(*sample.applied, said) if count else sample.applied
