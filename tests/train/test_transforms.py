@@ -155,3 +155,30 @@ def test_no_token_of_a_prefix_is_trained_on(cases):
                         found += 1
                         assert not row_weights[at : at + len(ids)].any()
     assert found > 5
+
+
+def test_the_largest_batches_of_today_are_counted_exactly():
+    import torch
+
+    from megatron_davinci.train.step import _loss
+
+    # In one piece, where Megatron-Core has it in many: 4,096 sequences of 4,096 labels of weight 100.
+    losses = torch.full((4096, 4096), 2.0)
+    weights = torch.full((4096, 4096), 100, dtype=torch.uint8)
+    weights[0, 0] = 99
+    total, count, report = _loss(losses, weights)
+    assert count.dtype == torch.int and int(count) == 4096 * 4096 * 100 - 1 < 2**31
+    assert float(total) == pytest.approx(2.0 * int(count), rel=1e-6)
+    assert report.tolist() == [pytest.approx(2.0 * int(count), rel=1e-6), int(count)]
+
+
+def test_a_label_of_no_weight_may_have_any_loss():
+    import torch
+
+    from megatron_davinci.train.step import _loss
+
+    losses = torch.tensor([[1.0, float("inf"), 3.0]], requires_grad=True)
+    total, count, _ = _loss(losses, torch.tensor([[2, 0, 1]], dtype=torch.uint8))
+    total.backward()
+    assert (total.item(), int(count)) == (5.0, 3)
+    assert losses.grad.tolist() == [[2.0, 0.0, 1.0]]
