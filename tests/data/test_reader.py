@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from megatron_davinci.data import IndexedDatasetWriter, Manifest, NativeLoader, Shard, Source
 from megatron_davinci.data.native import PATH, SWITCH, library
 from megatron_davinci.data.reader import Rows, WindowReader
+from megatron_davinci.data.storage import LocalBlob
 from megatron_davinci.errors import DataError, DavinciError, EnvironmentProblem
 from tests.cases import cases
 from tests.data.text import batches_of, same
@@ -139,6 +140,27 @@ def test_what_was_dropped_is_read_by_waiting(tmp_path, native):
         with reading([source], native, threads) as reader:
             tokens = read(reader, rows_of([source], places, "int32")).tokens
         assert np.array_equal(tokens, [source.read(window) for _, window in places])
+
+
+@forms
+def test_of_a_row_that_is_not_filled_nothing_is_believed(sources, native):
+    chosen = [sources["uint8"]]  # is cast, so that no row can be filled at once
+    with reading(chosen, native) as reader:
+        rows = rows_of(chosen, [(0, 0), (0, 1)], "int32")
+        highest = np.full(2, 9, np.uint64)
+        missing = reader.read_cached(rows, reader.place(rows.source, rows.window), highest)
+    assert missing.tolist() == [0, 1] and highest.tolist() == [0, 0]
+
+
+@needs_library
+def test_the_library_waits_too(tmp_path, monkeypatch):
+    source = make(tmp_path / "one", "uint16", [200])
+    places = [(0, 3), (0, 20), (0, 1)]
+    with reading([source], True) as reader:
+        expected = read(reader, rows_of([source], places, "uint16")).tokens
+        monkeypatch.setattr(reader, "read_cached", lambda rows, places, highest: np.arange(len(highest)))
+        monkeypatch.setattr(LocalBlob, "read_into", lambda *_: pytest.fail("Python read a local file"))
+        assert np.array_equal(read(reader, rows_of([source], places, "uint16")).tokens, expected)
 
 
 @needs_library
