@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,6 +20,7 @@ from megatron_davinci.data.tokenizer import Tokenizer
 from megatron_davinci.errors import ConfigError, DataError, DavinciError
 
 Answer = dict[str, Any]
+_T = TypeVar("_T")
 PERCENTILES = (1, 50, 99)
 LENGTH = 4096  # tokens of a window where nobody says
 
@@ -88,16 +91,16 @@ def inspect_source(target: str, asked: Asked) -> tuple[Answer, list[DavinciError
                 do="give the tokenizer that made the source",
             )
         notes += other_tokenizer(tokenizer, {name: manifest.tokenizer_sha256}, "--tokenizer")
-    samples: list[Answer] = []
+    problems, samples = list(census.problems), []
     if asked.samples and census.windows(length):
         vocabulary = manifest.vocab_size if manifest else tokenizer.vocab_size if tokenizer else None
         source = Source.open(name, census.place, length, vocab_size=vocabulary)
         reader = SampleReader({name: source}, tokenizer, asked)
         eod_id = tokenizer.eod_id if manifest is None and tokenizer else source.eod_id
-        samples = [
-            {"n": None, **reader.sample(name, window, eod_id)}
-            for window in asked.numbers(source.num_windows, "window")
-        ]
+        for window in asked.numbers(source.num_windows, "window"):
+            read = tried(partial(reader.sample, name, window, eod_id), problems)
+            unread = {"source": name, "window": window, "spans": None}
+            samples.append({"n": None, **(unread if read is None else read)})
     elif asked.samples:
         notes.append(f"no sample is shown: the source has no window of {length:,} tokens")
     if asked.samples and tokenizer is None:
@@ -111,8 +114,18 @@ def inspect_source(target: str, asked: Asked) -> tuple[Answer, list[DavinciError
         "stages": [],
         "samples": samples,
         "notes": notes,
-        "problems": [str(problem) for problem in census.problems],
-    }, list(census.problems)
+        "problems": [str(problem) for problem in problems],
+    }, problems
+
+
+def tried(action: Callable[[], _T], problems: list[DavinciError]) -> _T | None:
+    """What an action gives; None where it fails, and why among the problems, once."""
+    try:
+        return action()
+    except DavinciError as error:
+        if str(error) not in map(str, problems):
+            problems.append(error)
+        return None
 
 
 def counted(path: Any, asked: Asked) -> Census:

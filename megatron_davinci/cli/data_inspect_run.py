@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from megatron_davinci.cli.data_inspect_answer import (
     Asked,
@@ -13,6 +13,7 @@ from megatron_davinci.cli.data_inspect_answer import (
     counted,
     other_tokenizer,
     source_facts,
+    tried,
 )
 from megatron_davinci.config import RunConfig, load_config
 from megatron_davinci.config.transforms import Transforms
@@ -24,10 +25,11 @@ from megatron_davinci.data.source import Source
 from megatron_davinci.data.tokenizer import Tokenizer
 from megatron_davinci.errors import DavinciError
 from megatron_davinci.optim.schedule import Schedule
-from megatron_davinci.train.forecast import Governing, governing_records
+from megatron_davinci.train.forecast import Forecast, Governing, governing_records
 from megatron_davinci.train.run_directory import RunDirectory
 
 Answer = dict[str, Any]
+_T = TypeVar("_T")
 MANY = (
     4  # epochs: up to here repeated text is nearly as good as new (Muennighoff et al. 2023, arXiv:2305.16264)
 )
@@ -114,25 +116,24 @@ class _Run:
         return None if path is None else Tokenizer.load(path)
 
     def _governing(self) -> tuple[Governing, ...]:
-        """The journal's mixtures and the plan after them; the plan alone where the journal is damaged."""
+        """The journal's mixtures and the plan after them; the plan alone where the run's record does not serve."""
         config, path = self._config, RunDirectory(self._config.run.directory).journal
-        records = self._tried(
-            lambda: governing_records(config, self._schedule, Journal.open(path, config.data.sources), path)
-        )
-        if records is not None:
-            return records
-        self._notes.append(
-            "the journal does not serve: epochs and samples are those that the configuration plans"
-        )
-        nothing = Journal.open(path.with_name(path.name + ".none"))
-        return governing_records(config, self._schedule, nothing, path)
+        if len(self._sources) == len(config.data.sources):
+            forecast = self._tried(lambda: Forecast.read(config))
+            records = None if forecast is None else forecast.records
+        else:
+            records = self._tried(
+                lambda: governing_records(
+                    config, self._schedule, Journal.open(path, config.data.sources), path
+                )
+            )
+        if records is None:
+            self._notes.append("epochs and samples are those that the configuration plans, without a journal")
+            return governing_records(config, self._schedule, Journal(path, None), path)
+        return records
 
-    def _tried(self, action: Any) -> Any:
-        try:
-            return action()
-        except DavinciError as error:
-            self._problems.append(error)
-            return None
+    def _tried(self, action: Callable[[], _T]) -> _T | None:
+        return tried(action, self._problems)
 
     # ---- what the run takes ------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from rich.text import Text
 from megatron_davinci.data.explain import printable
 
 FIRST, LAST = 64, 24  # tokens shown of a long stretch without a mark
+LEAST = 32  # tokens that are worth leaving out
 _LONGEST_CHARACTER = 4  # tokens that a character of UTF-8 may be parted into
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
 
@@ -82,7 +83,7 @@ def spans(
             found.append(Span("edge", "", learnt, which, 0))
         if ends[first]:
             found += [Span("end", "EOD", learnt, which, 1)] * (end - first)
-        elif whole or end - first <= FIRST + LAST:
+        elif whole or end - first < FIRST + LAST + LEAST:
             found += _texts(tokens[first:end], learnt, which, decode, by_token)
         else:
             found += _texts(tokens[first : first + FIRST], learnt, which, decode, by_token)
@@ -125,7 +126,8 @@ def coloured(parts: Sequence[Span]) -> Text:
     text = Text(tab_size=4)
     for span in parts:
         text.append(shown(span), style=_style(span))
-    text.right_crop(len(text.plain) - len(text.plain.rstrip("\n")))
+    if text.plain.endswith("\n"):
+        text.right_crop()  # the line break after the last mark
     return text
 
 

@@ -60,7 +60,7 @@ def _source(screen: Screen, source: Answer) -> None:
             ("documents", f"{source['documents']:,}"),
             ("vocabulary", vocabulary),
             ("EOD", "not known" if eod is None else f"token {eod:,}"),
-            ("windows", f"{windows['number']:,} of {windows['sequence_length']:,} tokens and one more; "
+            ("windows", f"{windows['number']:,} of {windows['sequence_length']:,} + 1 tokens; "
              f"{windows['lost_tokens']:,} tokens at ends of shards are in none"),
             ("", ""),
             ("read", _read(source)),
@@ -77,7 +77,8 @@ def _read(source: Answer) -> str:
     read = source["read"]
     if not read["is_sample"]:
         wrong = source["shards"] - read["shards"]
-        return "the indexes and masks of all shards" + (f" but {wrong:,} that are damaged" if wrong else "")
+        what = "the indexes and masks" if source["has_mask"] else "the indexes"
+        return f"{what} of all shards" + (f" but {wrong:,} that are damaged" if wrong else "")
     return (
         f"a sample: {read['shards']:,} of {_many(source['shards'], 'shard')}, {read['documents']:,} documents; "
         "what follows is of these"
@@ -197,7 +198,7 @@ def _holdings(screen: Screen, title: str, sources: list[Answer]) -> None:
                 *(f"{read['percentiles'][percent]:,}" for percent in ("50", "99")),
                 f"{read['longest']:,}",
                 f"{one['windows']['number']:,}",
-                (share(one) if one["has_mask"] else "all") + ("; damaged" if one["problems"] else ""),
+                "damaged" if one["problems"] else share(one) if one["has_mask"] else "all",
             ]
         )
     names = ("domain", "source", "tokens", "documents", "p50", "p99", "longest", "windows", "loss")
@@ -213,7 +214,7 @@ def _epochs(screen: Screen, answer: Answer) -> None:
     flags = [flag(one["use"]) for one in sources]
     cells = [[epochs(one["use"], stage) for one in sources] for stage in range(len(stages))]
     widths = [
-        min(24, max(cell_len(screen.safe(name)), *map(len, column))) + 2
+        min(32, max(cell_len(screen.safe(name)), *map(len, column))) + 2
         for name, column in zip(stages, cells, strict=True)
     ]
     names = max(cell_len(screen.safe(one["name"])) for one in sources)

@@ -13,7 +13,7 @@ from megatron_davinci.version import __version__
 
 # name -> (module with `add_arguments` and `run`, one line of help)
 COMMANDS = {
-    "data": ("megatron_davinci.cli.data", "make, merge, verify and order datasets"),
+    "data": ("megatron_davinci.cli.data", "make, merge, verify, inspect and order datasets"),
     "plan": ("megatron_davinci.cli.plan", "what a configuration will cost, without starting anything"),
     "train": ("megatron_davinci.cli.train", "train, or go on from the newest checkpoint"),
     "convert": ("megatron_davinci.cli.convert", "export a checkpoint to Hugging Face"),

@@ -15,7 +15,8 @@ from rich.text import Text
 from megatron_davinci.data.explain import printable
 
 _WIDE = 4000  # columns of a file or a pipe
-_CELL = 24  # columns for a name that someone made very long
+_NAME = 24  # columns for a name that someone made very long; half of it on a narrow screen
+_NUMBER = 32  # columns for numbers, of which nothing may be cut, and for the names above them
 _WORD = 8  # columns that text has at least
 Answer = dict[str, Any]
 
@@ -45,8 +46,10 @@ class Screen:
         cells = [[self.safe(cell) for cell in row] for row in rows]
         widths = [max(cell_len(cell) for cell in column) for column in zip(*cells, strict=True)]
         widths = [max(cell_len(name), width) for (name, _), width in zip(columns, widths, strict=True)]
+        longest = _NAME if self.console.width >= 100 else _NAME // 2
         widths[:-1] = [
-            min(width, _CELL if self.console.width >= 100 else _CELL // 2) for width in widths[:-1]
+            min(width, longest if justify == "left" else _NUMBER)
+            for (_, justify), width in zip(columns[:-1], widths, strict=False)
         ]
         room = self.console.width - sum(widths[:-1]) - 2 * len(widths)
         widths[-1] = min(widths[-1], max(_WORD, room))

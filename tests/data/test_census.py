@@ -47,7 +47,7 @@ def counted(values: list[int]) -> Lengths:
 
 
 @given(st.lists(some_lengths, max_size=4), st.integers(1, 100))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_counts_and_percentiles_are_those_of_the_sorted_list(blocks, percent):
     lengths, everything = Lengths(), sorted(value for block in blocks for value in block)
     for i, block in enumerate(blocks):
@@ -70,7 +70,7 @@ def test_counts_and_percentiles_are_those_of_the_sorted_list(blocks, percent):
 
 
 @given(some_lengths)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_bins_are_powers_of_two_without_gaps(values):
     bins = counted(values).bins()
     some = [value for value in values if value]

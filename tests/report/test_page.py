@@ -217,3 +217,15 @@ def test_a_reader_never_sees_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     files.write_atomically(path, b"new")
     # The bytes are on the disk before the rename, and the rename is flushed after it.
     assert seen == [b"old", b"new"]
+
+
+def test_marked_text_is_escaped_and_its_marks_are_known():
+    parts = [("<b>grey</b> ", "quiet"), ("plain", ""), ("⏎", "other end")]
+    html = Page("t").section("s").marked_text(parts, label="<i>").html()
+    assert (
+        '<span class="quiet">&lt;b&gt;grey&lt;/b&gt; </span><span>plain</span><span class="other end">⏎</span>'
+        in html
+    )
+    assert "&lt;i&gt;" in html and fetches(html) == []
+    with pytest.raises(ValueError, match='found red"'):
+        Page("t").marked_text([("x", 'quiet red"')])
