@@ -6,6 +6,7 @@ import itertools
 import os
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -158,9 +159,17 @@ def test_the_library_waits_too(tmp_path, monkeypatch):
     places = [(0, 3), (0, 20), (0, 1)]
     with reading([source], True) as reader:
         expected = read(reader, rows_of([source], places, "uint16")).tokens
+        waits, read_windows = [], reader._library.read_windows
+
+        def watched(*arguments, wait):
+            waits.append(wait)
+            return read_windows(*arguments, wait=wait)
+
+        monkeypatch.setattr(reader, "_library", SimpleNamespace(read_windows=watched))
         monkeypatch.setattr(reader, "read_cached", lambda rows, places, highest: np.arange(len(highest)))
         monkeypatch.setattr(LocalBlob, "read_into", lambda *_: pytest.fail("Python read a local file"))
         assert np.array_equal(read(reader, rows_of([source], places, "uint16")).tokens, expected)
+    assert waits == [True]
 
 
 @needs_library
