@@ -20,6 +20,8 @@ from megatron_davinci.data.tokenizer import Tokenizer
 from megatron_davinci.errors import ConfigError, DataError, DavinciError
 
 Answer = dict[str, Any]
+Change = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, list[str]]]
+"""Tokens of a window and their weights as labels, to those that the model sees, and what was done to them."""
 _T = TypeVar("_T")
 PERCENTILES = (1, 50, 99)
 LENGTH = 4096  # tokens of a window where nobody says
@@ -198,10 +200,16 @@ class SampleReader:
     def __init__(self, sources: dict[str, Source], tokenizer: Tokenizer | None, asked: Asked) -> None:
         self._sources, self._asked = sources, asked
         self._explainer = Explainer(sources)
-        self._decode: Decode = _ids if tokenizer is None else tokenizer.decode
+        self._decode: Decode = _ids if tokenizer is None else partial(_text, tokenizer)
 
-    def sample(self, source: str, window: int, eod_id: int | None) -> Answer:
+    def sample(self, source: str, window: int, eod_id: int | None, change: Change | None = None) -> Answer:
         """A window's facts and spans.
+
+        Args:
+            source: Name of the source.
+            window: Number of the window.
+            eod_id: The token that ends documents, if one does.
+            change: What is done to it on its way to the model.
 
         Raises:
             DataError: A file of its shard is missing or damaged, or a token is outside the vocabulary.
@@ -209,14 +217,18 @@ class SampleReader:
         """
         facts, opened = self._explainer.window(source, window), self._sources[source]
         # The window's first token is nobody's label: it is there to be read only.
-        mask = np.zeros(len(facts.tokens), np.uint8)
-        opened.read_mask_into(window, mask[1:])
+        tokens, weights = facts.tokens, np.zeros(len(facts.tokens), np.uint8)
+        opened.read_mask_into(window, weights[1:])
+        applied: list[str] = []
+        if change is not None:
+            tokens, weights, applied = change(tokens, weights)
+        moved = tokens is not facts.tokens
         parts = spans(
-            facts.tokens,
-            mask,
+            tokens,
+            weights > 0,
             eod_id,
             self._decode,
-            starts=[piece.first for piece in facts.pieces],
+            starts=None if moved else [piece.first for piece in facts.pieces],
             by_token=self._asked.by_token,
             whole=self._asked.whole,
         )
@@ -228,10 +240,21 @@ class SampleReader:
             "bytes": list(facts.byte_range),
             "documents": len(facts.pieces),
             "labels": len(facts.tokens) - 1,
-            "labels_with_loss": int(mask.sum()),
+            "labels_with_loss": int(np.count_nonzero(weights)),
+            "applied": applied,
             "spans": as_values(parts),
         }
 
 
 def _ids(tokens: np.ndarray) -> str:
     return "".join(f"{token} " for token in tokens.tolist())
+
+
+def _text(tokenizer: Tokenizer, tokens: np.ndarray) -> str:
+    """Text, with ids that the tokenizer does not have as `<2050>`: it would pass them over."""
+    parts, first = [], 0
+    for at in [*np.flatnonzero(tokens >= tokenizer.vocab_size).tolist(), len(tokens)]:
+        parts.append(tokenizer.decode(tokens[first:at]) if at > first else "")
+        parts.append(f"<{tokens[at]}>" if at < len(tokens) else "")
+        first = at + 1
+    return "".join(parts)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+import numpy as np
+
 from megatron_davinci.cli.data_inspect_answer import (
     Asked,
     SampleReader,
@@ -16,13 +18,13 @@ from megatron_davinci.cli.data_inspect_answer import (
     tried,
 )
 from megatron_davinci.config import RunConfig, load_config
-from megatron_davinci.config.transforms import Transforms
 from megatron_davinci.data.census import Census
-from megatron_davinci.data.curriculum import Curriculum
+from megatron_davinci.data.curriculum import Curriculum, Location
 from megatron_davinci.data.journal import Journal
 from megatron_davinci.data.places import Place, S3Options, place
 from megatron_davinci.data.source import Source
 from megatron_davinci.data.tokenizer import Tokenizer
+from megatron_davinci.data.transforms import SampleTransforms, stage_transforms
 from megatron_davinci.errors import DavinciError
 from megatron_davinci.optim.schedule import Schedule
 from megatron_davinci.train.forecast import Forecast, Governing, governing_records
@@ -228,7 +230,13 @@ class _Run:
     def _samples(self) -> list[Answer]:
         if not self._asked.samples:
             return []
-        reader = SampleReader(self._sources, self._tokenizer, self._asked)
+        reader, config = SampleReader(self._sources, self._tokenizer, self._asked), self._config
+        transforms: dict[str, SampleTransforms | None] | None = None
+        if len(self._sources) == len(config.data.sources):
+            made = self._tried(lambda: stage_transforms(config, self._sources))
+            if made is not None:
+                names = (stage.name for stage in config.curriculum)
+                transforms = dict(zip(names, made, strict=True))
         found = []
         for n in self._asked.numbers(self._schedule.total_samples, "sample"):
             located = self._curriculum.locate(n)
@@ -236,10 +244,40 @@ class _Run:
             read = None
             if located.source in self._sources:
                 eod_id = self._sources[located.source].eod_id
-                read = self._tried(partial(reader.sample, located.source, located.window, eod_id))
+                change = None if transforms is None else partial(self._changed, n, located, transforms)
+                read = self._tried(partial(reader.sample, located.source, located.window, eod_id, change))
             found.append({**facts, **(read or {"spans": None})})
-        if any(stage.transforms != Transforms() for stage in self._config.curriculum):
+        if transforms is None:
             self._notes.append("samples are shown as the sources have them, before the stages' transforms")
         if self._tokenizer is None:
             self._notes.append("data.tokenizer is not set: tokens are shown by their ids")
         return found
+
+    def _changed(
+        self,
+        n: int,
+        located: Location,
+        transforms: dict[str, SampleTransforms | None],
+        tokens: np.ndarray,
+        weights: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        """A sample as the model sees it; see `Change`."""
+        length = len(tokens)
+        applied: list[str] = []
+        (stage,) = (stage for stage in self._config.curriculum if stage.name == located.stage)
+        transform = transforms[located.stage]
+        if transform is not None:
+            wide = tokens.astype(transform.dtype(tokens.dtype))
+            sample = transform.one(n, located.source, located.window, wide, weights[1:])
+            applied += sample.applied
+            weights = sample.weights[:length].copy()
+            # The first position is read and not predicted, whatever stands there.
+            weights[0] = 0
+            if not np.array_equal(sample.tokens, tokens):
+                tokens = sample.tokens[:length]
+        if stage.transforms.document_mask:
+            applied.append(
+                "document mask" + (", positions reset" if stage.transforms.reset_positions else "")
+            )
+            weights[1:][tokens[:-1] == self._sources[located.source].eod_id] = 0
+        return tokens, weights, applied

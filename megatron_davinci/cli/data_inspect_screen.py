@@ -273,6 +273,7 @@ def heading(sample: Answer) -> str:
     return (
         f"{what}: {_many(sample['documents'], 'document')}, "
         f"{sample['labels_with_loss']:,} of {sample['labels']:,} labels carry loss"
+        + "".join(f"; {one}" for one in sample["applied"])
     )
 
 

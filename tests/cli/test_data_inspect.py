@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
+from megatron_davinci.cli.data_inspect_answer import Asked, SampleReader
 from megatron_davinci.cli.data_inspect_sample import (
     FIRST,
     LAST,
@@ -492,8 +493,59 @@ def test_samples_of_a_run_are_those_of_its_order(config, tmp_path):
     assert f"sample {drawn[0]:,}, stage" in inspect(config, "--samples", 30, "--seed", 4).out
 
 
-def test_samples_are_those_before_transforms_and_say_so(config, tmp_path):
-    notes = answer(tmp_path, config, "curriculum.1.transforms.document_mask=true", "--at", 3)["notes"]
+def test_samples_of_a_run_are_as_the_model_sees_them(config, texts, tmp_path):
+    """As `data order` says, which is held to the trainer's; and no token of the metadata is learnt."""
+    settings_ = yaml.safe_load(config.read_text())
+    settings_["data"]["tokenizer"] = str(texts / "tokenizer")
+    settings_["data"]["sources"]["qa"] = {"path": str(texts / "qa"), "metadata": "URL: qa.org "}
+    settings_["data"]["sequence_length"] = settings_["model"]["max_sequence_length"] = 96
+    settings_["model"]["vocab_size"] = 300
+    second = settings_["curriculum"][1]
+    settings_["curriculum"] = [
+        {**second, "mixture": {"qa": 1}, "transforms": {
+            "metadata_prefix": {}, "document_mask": True, "prompt_loss_weight": 0.5,
+        }}
+    ]  # fmt: skip
+    config.write_text(yaml.safe_dump(settings_))
+    found = answer(tmp_path, config, "--at", 0, "--samples", 8, "--full-text")
+    assert "before the stages" not in str(found["notes"])
+    order = davinci("data", "order", config, "--at", 0, "--count", 8, "--full-text", "--json")
+    for sample, said in zip(found["samples"], json.loads(order.out)["samples"], strict=True):
+        parts = from_values(sample["spans"])
+        transforms = said["transforms"]
+        assert sample["applied"] == transforms["applied"] and len(sample["applied"]) >= 2
+        assert sample["labels_with_loss"] == transforms["labels_with_loss"]
+        text = "".join("<|endoftext|>" if span.kind == "end" else span.text for span in parts)
+        escaped = (transforms["text"] or said["window"]["text"])["first"]
+        assert text == escaped.replace("\x1b", "\\x1b").replace("\u202e", "\\u202e")
+        quiet = [span for span in parts if span.text.startswith("URL: qa.org ") and span.kind == "text"]
+        assert quiet and not any(span.loss for span in quiet)
+        assert sum(span.tokens for span in parts) == 97
+        for before, after in itertools.pairwise([span for span in parts if span.kind != "edge"]):
+            assert before.kind != "end" or not after.loss, "no label is in another document than its input"
+    out = inspect(config, "--at", 0).out
+    assert "labels carry loss; " in out and "document mask" in out
+
+
+def test_ids_that_the_tokenizer_does_not_have_are_seen(texts, tmp_path):
+    with IndexedDatasetWriter(tmp_path / "x", "uint16") as writer:
+        writer.add_document([5000, 65, 66, 5001, 5002, 67, 5003])
+    window = ("--sequence-length", 6, "--at", 0, "--tokenizer", texts / "tokenizer")
+    tokenizer = Tokenizer.load(texts / "tokenizer")
+    manifest = Manifest(name="x", domain="x", dtype="uint16", vocab_size=5004, eod_id=None, tokenizer_sha256=None,
+                        shards=(Shard.of("x", writer.written),))  # fmt: skip
+    manifest.save(tmp_path)
+    assert "more ids than the tokenizer" in inspect(tmp_path, *window).refusal()
+    # In a run they come from transforms, and from a source where the model's vocabulary has room for them.
+    reader = SampleReader({"x": Source.open("x", tmp_path, 6)}, tokenizer, Asked(whole=True))
+    parts = from_values(reader.sample("x", 0, None)["spans"])
+    text = "".join(span.text for span in parts)
+    assert text == f"<5000>{tokenizer.decode([65, 66])}<5001><5002>{tokenizer.decode([67])}<5003>"
+
+
+def test_samples_before_transforms_say_so(config, tmp_path):
+    shutil.rmtree(tmp_path / "data" / "b")
+    notes = answer(tmp_path, config, "--at", 3, code=2)["notes"]
     assert "samples are shown as the sources have them, before the stages' transforms" in notes
 
 
