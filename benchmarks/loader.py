@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="less data and fewer blocks: figures of no weight"
     )
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2, help="with 0, two threads read, on both sides")
     parser.add_argument("--batch", type=int, default=4096, help="samples a batch: the report's, on one rank")
     parser.add_argument("--prefetch-steps", type=int, default=2)
     parser.add_argument("--folder", type=Path, help="where the data is written (default: a temporary folder)")
@@ -119,12 +119,15 @@ def measure(arguments: Any, size: Size, folder: Path) -> tuple[dict[str, list[fl
         "cached_after_dropping": [],
     }
     rates: dict[str, list[float]] = {}
-    raw = RawReads(batches, arguments.batch, arguments.workers)
+    raw = RawReads(batches, arguments.batch, arguments.workers or 2)
     megatron = None if arguments.no_megatron else Megatron(folder, arguments)
     if megatron is not None:
         peer["megatron_index_seconds"] = megatron.index_seconds
     with NativeLoader(
-        batches, workers=arguments.workers, prefetch_steps=arguments.prefetch_steps, read_threads=1
+        batches,
+        workers=arguments.workers,
+        prefetch_steps=arguments.prefetch_steps,
+        read_threads=1 if arguments.workers else 2,
     ) as loader:
         ours = Ours(loader, arguments.batch, arguments.prefetch_steps)
         contenders: dict[str, Callable[[int, int], Lap]] = {
