@@ -247,6 +247,14 @@ def test_a_tokenizer_beyond_the_models_vocabulary_is_refused(root):
         stage_transforms(config, sources)
 
 
+def test_a_weight_for_prompts_that_nothing_names_is_refused(root):
+    settings = transformed_settings(root, {"prompt_loss_weight": 0.5})
+    settings["curriculum"][1]["mixture"] = {"code": 0.5, "web": 0.5, "qa": 0}
+    config = validate(settings, where="test")
+    with pytest.raises(ConfigError, match="no mask in code, web"):
+        stage_transforms(config, open_sources(config))
+
+
 @pytest.mark.parametrize("transforms", [{"metadata_prefix": {}}, filling()])
 def test_sources_have_to_say_what_ends_a_document_and_mean_it(root, tmp_path, transforms):
     for eod_id, message in ((None, "no eod_id in the manifest of code"), (7, "do not end with the token")):

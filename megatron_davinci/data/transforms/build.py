@@ -10,7 +10,7 @@ import numpy as np
 
 from megatron_davinci.config import RunConfig
 from megatron_davinci.config.curriculum import Stage
-from megatron_davinci.config.transform_checks import filled_sources, metadata_of
+from megatron_davinci.config.transform_checks import filled_sources, metadata_of, mixed_sources
 from megatron_davinci.data.document_ends import check_first_document
 from megatron_davinci.data.source import Source
 from megatron_davinci.data.transforms.fill_in_the_middle import FillInTheMiddle, Sentinels
@@ -36,7 +36,8 @@ def stage_transforms(config: RunConfig, sources: Mapping[str, Source]) -> list[S
         sources: The training sources, open.
 
     Raises:
-        ConfigError: A token is not in the vocabulary, or is one that it cannot be.
+        ConfigError: A token is not in the vocabulary, or is one that it cannot be; or prompts have a weight, and no
+            source has a mask.
         DataError: A source does not say what token ends a document, or its first document ends with another; or the
             tokenizer is damaged.
         EnvironmentProblem: A source cannot be read.
@@ -55,12 +56,24 @@ class _Builder:
         found: list[SampleTransform] = []
         prompt, full = stage.transforms.label_weights
         if prompt:
+            self._need_masks(f"{where}.prompt_loss_weight", stage)
             found.append(PromptWeight(prompt, full))
         if stage.transforms.fill_in_the_middle is not None:
             found.append(self._filling(f"{where}.fill_in_the_middle", stage))
         if stage.transforms.metadata_prefix is not None:
             found.append(self._prefix(f"{where}.metadata_prefix", stage))
         return SampleTransforms(found) if found else None
+
+    def _need_masks(self, where: str, stage: Stage) -> None:
+        names = mixed_sources(stage)
+        if not any(self._sources[name].has_mask for name in names):
+            raise ConfigError(
+                "Prompts have a weight, and nothing says what a prompt is.",
+                where=where,
+                found=f"no mask in {', '.join(names)}",
+                expected="a source of the stage with a mask, which leaves prompts out",
+                do="tokenise questions and answers with their fields, or leave out prompt_loss_weight",
+            )
 
     def _filling(self, where: str, stage: Stage) -> FillInTheMiddle:
         settings = stage.transforms.fill_in_the_middle
