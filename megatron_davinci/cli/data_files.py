@@ -19,9 +19,7 @@ def add_actions(actions: Any) -> None:
         actions: The sub-parsers of `davinci data`.
     """
     manifest = actions.add_parser("manifest", help="make a source of .bin/.idx pairs that are there")
-    manifest.add_argument(
-        "folder", type=Path, help="folder with the datasets, where manifest.json is written"
-    )
+    manifest.add_argument("folder", help="folder with the datasets, where manifest.json is written")
     manifest.add_argument(
         "prefixes",
         nargs="*",
@@ -44,8 +42,8 @@ def add_actions(actions: Any) -> None:
     merge = actions.add_parser(
         "merge", help="make one .bin/.idx pair of several, byte for byte as Megatron's"
     )
-    merge.add_argument("out", type=Path, help="dataset to make, without an ending")
-    merge.add_argument("prefixes", nargs="+", type=Path, help="datasets in their order, without an ending")
+    merge.add_argument("out", help="dataset to make, without an ending")
+    merge.add_argument("prefixes", nargs="+", help="datasets in their order, without an ending")
     verify = actions.add_parser("verify", help="hold a source's files against its manifest")
     verify.add_argument("source", help="folder with a manifest.json; local, or s3://BUCKET/KEY")
     verify.add_argument(
@@ -62,11 +60,13 @@ def write_manifest(arguments: argparse.Namespace) -> int:
     """Survey the datasets, write the manifest, and say what is in it."""
     from megatron_davinci.config.units import format_tokens
     from megatron_davinci.data.manifest import FILE_NAME
+    from megatron_davinci.data.places import local_path
     from megatron_davinci.data.survey import make_manifest
     from megatron_davinci.data.tokenizer import Tokenizer
     from megatron_davinci.errors import DataError
 
-    path = arguments.folder / FILE_NAME
+    folder = local_path(arguments.folder)
+    path = folder / FILE_NAME
     if path.exists() and not arguments.replace:
         raise DataError(
             "A manifest is there already.",
@@ -79,7 +79,7 @@ def write_manifest(arguments: argparse.Namespace) -> int:
         eod_id = tokenizer.eod_id
     with bar(f"reading {arguments.folder}") as progress:
         manifest = make_manifest(
-            arguments.folder,
+            folder,
             arguments.prefixes or None,
             name=arguments.name,
             domain=arguments.domain,
@@ -88,7 +88,7 @@ def write_manifest(arguments: argparse.Namespace) -> int:
             tokenizer_sha256=tokenizer.sha256 if tokenizer else None,
             progress=progress,
         )
-    manifest.save(arguments.folder)
+    manifest.save(folder)
     print(
         f"{path}: {_shards(len(manifest.shards))}, {manifest.documents:,} documents, "
         f"{format_tokens(manifest.tokens)} tokens of {manifest.dtype}, ids below {manifest.vocab_size:,}"
@@ -102,14 +102,14 @@ def merge(arguments: argparse.Namespace) -> int:
     from megatron_davinci.config.units import format_tokens
     from megatron_davinci.data.indexed import bin_path
     from megatron_davinci.data.merge import merge_datasets
+    from megatron_davinci.data.places import local_path
 
-    total = sum(bin_path(p).stat().st_size for p in arguments.prefixes if bin_path(p).is_file())
-    with bar(f"merging into {arguments.out}") as progress:
-        merged = merge_datasets(
-            arguments.prefixes, arguments.out, progress=lambda done: progress(done, total)
-        )
+    prefixes, out = [local_path(prefix) for prefix in arguments.prefixes], local_path(arguments.out)
+    total = sum(bin_path(p).stat().st_size for p in prefixes if bin_path(p).is_file())
+    with bar(f"merging into {out}") as progress:
+        merged = merge_datasets(prefixes, out, progress=lambda done: progress(done, total))
     print(
-        f"{arguments.out}: {len(arguments.prefixes)} datasets, {merged.documents:,} documents, "
+        f"{out}: {len(prefixes)} datasets, {merged.documents:,} documents, "
         f"{format_tokens(merged.tokens)} tokens{', with a mask' if merged.has_mask else ''}"
     )
     return 0

@@ -24,7 +24,7 @@ def add_actions(actions: Any) -> None:
     train.add_argument(
         "--vocab-size", type=int, required=True, help="ids, the end-of-document token included"
     )
-    train.add_argument("--out", type=Path, required=True, help="folder to make")
+    train.add_argument("--out", required=True, help="folder to make")
     train.add_argument(
         "--text-field", default="text", help="field of a line that holds its text (default: text)"
     )
@@ -36,7 +36,7 @@ def add_actions(actions: Any) -> None:
     )
     tokenize.add_argument("--tokenizer", type=Path, required=True, help="folder with tokenizer.json")
     tokenize.add_argument("--eod", help="the token that ends a document (default: the tokenizer's)")
-    tokenize.add_argument("--out", type=Path, required=True, help="folder to make")
+    tokenize.add_argument("--out", required=True, help="folder to make")
     tokenize.add_argument("--name", help="the source's name (default: the folder's)")
     tokenize.add_argument("--domain", help="reports group by it (default: the source's name)")
     tokenize.add_argument(
@@ -83,10 +83,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 def train_tokenizer(arguments: argparse.Namespace) -> int:
     """Train and say where it lies."""
+    from megatron_davinci.data.places import local_path
     from megatron_davinci.data.text_inputs import find
     from megatron_davinci.data.tokenizer import train_bpe
 
-    print(train_bpe(find(arguments.files), arguments.vocab_size, arguments.out, arguments.text_field))
+    print(
+        train_bpe(
+            find(arguments.files), arguments.vocab_size, local_path(arguments.out), arguments.text_field
+        )
+    )
     return 0
 
 
@@ -94,10 +99,12 @@ def tokenize_files(arguments: argparse.Namespace) -> int:
     """Tokenize with a progress bar, and say what was made."""
     from megatron_davinci.config.units import format_tokens
     from megatron_davinci.data.jsonl import Fields
+    from megatron_davinci.data.places import local_path
     from megatron_davinci.data.tokenize import Options, tokenize
     from megatron_davinci.data.tokenizer import Tokenizer
 
-    name = arguments.name or arguments.out.name
+    out = local_path(arguments.out)
+    name = arguments.name or out.name
     options = Options(
         fields=Fields(arguments.text_field, arguments.prompt_field, arguments.response_field),
         shard_tokens=arguments.shard_tokens,
@@ -108,7 +115,7 @@ def tokenize_files(arguments: argparse.Namespace) -> int:
         made = tokenize(
             arguments.files,
             Tokenizer.load(arguments.tokenizer, arguments.eod),
-            arguments.out,
+            out,
             name,
             arguments.domain or name,
             options,
@@ -120,13 +127,13 @@ def tokenize_files(arguments: argparse.Namespace) -> int:
         )
     manifest = made.manifest
     print(
-        f"{arguments.out}: {manifest.documents:,} documents, {format_tokens(manifest.tokens)} tokens, "
+        f"{out}: {manifest.documents:,} documents, {format_tokens(manifest.tokens)} tokens, "
         f"{len(manifest.shards)} shard{'s' if len(manifest.shards) > 1 else ''}, by {made.encoder}"
     )
     if made.empty:
         print(f"{made.empty:,} empty texts are no documents")
     if made.bad:
-        print(f"{made.bad:,} bad records were skipped: see {arguments.out / 'quarantine.jsonl'}")
+        print(f"{made.bad:,} bad records were skipped: see {out / 'quarantine.jsonl'}")
     return 0
 
 

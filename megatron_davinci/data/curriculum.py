@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -141,6 +142,8 @@ class Curriculum:
         Raises:
             DataError: No record governs the sample.
         """
+        # NumPy's integers overflow where Python's do not, and numbers out of an array are NumPy's.
+        n = operator.index(n)
         segment = self._segment(n)
         mixed, index = segment.shares.assign_one(n - segment.first)
         source = segment.mixed[mixed]
@@ -182,6 +185,7 @@ class Curriculum:
             DataError: There is no such source, epoch or window, or the last record gives the source no weight and
                 the mixtures before it do not come as far.
         """
+        epoch, window = operator.index(epoch), operator.index(window)
         size = self._windows_of(source, epoch, window)
         place = self._places[source]
         position = epoch * size + _permutation(size, self.seed, source, epoch).inverse(window)
@@ -204,6 +208,7 @@ class Curriculum:
         Raises:
             DataError: No record governs them.
         """
+        n = operator.index(n)
         if n == 0:
             return dict.fromkeys(self.sources, 0)
         segment = self._segment(n - 1)

@@ -75,13 +75,27 @@ def dtype_for_vocab(largest_id: int) -> np.dtype:
 
 
 def bin_path(prefix: P) -> P:
-    """The token file of a prefix; the prefix may hold dots."""
-    return prefix.with_name(prefix.name + ".bin")
+    """The token file of a prefix; the prefix may hold dots.
+
+    Raises:
+        DataError: The prefix has no last part, as `/` and `.` have none.
+    """
+    return _beside(prefix, ".bin")
 
 
 def idx_path(prefix: P) -> P:
-    """The index file of a prefix."""
-    return prefix.with_name(prefix.name + ".idx")
+    """The index file of a prefix; as `bin_path`."""
+    return _beside(prefix, ".idx")
+
+
+def _beside(prefix: P, ending: str) -> P:
+    if not prefix.name:
+        raise DataError(
+            "This names no dataset.",
+            found=prefix,
+            expected="a path without .bin or .idx, such as data/x_text_document",
+        )
+    return prefix.with_name(prefix.name + ending)
 
 
 @dataclass(frozen=True)

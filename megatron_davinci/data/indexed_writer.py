@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from megatron_davinci.data.indexed import DTYPE_CODES, HEADER, MAGIC, VERSION, bin_path, idx_path
 from megatron_davinci.data.mask import MaskWriter, checked_loss, mask_path
+from megatron_davinci.data.places import local_path
 from megatron_davinci.errors import DataError, EnvironmentProblem
 from megatron_davinci.files import disk_errors, fsync_folder
 
@@ -73,7 +74,7 @@ class IndexedDatasetWriter:
         overwrite: bool = False,
         mask: bool = False,
     ) -> None:
-        self.prefix = Path(prefix)
+        self.prefix = local_path(prefix)
         self.dtype = np.dtype(dtype)
         if self.dtype not in DTYPE_CODES:
             names = ", ".join(d.name for d in DTYPE_CODES)

@@ -14,6 +14,7 @@ import numpy as np
 from megatron_davinci.data.indexed import HEADER, Header, IndexedDataset, bin_path, idx_path, read_header
 from megatron_davinci.data.indexed_writer import give_names, index_parts, refuse_existing
 from megatron_davinci.data.mask import MaskWriter, check_padding, mask_blocks, mask_path, read_mask_header
+from megatron_davinci.data.places import local_path
 from megatron_davinci.errors import DataError
 from megatron_davinci.files import disk_errors
 
@@ -92,9 +93,9 @@ def merge_datasets(
             place is taken.
         EnvironmentProblem: The disk is full or failing. In every case nothing is left behind.
     """
-    out = Path(out_prefix)
+    out = local_path(out_prefix)
     refuse_existing(out)
-    parts, masked = _checked_parts([Path(prefix) for prefix in prefixes])
+    parts, masked = _checked_parts([local_path(prefix) for prefix in prefixes])
     beside = out.with_name(f".{out.name}.tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     binary, index, mask = bin_path(beside), idx_path(beside), mask_path(beside)
     try:

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from megatron_davinci.data.indexed import bin_path, idx_path, map_tokens, open_tokens
+from megatron_davinci.data.indexed import bin_path, idx_path, open_tokens
 from megatron_davinci.data.mask import byte_range, mask_path, read_mask_header, unpack
-from megatron_davinci.data.places import Place, S3Path
+from megatron_davinci.data.places import Place
 from megatron_davinci.data.storage import Blob, open_blob
 from megatron_davinci.errors import DataError
 
@@ -69,9 +69,8 @@ class OpenShard:
             )
         if files.has_mask:
             read_mask_header(prefix, tokens)
-        self._prefix, self._header = prefix, header
+        self._prefix = prefix
         self._mask: Blob | None = None
-        self._view: np.ndarray | None = None
 
     def read_into(self, first: int, row: np.ndarray) -> None:
         """Fill `row` ([n] of the shard's dtype, contiguous) with the tokens from `first` on, in one read."""
@@ -90,16 +89,6 @@ class OpenShard:
         """Say that tokens are read soon."""
         self._blob.will_need(first * self.dtype.itemsize, count * self.dtype.itemsize)
 
-    def view(self) -> np.ndarray:
-        """All tokens, [T] read-only: mapped where the shard is a local file, read where it is not."""
-        if isinstance(self._prefix, S3Path):
-            tokens = np.empty(self._header.num_tokens, self.dtype)
-            self.read_into(0, tokens)
-            return tokens
-        if self._view is None:
-            self._view = map_tokens(self._prefix, self._header)
-        return self._view
-
     def blob(self) -> Blob:
         """The token file."""
         return self._blob
@@ -108,7 +97,7 @@ class OpenShard:
 class OpenShards:
     """A bounded number of open shards, over all sources; the longest unused is dropped.
 
-    An open shard holds up to three file descriptors (tokens, a mapping of them, a mask), and a corpus has more shards
+    An open shard holds up to two file descriptors (tokens, a mask), and a corpus has more shards
     than a process may have open files. What a caller still holds stays open after it is dropped here.
 
     Attributes:

@@ -106,6 +106,8 @@ def place(value: str | os.PathLike[str] | S3Path, s3: S3Options | None = None) -
     if isinstance(value, S3Path):
         return value if s3 is None else replace(value, options=s3)
     text = os.fspath(value)
+    if not text or "\x00" in text:
+        raise DataError("This is no path.", found=repr(text), expected="a local path, or s3://BUCKET/KEY")
     if text.startswith(SCHEME):
         return S3Path.parse(text, s3)
     scheme, found, _ = text.partition("://")
@@ -117,6 +119,23 @@ def place(value: str | os.PathLike[str] | S3Path, s3: S3Options | None = None) -
             do="mount it, or copy it to one of these",
         )
     return Path(value)
+
+
+def local_path(value: str | os.PathLike[str] | S3Path) -> Path:
+    """A local path, where nothing else will do: `Path` would make a folder `s3:` of an object's address.
+
+    Raises:
+        DataError: It is an object's address, or no path.
+    """
+    found = place(value)
+    if isinstance(found, S3Path):
+        raise DataError(
+            "This is done on local files only.",
+            found=found,
+            expected="a local path",
+            do="copy from or to the bucket before or after",
+        )
+    return found
 
 
 def inside(folder: Place, relative: str) -> Place:

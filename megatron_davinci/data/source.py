@@ -216,20 +216,16 @@ class Source:
         return WindowPlace(shard, (window - first) * self.sequence_length)
 
     def read(self, window: int) -> np.ndarray:
-        """The tokens of a window: [sequence_length + 1] of `dtype`, read-only; a view of a local file.
+        """The tokens of a window: [sequence_length + 1] of `dtype`.
 
         Raises:
             DataError: There is no such window, its shard does not match the manifest, or it holds a token outside
                 the vocabulary that the source was opened with.
             EnvironmentProblem: The shard cannot be read.
         """
-        shard, first = self.locate(window)
-        if isinstance(self._files[shard].prefix, S3Path):
-            tokens = np.empty(self.sequence_length + 1, self.dtype)
-            self._shard(shard).read_into(first, tokens)
-        else:
-            tokens = self._shard(shard).view()[first : first + self.sequence_length + 1]
-        self._check_vocabulary(tokens, shard, first)
+        # Never a view of a mapped file: where that is cut short later, a view holds zeros or ends the process.
+        tokens = np.empty(self.sequence_length + 1, self.dtype)
+        self.read_into(window, tokens)
         return tokens
 
     def read_into(self, window: int, row: np.ndarray) -> None:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from megatron_davinci.data.indexed import Header, IndexedDataset, bin_path, idx_path, read_header
 from megatron_davinci.data.manifest import Manifest, Shard, problem_lines
 from megatron_davinci.data.mask import check_padding, mask_path, read_mask_header
+from megatron_davinci.data.places import local_path
 from megatron_davinci.data.scan import THREADS, Meter, TokenCheck, in_threads, read_through
 from megatron_davinci.data.storage import digest_of
 from megatron_davinci.errors import DataError
@@ -62,7 +63,7 @@ def make_manifest(
             mask, a token is outside the vocabulary, or a document does not end with `eod_id`.
         EnvironmentProblem: A file cannot be read.
     """
-    folder = Path(folder)
+    folder = local_path(folder)
     shards = find_prefixes(folder) if prefixes is None else [PurePosixPath(p).as_posix() for p in prefixes]
     if not shards:
         raise DataError(

@@ -180,6 +180,16 @@ class TestFind:
             Curriculum({"web": 5}, 0).find("web", 0, 0)
 
 
+def test_numbers_may_be_numpys():
+    curriculum = Curriculum({"a": 5000, "b": 9000}, 1, [MixRecord(0, "1", {"a": "0.5", "b": "0.5"})])
+    located = curriculum.locate_many(np.arange(40))
+    for n in np.arange(40):
+        source = curriculum.sources[located.source[n]]
+        assert curriculum.locate(n) == ("1", source, located.epoch[n], located.window[n])
+        assert curriculum.find(source, located.epoch[n], located.window[n]) == n
+    assert curriculum.consumed(np.int32(40)) == {"a": 20, "b": 20}
+
+
 class TestBadInput:
     def test_a_mixture_of_a_source_that_is_not_there(self):
         with pytest.raises(DataError, match=r"(?s)does not have.*maths"):

@@ -220,6 +220,11 @@ class TestRefusals:
         assert files(folder) == before
         return text
 
+    @pytest.mark.parametrize("out", ["", ".", "/", "s3://bucket/out"])
+    def test_a_result_that_is_no_local_path(self, tmp_path, pair, monkeypatch, out):
+        monkeypatch.chdir(tmp_path)
+        self.refused(tmp_path, out, *pair)
+
     def test_two_dtypes(self, tmp_path, pair):
         write(tmp_path / "wide", [[[70000]]], "int32")
         text = self.refused(tmp_path, tmp_path / "out", *pair, tmp_path / "wide")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from megatron_davinci.data.indexed import bin_path, idx_path
-from megatron_davinci.data.places import S3Options, S3Path, inside, place
+from megatron_davinci.data.places import S3Options, S3Path, inside, local_path, place
 from megatron_davinci.errors import DataError
 
 
@@ -53,3 +53,23 @@ def test_an_address_of_nothing_is_refused(address):
 def test_another_kind_of_address_says_what_there_is():
     with pytest.raises(DataError, match=r"(?s)gs://corpus/web.*s3://BUCKET/KEY"):
         place("gs://corpus/web")
+
+
+@pytest.mark.parametrize("nothing", ["", "a\0b"])
+def test_what_is_no_path_is_refused(nothing):
+    with pytest.raises(DataError, match="This is no path"):
+        place(nothing)
+
+
+@pytest.mark.parametrize("prefix", [Path("."), Path("/")])
+def test_a_prefix_has_a_name(prefix):
+    for beside in (bin_path, idx_path):
+        with pytest.raises(DataError, match="names no dataset"):
+            beside(prefix)
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/key", S3Path("bucket", "key")])
+def test_a_local_path_is_never_made_of_an_address(address):
+    with pytest.raises(DataError, match=r"(?s)local files only.*s3://bucket/key"):
+        local_path(address)
+    assert local_path("a/b") == Path("a/b")

@@ -91,8 +91,8 @@ def test_many_shards_need_few_open_files(tmp_path, monkeypatch):
     kept = source.read(0)
     for window in range(9):
         assert source.read(window)[0] == 100 * window
-    assert len(os.listdir("/proc/self/fd")) <= before + 2 * (2 + 1)
-    assert kept.tolist() == list(range(9)), "a view outlives its shard's place among the open ones"
+    assert len(os.listdir("/proc/self/fd")) <= before + 2 * 2
+    assert kept.tolist() == list(range(9)), "a window outlives its shard's place among the open ones"
 
 
 class TestReadingInto:
@@ -119,6 +119,8 @@ class TestReadingInto:
         os.truncate(tmp_path / "part-0.bin", 20)
         with pytest.raises(DataError, match=r"(?s)shorter.*part-0\.bin, bytes 16 to 34"):
             source.read_into(1, row)
+        with pytest.raises(DataError, match=r"(?s)shorter.*part-0\.bin, bytes 16 to 34"):
+            source.read(1)
 
     def test_in_another_process_it_opens_its_own_files(self, tmp_path):
         source = Source.open("s", make(tmp_path, [20, 20]), 8)
