@@ -90,6 +90,10 @@ class SkipRecord:
         _need(self.from_sample < self.to_sample, "to_sample", self.to_sample, f"above {self.from_sample}")
 
 
+class UnknownSource(DataError):
+    """A mixture names a source that the run does not have. In a journal's past that is the configuration's fault."""
+
+
 Record = MixRecord | SkipRecord
 
 _KINDS: dict[str, type[MixRecord] | type[SkipRecord]] = {"mix": MixRecord, "skip": SkipRecord}
@@ -141,6 +145,8 @@ class Journal:
             unfinished = not line.endswith(b"\n")
             try:
                 journal._accept(*_parse(line, len(journal._records), journal._digests[-1]))
+            except UnknownSource:
+                raise  # the line is whole: a source was taken out of the configuration
             except (ValueError, DataError) as error:
                 # The beginning of an object is never JSON itself: a last line that is was not cut, but edited.
                 if unfinished and isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
@@ -273,11 +279,13 @@ class Journal:
             )
         unknown = [] if self._sources is None else sorted(set(record.weights) - self._sources)
         if unknown:
-            raise DataError(
+            raise UnknownSource(
                 "A mixture names sources that the run does not have.",
-                where=f"the record from sample {record.first_sample:,} on (stage {record.stage})",
+                where=f"the record from sample {record.first_sample:,} on (stage {record.stage})"
+                + (f" in {self._path}" if self._path else ""),
                 found=", ".join(unknown),
                 expected="some of " + ", ".join(sorted(self._sources or ())),
+                do="keep every source that the run has mixed in data.sources; a weight of 0 ends its use",
             )
 
     def _write(self, path: Path, line: bytes) -> None:
@@ -342,7 +350,10 @@ def _chained(before: str, body: dict[str, Any]) -> str:
 
 
 def _parse(line: bytes, index: int, before: str) -> tuple[Record, str]:
-    content = json.loads(line)
+    try:
+        content = json.loads(line)
+    except RecursionError as error:
+        raise ValueError("a line that is no record") from error
     if not isinstance(content, dict) or content.get("kind") not in _KINDS:
         raise ValueError("a line that is no record")
     if content.get("index") != index:

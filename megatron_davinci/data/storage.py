@@ -89,7 +89,7 @@ class LocalBlob:
                     raise DataError(
                         "A file is shorter than it was when it was opened.",
                         where=f"{self.place}, bytes {offset:,} to {offset + len(buffer):,}",
-                        found=f"an end at byte {offset + count:,}",
+                        found=f"an end at byte {min(offset + count, os.fstat(self.fd).st_size):,}",
                         expected=f"{self.size:,} bytes",
                         do="restore the file; no run may read it while it is being written",
                     )

@@ -148,6 +148,12 @@ def tokenize(
     options = options or Options()
     options.check()
     say = say or (lambda line: print(line, file=sys.stderr))
+    if not out_folder.name:
+        raise DataError(
+            "The place for a source has no name.",
+            where=out_folder,
+            expected="a folder that can be made, such as data/web",
+        )
     folder = out_folder.with_name(f".{out_folder.name}.tokenizing")
     files = find(inputs)
     if _is_finished(folder, out_folder):

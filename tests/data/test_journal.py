@@ -123,6 +123,7 @@ class TestDamage:
             (b'"kind": "skip"', b'"kind": "skid"', 3),
             (b"}", b" ", 1),
             (b"{", b"\x00", 1),
+            (b"{", b"[" * 10_000, 1),
         ],
     )
     def test_an_edited_line_is_named(self, path, old, new, line):
@@ -218,9 +219,8 @@ class TestRecords:
             MixRecord(first, "1.1", {"web": "1"})
 
     def test_weights_name_known_sources(self, path):
-        with pytest.raises(
-            DataError, match=r"(?s)line 2.*sources that the run does not have.*maths.*code, web"
-        ):
+        says = r"(?s)^A mixture names sources that the run does not have.*1,000.*journal\.jsonl.*maths.*code, web"
+        with pytest.raises(DataError, match=says):
             Journal.open(path, ["web", "code"])
         assert len(Journal.open(path, ["web", "code", "maths"]).records) == 3
 

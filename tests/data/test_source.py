@@ -121,6 +121,9 @@ class TestReadingInto:
             source.read_into(1, row)
         with pytest.raises(DataError, match=r"(?s)shorter.*part-0\.bin, bytes 16 to 34"):
             source.read(1)
+        os.truncate(tmp_path / "part-0.bin", 10)
+        with pytest.raises(DataError, match="an end at byte 10\n"):
+            source.read(1)
 
     def test_in_another_process_it_opens_its_own_files(self, tmp_path):
         source = Source.open("s", make(tmp_path, [20, 20]), 8)
