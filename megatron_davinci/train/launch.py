@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
 def inside_launcher() -> bool:
@@ -29,14 +29,9 @@ def launch(config: str, overrides: Sequence[str], ranks: int) -> int:
     Returns:
         0, or the exit code of the first rank that failed (2: refused, with the reason said by that rank).
     """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # Its agent logs each rank's death at length; the rank has said what was wrong.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    # torchrun sets it to 1 and says so when it is not set; `train.threads` decides.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    quiet()
     settings = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -47,8 +42,31 @@ def launch(config: str, overrides: Sequence[str], ranks: int) -> int:
         max_restarts=0,
     )
     command = [sys.executable, "-u", "-m", "megatron_davinci.train", config, *overrides]
+    return exit_code(lambda: elastic_launch(settings, command[0])(*command[1:]))
+
+
+def quiet() -> None:
+    """Leave the saying to the ranks: torchrun logs each rank's death at length, and its choice of threads."""
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    # torchrun sets it to 1 and says so when it is not set; `train.threads` decides.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def exit_code(agent: Callable[[], object]) -> int:
+    """Run torchrun's agent until its ranks have ended.
+
+    Args:
+        agent: Starts the ranks of this machine and waits for them.
+
+    Returns:
+        0, or the exit code of the first rank that failed; 128 and the signal's number when a rank or the agent was
+        ended by one.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
     try:
-        elastic_launch(settings, command[0])(*command[1:])
+        agent()
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode > 0:
