@@ -1,9 +1,9 @@
 """`python -m megatron_davinci.train.agent` is torchrun, and what went wrong is said on one screen.
 
-It takes torchrun's arguments and runs its agent. torchrun ends with code 1 and tracebacks of its own whether a node has
-too few GPUs, cannot reach the rendezvous, waits there in vain, or a rank refused its configuration. Here each is said
-in our words, with the name of the node that says it; the code is 2 for what the user can mend, otherwise that of the
-rank that failed first. The scripts in `examples/davinci_3b` start it on every node.
+It takes torchrun's arguments and runs its agent. torchrun ends with code 1 and tracebacks of its own whether a node
+has too few GPUs, cannot reach the rendezvous, waits there in vain, or a rank refused its configuration. Here each is
+said in our words, with the name of the node that says it; the code is 2 for what the user can mend, otherwise that of
+the rank that failed first. The scripts in `examples/davinci_3b` start it on every node.
 """
 
 from __future__ import annotations
