@@ -63,6 +63,10 @@ class Source:
         vocab_size: int | None,
         eod_id: int | None = None,
     ) -> None:
+        if sequence_length < 1:
+            raise DataError(
+                "A window has at least one label.", where="sequence_length", found=sequence_length
+            )
         self.name, self.sequence_length, self.dtype = name, sequence_length, dtype
         self.fingerprint, self.eod_id = fingerprint, eod_id
         self._files, self._vocab_size = files, vocab_size

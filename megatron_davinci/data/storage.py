@@ -75,7 +75,12 @@ class LocalBlob:
         except (FileNotFoundError, NotADirectoryError) as error:
             raise _absent(path) from error
         except OSError as error:
-            raise EnvironmentProblem("A file cannot be opened.", where=path, found=error.strerror) from error
+            raise EnvironmentProblem(
+                "A file cannot be opened.",
+                where=path,
+                found=error.strerror,
+                do="check the file's permissions, its folders' and the mount",
+            ) from error
         self.size = os.fstat(self.fd).st_size
 
     def read_into(self, offset: int, buffer: memoryview) -> None:

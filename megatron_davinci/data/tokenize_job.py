@@ -28,8 +28,10 @@ from pydantic import ValidationError
 from megatron_davinci.data.assemble import ShardPlan, Span
 from megatron_davinci.data.encode_part import OnError
 from megatron_davinci.data.fast_bpe import Backend
+from megatron_davinci.data.indexed import read_header
 from megatron_davinci.data.job_plan import Plan
 from megatron_davinci.data.manifest import Shard
+from megatron_davinci.data.mask import read_mask_header
 from megatron_davinci.data.parts import (
     PartRecord,
     drop_tokens,
@@ -83,9 +85,11 @@ class Job:
                 self.parts[number] = record
         for path in (self.folder / "shards").glob("*.json"):
             try:
-                self.shards[int(path.stem)] = Shard.model_validate_json(path.read_bytes())
+                shard = Shard.model_validate_json(path.read_bytes())
             except (ValueError, ValidationError):
                 continue  # it was not written whole, and is not done
+            if _has_its_files(self.folder / "out", shard):
+                self.shards[int(path.stem)] = shard
         for path in (self.folder / "out").glob("*.tmp-*"):
             path.unlink()
 
@@ -233,6 +237,18 @@ class Job:
             file.flush()
             os.fsync(file.fileno())
         return count
+
+
+def _has_its_files(out: Path, shard: Shard) -> bool:
+    """Whether a shard's files have the sizes that were written down: a disk that failed may have cut them."""
+    prefix = out / shard.prefix
+    try:
+        header = read_header(prefix)
+        if shard.mask_sha256 is not None:
+            read_mask_header(prefix, shard.tokens)
+    except DataError:
+        return False
+    return (header.num_tokens, header.document_bounds) == (shard.tokens, shard.documents + 1)
 
 
 def keep_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:

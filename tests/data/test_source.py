@@ -73,6 +73,12 @@ def test_a_source_too_small_says_what_it_has_and_what_it_needs(tmp_path):
         Source.open("maths", empty, 8)
 
 
+@pytest.mark.parametrize("S", [0, -1])
+def test_a_window_has_a_label(tmp_path, S):
+    with pytest.raises(DataError, match="at least one label"):
+        Source.open("maths", make(tmp_path, [8]), S)
+
+
 def test_opening_touches_no_shard(tmp_path):
     make(tmp_path, [20, 20, 20])
     (tmp_path / "part-1.bin").unlink()

@@ -23,7 +23,7 @@ from megatron_davinci.data.jsonl import Fields
 from megatron_davinci.data.manifest import Manifest
 from megatron_davinci.data.mask import mask_blocks
 from megatron_davinci.data.tokenize import Options, Tokenized
-from megatron_davinci.data.tokenize_job import opened
+from megatron_davinci.data.tokenize_job import Job, opened
 from megatron_davinci.data.tokenizer import EOD, Tokenizer
 from megatron_davinci.errors import ConfigError, DataError, EnvironmentProblem
 from tests.data.tokenizing import documents, load_telling, telling_tokenizer, write_jsonl
@@ -192,6 +192,35 @@ def test_a_torn_part_is_made_again(folder: Path, ending: str) -> None:
     (work / "out" / "shard-00099.bin.tmp-1-abc").write_bytes(b"torn")
     run(folder, "torn")
     assert content(folder / "torn") == content(folder / "whole")
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(
+    "ending", ["bin", *(pytest.param(e, marks=pytest.mark.long) for e in ("idx", "mask"))]
+)
+def test_a_torn_shard_never_gets_the_sources_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    run(folder, "whole", shuffle=3)
+    done = Job._shard_done
+
+    def stop_at_the_second(job: Any, answer: Any) -> None:
+        done(job, answer)
+        if len(job.shards) == 2:
+            raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Job, "_shard_done", stop_at_the_second)
+        with pytest.raises(Stop):
+            run(folder, "torn", shuffle=3)
+    os.truncate(folder / ".torn.tokenizing" / "out" / f"shard-00001.{ending}", 40)
+    run(folder, "torn", shuffle=3)
+    assert content(folder / "torn") == content(folder / "whole")
+    work = stopped(folder, "late", 30)
+    os.truncate(work / "out" / f"shard-00000.{ending}", 40)
+    with pytest.raises(DataError, match="lacks tokens"):
+        run(folder, "late")
+    assert not (folder / "late").exists()
 
 
 @pytest.mark.usefixtures("small")
