@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 import traceback
 from typing import Any
 
@@ -74,13 +75,29 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         code = guarded(lambda: train_rank(arguments.config, arguments.overrides), patience=_patience())
-    except Exception:
-        traceback.print_exc()
-        sys.stderr.flush()
+    except Exception as error:
+        _say_failure(error)
         code = 1
     sys.stdout.flush()
     # After an error other ranks may be waiting in a collective; leaving without their consent ends them.
     os._exit(code) if code else sys.exit(0)
+
+
+def _say_failure(error: Exception) -> None:
+    """What no user could have mended: a traceback, or, when another rank went first, that alone.
+
+    The code is 1 and not 2 in both cases: to start the run again may be all that it needs.
+    """
+    from megatron_davinci.platform.distributed import lost_peer
+
+    lost = lost_peer(error)
+    if lost is None:
+        traceback.print_exc()
+    else:
+        # Every rank that is left has lost the same one; one a node says it.
+        time.sleep(0.0 if os.environ.get("LOCAL_RANK", "0") == "0" else 3.0)
+        print(f"error: {lost}", file=sys.stderr)
+    sys.stderr.flush()
 
 
 def _patience() -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -88,7 +89,7 @@ def choose(device: Literal["auto", "cpu", "cuda"] = "auto", threads: int | None 
     if index >= torch.cuda.device_count():
         raise EnvironmentProblem(
             "This node has fewer GPUs than local ranks.",
-            where=f"local rank {index}",
+            where=f"local rank {index} on {socket.gethostname()}",
             found=f"{torch.cuda.device_count()} GPUs",
             do="start as many ranks a node as it has GPUs (torchrun --nproc-per-node)",
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import warnings
 from datetime import timedelta
@@ -103,6 +104,29 @@ def stop() -> None:
 
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
+
+
+def lost_peer(error: BaseException) -> EnvironmentProblem | None:
+    """What a rank says when a collective failed because another rank has gone.
+
+    Args:
+        error: What the collective raised. torch has a class for NCCL's errors; gloo's are known by their text alone.
+
+    Returns:
+        The error to say; None when `error` is of another kind.
+    """
+    gloo = isinstance(error, RuntimeError) and "gloo/transport/" in str(error)
+    if not gloo and not isinstance(error, dist.DistBackendError | dist.DistNetworkError):
+        return None
+    # "[.../gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.2]:59577. This is typically ..."
+    said = re.sub(r"^\[[^\]]*\] ", "", str(error).splitlines()[0]).partition(" This is typically")[0]
+    return EnvironmentProblem(
+        "This rank lost another one, and cannot go on without it.",
+        where=f"rank {os.environ.get('RANK', '0')} of {os.environ.get('WORLD_SIZE', '1')} on {socket.gethostname()}",
+        found=said,
+        do="look at what the other ranks have said, for one of them ended first; start the run again, and it goes on "
+        "from its newest checkpoint",
+    )
 
 
 def broadcast_object(value: Any, source: int = 0) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -63,6 +64,10 @@ def test_a_job_that_lost_a_node_is_requeued_and_is_the_run_that_would_have_been(
     cluster.kill(lost)
     code, said = finish(job)
     assert steps_on_record(run) < 16, "the job was done before its node was killed"
+    survivor = cluster.log(1 - lost)
+    assert "error: This rank lost another one, and cannot go on without it." in survivor
+    assert re.search(rf"where: +rank [01] of 2 on {socket.gethostname()}\n  found: +\S", survivor)
+    assert "Traceback" not in survivor
     # The node that lives found out, ended, and the job went back into the queue: it has not failed.
     assert (code, cluster.requeued) == (0, [cluster.environment["SLURM_JOB_ID"]]), said
     assert "start 1, on 127.0.0.1 127.0.0.1" in said and "back into the queue" in said
