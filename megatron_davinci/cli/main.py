@@ -16,6 +16,10 @@ COMMANDS = {
     "data": ("megatron_davinci.cli.data", "make, merge, verify, inspect and order datasets"),
     "plan": ("megatron_davinci.cli.plan", "what a configuration will cost, without starting anything"),
     "train": ("megatron_davinci.cli.train", "train, or go on from the newest checkpoint"),
+    "import-megatron": (
+        "megatron_davinci.cli.import_megatron",
+        "turn a launch command of Megatron-LM into a configuration",
+    ),
     "convert": ("megatron_davinci.cli.convert", "export a checkpoint to Hugging Face"),
     "report": ("megatron_davinci.cli.report", "draw a run's page"),
 }
