@@ -25,6 +25,7 @@ class ShardFiles(NamedTuple):
         bin_sha256: Hex digest of `.bin`; None where nobody wrote it down.
         has_mask: A `.mask` says which tokens carry loss.
         mask_sha256: Hex digest of `.mask`.
+        documents: Documents in `.idx`; None where nobody wrote it down.
     """
 
     prefix: Place
@@ -32,6 +33,7 @@ class ShardFiles(NamedTuple):
     bin_sha256: str | None = None
     has_mask: bool = False
     mask_sha256: str | None = None
+    documents: int | None = None
 
 
 class OpenShard:
@@ -65,6 +67,14 @@ class OpenShard:
                 where=bin_path(prefix),
                 found=f"{header.num_tokens:,} tokens, {header.bin_bytes:,} bytes",
                 expected=f"{tokens:,} tokens, {tokens * dtype.itemsize:,} bytes",
+                do="restore the shard, or write the source again",
+            )
+        if files.documents not in (None, header.document_bounds - 1):
+            raise DataError(
+                f"The index of a shard of source {source} is not the one that its manifest describes.",
+                where=f"{idx_path(prefix)}, bytes 26 to 34",
+                found=f"{header.document_bounds - 1:,} documents",
+                expected=f"{files.documents:,} documents",
                 do="restore the shard, or write the source again",
             )
         if files.has_mask:

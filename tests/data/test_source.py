@@ -219,6 +219,23 @@ class TestAgainstTheManifest:
         with pytest.raises(DataError, match="another dtype"):
             Source.open("s", tmp_path, 8).read(0)
 
+    def test_the_index_of_another_shard(self, tmp_path):
+        make(tmp_path, [20])
+        with IndexedDatasetWriter(tmp_path / "other", "uint16") as writer:
+            writer.add_document(np.zeros(9, int))
+            writer.add_document(np.zeros(11, int))
+        (tmp_path / "other.idx").rename(tmp_path / "part-0.idx")
+        with pytest.raises(DataError, match=r"(?s)part-0\.idx, bytes 26 to 34.*2 documents.*1 documents"):
+            Source.open("s", tmp_path, 8).read(0)
+
+    def test_an_index_that_was_zeroed_is_found_when_it_is_read(self, tmp_path):
+        make(tmp_path, [20])
+        index = tmp_path / "part-0.idx"
+        index.write_bytes(index.read_bytes()[:34] + bytes(len(index.read_bytes()) - 34))
+        Source.open("s", tmp_path, 8).read(0)  # no window depends on it
+        with pytest.raises(DataError, match=r"(?s)do not belong together.*part-0"):
+            Source.open("s", tmp_path, 8, verify_digests=True)
+
     def test_other_bytes_of_the_same_size(self, tmp_path):
         make(tmp_path, [20, 20])
         Source.open("s", tmp_path, 8, verify_digests=True)
