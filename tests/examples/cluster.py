@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -62,6 +63,7 @@ class Cluster:
     def __init__(self, folder: Path, nodes: int = 2, **settings: str) -> None:
         self.folder = folder
         self.starts = 0
+        self._jobs: list[subprocess.Popen[str]] = []
         commands = folder / "bin"
         commands.mkdir(parents=True)
         for name, text in (("scontrol", SCONTROL), ("srun", SRUN)):
@@ -87,7 +89,7 @@ class Cluster:
         if self.starts:
             environment["SLURM_RESTART_COUNT"] = str(self.starts)
         self.starts += 1
-        return subprocess.Popen(
+        job = subprocess.Popen(
             ["bash", str(copy), *arguments],
             env=environment,
             cwd="/",
@@ -95,6 +97,18 @@ class Cluster:
             stderr=subprocess.STDOUT,
             text=True,
         )
+        self._jobs.append(job)
+        return job
+
+    def end(self) -> None:
+        """End what still runs, after a test that failed midway."""
+        for job in self._jobs:
+            if job.poll() is None:
+                left = [*psutil.Process(job.pid).children(recursive=True), psutil.Process(job.pid)]
+                for process in left:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.kill()
+            job.communicate()
 
     @property
     def requeued(self) -> list[str]:
@@ -143,22 +157,15 @@ def outside(**settings: str) -> dict[str, str]:
 
 
 def finish(job: subprocess.Popen[str], seconds: float = 240) -> tuple[int, str]:
-    """Wait for a job; its exit code and its log. Nothing of it is left when it takes too long."""
-    try:
-        return (
-            (job.returncode, said) if (said := job.communicate(timeout=seconds)[0]) is not None else (-1, "")
-        )
-    finally:
-        if job.poll() is None:
-            for process in (*psutil.Process(job.pid).children(recursive=True), job):
-                process.send_signal(signal.SIGKILL)
-            job.wait()
+    """Wait for a job; its exit code and its log."""
+    said, _ = job.communicate(timeout=seconds)
+    return job.returncode, said
 
 
-def wait_until(true, job: subprocess.Popen[str], seconds: float = 240) -> None:
+def wait_until(true: Callable[[], bool], job: subprocess.Popen[str], seconds: float = 240) -> None:
     """Wait until `true()`; fail when the job ends or the time is over."""
     deadline = time.monotonic() + seconds
     while not true():
-        if job.poll() is not None or time.monotonic() > deadline:
-            raise AssertionError(f"it never came so far:\n{finish(job, 1)[1]}")
+        assert job.poll() is None, f"the job ended first:\n{finish(job)[1]}"
+        assert time.monotonic() < deadline, "it never came so far"
         time.sleep(0.02)

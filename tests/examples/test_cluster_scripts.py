@@ -22,6 +22,20 @@ TORCHRUN = SCRIPTS / "torchrun.sh"
 CPU = {"DEVICE": "cpu", "RANKS_PER_NODE": "1", "INTERFACE": "lo", "LOCAL_ADDR": "127.0.0.1"}
 
 
+@pytest.fixture
+def slurm(tmp_path):
+    """Makes the cluster of a test, and ends what the test left running."""
+    made = []
+
+    def make(**settings):
+        made.append(Cluster(tmp_path / "slurm", **settings))
+        return made[-1]
+
+    yield make
+    for cluster in made:
+        cluster.end()
+
+
 def settings_of(root, run):
     """The `tiny` preset on the tests' data: 16 steps, a checkpoint at every fourth."""
     return tiny_settings(
@@ -53,11 +67,11 @@ def steps_on_record(run):
 
 # Node 0 is the rendezvous as well, and has the rank that writes the record.
 @pytest.mark.parametrize("lost", [1, pytest.param(0, marks=pytest.mark.long)])
-def test_a_job_that_lost_a_node_is_requeued_and_is_the_run_that_would_have_been(lost, tmp_path):
+def test_a_job_that_lost_a_node_is_requeued_and_is_the_run_that_would_have_been(lost, slurm, tmp_path):
     run_ranks(2, train_here, settings_of(tmp_path, tmp_path / "whole"))
     run = tmp_path / "run"
     config = written(tmp_path / "config.yaml", settings_of(tmp_path, run))
-    cluster = Cluster(tmp_path / "slurm", **CPU, REQUEUE_AFTER="0")
+    cluster = slurm(**CPU, REQUEUE_AFTER="0")
 
     job = cluster.sbatch(config)
     wait_until(lambda: steps_on_record(run) >= 6, job)
@@ -91,18 +105,14 @@ def test_a_job_that_lost_a_node_is_requeued_and_is_the_run_that_would_have_been(
     [(0, 0, 0, False), (2, 0, 2, False), (137, 0, 0, True), (1, 0, 0, True), (1, 600, 1, False)],
     ids=["done", "refused", "killed", "failed", "failed at once"],
 )
-def test_what_the_job_does_when_its_ranks_end(tmp_path, ranks_end_with, requeue_after, code, requeued):
-    cluster = Cluster(
-        tmp_path / "slurm", FAKE_SRUN=f"exit {ranks_end_with}", REQUEUE_AFTER=str(requeue_after)
-    )
+def test_what_the_job_does_when_its_ranks_end(slurm, ranks_end_with, requeue_after, code, requeued):
+    cluster = slurm(FAKE_SRUN=f"exit {ranks_end_with}", REQUEUE_AFTER=str(requeue_after))
     ended, said = finish(cluster.sbatch("config.yaml"))
     assert (ended, bool(cluster.requeued)) == (code, requeued), said
 
 
-def test_a_job_that_is_near_its_time_limit_goes_back_into_the_queue_before_its_ranks_end(tmp_path):
-    cluster = Cluster(
-        tmp_path / "slurm", FAKE_SRUN='touch "$FAKE_SLURM/running"; exec sleep 3 > /dev/null 2>&1'
-    )
+def test_a_job_that_is_near_its_time_limit_goes_back_into_the_queue_before_its_ranks_end(slurm):
+    cluster = slurm(FAKE_SRUN='touch "$FAKE_SLURM/running"; exec sleep 3 > /dev/null 2>&1')
     job = cluster.sbatch("config.yaml")
     wait_until((cluster.folder / "running").exists, job)
     job.send_signal(signal.SIGUSR1)
@@ -111,23 +121,21 @@ def test_a_job_that_is_near_its_time_limit_goes_back_into_the_queue_before_its_r
     assert cluster.requeued == [cluster.environment["SLURM_JOB_ID"]]
 
 
-def test_a_job_that_slurm_will_not_take_back_has_failed(tmp_path):
-    cluster = Cluster(tmp_path / "slurm", FAKE_SRUN="exit 1", REQUEUE_AFTER="0")
+def test_a_job_that_slurm_will_not_take_back_has_failed(slurm):
+    cluster = slurm(FAKE_SRUN="exit 1", REQUEUE_AFTER="0")
     (cluster.folder / "requeued").mkdir()  # nothing can be written there: scontrol fails
     code, _ = finish(cluster.sbatch("config.yaml"))
     assert code != 0
 
 
-def test_the_job_starts_one_task_a_node_in_the_container_that_was_named(tmp_path):
+def test_the_job_starts_one_task_a_node_in_the_container_that_was_named(slurm, tmp_path):
     show = tmp_path / "in container"
     show.mkdir()
     (show / "enter").write_text(
         '#!/bin/bash\necho "$* NNODES=$NNODES HEAD=$HEAD PORT=$PORT RUN_ID=$RUN_ID $DEVICE"\n'
     )
     (show / "enter").chmod(0o755)
-    cluster = Cluster(
-        tmp_path / "slurm", nodes=3, CONTAINER_COMMAND="enter --nv image.sif", SLURM_JOB_ID="31234"
-    )
+    cluster = slurm(nodes=3, CONTAINER_COMMAND="enter --nv image.sif", SLURM_JOB_ID="31234")
     cluster.environment["PATH"] = f"{show}:{cluster.environment['PATH']}"
     for start in (0, 1):
         code, said = finish(cluster.sbatch("my config.yaml", "run.directory=a b"))
