@@ -18,9 +18,10 @@ from megatron_davinci.errors import DataError
 
 OnError = Literal["stop", "skip"]
 
-# What is encoded at once: enough for the encoder to run long, little enough to forget about.
+# What is encoded at once: enough for the encoder to run long, little enough for texts and ids to stay in the
+# processor's cache on their way.
 BATCH_DOCUMENTS = 1024
-BATCH_CHARACTERS = 2_000_000
+BATCH_CHARACTERS = 400_000
 
 
 class PartEncoder:

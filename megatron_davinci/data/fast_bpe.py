@@ -138,19 +138,19 @@ class FastEncoder:
         """
         if resident_bytes() - self._resident > CACHE_BYTES:
             self._build()
-        foreign = [text for text in texts if not text.isascii()]
-        unsettled = bool(foreign) and not all(map(is_settled, foreign))
+        raw = [text.encode() for text in texts]
+        unsettled = not are_settled(b"".join(raw))
         apart = [
             n
             for n, text in enumerate(texts)
-            if (unsettled and not is_settled(text)) or (self._added is not None and self._holds_added(text))
+            if (unsettled and not are_settled(raw[n]))
+            or (self._added is not None and self._holds_added(text))
         ]
-        return self._encode_mixed(texts, apart) if apart else self._encode(texts)
+        return self._encode_mixed(texts, raw, apart) if apart else self._encode(raw)
 
-    def _encode(self, texts: Sequence[str]) -> Encoded:
-        if not texts:
+    def _encode(self, raw: Sequence[bytes]) -> Encoded:
+        if not raw:
             return Encoded(np.empty(0, np.uint32), np.empty(0, np.int64))
-        raw = [text.encode() for text in texts]
         if sum(map(len, raw)) > _SHORT * len(raw):
             each = [self._backend.encode(one) for one in raw]
             ids, lengths = np.concatenate(each), np.array([len(one) for one in each], np.int64)
@@ -178,9 +178,9 @@ class FastEncoder:
             return False
         return self._added.search(unicodedata.normalize("NFC", text)) is not None
 
-    def _encode_mixed(self, texts: Sequence[str], apart: list[int]) -> Encoded:
+    def _encode_mixed(self, texts: Sequence[str], raw: Sequence[bytes], apart: list[int]) -> Encoded:
         slow = set(apart)
-        fast = self._encode([text for n, text in enumerate(texts) if n not in slow])
+        fast = self._encode([one for n, one in enumerate(raw) if n not in slow])
         reference = self._reference.encode([texts[n] for n in apart])
         pieces: list[NDArray[np.uint32]] = []
         parts = {True: _rows(reference), False: _rows(fast)}
@@ -219,17 +219,37 @@ def settled_characters() -> NDArray[np.bool_]:
 
 def is_settled(text: str) -> bool:
     """Whether a text has settled characters only."""
+    return text.isascii() or are_settled(text.encode())
+
+
+def are_settled(text: bytes) -> bool:
+    """Whether a text, which is valid UTF-8, has settled characters only."""
     if text.isascii():
         return True
     table = settled_characters()
-    for first in range(0, len(text), _CHARACTERS):
-        points = np.frombuffer(text[first : first + _CHARACTERS].encode("utf-32-le"), "<u4")
-        if not table[points].all():
+    for first in range(0, len(text), _LOOKED_AT):
+        # Characters that begin here may end in the next bytes.
+        octets = np.frombuffer(text[first : first + _LOOKED_AT + 3], np.uint8)
+        leads = np.flatnonzero(octets[:_LOOKED_AT] >= 0xC0)
+        if not table[_code_points(octets, leads)].all():
             return False
     return True
 
 
-_CHARACTERS = 1 << 20  # looked at in one go
+def _code_points(octets: NDArray[np.uint8], leads: NDArray[np.intp]) -> NDArray[np.int64]:
+    """The characters of two bytes and more that begin at `leads`, those of a length together."""
+    first = octets[leads]
+    found = []
+    for length, low, high in ((2, 0xC0, 0xE0), (3, 0xE0, 0xF0), (4, 0xF0, 0xF8)):
+        here = leads[(first >= low) & (first < high)]
+        points = octets[here].astype(np.int64) - low
+        for n in range(1, length):
+            points = (points << 6) | (octets[here + n] & 0x3F)
+        found.append(points)
+    return np.concatenate(found)
+
+
+_LOOKED_AT = 1 << 18  # bytes in one go
 # Where settled characters are looked for one by one: the basic plane, mathematical letters, pictographs.
 _PLANES = ((0, 0x10000), (0x1D400, 0x1D800), (0x1F000, 0x1FB00))
 # Blocks that are settled as a whole: ideographs of Unicode 3.1, private use.

@@ -1,11 +1,23 @@
-"""A document out of one record: a line of JSON, or a row of a table. Each fault is named by file and line."""
+"""A document out of one record: a line of JSON, or a row of a table. Each fault is named by file and line.
+
+Lines are parsed by orjson (https://github.com/ijl/orjson) where it is installed. It takes fewer lines than Python's
+parser does (no NaN, no half of a surrogate pair); what it refuses is given to the latter, which takes it or says
+why not.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from megatron_davinci.errors import DataError
+
+_fast_loads: Callable[[bytes], Any] | None
+try:
+    from orjson import loads as _fast_loads
+except ImportError:
+    _fast_loads = None
 
 
 class Fields(NamedTuple):
@@ -72,6 +84,13 @@ def document_of(content: bytes | dict[str, Any], fields: Fields, where: str) -> 
 
 
 def _parsed(line: bytes, where: str) -> dict[str, Any]:
+    if _fast_loads is not None:
+        try:
+            record = _fast_loads(line)
+            if isinstance(record, dict):
+                return record
+        except ValueError:
+            pass  # what is wrong is said below, if anything is
     try:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -124,7 +143,8 @@ def _string(record: dict[str, Any], field: str, where: str) -> str:
             expected="a string",
         )
     try:
-        text.encode("utf-8")
+        if not text.isascii():
+            text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise DataError(
             f"The field {field!r} of a document holds half a surrogate pair.",

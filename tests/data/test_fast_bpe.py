@@ -17,6 +17,7 @@ from megatron_davinci.data.fast_bpe import (
     Encoded,
     FastEncoder,
     ReferenceEncoder,
+    are_settled,
     choose,
     first_difference,
     is_settled,
@@ -134,9 +135,19 @@ def test_a_character_is_settled_if_no_version_of_unicode_says_otherwise() -> Non
 
 
 def test_a_text_longer_than_a_look_is_looked_at_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fast_bpe, "_CHARACTERS", 4)
-    assert is_settled("\u00e9" * 9)
-    assert not is_settled("\u00e9" * 9 + "\u0897")
+    for look in range(1, 8):
+        monkeypatch.setattr(fast_bpe, "_LOOKED_AT", look)
+        assert is_settled("\u00e9" * 9)
+        assert is_settled("a\u6570\U0001f642" * 9)
+        for foreign in ("\u0897", "\U000323b0"):
+            assert not is_settled("\u00e9" * 9 + foreign)
+            assert not is_settled("a\u6570" * 5 + foreign + "a")
+
+
+@given(st.text(st.characters(exclude_categories=("Cs",)), max_size=40))
+def test_bytes_are_looked_at_as_the_characters_they_are(text: str) -> None:
+    table = settled_characters()
+    assert are_settled(text.encode()) == all(table[ord(character)] for character in text)
 
 
 @pytest.mark.parametrize("normalized", [False, True])

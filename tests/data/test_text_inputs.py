@@ -14,8 +14,8 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_davinci.data import parquet, text_inputs, tokenize
-from megatron_davinci.data.jsonl import Document, Fields
+from megatron_davinci.data import jsonl, parquet, text_inputs, tokenize
+from megatron_davinci.data.jsonl import Document, Fields, document_of
 from megatron_davinci.data.text_inputs import find, lines_before, pieces_of, read, read_documents
 from megatron_davinci.data.tokenize import Options
 from megatron_davinci.data.tokenizer import Tokenizer
@@ -158,6 +158,37 @@ def test_a_bad_line_stops_or_is_kept_apart_and_nothing_else_is_lost(
         assert bad["content_base64"] == "eyJ0ZXh0IjogIv8ifQo="
     elif kind != "long":
         assert bad["content"].encode() == line
+
+
+@pytest.mark.parametrize("loads", [None, jsonl._fast_loads])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"text": "a", "score": NaN}',
+        b'{"text": "a", "score": 1e999}',
+        b'{"text": "a", "of": {"text": "\\ud800"}}',
+        b'{"text": "b", "text": "a"}',
+        b' {"text": "\\u0061"}\r\n',
+    ],
+)
+def test_either_parser_takes_what_pythons_takes(
+    monkeypatch: pytest.MonkeyPatch, loads: Any, line: bytes
+) -> None:
+    monkeypatch.setattr(jsonl, "_fast_loads", loads)
+    assert document_of(line, Fields(), "").text == "a"
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FAULTS if kind != "long"])
+def test_a_bad_line_is_bad_in_the_same_words_to_either_parser(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    said = []
+    for loads in (None, jsonl._fast_loads):
+        monkeypatch.setattr(jsonl, "_fast_loads", loads)
+        with pytest.raises(DataError) as caught:
+            document_of(FAULTS[kind][0], QA, "a.jsonl:1")
+        said.append(str(caught.value))
+    assert said[0] == said[1]
 
 
 def test_a_job_that_passed_over_lines_does_not_turn_to_stopping_at_them(
