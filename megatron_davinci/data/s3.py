@@ -150,18 +150,24 @@ class _Connection:
         return answer
 
 
-_connections: dict[S3Options, _Connection] = {}
+_connections: dict[tuple[S3Options, str | None], _Connection] = {}
 _connections_lock = Lock()
 
 
 def _connection(options: S3Options) -> _Connection:
-    found = _connections.get(options)
+    # The environment names the server where the options do not.
+    key = options, _endpoint(options)
+    found = _connections.get(key)
     if found is None:
         with _connections_lock:
-            found = _connections.get(options)
+            found = _connections.get(key)
             if found is None:
-                found = _connections[options] = _Connection(options)
+                found = _connections[key] = _Connection(options)
     return found
+
+
+def _endpoint(options: S3Options) -> str | None:
+    return options.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
 def _begin_anew() -> None:
@@ -184,9 +190,7 @@ def _client(options: S3Options) -> Any:
             found=error,
             do="pip install 'megatron-davinci[s3]'",
         ) from error
-    given = (
-        options.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    )
+    given = _endpoint(options)
     try:
         return boto3.session.Session().client(
             "s3",
