@@ -14,6 +14,11 @@ LARGEST_SCRIPT = 256_000
 """Characters; launch scripts have a few thousand."""
 
 
+def printable(text: str) -> str:
+    """Text without what a terminal would obey."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
 @dataclass(frozen=True)
 class Occurrence:
     """A flag where it stands in the command.
@@ -31,7 +36,7 @@ class Occurrence:
     unknown: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return " ".join((self.flag, *self.values))
+        return printable(" ".join((self.flag, *self.values)))
 
 
 @dataclass
@@ -162,4 +167,4 @@ def _without_quotes(text: str) -> str:
 
 def _seen(script: Script) -> str:
     first = [command[0].text for command in script.commands][:5]
-    return f"commands {', '.join(first)}" if first else "no command and no variable with flags"
+    return printable(f"commands {', '.join(first)}") if first else "no command and no variable with flags"

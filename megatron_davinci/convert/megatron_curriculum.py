@@ -43,7 +43,14 @@ def curriculum(ledger: Ledger, default_batch: int | None) -> list[dict[str, Any]
         runs = [(last, 1)]
     ledger.carry("--train-iters", "curriculum.*.tokens")
     ledger.carry("--train-samples", "curriculum.*.tokens")
-    stages, changed = schedule.stages(runs, _decay(ledger, schedule.total(runs), last), length)
+    decay = _decay(ledger, schedule.total(runs), last)
+    stages, changed = schedule.stages(runs, decay, length)
+    if len(schedule.split(runs, decay.warmup)[0]) > 1:
+        flag = next(
+            name for name in ("--rampup-batch-size", "--step-batch-size-schedule") if ledger.has(name)
+        )
+        why = "the warm-up rises by steps; Megatron-LM's by samples, which differs while the batch grows"
+        ledger.lost_note(flag, why, "none: both arrive at the peak after the same samples")
     for flag, why in changed:
         for name in (f"{flag}-iters", f"{flag}-samples"):
             ledger.lose(name, why, "choose curriculum.*.learning_rate.end")

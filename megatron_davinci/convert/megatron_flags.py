@@ -335,7 +335,7 @@ def table() -> str:
             what = f"`{key}`{separator}{rest}" if "." in key else what
         if flag.kind == "fixed":
             has = ", ".join(f"`{value}`" for value in flag.has if value) or "with it"
-            verdict = f"only {has}" if flag.has != ("",) else "the only one"
+            verdict = f"only {has}" if flag.has != ("",) else "no effect"
             what += f"; without the flag Megatron-LM has {flag.absent}" if flag.absent else ""
         else:
             verdict = classes[flag.kind]

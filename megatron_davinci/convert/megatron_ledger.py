@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_davinci.convert import megatron_flags
-from megatron_davinci.convert.megatron_command import Command, Occurrence
+from megatron_davinci.convert.megatron_command import Command, Occurrence, printable
+
+_LONGEST = 80  # characters of a flag and its values in an error
 
 
 @dataclass(frozen=True)
@@ -120,12 +122,12 @@ class Ledger:
     def problem(self, *names: str, expected: str) -> None:
         """Note what the command gets wrong, with the lines of the flags that do."""
         known = [self.given[name] for name in names if name in self.given]
-        found = "; ".join(f"line {o.line}: {o}" for o in known) or ", ".join(names)
+        found = "; ".join(f"line {o.line}: {_short(str(o))}" for o in known) or ", ".join(names)
         unknown = [written for o in known for written in o.unknown]
         if unknown:
             name = unknown[0].strip("${}").split(":")[0]
             expected += f"; {unknown[0]} is not known: --set {name}=VALUE"
-        self.problems.append(f"{found}; expected {expected}")
+        self.problems.append(printable(f"{found}; expected {expected}"))
 
     # ---- booking -----------------------------------------------------------------------------------------
 
@@ -187,6 +189,10 @@ class Ledger:
                 self.lose_default(f"{row.absent}, as without {row.name}", row.what, row.do)
         for books in (self.carried, self.idle, self.lost):
             books.sort(key=lambda entry: entry.line or 10**9)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
 
 
 def lines_of(entries: Iterable[Entry]) -> list[str]:

@@ -83,9 +83,9 @@ class Expander:
             if part.kind == "text":
                 pieces.append((Field(part.text, part.line), True))
             elif every and (values := self._values(part.text[:-3], "@")) is not None:
-                for value in values:
+                for number, value in enumerate(values):
+                    pieces += [(_GAP, False)] if number else []
                     pieces += [(piece, True) for piece in value]
-                    pieces.append((_GAP, False))
             else:
                 pieces += [(piece, part.quoted) for piece in self._joined(part)]
         fields = _split(pieces)

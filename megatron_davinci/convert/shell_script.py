@@ -16,6 +16,7 @@ from megatron_davinci.errors import ConfigError
 
 _DECLARE = frozenset({"export", "declare", "local", "readonly", "typeset"})
 _OPENERS = {"for": "done", "while": "done", "until": "done", "select": "done", "case": "esac"}
+_REDIRECTIONS = frozenset({"<", "<<", ">", ">>", ">&", "&>", "<<<", "<&"})
 _CONNECTORS = frozenset({"&&", "||"})
 _LONGEST_PASSAGE = 60  # characters of what is quoted of a passage
 
@@ -147,8 +148,14 @@ class _Reader:
                 self.expander.forget(name, token.line)
                 changed = True
             for word in [token, *token.items]:
-                if word.kind == "word":
-                    flags += [f for f in self.expander.fields(word) if f.text.startswith("--")]
+                assignment = word.assignment()
+                parts = assignment[2] if assignment else word.parts
+                flags += [
+                    Field(flag, piece.line, piece.unknown)
+                    for piece in self.expander.scalar(parts)
+                    for flag in piece.text.split()
+                    if flag.startswith("--")
+                ]
         if flags or changed:
             self.script.unread.append(Unread(line, why, tuple(flags)))
 
@@ -209,13 +216,7 @@ class _Reader:
         status: bool | None = True
         connector = "&&"
         while True:
-            begin = self.at
-            while self.at < len(self.tokens) and self.tokens[self.at].kind in ("word", "array"):
-                self.at += 1
-                if self.tokens[self.at - 1].plain == "[[":
-                    while self.at < len(self.tokens) and self.tokens[self.at - 1].plain != "]]":
-                        self.at += 1
-            simple = self.tokens[begin : self.at]
+            simple = self.simple_command()
             if status is None:
                 self.unknown(
                     simple[0].line if simple else 0, "what stands after an unknown condition", simple
@@ -225,17 +226,30 @@ class _Reader:
             if self.at >= len(self.tokens):
                 return
             after = self.tokens[self.at]
-            if after.kind == "operator" and after.text in ("<", ">", ">>", ">&", "&>", "<<", "<<<", "<&"):
-                # A redirection takes the next word; the command may go on after it.
-                self.at += 2
-                connector, status = "&&", True
-                continue
             if after.kind != "operator" or after.text not in _CONNECTORS:
                 return
             connector = after.text
             self.at += 1
             while self.at < len(self.tokens) and self.tokens[self.at].kind == "end":
                 self.at += 1
+
+    def simple_command(self) -> list[Token]:
+        """The words up to an operator that ends them; a redirection ends none, and takes the word after it."""
+        found: list[Token] = []
+        while self.at < len(self.tokens):
+            token = self.tokens[self.at]
+            if token.kind == "operator" and token.text in _REDIRECTIONS:
+                self.at += 2
+                continue
+            if token.kind not in ("word", "array"):
+                break
+            begin = self.at
+            self.at += 1
+            if token.plain == "[[":
+                while self.at < len(self.tokens) and self.tokens[self.at - 1].plain != "]]":
+                    self.at += 1
+            found += self.tokens[begin : self.at]
+        return found
 
     def simple(self, found: list[Token]) -> bool | None:
         """Assign what a command assigns, keep its words; whether it succeeds, as far as that can be known."""
