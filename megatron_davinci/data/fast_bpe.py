@@ -30,9 +30,9 @@ from megatron_davinci.errors import ConfigError, DataError, EnvironmentProblem
 
 Backend = Literal["auto", "gigatoken", "tokenizers"]
 
-# gigatoken keeps every distinct word that it has met. Past this much it is built anew, which takes a fraction of a
-# second; real text fills it once in some gigabytes.
-CACHE_BYTES = 40 << 20
+# gigatoken keeps every distinct word that it has met. Past this much it is built anew, which takes a tenth of a
+# second; real text fills it once in some hundred megabytes or more.
+CACHE_BYTES = 20 << 20
 _SHORT = 300  # bytes a text, on average of a batch
 
 

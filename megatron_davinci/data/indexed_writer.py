@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,12 +17,12 @@ import numpy.typing as npt
 from megatron_davinci.data.indexed import DTYPE_CODES, HEADER, MAGIC, VERSION, bin_path, idx_path
 from megatron_davinci.data.mask import MaskWriter, checked_loss, mask_path
 from megatron_davinci.data.places import local_path
+from megatron_davinci.data.spool import Spool
 from megatron_davinci.errors import DataError, EnvironmentProblem
 from megatron_davinci.files import disk_errors, fsync_folder
 
 _MAX_SEQUENCE = np.iinfo(np.int32).max
 _BUFFER = 1 << 20
-_BLOCK = 1 << 20  # entries of an index made at a time
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,8 @@ class IndexedDatasetWriter:
         self._temporary = temporary_path(bin_path(self.prefix))
         self._mask_temporary = temporary_path(mask_path(self.prefix)) if mask else None
         self._mask: MaskWriter | None = None
-        self._lengths, self._bounds = array("i"), array("q", [0])
+        self._lengths, self._bounds = Spool("i", self.prefix.parent), Spool("q", self.prefix.parent)
+        self._bounds.extend([0])
         self._tokens = 0
         self._digest = hashlib.sha256()
         self._failure: EnvironmentProblem | None = None
@@ -121,6 +121,16 @@ class IndexedDatasetWriter:
                 flags do not fit the tokens or the writer has no mask. Nothing of the document is written.
             EnvironmentProblem: The disk is full or failing.
         """
+        self._add(tokens, lengths, loss)
+        self._append(self._bounds, [len(self._lengths)])
+
+    def _add(
+        self,
+        tokens: npt.ArrayLike,
+        lengths: Sequence[int] | npt.NDArray[np.integer] | None,
+        loss: npt.ArrayLike | None,
+    ) -> None:
+        """`add_document` but for the document's bound."""
         where = f"{self.prefix}, document {len(self._bounds) - 1:,}"
         values = checked_tokens(tokens, self.dtype, where)
         sizes = [len(values)] if lengths is None else np.asarray(lengths).tolist()
@@ -149,8 +159,15 @@ class IndexedDatasetWriter:
             raise
         self._digest.update(raw)
         self._tokens += len(values)
-        self._lengths.extend(sizes)
-        self._bounds.append(len(self._lengths))
+        self._append(self._lengths, sizes)
+
+    def _append(self, spool: Spool, values: list[int]) -> None:
+        try:
+            with disk_errors(self._temporary, "writing an index"):
+                spool.extend(values)
+        except EnvironmentProblem as error:
+            self._failure = error
+            raise
 
     def add_documents(
         self,
@@ -174,10 +191,9 @@ class IndexedDatasetWriter:
         if not len(lengths):
             return
         some = np.asarray(lengths) > 0
-        last = self._bounds[-1]
-        self.add_document(tokens, lengths[some], loss)
-        self._bounds.pop()  # one for each document stands in for the one for all of them
-        self._bounds.extend((last + np.cumsum(some)).tolist())
+        before = len(self._lengths)
+        self._add(tokens, lengths[some], loss)
+        self._append(self._bounds, (before + np.cumsum(some)).tolist())
 
     @property
     def written(self) -> Written:
@@ -216,6 +232,8 @@ class IndexedDatasetWriter:
         if self._mask is not None:
             with suppress(OSError):
                 self._mask.close()
+        for spool in (self._lengths, self._bounds):
+            spool.close()
         for path in made:
             path.unlink(missing_ok=True)
 
@@ -245,11 +263,8 @@ class IndexedDatasetWriter:
         )
 
     def _index_parts(self) -> Iterator[bytes]:
-        lengths = np.frombuffer(self._lengths, np.int32) if self._lengths else np.empty(0, np.int32)
-        bounds = np.frombuffer(self._bounds, np.int64)
-        return index_parts(
-            self.dtype, len(lengths), lambda: _blocks(lengths), len(bounds), lambda: _blocks(bounds)
-        )
+        lengths, bounds = self._lengths, self._bounds
+        return index_parts(self.dtype, len(lengths), lengths.blocks, len(bounds), bounds.blocks)
 
     def _refuse_existing(self) -> None:
         if not self._overwrite:
@@ -383,7 +398,3 @@ def refuse_existing(prefix: Path) -> None:
 def temporary_path(path: Path) -> Path:
     """A name beside `path` that nobody else has."""
     return path.with_name(f"{path.name}.tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}")
-
-
-def _blocks(values: np.ndarray) -> Iterator[np.ndarray]:
-    return (values[first : first + _BLOCK] for first in range(0, len(values), _BLOCK))
