@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from megatron_davinci.convert.shell_words import Part, Token, parts_of
 from megatron_davinci.errors import ConfigError
 
-LONGEST = 200_000  # characters of a value, or words of a command: a variable can double itself on every line
+LONGEST = 50_000  # characters of a value, or words of a command: a variable can double itself on every line
 _REFERENCE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*|[0-9]+|[@*#?$!-])(?:\[([@*]|[0-9]+)\])?(.*)", re.DOTALL)
 _DEFAULT = re.compile(r"(:?[-=+])(.*)", re.DOTALL)
 _SUM = re.compile(r"\s*(\$?\{?[A-Za-z_][A-Za-z0-9_]*\}?|[0-9]+|\*\*|.)", re.DOTALL)
 _NUMBER_TESTS = ("-eq", "-ne", "-lt", "-le", "-gt", "-ge")
 _LARGEST = 2**63
+_DEEPEST = 20  # defaults inside defaults
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Expander:
     def __init__(self, where: str, given: Mapping[str, str]) -> None:
         self.where = where
         self._condition: list[Token] = []
+        self._depth = 0
         # A scalar is an array of one, as in bash; None: assigned, but not known to what.
         self._variables: dict[str, list[Value] | None] = {
             name: [[Field(value, 0)]] for name, value in given.items()
@@ -117,7 +119,12 @@ class Expander:
                 return self._unknown(part)
             empty = not values or (default[1][0] == ":" and not "".join(p.text for v in values for p in v))
             if empty != default[1].endswith("+"):
-                return self.scalar(parts_of(default[2], self.where, part.line, part.quoted))
+                self._depth += 1
+                if self._depth > _DEEPEST:
+                    raise RecursionError
+                value = self.scalar(parts_of(default[2], self.where, part.line, part.quoted))
+                self._depth -= 1
+                return value
             if default[1].endswith("+"):
                 return []
         if values is None:

@@ -129,8 +129,8 @@ class _Lexer:
         return character
 
     def skip(self, count: int) -> None:
-        for _ in range(count):
-            self.next()
+        self.line += self.text.count("\n", self.at, self.at + count)
+        self.at += count
 
     def follows(self, what: str) -> bool:
         return self.text.startswith(what, self.at)

@@ -109,11 +109,11 @@ def test_the_ramp_of_gpt3_175b_is_megatron_cores_own():
         Schedule(stages, 2048),
         RampupBatchsizeNumMicroBatchesCalculator(1536, 1, 1, False, 1, 16, 16, 5_859_375),
     )
-    consumed = 0
-    while consumed < 7_000_000:
-        theirs.update(consumed, consistency_check=False)
-        assert ours.at(consumed).batch == theirs.get_current_global_batch_size(), consumed
-        consumed += theirs.get_current_global_batch_size()
+    assert len(ours.segments) > 90
+    for segment in ours.segments:
+        for sample in (segment.first_sample, segment.end_sample - segment.batch):
+            theirs.update(sample, consistency_check=False)
+            assert theirs.get_current_global_batch_size() == segment.batch, sample
     assert 146_484_375 - 1536 < ours.total_samples <= 146_484_375
 
 
@@ -343,7 +343,7 @@ names = st.one_of(
 values = st.lists(st.sampled_from(["1", "x", "0.5", "a/b", "-1"]), max_size=3)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(names, values), max_size=12))
 def test_every_flag_ends_in_exactly_one_class(extra):
     text = "\n".join([*(f"{n} {v}" for n, v in BASE.items()), *(" ".join((n, *v)) for n, v in extra)])
