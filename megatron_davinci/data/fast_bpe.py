@@ -139,14 +139,12 @@ class FastEncoder:
         if resident_bytes() - self._resident > CACHE_BYTES:
             self._build()
         raw = [text.encode() for text in texts]
-        unsettled = not are_settled(b"".join(raw))
-        apart = [
-            n
-            for n, text in enumerate(texts)
-            if (unsettled and not are_settled(raw[n]))
-            or (self._added is not None and self._holds_added(text))
-        ]
-        return self._encode_mixed(texts, raw, apart) if apart else self._encode(raw)
+        foreign = unsettled(b"".join(raw))
+        ends = np.cumsum([len(one) for one in raw]) if len(foreign) else np.empty(0, np.int64)
+        apart = set(np.searchsorted(ends, foreign, side="right").tolist())
+        if self._added is not None:
+            apart |= {n for n, text in enumerate(texts) if self._holds_added(text)}
+        return self._encode_mixed(texts, raw, sorted(apart)) if apart else self._encode(raw)
 
     def _encode(self, raw: Sequence[bytes]) -> Encoded:
         if not raw:
@@ -219,34 +217,40 @@ def settled_characters() -> NDArray[np.bool_]:
 
 def is_settled(text: str) -> bool:
     """Whether a text has settled characters only."""
-    return text.isascii() or are_settled(text.encode())
+    return not len(unsettled(text.encode()))
 
 
-def are_settled(text: bytes) -> bool:
-    """Whether a text, which is valid UTF-8, has settled characters only."""
+def unsettled(text: bytes) -> NDArray[np.intp]:
+    """Where characters that are not settled begin in a text, which is valid UTF-8: [n] bytes, in no order."""
     if text.isascii():
-        return True
+        return np.empty(0, np.intp)
     table = settled_characters()
+    found = []
     for first in range(0, len(text), _LOOKED_AT):
         # Characters that begin here may end in the next bytes.
         octets = np.frombuffer(text[first : first + _LOOKED_AT + 3], np.uint8)
         leads = np.flatnonzero(octets[:_LOOKED_AT] >= 0xC0)
-        if not table[_code_points(octets, leads)].all():
-            return False
-    return True
+        where, points = _code_points(octets, leads)
+        settled = table[points]
+        if not settled.all():
+            found.append(first + where[~settled])
+    return np.concatenate(found) if found else np.empty(0, np.intp)
 
 
-def _code_points(octets: NDArray[np.uint8], leads: NDArray[np.intp]) -> NDArray[np.int64]:
-    """The characters of two bytes and more that begin at `leads`, those of a length together."""
+def _code_points(
+    octets: NDArray[np.uint8], leads: NDArray[np.intp]
+) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
+    """Characters of two bytes and more, those of a length together: where they begin, and which they are."""
     first = octets[leads]
-    found = []
+    where, found = [], []
     for length, low, high in ((2, 0xC0, 0xE0), (3, 0xE0, 0xF0), (4, 0xF0, 0xF8)):
         here = leads[(first >= low) & (first < high)]
         points = octets[here].astype(np.int64) - low
         for n in range(1, length):
             points = (points << 6) | (octets[here + n] & 0x3F)
+        where.append(here)
         found.append(points)
-    return np.concatenate(found)
+    return np.concatenate(where), np.concatenate(found)
 
 
 _LOOKED_AT = 1 << 18  # bytes in one go

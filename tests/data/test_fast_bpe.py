@@ -17,12 +17,12 @@ from megatron_davinci.data.fast_bpe import (
     Encoded,
     FastEncoder,
     ReferenceEncoder,
-    are_settled,
     choose,
     first_difference,
     is_settled,
     nasty_texts,
     settled_characters,
+    unsettled,
     why_not,
 )
 from megatron_davinci.data.tokenizer import EOD, QWEN2_SPLIT, Tokenizer, train_bpe
@@ -144,10 +144,31 @@ def test_a_text_longer_than_a_look_is_looked_at_whole(monkeypatch: pytest.Monkey
             assert not is_settled("a\u6570" * 5 + foreign + "a")
 
 
+def test_only_texts_with_unsettled_characters_go_to_the_reference(
+    pair: tuple[FastEncoder, ReferenceEncoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast, reference = pair
+    gone: list[str] = []
+
+    class Telling:
+        def encode(self, texts: list[str]) -> Encoded:
+            gone.extend(texts)
+            return reference.encode(texts)
+
+    monkeypatch.setattr(fast, "_reference", Telling())
+    same(
+        fast,
+        reference,
+        ["", "\u0897", "caf\u00e9", "", "a\u0897\u0897", "b", "\u6570\U000323b0", "\u6570", ""],
+    )
+    assert gone == ["\u0897", "a\u0897\u0897", "\u6570\U000323b0"]
+
+
 @given(st.text(st.characters(exclude_categories=("Cs",)), max_size=40))
 def test_bytes_are_looked_at_as_the_characters_they_are(text: str) -> None:
     table = settled_characters()
-    assert are_settled(text.encode()) == all(table[ord(character)] for character in text)
+    expected = [len(text[:n].encode()) for n, character in enumerate(text) if not table[ord(character)]]
+    assert sorted(unsettled(text.encode()).tolist()) == expected
 
 
 @pytest.mark.parametrize("normalized", [False, True])
