@@ -22,7 +22,7 @@ needs_bash = pytest.mark.skipif(BASH is None, reason="bash is the judge")
 
 def words_of_bash(script: str, folder: Path, *arguments: str) -> list[str]:
     done = subprocess.run(
-        [str(BASH), "-c", STUBS + script, "script", *arguments],
+        [str(BASH), "-c", STUBS + script + "\ntrue", "script", *arguments],
         cwd=folder, capture_output=True, text=True, timeout=60, env={"PATH": "/usr/bin:/bin"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
