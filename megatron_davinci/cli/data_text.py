@@ -134,6 +134,11 @@ def tokenize_files(arguments: argparse.Namespace) -> int:
         print(f"{made.empty:,} empty texts are no documents")
     if made.bad:
         print(f"{made.bad:,} bad records were skipped: see {out / 'quarantine.jsonl'}")
+    if made.cut:
+        print(
+            f"{made.cut:,} file{' ends' if made.cut == 1 else 's end'} early, and what follows is not in the source: "
+            f"see rest_of_file in {out / 'quarantine.jsonl'}"
+        )
     return 0
 
 

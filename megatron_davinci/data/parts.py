@@ -98,17 +98,27 @@ class PartWriter:
         self._tokens += len(tokens)
         self._documents += len(lengths)
 
-    def add_bad(self, number: int, error: DataError, content: bytes | dict[str, Any] | None) -> None:
+    def add_bad(
+        self,
+        number: int,
+        error: DataError,
+        content: bytes | dict[str, Any] | None,
+        *,
+        ends_file: bool = False,
+    ) -> None:
         """Keep a record that could not be read.
 
         Args:
             number: Its line or row in the piece.
             error: Why.
             content: The record, or None where there is none.
+            ends_file: What follows it in the file cannot be read either.
         """
         self._bad += 1
         reason = error.what + (f" Found: {' '.join(str(error.found).split())}" if error.found else "")
         line: dict[str, Any] = {"line": number, "reason": reason}
+        if ends_file:
+            line["rest_of_file"] = True
         if isinstance(content, bytes):
             try:
                 line["content"] = content.decode("utf-8").rstrip("\r\n")

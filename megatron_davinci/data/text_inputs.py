@@ -49,6 +49,10 @@ class Piece(NamedTuple):
     size: int
 
 
+class FileEndsEarly(DataError):
+    """What follows in the file cannot be read, and nobody knows how many records that is."""
+
+
 class Record(NamedTuple):
     """A line or row that has not been looked into.
 
@@ -189,7 +193,7 @@ def _stream(file: IO[bytes], piece: Piece) -> Iterator[Record]:
         except faults as error:
             yield Record(
                 number + 1,
-                DataError(
+                FileEndsEarly(
                     "A compressed file is cut short or damaged.",
                     where=piece.path,
                     found=f"{error} (byte {file.tell():,} of {piece.size:,}, after {number:,} lines)",
@@ -215,7 +219,10 @@ def _rows(piece: Piece, fields: Fields) -> Iterator[Record]:
                 number += 1
                 yield Record(number, {k: v for k, v in row.items() if v is not None}, done)
     except DataError as error:
-        yield Record(number + 1, error, piece.size)
+        early = FileEndsEarly(
+            error.what, where=error.where, found=error.found, expected=error.expected, do=error.do
+        )
+        yield Record(number + 1, early, piece.size)
 
 
 def _line(file: IO[bytes]) -> tuple[bytes | DataError, int]:

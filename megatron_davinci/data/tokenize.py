@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -92,12 +93,14 @@ class Tokenized:
         encoder: Library and version that made the ids.
         empty: Records whose text is empty.
         bad: Records that could not be read; they are in `quarantine.jsonl` in the source's folder.
+        cut: Files that end early, so that nobody knows how many records of theirs are missing; they are there too.
     """
 
     manifest: Manifest
     encoder: str
     empty: int
     bad: int
+    cut: int
 
 
 def tokenize(
@@ -201,7 +204,7 @@ def tokenize(
                 tokenizer_sha256=tokenizer.sha256,
                 shards=tuple(shards),
             )
-            bad = job.write_quarantine(folder / "out" / tokenize_job.QUARANTINE)
+            bad, cut = job.write_quarantine(folder / "out" / tokenize_job.QUARANTINE)
             manifest.save(folder / "out")
             manifest.save(folder)
             with disk_errors(out_folder, "naming a source"):
@@ -220,7 +223,7 @@ def tokenize(
             if pool is not None:
                 pool.close()
         shutil.rmtree(folder)
-    return Tokenized(manifest, encoder.name, sum(part.empty for part in job.parts.values()), bad)
+    return Tokenized(manifest, encoder.name, sum(part.empty for part in job.parts.values()), bad, cut)
 
 
 def _plan(
@@ -260,8 +263,11 @@ def _tidied(folder: Path, out_folder: Path) -> Tokenized:
         ]
         parts = [record for record in records if record is not None]
         shutil.rmtree(folder)
-    empty, bad = sum(part.empty for part in parts), sum(part.bad for part in parts)
-    return Tokenized(Manifest.load(out_folder), encoder, empty, bad)
+    quarantine = out_folder / tokenize_job.QUARANTINE
+    lines = quarantine.read_text(encoding="utf-8").splitlines() if quarantine.exists() else []
+    cut = sum("rest_of_file" in json.loads(line) for line in lines)
+    empty = sum(part.empty for part in parts)
+    return Tokenized(Manifest.load(out_folder), encoder, empty, len(lines) - cut, cut)
 
 
 def _encoder(

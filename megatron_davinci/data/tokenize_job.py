@@ -210,16 +210,18 @@ class Job:
                 for part in range(first, self._spans[self._assembled - 1].end[0]):
                     drop_tokens(self.folder / "parts", part)
 
-    def write_quarantine(self, path: Path) -> int:
+    def write_quarantine(self, path: Path) -> tuple[int, int]:
         """Write a JSON line for each record that was passed over: `file`, `line`, `reason`, and the record itself.
 
+        A line with `rest_of_file` stands for all that follows in its file.
+
         Returns:
-            How many there are; with none, nothing is written.
+            How many records there are, and how many files end early; with none, nothing is written.
         """
         bad = [number for number in range(len(self.pieces)) if self.parts[number].bad]
         if not bad:
-            return 0
-        count = 0
+            return 0, 0
+        count = early = 0
         before: tuple[str, int, int] = ("", 0, 0)  # file, byte, lines that begin before it
         with disk_errors(path, "writing the quarantine"), open(path, "w", encoding="utf-8") as file:
             for number in bad:
@@ -233,10 +235,11 @@ class Job:
                 for record in read_bad(self.folder / "parts", number):
                     record = {"file": piece.path, **record, "line": lines + record["line"]}
                     file.write(json.dumps(record) + "\n")
-                    count += 1
+                    early += "rest_of_file" in record
+                    count += "rest_of_file" not in record
             file.flush()
             os.fsync(file.fileno())
-        return count
+        return count, early
 
 
 def _has_its_files(out: Path, shard: Shard) -> bool:
