@@ -162,18 +162,18 @@ def _half(idx: Place, binary: Place, has_idx: bool, has_binary: bool) -> DataErr
 
 def _checked_header(idx: Place, binary: Place, raw: bytes, idx_bytes: int, bin_bytes: int) -> Header:
     if raw[: len(MAGIC)] != MAGIC:
-        raise _damaged("This is not a Megatron index.", idx, (0, 9), raw[:9], MAGIC)
+        raise damaged("This is not a Megatron index.", idx, (0, 9), raw[:9], MAGIC)
     if len(raw) < HEADER.size:
-        raise _damaged("An index ends inside its header.", idx, (0, 34), f"{len(raw)} bytes", "34 bytes")
+        raise damaged("An index ends inside its header.", idx, (0, 34), f"{len(raw)} bytes", "34 bytes")
     _, version, code, sequences, bounds = HEADER.unpack(raw)
     if version != VERSION:
-        raise _damaged("An index has an unknown version.", idx, (9, 17), version, VERSION)
+        raise damaged("An index has an unknown version.", idx, (9, 17), version, VERSION)
     if code not in _DTYPES:
-        raise _damaged("An index has an unknown dtype code.", idx, (17, 18), code, "1 to 8")
+        raise damaged("An index has an unknown dtype code.", idx, (17, 18), code, "1 to 8")
     plain = HEADER.size + 12 * sequences + 8 * bounds
     if idx_bytes not in (plain, plain + sequences):
         expected = f"{plain:,} bytes (or {plain + sequences:,} with modes) for {sequences:,} sequences and "
-        raise _damaged(
+        raise damaged(
             "An index's counts do not match its size.",
             idx,
             (18, 34),
@@ -182,7 +182,7 @@ def _checked_header(idx: Place, binary: Place, raw: bytes, idx_bytes: int, bin_b
         )
     dtype = _DTYPES[code]
     if bin_bytes % dtype.itemsize:
-        raise _damaged(
+        raise damaged(
             "A token file ends inside a token.",
             binary,
             (bin_bytes - bin_bytes % dtype.itemsize, bin_bytes),
@@ -202,7 +202,7 @@ def map_tokens(prefix: str | os.PathLike[str], header: Header) -> np.ndarray:
     path = bin_path(Path(prefix))
     buffer = _map(path)
     if len(buffer) != header.bin_bytes:
-        raise _damaged(
+        raise damaged(
             "A token file changed while it was opened.",
             path,
             (0, len(buffer)),
@@ -285,7 +285,7 @@ class IndexedDataset:
             if len(bad := np.flatnonzero(lengths < 0)):
                 i = first + int(bad[0])
                 at = HEADER.size + 4 * i
-                raise _damaged(
+                raise damaged(
                     f"Sequence {i:,} has a negative length.",
                     self._idx,
                     (at, at + 4),
@@ -297,7 +297,7 @@ class IndexedDataset:
             pointers = self._pointers[first : first + _BLOCK]
             if len(bad := np.flatnonzero(pointers != starts)):
                 i, at = first + int(bad[0]), self._pointers_at + 8 * (first + int(bad[0]))
-                raise _damaged(
+                raise damaged(
                     f"Sequence {i:,} does not begin where the one before it ends.",
                     self._idx,
                     (at, at + 8),
@@ -306,7 +306,7 @@ class IndexedDataset:
                 )
             end = int(ends[-1])
         if end != header.bin_bytes:
-            raise _damaged(
+            raise damaged(
                 "An index and its token file do not belong together, or one of them was cut.",
                 self._bin,
                 (min(end, header.bin_bytes), max(end, header.bin_bytes)),
@@ -318,10 +318,10 @@ class IndexedDataset:
         bounds, at = self.document_indices, self._documents_at
         if len(bounds) == 0 or bounds[0] != 0:
             found = "no bounds" if len(bounds) == 0 else bounds[0]
-            raise _damaged("The first document bound is wrong.", self._idx, (at, at + 8), found, 0)
+            raise damaged("The first document bound is wrong.", self._idx, (at, at + 8), found, 0)
         if bounds[-1] != len(self):
             last = at + 8 * (len(bounds) - 1)
-            raise _damaged(
+            raise damaged(
                 "The last document bound is not the number of sequences.",
                 self._idx,
                 (last, last + 8),
@@ -333,7 +333,7 @@ class IndexedDataset:
             if len(bad := np.flatnonzero(block[1:] < block[:-1])):
                 i = int(bad[0])
                 here = at + 8 * (first + i + 1)
-                raise _damaged(
+                raise damaged(
                     f"Document {first + i:,} ends before it begins.",
                     self._idx,
                     (here, here + 8),
@@ -357,7 +357,16 @@ def _map(path: Path) -> mmap.mmap | bytes:
         ) from error
 
 
-def _damaged(what: str, path: Place, span: tuple[int, int], found: object, expected: object) -> DataError:
+def damaged(what: str, path: Place, span: tuple[int, int], found: object, expected: object) -> DataError:
+    """A dataset's file is not what its format says.
+
+    Args:
+        what: One sentence: what is wrong.
+        path: The file.
+        span: First byte and the byte after the last, of what is wrong.
+        found: What is there.
+        expected: What should be there.
+    """
     return DataError(
         what,
         where=f"{path}, bytes {span[0]:,} to {span[1]:,}",

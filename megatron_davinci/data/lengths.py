@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from megatron_davinci.data.indexed import HEADER, idx_path, read_header
+from megatron_davinci.data.indexed import HEADER, damaged, idx_path, read_header
 from megatron_davinci.data.places import Place
 from megatron_davinci.data.storage import Blob, open_blob
 from megatron_davinci.errors import DataError
@@ -234,10 +234,4 @@ def _numbers(blob: Blob, offset: int, first: int, count: int, dtype: str) -> np.
 
 
 def _damaged(what: str, idx: Place, at: int, found: object, expected: object, nbytes: int = 8) -> DataError:
-    return DataError(
-        what,
-        where=f"{idx}, bytes {at:,} to {at + nbytes:,}",
-        found=found,
-        expected=expected,
-        do="restore the file from where it came, or write the dataset again",
-    )
+    return damaged(what, idx, (at, at + nbytes), found, expected)

@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from megatron_davinci.data.indexed import P
+from megatron_davinci.data.indexed import P, damaged
 from megatron_davinci.data.places import Place
 from megatron_davinci.data.storage import open_blob, read_range, size_of
 from megatron_davinci.errors import DataError
@@ -95,14 +95,14 @@ def read_mask_header(prefix: Place, tokens: int) -> None:
         )
     raw = read_range(path, 0, min(HEADER.size, size))
     if raw[: len(MAGIC)] != MAGIC:
-        raise _damaged("This is not a loss mask.", path, (0, 8), raw[: len(MAGIC)], MAGIC)
+        raise damaged("This is not a loss mask.", path, (0, 8), raw[: len(MAGIC)], MAGIC)
     if len(raw) < HEADER.size:
-        raise _damaged("A mask ends inside its header.", path, (0, 32), f"{size} bytes", "32 bytes")
+        raise damaged("A mask ends inside its header.", path, (0, 32), f"{size} bytes", "32 bytes")
     _, version, masked, reserved = HEADER.unpack(raw)
     if version != VERSION:
-        raise _damaged("A mask has an unknown version.", path, (8, 16), version, VERSION)
+        raise damaged("A mask has an unknown version.", path, (8, 16), version, VERSION)
     if masked != tokens:
-        raise _damaged(
+        raise damaged(
             "A mask is of another number of tokens than its token file.",
             path,
             (16, 24),
@@ -110,9 +110,9 @@ def read_mask_header(prefix: Place, tokens: int) -> None:
             f"{tokens:,} tokens, those of {prefix.name}.bin",
         )
     if any(reserved):
-        raise _damaged("Bytes of a mask that have no meaning are set.", path, (24, 32), reserved, bytes(8))
+        raise damaged("Bytes of a mask that have no meaning are set.", path, (24, 32), reserved, bytes(8))
     if size != mask_bytes(tokens):
-        raise _damaged(
+        raise damaged(
             "A mask has the wrong size.",
             path,
             (min(size, mask_bytes(tokens)), max(size, mask_bytes(tokens))),
@@ -132,7 +132,7 @@ def check_padding(prefix: Place, tokens: int) -> None:
         path, last = mask_path(prefix), mask_bytes(tokens) - 1
         byte = read_range(path, last, 1)[0]
         if byte >> tokens % 8:
-            raise _damaged(
+            raise damaged(
                 "Bits of a mask after its last token are set.",
                 path,
                 (last, last + 1),
@@ -236,13 +236,3 @@ def checked_loss(loss: npt.ArrayLike, tokens: int, where: str) -> npt.NDArray[np
             expected="0 or 1",
         )
     return flags.astype(np.uint8)
-
-
-def _damaged(what: str, path: Place, span: tuple[int, int], found: object, expected: object) -> DataError:
-    return DataError(
-        what,
-        where=f"{path}, bytes {span[0]:,} to {span[1]:,}",
-        found=found,
-        expected=expected,
-        do="restore the file from where it came, or write the dataset again",
-    )
