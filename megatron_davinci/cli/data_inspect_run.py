@@ -24,7 +24,7 @@ from megatron_davinci.data.journal import Journal
 from megatron_davinci.data.places import Place, S3Options, place
 from megatron_davinci.data.source import Source
 from megatron_davinci.data.tokenizer import Tokenizer
-from megatron_davinci.data.transforms import SampleTransforms, stage_transforms
+from megatron_davinci.data.transforms import SampleTransforms, as_seen, stage_transforms
 from megatron_davinci.errors import DavinciError
 from megatron_davinci.optim.schedule import Schedule
 from megatron_davinci.train.forecast import Forecast, Governing, governing_records
@@ -262,22 +262,10 @@ class _Run:
         weights: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray, list[str]]:
         """A sample as the model sees it; see `Change`."""
-        length = len(tokens)
-        applied: list[str] = []
         (stage,) = (stage for stage in self._config.curriculum if stage.name == located.stage)
-        transform = transforms[located.stage]
-        if transform is not None:
-            wide = tokens.astype(transform.dtype(tokens.dtype))
-            sample = transform.one(n, located.source, located.window, wide, weights[1:])
-            applied += sample.applied
-            weights = sample.weights[:length].copy()
-            # The first position is read and not predicted, whatever stands there.
-            weights[0] = 0
-            if not np.array_equal(sample.tokens, tokens):
-                tokens = sample.tokens[:length]
-        if stage.transforms.document_mask:
-            applied.append(
-                "document mask" + (", positions reset" if stage.transforms.reset_positions else "")
-            )
-            weights[1:][tokens[:-1] == self._sources[located.source].eod_id] = 0
-        return tokens, weights, applied
+        transform, source = transforms[located.stage], located.source
+        eod_id = self._sources[source].eod_id
+        seen = as_seen(n, source, located.window, tokens, weights[1:], transform, stage.transforms, eod_id)
+        # The first position is read and not predicted, whatever stands there.
+        first = weights[:1] if transform is None else np.zeros(1, np.uint8)
+        return seen.tokens[: len(tokens)], np.concatenate([first, seen.labels]), seen.applied

@@ -15,7 +15,7 @@ from megatron_davinci.data.manifest import FILE_NAME, Manifest
 from megatron_davinci.data.places import S3Options, place
 from megatron_davinci.data.source import Source
 from megatron_davinci.data.storage import size_of
-from megatron_davinci.data.transforms import SampleTransforms, stage_transforms
+from megatron_davinci.data.transforms import SampleTransforms, as_seen, stage_transforms
 from megatron_davinci.errors import ConfigError, DataError
 from megatron_davinci.train.forecast import Forecast
 
@@ -133,23 +133,15 @@ class Teller:
         stage = self._forecast.seat(n).plan.stage
         settings, transforms = self._forecast.config.curriculum[stage].transforms, self._transforms[stage]
         source, length = self._forecast.sources[facts.source], len(facts.tokens)
-        applied: list[str] = []
-        tokens, weights, shown = facts.tokens, np.empty(length - 1, np.uint8), {"text": None, "ids": None}
-        source.read_mask_into(facts.window, weights)
-        if transforms is not None:
-            wide = tokens.astype(transforms.dtype(tokens.dtype))
-            found = transforms.one(n, facts.source, facts.window, wide, weights)
-            applied += found.applied
-            tokens, weights = found.tokens, found.weights[1:length].copy()
-            if not np.array_equal(tokens, facts.tokens):
-                shown = self._text(facts.source, tokens[:length])
-        if settings.document_mask:
-            applied.append("document mask" + (", positions reset" if settings.reset_positions else ""))
-            weights[tokens[: length - 1] == source.eod_id] = 0
+        mask, shown = np.empty(length - 1, np.uint8), {"text": None, "ids": None}
+        source.read_mask_into(facts.window, mask)
+        seen = as_seen(n, facts.source, facts.window, facts.tokens, mask, transforms, settings, source.eod_id)
+        if seen.tokens is not facts.tokens:
+            shown = self._text(facts.source, seen.tokens[:length])
         return {
-            "applied": applied,
-            "tokens_cut": len(tokens) - length,
-            "labels_with_loss": int(np.count_nonzero(weights)),
+            "applied": seen.applied,
+            "tokens_cut": len(seen.tokens) - length,
+            "labels_with_loss": int(np.count_nonzero(seen.labels)),
             **shown,
         }
 

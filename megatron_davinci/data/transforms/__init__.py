@@ -2,5 +2,6 @@
 
 from megatron_davinci.data.transforms.build import stage_transforms
 from megatron_davinci.data.transforms.pipeline import SampleTransforms, Transformed
+from megatron_davinci.data.transforms.seen import as_seen
 
-__all__ = ["SampleTransforms", "Transformed", "stage_transforms"]
+__all__ = ["SampleTransforms", "Transformed", "as_seen", "stage_transforms"]
