@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from megatron_davinci.config.curriculum import Stage
 from megatron_davinci.config.data import DataConfig
+from megatron_davinci.config.levers import lever_problems
 from megatron_davinci.config.model import ModelConfig
 from megatron_davinci.config.parallel import ParallelConfig
 from megatron_davinci.config.section import Section
@@ -67,6 +68,7 @@ class RunConfig(Section):
                 f"data.sequence_length ({self.data.sequence_length}) exceeds model.max_sequence_length "
                 f"({self.model.max_sequence_length})"
             )
+        problems += lever_problems(self)
         if problems:
             raise ValueError("\n".join(problems))
         return self

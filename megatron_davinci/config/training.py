@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from megatron_davinci.config.recompute import RecomputeConfig
 from megatron_davinci.config.section import Section
 
 
@@ -31,6 +32,9 @@ class TrainConfig(Section):
         default="auto",
         description="bf16 keeps fp32 main weights and sums gradients in fp32; auto: bf16 on GPUs and on CPUs that "
         "multiply it natively, else fp32",
+    )
+    recompute: RecomputeConfig = Field(
+        default=RecomputeConfig(), description="Activations that are computed again instead of kept"
     )
     stop_after_steps: int | None = Field(default=None, gt=0, description="End early, with a checkpoint")
     threads: int | None = Field(

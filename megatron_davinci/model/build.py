@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from megatron_davinci.config import RunConfig
 from megatron_davinci.model.gpt import GPT
 from megatron_davinci.model.initialize import initialize
+from megatron_davinci.model.levers import lever_settings
 from megatron_davinci.model.spec import block_spec, use_transformer_engine
 from megatron_davinci.platform.device import Platform
 
@@ -56,6 +57,7 @@ def transformer_config(config: RunConfig) -> TransformerConfig:
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
         gradient_accumulation_fusion=False,
+        **lever_settings(config),
     )
 
 

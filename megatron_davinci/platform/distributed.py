@@ -20,6 +20,7 @@ from megatron_davinci.platform.device import Platform
 _KNOWN_WARNINGS = (
     r".*CUDA_DEVICE_MAX_CONNECTIONS.*",
     r".*cuda_graph_scope.*",
+    r".*the core_attn is from transformer_engine and may be the fused version.*",
     r".*The \.grad attribute of a Tensor that is not a leaf.*",
     r".*all_gather_into_tensor.*|.*reduce_scatter_tensor.*|.*_all_gather_base.*|.*_reduce_scatter_base.*",
     r".*ShardedTensor.*|.*TypedStorage is deprecated.*",

@@ -117,16 +117,41 @@ def norm_and_reference():
 
     norm = RMSNorm(a_config(sequence_parallel=True), 48, eps=1e-6)
     torch.nn.init.normal_(norm.weight)
-    x = torch.randn(5, 2, 48)
-    x64 = x.double()
-    reference = x64 / (x64.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight.double()
-    return float((norm(x) - reference).abs().max()), norm.weight.sequence_parallel
+    x = torch.randn(5, 2, 48, requires_grad=True)
+    x64, weight = x.detach().double().requires_grad_(), norm.weight.detach().double().requires_grad_()
+    reference = x64 / (x64.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight
+    out, along = norm(x), torch.randn(5, 2, 48)
+    (out * along).sum().backward()
+    (reference * along).sum().backward()
+    differences = [
+        (a - b).abs().max()
+        for a, b in ((out, reference), (x.grad, x64.grad), (norm.weight.grad, weight.grad))
+    ]
+    torchs = torch.nn.functional.rms_norm(x, (48,), norm.weight, 1e-6)
+    half = norm.to(torch.bfloat16)(x.bfloat16())
+    theirs = torch.nn.functional.rms_norm(x.bfloat16(), (48,), norm.weight, 1e-6)
+    return (
+        float(max(differences)),
+        norm.weight.sequence_parallel,
+        torch.equal(out, torchs),
+        torch.equal(half, theirs),
+    )
 
 
 def test_norm_equals_the_formula_and_is_marked_for_sequence_parallelism():
-    difference, marked = run_ranks(1, norm_and_reference)[0]
+    difference, marked, as_torchs, as_torchs_in_half = run_ranks(1, norm_and_reference)[0]
     assert difference < 1e-5
     assert marked is True
+    assert as_torchs and as_torchs_in_half
+
+
+def test_norms_gradient_is_that_of_finite_differences():
+    from megatron_davinci.model.norm import _RMSNormOnCPU
+
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(3, 2, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(6, generator=generator, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, w: _RMSNormOnCPU.apply(x, w, 1e-3), (x, weight))
 
 
 def weights_of(settings):

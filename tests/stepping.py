@@ -1,0 +1,102 @@
+"""A few steps of a tiny model on random tokens, on the ranks of the pool: what a lever must not change."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, NamedTuple
+
+import torch
+
+STEPS = 3
+
+
+class Taken(NamedTuple):
+    """What a run of steps came to on one rank.
+
+    Attributes:
+        losses: Of each step.
+        norms: The gradient's, of each step.
+        weights: A digest of this rank's weights after the last.
+    """
+
+    losses: list[float]
+    norms: list[float]
+    weights: str
+
+
+def start(settings: dict[str, Any]) -> tuple[Any, Any]:
+    """The configuration and the platform, with the process groups of its layout up."""
+    from megatron_davinci.config import validate
+    from megatron_davinci.platform import distributed
+    from megatron_davinci.platform.device import choose
+
+    config, platform = validate(settings, "tests/stepping.py"), choose("cpu", threads=1)
+    distributed.start(
+        platform,
+        tensor=config.parallel.tensor,
+        pipeline=config.parallel.pipeline,
+        context=config.parallel.context,
+        timeout_seconds=60,
+    )
+    return config, platform
+
+
+def built(config: Any, platform: Any) -> tuple[Any, Any, Any]:
+    """The model of this rank, its optimizer, and what takes its steps."""
+    from megatron_davinci.model.build import build_model
+    from megatron_davinci.optim.build import build_optimizer, set_hyperparameters
+    from megatron_davinci.train.step import Stepper, wrap_model
+
+    model = build_model(config, platform)
+    wrapped = wrap_model(model, config)
+    optimizer = build_optimizer(config, [wrapped])
+    set_hyperparameters(optimizer, learning_rate=1e-2, weight_decay=config.optimizer.weight_decay)
+    return model, optimizer, Stepper(wrapped, optimizer, config, platform)
+
+
+def tokens_of(config: Any, step: int, batch: int = 8) -> torch.Tensor:
+    """This rank's rows of the global batch of a step: the same batch on every layout."""
+    from megatron.core import parallel_state
+
+    generator = torch.Generator().manual_seed(step)
+    rows = torch.randint(
+        config.model.vocab_size, (batch, config.data.sequence_length + 1), generator=generator
+    )
+    rank = parallel_state.get_data_parallel_rank()
+    ranks = parallel_state.get_data_parallel_world_size()
+    micro = config.train.micro_batch_size
+    return rows.unflatten(0, (-1, ranks, micro))[:, rank].flatten(0, 1)
+
+
+def take(config: Any, platform: Any, *, documents: bool = False) -> Taken:
+    """Build, and take `STEPS` steps of 8 sequences."""
+    from megatron_davinci.model.documents import DocumentMask
+    from megatron_davinci.platform import distributed
+
+    model, _, stepper = built(config, platform)
+    losses, norms = [], []
+    for step in range(STEPS):
+        distributed.seed_ranks(step)
+        tokens = tokens_of(config, step)
+        mask = DocumentMask(eod_id=0, reset_positions=True) if documents else None
+        result = stepper.train(tokens, len(tokens) // config.train.micro_batch_size, None, mask)
+        losses.append(result.loss)
+        norms.append(result.grad_norm)
+    digest = hashlib.sha256()
+    for _, parameter in sorted(model.named_parameters()):
+        digest.update(parameter.detach().float().numpy().tobytes())
+    return Taken(losses, norms, digest.hexdigest())
+
+
+def take_all(whole: dict[str, dict[str, Any]], **options: Any) -> dict[str, Taken]:
+    """`take` for each of several settings of one layout, one after the other on the same ranks."""
+    from megatron_davinci.config import validate
+    from megatron_davinci.platform import distributed
+
+    _, platform = start(next(iter(whole.values())))
+    taken = {
+        name: take(validate(settings, "tests/stepping.py"), platform, **options)
+        for name, settings in whole.items()
+    }
+    distributed.stop()
+    return taken
