@@ -117,7 +117,8 @@ class Curriculum:
         Raises:
             DataError: The record names an unknown source or one without windows, or is out of order.
         """
-        self._check(record)
+        self.check_mixture(record)
+        self._check_order(record)
         base, debts = [0] * len(self.sources), [0] * len(self.sources)
         if self._segments:
             last = self._segments[-1]
@@ -135,6 +136,15 @@ class Curriculum:
         # In this order a thread that reads ahead never finds a first sample without its segment.
         self._segments.append(segment)
         self._firsts.append(record.first_sample)
+
+    def forget_from(self, sample: int) -> None:
+        """Take back the records from `sample` on: what they would have governed was planned and not used.
+
+        Whoever read ahead by them must have stopped.
+        """
+        while self._firsts and self._firsts[-1] >= sample:
+            self._firsts.pop()
+            self._segments.pop()
 
     def locate(self, n: int) -> Location:
         """What sample `n` is. The cost does not depend on `n`.
@@ -281,8 +291,13 @@ class Curriculum:
             if begin < end:
                 yield self._segments[lowest + at], order[begin:end]
 
-    def _check(self, record: MixRecord) -> None:
-        where = f"the record from sample {record.first_sample:,} on (stage {record.stage})"
+    def check_mixture(self, record: MixRecord) -> None:
+        """Refuse a mixture that cannot be drawn.
+
+        Raises:
+            DataError: It names an unknown source, or gives weight to one without windows.
+        """
+        where = _where(record)
         unknown = sorted(set(record.weights) - set(self.sources))
         if unknown:
             raise DataError(
@@ -300,11 +315,20 @@ class Curriculum:
             raise DataError(
                 "A mixture takes from sources without a window.", where=where, found=", ".join(empty)
             )
+
+    def _check_order(self, record: MixRecord) -> None:
         expected = f"after {self._firsts[-1]:,}" if self._firsts else "0"
         if record.first_sample <= self._firsts[-1] if self._firsts else record.first_sample != 0:
             raise DataError(
-                "A record is out of order.", where=where, found=f"{record.first_sample:,}", expected=expected
+                "A record is out of order.",
+                where=_where(record),
+                found=f"{record.first_sample:,}",
+                expected=expected,
             )
+
+
+def _where(record: MixRecord) -> str:
+    return f"the record from sample {record.first_sample:,} on (stage {record.stage})"
 
 
 def _distinct(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -34,6 +34,9 @@ class MixRecord:
         stage: The stage's name.
         weights: Share of samples by source, as text: `0.1` is one tenth, `1/3` a third; they sum to 1.
         transforms: What is done to the samples, by name, as plain values; empty if nothing is.
+        origin: Who decided it: the name of an edit, `configuration` for a changed one, or a controller; empty for the
+            stage list.
+        reason: Why, for the reader.
 
     Raises:
         DataError: A value is impossible or the weights do not sum to 1.
@@ -43,6 +46,8 @@ class MixRecord:
     stage: str
     weights: Mapping[str, str]
     transforms: Mapping[str, Any] = field(default_factory=dict)
+    origin: str = ""
+    reason: str = ""
 
     def __post_init__(self) -> None:
         _need(_is_count(self.first_sample), "first_sample", self.first_sample, "a sample number, 0 or more")
@@ -51,6 +56,8 @@ class MixRecord:
             isinstance(self.weights, Mapping) and bool(self.weights), "weights", self.weights, "source: share"
         )
         _need(isinstance(self.transforms, Mapping), "transforms", self.transforms, "name: settings")
+        _need(isinstance(self.origin, str), "origin", self.origin, "text")
+        _need(isinstance(self.reason, str), "reason", self.reason, "text")
         for source, weight in self.weights.items():
             _need(isinstance(weight, str), f"weights.{source}", weight, 'text, as in "0.25"')
         total = sum((exact_weight(weight) for weight in self.weights.values()), Fraction(0))
@@ -340,8 +347,9 @@ def _body(record: Record, index: int) -> dict[str, Any]:
 
 def _mix_fields(record: MixRecord) -> dict[str, Any]:
     fields = {"first_sample": record.first_sample, "stage": record.stage, "weights": dict(record.weights)}
-    # Left out where nothing is done, so that such records read and digest as they did before there were any.
-    return {**fields, "transforms": dict(record.transforms)} if record.transforms else fields
+    # Left out where there is nothing, so that such records read and digest as they did before there were any.
+    more = {"transforms": dict(record.transforms), "origin": record.origin, "reason": record.reason}
+    return {**fields, **{name: value for name, value in more.items() if value}}
 
 
 def _chained(before: str, body: dict[str, Any]) -> str:

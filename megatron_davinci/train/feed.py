@@ -136,6 +136,11 @@ class Feed:
             tokens = self._device.copy(found)
         return Samples(tokens.long(), None if mask is None else self._device.copy(mask), cut)
 
+    def discard(self) -> None:
+        """Forget what was requested: who reads is done with it, or its answer is dropped."""
+        if self._loader is not None:
+            self._loader.discard()
+
     def _total(self, mine: int) -> int:
         """The sum over the ranks that have the other rows of the global batch."""
         total = torch.tensor(mine, dtype=torch.int64, device=self._platform.device)

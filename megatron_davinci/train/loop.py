@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 import torch.distributed as dist
@@ -128,16 +128,23 @@ class TrainingRun:
     def _steps(self, feed: Feed, progress: RunProgress, records: Records) -> None:
         plans, ahead = self._plans(), deque[StepPlan]()
 
-        def request(count: int) -> None:
-            for plan in islice(plans, count):
+        def read_ahead(steps: Iterable[StepPlan]) -> None:
+            for plan in steps:
                 self.order.prepare(plan)
                 feed.request(plan.first_sample, plan.batch)
-                ahead.append(plan)
+
+        def request(count: int) -> None:
+            steps = list(islice(plans, count))
+            read_ahead(steps)
+            ahead.extend(steps)
 
         request(self.config.data.loader.prefetch_steps)
         timer = Timer()
         while ahead:
+            if self.order.revise(ahead[0], feed.discard):
+                read_ahead(ahead)
             plan = ahead.popleft()
+            self.order.commit(plan)
             samples = feed.take(plan.first_sample, plan.batch, plan.stage)
             request(1)
             result = self._step(plan, samples, feed.micro_batches(plan.batch))
