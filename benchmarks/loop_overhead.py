@@ -118,7 +118,7 @@ def make_bare_step(config: Any, platform: Any) -> Any:
 
     from megatron_davinci.model.build import build_model
 
-    model = build_model(config, platform)
+    (model,) = build_model(config, platform)
     model.config.finalize_model_grads_func = finalize_model_grads
     wrapped = DistributedDataParallel(
         model.config,

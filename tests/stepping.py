@@ -31,27 +31,21 @@ def start(settings: dict[str, Any]) -> tuple[Any, Any]:
     from megatron_davinci.platform.device import choose
 
     config, platform = validate(settings, "tests/stepping.py"), choose("cpu", threads=1)
-    distributed.start(
-        platform,
-        tensor=config.parallel.tensor,
-        pipeline=config.parallel.pipeline,
-        context=config.parallel.context,
-        timeout_seconds=60,
-    )
+    distributed.start(platform, **config.parallel.groups, timeout_seconds=60)
     return config, platform
 
 
 def built(config: Any, platform: Any) -> tuple[Any, Any, Any]:
-    """The model of this rank, its optimizer, and what takes its steps."""
+    """The model chunks of this rank, their optimizer, and what takes its steps."""
     from megatron_davinci.model.build import build_model
     from megatron_davinci.optim.build import build_optimizer, set_hyperparameters
     from megatron_davinci.train.step import Stepper, wrap_model
 
-    model = build_model(config, platform)
-    wrapped = wrap_model(model, config)
-    optimizer = build_optimizer(config, [wrapped])
+    chunks = build_model(config, platform)
+    wrapped = wrap_model(chunks, config)
+    optimizer = build_optimizer(config, wrapped)
     set_hyperparameters(optimizer, learning_rate=1e-2, weight_decay=config.optimizer.weight_decay)
-    return model, optimizer, Stepper(wrapped, optimizer, config, platform)
+    return chunks, optimizer, Stepper(wrapped, optimizer, config, platform)
 
 
 def tokens_of(config: Any, step: int, batch: int = 8) -> torch.Tensor:
@@ -73,7 +67,7 @@ def take(config: Any, platform: Any, *, documents: bool = False) -> Taken:
     from megatron_davinci.model.documents import DocumentMask
     from megatron_davinci.platform import distributed
 
-    model, _, stepper = built(config, platform)
+    chunks, _, stepper = built(config, platform)
     losses, norms = [], []
     for step in range(STEPS):
         distributed.seed_ranks(step)
@@ -83,8 +77,9 @@ def take(config: Any, platform: Any, *, documents: bool = False) -> Taken:
         losses.append(result.loss)
         norms.append(result.grad_norm)
     digest = hashlib.sha256()
-    for _, parameter in sorted(model.named_parameters()):
-        digest.update(parameter.detach().float().numpy().tobytes())
+    for chunk in chunks:
+        for _, parameter in sorted(chunk.named_parameters()):
+            digest.update(parameter.detach().float().numpy().tobytes())
     return Taken(losses, norms, digest.hexdigest())
 
 

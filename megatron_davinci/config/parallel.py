@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -17,7 +17,17 @@ class ParallelConfig(Section):
     )
     tensor: int = Field(default=1, ge=1, description="Tensor-parallel ranks")
     sequence: bool = Field(default=False, description="Sequence parallelism over the tensor group")
-    pipeline: int = Field(default=1, ge=1, description="Pipeline stages")
+    pipeline: int = Field(default=1, ge=1, description="Pipeline ranks")
+    virtual_pipeline: int = Field(
+        default=1,
+        ge=1,
+        description="Model chunks of each pipeline rank, interleaved; more of them, and ranks wait less",
+    )
+    pipeline_layers: list[Annotated[int, Field(ge=0)]] | None = Field(
+        default=None,
+        description="Layers of each model chunk, in the order in which a sample passes them: `pipeline` * "
+        "`virtual_pipeline` numbers; default: equally many",
+    )
     context: int = Field(
         default=1, ge=1, description="Context-parallel ranks: each has a part of every sequence"
     )
@@ -35,6 +45,34 @@ class ParallelConfig(Section):
     def model_ranks(self) -> int:
         """Ranks that work on one sample together; a run has a multiple of them."""
         return self.tensor * self.pipeline * self.context
+
+    @property
+    def groups(self) -> dict[str, int]:
+        """The sizes of the process groups, as `platform.distributed.start` takes them."""
+        return {name: getattr(self, name) for name in ("tensor", "pipeline", "virtual_pipeline", "context")}
+
+    @property
+    def chunks(self) -> int:
+        """Model chunks that a sample passes, on all pipeline ranks together."""
+        return self.pipeline * self.virtual_pipeline
+
+    def chunk_layers(self, num_layers: int) -> tuple[int, ...]:
+        """Layers of each model chunk, in the order in which a sample passes them.
+
+        Chunk `n` is number `n // pipeline` of pipeline rank `n % pipeline`. Without `pipeline_layers` they have
+        equally many; `check_layout` says where that does not go.
+        """
+        if self.pipeline_layers is not None:
+            return tuple(self.pipeline_layers)
+        return (num_layers // self.chunks,) * self.chunks
+
+    @model_validator(mode="after")
+    def _chunks_need_a_pipeline(self) -> ParallelConfig:
+        if self.virtual_pipeline > 1 and self.pipeline == 1:
+            raise ValueError(
+                "virtual_pipeline interleaves chunks of several pipeline ranks; it needs pipeline >= 2"
+            )
+        return self
 
     @model_validator(mode="after")
     def _sequence_needs_tensor(self) -> ParallelConfig:

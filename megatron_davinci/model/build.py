@@ -20,6 +20,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def transformer_config(config: RunConfig) -> TransformerConfig:
     """Say the configuration in Megatron-Core's words."""
     model, parallel = config.model, config.parallel
+    interleaved = parallel.virtual_pipeline > 1
     dtype = DTYPES[config.train.precision]
     return TransformerConfig(
         num_layers=model.num_layers,
@@ -38,6 +39,12 @@ def transformer_config(config: RunConfig) -> TransformerConfig:
         attention_dropout=model.dropout,
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if interleaved else None,
+        pipeline_model_parallel_layout=_pipeline_layout(config),
+        # Without overlap an interleaved pipeline of two ranks mixes up its messages and says nothing: two sends and
+        # two receives between the same pair are then one batch.
+        overlap_p2p_comm=interleaved,
+        batch_p2p_comm=not interleaved,
         context_parallel_size=parallel.context,
         sequence_parallel=parallel.sequence,
         pipeline_dtype=dtype,
@@ -65,29 +72,45 @@ def _leave(weight: torch.Tensor) -> torch.Tensor:
     return weight
 
 
-def build_model(config: RunConfig, platform: Platform) -> GPT:
-    """Build this rank's part of the model on its device, after the process groups are up.
+def _pipeline_layout(config: RunConfig) -> list[list[str]] | None:
+    """Uneven chunks as Megatron-Core lists them: what each holds, in the order in which a sample passes them."""
+    if config.parallel.pipeline_layers is None:
+        return None
+    chunks = [["decoder"] * layers for layers in config.parallel.pipeline_layers]
+    return [["embedding", *chunks[0]], *chunks[1:-1], [*chunks[-1], "loss"]]
+
+
+def build_model(config: RunConfig, platform: Platform) -> list[GPT]:
+    """Build this rank's model chunks on its device, after the process groups are up.
 
     Args:
         config: The run configuration.
         platform: What the run computes on.
 
     Returns:
-        A Megatron-Core `GPTModel`; its parameters have the dtype of `train.precision`.
+        A Megatron-Core `GPTModel` for each chunk: `parallel.virtual_pipeline` of them. Their parameters have the
+        dtype of `train.precision`.
     """
     mcore = transformer_config(config)
     engine = use_transformer_engine(config.model.layers, platform)
     documents = any(stage.transforms.document_mask for stage in config.curriculum)
-    model = GPT(
-        mcore,
-        block_spec(mcore, engine, documents=documents or config.evaluation.document_mask),
-        vocab_size=config.model.vocab_size,
-        max_sequence_length=config.model.max_sequence_length,
-        pre_process=parallel_state.is_pipeline_first_stage(),
-        post_process=parallel_state.is_pipeline_last_stage(),
-        position_embedding_type="rope",
-        rotary_base=config.model.rope_base,
-        share_embeddings_and_output_weights=config.model.tie_embeddings,
-    )
-    initialize(model, config.run.seed, config.model.init_std)
-    return model.to(platform.device)
+    documents = documents or config.evaluation.document_mask
+    count = config.parallel.virtual_pipeline
+    chunks = []
+    for number in range(count):
+        stage = number if count > 1 else None
+        chunk = GPT(
+            mcore,
+            block_spec(mcore, engine, documents=documents, chunk=stage),
+            vocab_size=config.model.vocab_size,
+            max_sequence_length=config.model.max_sequence_length,
+            pre_process=parallel_state.is_pipeline_first_stage() and number == 0,
+            post_process=parallel_state.is_pipeline_last_stage() and number == count - 1,
+            position_embedding_type="rope",
+            rotary_base=config.model.rope_base,
+            share_embeddings_and_output_weights=config.model.tie_embeddings,
+            vp_stage=stage,
+        )
+        initialize(chunk, config.run.seed, config.model.init_std)
+        chunks.append(chunk.to(platform.device))
+    return chunks

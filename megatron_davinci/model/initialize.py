@@ -20,7 +20,7 @@ def initialize(model: Any, seed: int, std: float) -> None:
     `std / sqrt(2 * layers)` (GPT-2; Radford et al., 2019). Norm weights are 1, biases 0.
 
     Args:
-        model: This rank's part of the model, a Megatron-Core `GPTModel`.
+        model: A model chunk of this rank, a Megatron-Core `GPTModel`.
         seed: The run's seed.
         std: Standard deviation.
     """
@@ -38,14 +38,16 @@ def initialize(model: Any, seed: int, std: float) -> None:
 
 
 def global_name(name: str, model: Any) -> str:
-    """The name of a parameter in the whole model: layers counted over pipeline ranks, tied weights named once."""
+    """The name of a parameter in the whole model: layers counted over all model chunks, tied weights named once."""
     if name == "output_layer.weight" and model.share_embeddings_and_output_weights:
         return "embedding.word_embeddings.weight"
     prefix, marker, rest = name.partition(".layers.")
     if not marker:
         return name
     number, _, tail = rest.partition(".")
-    return f"{prefix}.layers.{int(number) + get_transformer_layer_offset(model.config)}.{tail}"
+    return (
+        f"{prefix}.layers.{int(number) + get_transformer_layer_offset(model.config, model.vp_stage)}.{tail}"
+    )
 
 
 def _draw(parameter: Tensor, key: str, seed: int, std: float) -> Tensor:

@@ -61,19 +61,20 @@ def layer_spec(transformer_engine: bool, *, documents: bool = False) -> ModuleSp
 
 
 def block_spec(
-    config: Any, transformer_engine: bool, *, documents: bool = False
+    config: Any, transformer_engine: bool, *, documents: bool = False, chunk: int | None = None
 ) -> TransformerBlockSubmodules:
-    """The specification of this rank's layers and of the norm after the last.
+    """The specification of a model chunk's layers and of the norm after the last.
 
     Args:
         config: A Megatron-Core `TransformerConfig`.
         transformer_engine: Whose layers to build.
         documents: Whether attention will be confined to documents.
+        chunk: Number of the chunk on this pipeline rank; None where it has one only.
     """
     final_norm: Any = RMSNorm
     if transformer_engine:
         from megatron.core.extensions.transformer_engine import TENorm
 
         final_norm = TENorm
-    layers = [layer_spec(transformer_engine, documents=documents)] * get_num_layers_to_build(config)
+    layers = [layer_spec(transformer_engine, documents=documents)] * get_num_layers_to_build(config, chunk)
     return TransformerBlockSubmodules(layer_specs=layers, layer_norm=final_norm)

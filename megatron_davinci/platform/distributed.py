@@ -34,6 +34,7 @@ def start(
     *,
     tensor: int = 1,
     pipeline: int = 1,
+    virtual_pipeline: int = 1,
     context: int = 1,
     timeout_seconds: float = 600.0,
     seed: int = 1234,
@@ -47,6 +48,7 @@ def start(
         platform: What to compute on.
         tensor: Tensor-parallel size.
         pipeline: Pipeline-parallel size.
+        virtual_pipeline: Model chunks of each pipeline rank.
         context: Context-parallel size.
         timeout_seconds: How long a collective may wait for a rank.
         seed: Seeds dropout and initialisation; each tensor- and pipeline-parallel rank gets its own stream.
@@ -78,6 +80,7 @@ def start(
     parallel_state.initialize_model_parallel(
         tensor,
         pipeline,
+        virtual_pipeline if virtual_pipeline > 1 else None,
         context_parallel_size=context,
         distributed_timeout_minutes=max(1, round(timeout_seconds / 60)),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import shutil
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,29 +79,36 @@ class _WriteHere(TorchDistSaveShardedStrategy):
         writer.results_queue.put(self.failure or results)
 
 
-def sharded_state(model: Any, optimizer: Any, *, loading: bool = False) -> dict[str, Any]:
+def sharded_state(chunks: Sequence[Any], optimizer: Any, *, loading: bool = False) -> dict[str, Any]:
     """Describe this rank's part of the state.
 
+    Tensors are stored under their names in the whole model, layers counted over all chunks. So nothing in the files
+    depends on how the model was cut.
+
     Args:
-        model: The model chunk, not wrapped.
+        chunks: The model chunks, not wrapped.
         optimizer: Megatron-Core's optimizer.
         loading: Whether it is to be filled from a checkpoint.
     """
-    weights = model.sharded_state_dict(metadata=CONTENT)
+    weights = {_key(n): chunk.sharded_state_dict(metadata=CONTENT) for n, chunk in enumerate(chunks)}
     return {
         "model": weights,
         "optimizer": optimizer.sharded_state_dict(weights, is_loading=loading, metadata=CONTENT),
     }
 
 
+def _key(number: int) -> str:
+    return f"chunk{number}"
+
+
 def save(
-    checkpoints: Path, model: Any, optimizer: Any, description: dict[str, Any], *, keep: int
+    checkpoints: Path, chunks: Sequence[Any], optimizer: Any, description: dict[str, Any], *, keep: int
 ) -> Checkpoint:
     """Save a checkpoint; every rank calls this.
 
     Args:
         checkpoints: The run's folder of checkpoints.
-        model: The model chunk, not wrapped.
+        chunks: The model chunks, not wrapped.
         optimizer: Megatron-Core's optimizer.
         description: Manifest fields; `step`, `consumed_samples` and `model` are needed.
         keep: How many of the newest checkpoints stay.
@@ -112,14 +120,14 @@ def save(
         EnvironmentProblem: There is no space, or the file system failed; older checkpoints are whole.
     """
     step = int(description["step"])
-    _need_space(checkpoints, model, optimizer)
+    _need_space(checkpoints, chunks)
     temporary = _rank_zero(lambda: checkpoint_files.begin(checkpoints, step))
     strategy = _WriteHere()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             dist_checkpointing.save(
-                sharded_state(model, optimizer),
+                sharded_state(chunks, optimizer),
                 str(temporary / "state"),
                 sharded_strategy=strategy,
                 content_metadata=dict(CONTENT),
@@ -142,18 +150,19 @@ def save(
     return saved
 
 
-def load(checkpoint: Checkpoint, model: Any, optimizer: Any) -> None:
+def load(checkpoint: Checkpoint, chunks: Sequence[Any], optimizer: Any) -> None:
     """Fill model and optimizer from a checkpoint of any layout; every rank calls this.
 
     Raises:
         CheckpointError: The state does not fit the model.
     """
-    state = sharded_state(model, optimizer, loading=True)
+    state = sharded_state(chunks, optimizer, loading=True)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             loaded = dist_checkpointing.load(state, str(checkpoint.state))
-        model.load_state_dict(loaded["model"])
+        for number, chunk in enumerate(chunks):
+            chunk.load_state_dict(loaded["model"][_key(number)])
         # Megatron-Core copies into parameters that require gradients here without saying no_grad.
         with torch.no_grad():
             optimizer.load_state_dict(loaded["optimizer"])
@@ -222,15 +231,15 @@ def check_same_model(checkpoint: Checkpoint, model: dict[str, Any], distributed_
         )
 
 
-def _need_space(checkpoints: Path, model: Any, optimizer: Any) -> None:
+def _need_space(checkpoints: Path, chunks: Sequence[Any]) -> None:
     """Refuse before anything is written when the checkpoint cannot fit."""
-    parameters = sum(p.numel() for p in model.parameters())
+    weights = [parameter for chunk in chunks for parameter in chunk.parameters()]
     # Weights, and in fp32 the main weights and both moments. Data- and context-parallel ranks hold the same ones.
-    local = parameters * (next(model.parameters()).element_size() + 12)
+    local = sum(weight.numel() * (weight.element_size() + 12) for weight in weights)
     total = torch.tensor(
         local if parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0 else 0,
         dtype=torch.int64,
-        device=next(model.parameters()).device,
+        device=weights[0].device,
     )
     dist.all_reduce(total)
 

@@ -53,9 +53,9 @@ class TrainingRun:
         self.document_masks = document_masks(config, self.sources)
         self.transforms = stage_transforms(config, self.sources)
         self.order = DataOrder(config, self.schedule, self.sources, self.directory.journal)
-        self.model = build_model(config, platform)
-        wrapped = wrap_model(self.model, config)
-        self.optimizer = build_optimizer(config, [wrapped])
+        self.chunks = build_model(config, platform)
+        wrapped = wrap_model(self.chunks, config)
+        self.optimizer = build_optimizer(config, wrapped)
         self.stepper = Stepper(wrapped, self.optimizer, config, platform)
         self.consumed_samples = 0
         self.step = 0
@@ -119,7 +119,7 @@ class TrainingRun:
         }
         return checkpoint.save(
             self.directory.checkpoints,
-            self.model,
+            self.chunks,
             self.optimizer,
             description,
             keep=self.config.checkpoint.keep,
@@ -216,7 +216,7 @@ class TrainingRun:
                     do="leave the stages that are over as they were; only what lies ahead may change",
                 )
         self.order.check_extends(found.manifest.get("journal"), found.folder)
-        checkpoint.load(found, self.model, self.optimizer)
+        checkpoint.load(found, self.chunks, self.optimizer)
         self.step, self.consumed_samples = found.step, found.consumed_samples
 
     def _record_start(self) -> None:
@@ -273,9 +273,7 @@ def run(config: RunConfig, platform: Platform, make_evaluator: EvaluatorFactory)
     """
     distributed.start(
         platform,
-        tensor=config.parallel.tensor,
-        pipeline=config.parallel.pipeline,
-        context=config.parallel.context,
+        **config.parallel.groups,
         timeout_seconds=config.parallel.timeout_seconds,
         seed=config.run.seed,
     )

@@ -28,6 +28,26 @@ class MicroBatch(NamedTuple):
     documents: Documents | None = None
 
 
+def fill_up(
+    tokens: Tensor | None, loss_mask: Tensor | None, rows: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """Append samples that carry no loss, for a schedule that needs more micro-batches than there are.
+
+    Args:
+        tokens: As in `split`.
+        loss_mask: As in `split`.
+        rows: Samples to append.
+    """
+    if tokens is None:
+        return None, None
+    if loss_mask is None:
+        loss_mask = torch.ones(tokens.shape[0], tokens.shape[1] - 1, dtype=torch.uint8, device=tokens.device)
+    return (
+        torch.cat([tokens, tokens[:1].expand(rows, -1)]),
+        torch.cat([loss_mask, loss_mask.new_zeros(rows, loss_mask.shape[1])]),
+    )
+
+
 def split(
     tokens: Tensor | None,
     loss_mask: Tensor | None,

@@ -130,25 +130,28 @@ def plan_memory(config: RunConfig, layout: Layout) -> MemoryPlan:
 
     Activations are counted tensor by tensor as our layer saves them (no score matrix, no recomputation): for each
     token the inputs of both norms and of the four projections, queries, keys, values, the attention's output,
-    both halves of the first MLP projection, its activation and the product. The first pipeline stage holds as
-    many micro-batches as there are stages, the last one has the logits and one micro-batch.
+    both halves of the first MLP projection, its activation and the product. Pipeline rank `r` of `P` holds `P - r`
+    micro-batches of its layers; interleaved, `2 * (P - r) - 1` and `P` for each chunk but one of a chunk's layers
+    (Narayanan et al., 2021). The last has the logits too.
     """
-    stages = (True, False) if layout.pipeline > 1 else (True,)
     return max(
-        (_plan_stage(config, layout, first=first) for first in stages), key=lambda memory: memory.total
+        (_plan_stage(config, layout, rank) for rank in range(layout.pipeline)),
+        key=lambda memory: memory.total,
     )
 
 
-def _plan_stage(config: RunConfig, layout: Layout, *, first: bool) -> MemoryPlan:
-    """The memory of the first pipeline stage, or of the last."""
+def _plan_stage(config: RunConfig, layout: Layout, rank: int) -> MemoryPlan:
+    """The memory of a pipeline rank."""
     model, length = config.model, config.data.sequence_length
     size = 4 if config.train.precision == "fp32" else 2  # auto is bf16 where memory is short
     h, f, d = model.hidden_size, model.ffn_hidden_size, model.kv_channels
-    layers = model.num_layers // layout.pipeline
-    body = model.parameters(embeddings=False) - h
-    parameters = body // layout.pipeline // layout.tensor + model.vocab_size * h // layout.tensor
-    if not model.tie_embeddings and layout.pipeline == 1:
-        parameters += model.vocab_size * h // layout.tensor
+    first, last = rank == 0, rank == layout.pipeline - 1
+    chunks = config.parallel.chunk_layers(model.num_layers)[rank :: layout.pipeline]
+    layer = (model.parameters(embeddings=False) - h) // model.num_layers
+    parameters = layer * sum(chunks) // layout.tensor
+    if first or last:
+        both = first and last and not model.tie_embeddings
+        parameters += (2 if both else 1) * model.vocab_size * h // layout.tensor
     sharded = layout.data * layout.context if config.parallel.distributed_optimizer else 1
     tokens = length * config.train.micro_batch_size // layout.context
     sequence_split = layout.tensor if config.parallel.sequence else 1
@@ -158,13 +161,16 @@ def _plan_stage(config: RunConfig, layout: Layout, *, first: bool) -> MemoryPlan
     split += 2 * model.num_query_groups * d * (layout.context - 1)
     # Whole on each tensor rank, unless the sequence is split: norm inputs and projection inputs.
     whole = 4 * h
-    in_flight = layout.pipeline if first else 1
-    activations = tokens * layers * size * (split // layout.tensor + whole // sequence_split) * in_flight
+    in_flight = layout.pipeline - rank
+    if len(chunks) > 1:
+        in_flight = 2 * in_flight - 1 + (len(chunks) - 1) * layout.pipeline
+    layers_kept = in_flight * max(chunks) if len(chunks) > 1 else in_flight * sum(chunks)
+    activations = tokens * layers_kept * size * (split // layout.tensor + whole // sequence_split)
     vocabulary = model.vocab_size // layout.tensor
     return MemoryPlan(
         weights=parameters * size,
         gradients=parameters * 4,
         optimizer=parameters * (8 + (4 if size == 2 else 0)) // sharded,
         activations=activations,
-        logits=tokens * vocabulary * (size + 4) if layout.pipeline == 1 or not first else 0,
+        logits=tokens * vocabulary * (size + 4) if last else 0,
     )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import tee
 from typing import Any
 
 import torch
@@ -39,36 +40,43 @@ class StepResult:
     grad_norm: float
 
 
-def wrap_model(model: Any, config: RunConfig) -> DistributedDataParallel:
-    """Wrap a model chunk for data parallelism; gradients are summed in fp32."""
-    wrapped = DistributedDataParallel(
-        model.config,
-        DistributedDataParallelConfig(
-            grad_reduce_in_fp32=True,
-            overlap_grad_reduce=config.parallel.overlap_gradient_reduce,
-            use_distributed_optimizer=config.parallel.distributed_optimizer,
-        ),
-        model,
+def wrap_model(chunks: Sequence[Any], config: RunConfig) -> list[DistributedDataParallel]:
+    """Wrap a rank's model chunks for data parallelism; gradients are summed in fp32."""
+    settings = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        overlap_grad_reduce=config.parallel.overlap_gradient_reduce,
+        use_distributed_optimizer=config.parallel.distributed_optimizer,
     )
-    model.config.finalize_model_grads_func = finalize_model_grads
+    wrapped = [
+        # The backward pass of the first chunk is the last: the others have time for one message each.
+        DistributedDataParallel(chunk.config, settings, chunk, disable_bucketing=number > 0)
+        for number, chunk in enumerate(chunks)
+    ]
+    mcore = chunks[0].config  # of all chunks
+    mcore.finalize_model_grads_func = finalize_model_grads
     if config.parallel.overlap_gradient_reduce:
-        model.config.no_sync_func = wrapped.no_sync
-        model.config.grad_sync_func = wrapped.start_grad_sync
+        mcore.no_sync_func = _one_or_all([chunk.no_sync for chunk in wrapped])
+        mcore.grad_sync_func = _one_or_all([chunk.start_grad_sync for chunk in wrapped])
     return wrapped
+
+
+def _one_or_all(functions: list[Any]) -> Any:
+    """As Megatron-Core's schedules take it: the interleaved one a list, the others a function."""
+    return functions[0] if len(functions) == 1 else functions
 
 
 class Stepper:
     """Runs steps of a wrapped model.
 
     Args:
-        wrapped: The model chunk of this rank.
+        wrapped: The model chunks of this rank.
         optimizer: Megatron-Core's optimizer; None where only losses are wanted.
         config: The run configuration.
         platform: What the run computes on.
     """
 
-    def __init__(self, wrapped: Any, optimizer: Any, config: RunConfig, platform: Platform) -> None:
-        self.wrapped, self.optimizer, self.platform = wrapped, optimizer, platform
+    def __init__(self, wrapped: Sequence[Any], optimizer: Any, config: RunConfig, platform: Platform) -> None:
+        self.wrapped, self.optimizer, self.platform = list(wrapped), optimizer, platform
         self.sequence_length = config.data.sequence_length
         self.micro_batch_size = config.train.micro_batch_size
         self._schedule = get_forward_backward_func()
@@ -97,7 +105,8 @@ class Stepper:
             FloatingPointError: The loss or the gradient is not finite, or no label carries loss; the update was
                 not applied.
         """
-        self.wrapped.zero_grad_buffer()
+        for chunk in self.wrapped:
+            chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
         batches = micro.split(tokens, loss_mask, document_mask, self.micro_batch_size, self.platform.device)
         total, count = self._run(batches, micro_batches, self.micro_batch_size, forward_only=False)
@@ -131,26 +140,44 @@ class Stepper:
             Sum of the loss over all ranks' labels by their weights, in nats, and the weights' sum: the labels' number
             where each weighs 0 or 1.
         """
-        self.wrapped.eval()
+        for chunk in self.wrapped:
+            chunk.eval()
         try:
+            least = self._fewest_micro_batches
+            if micro_batches < least:
+                missing = (least - micro_batches) * micro_batch_size
+                tokens, loss_mask = micro.fill_up(tokens, loss_mask, missing)
+                micro_batches = least
             batches = micro.split(tokens, loss_mask, document_mask, micro_batch_size, self.platform.device)
             return self._run(batches, micro_batches, micro_batch_size, forward_only=True)
         finally:
-            self.wrapped.train()
+            for chunk in self.wrapped:
+                chunk.train()
 
     def _run(
         self, batches: Iterator[MicroBatch], micro_batches: int, micro_batch_size: int, *, forward_only: bool
     ) -> tuple[float, float]:
+        chunks = len(self.wrapped)
+        if chunks > 1:
+            self.wrapped[0].config.microbatch_group_size_per_vp_stage = interleaved_group(
+                micro_batches, parallel_state.get_pipeline_model_parallel_world_size()
+            )
         reports = self._schedule(
             forward_step_func=_forward,
-            data_iterator=batches,
-            model=[self.wrapped],
+            # Each chunk takes the micro-batches in their order; one that is behind finds them kept.
+            data_iterator=list(tee(batches, chunks)) if chunks > 1 else batches,
+            model=self.wrapped,
             num_microbatches=micro_batches,
             seq_length=self.sequence_length,
             micro_batch_size=micro_batch_size,
             forward_only=forward_only,
         )
         return self._gather(reports)
+
+    @property
+    def _fewest_micro_batches(self) -> int:
+        """Below this the schedule cannot run."""
+        return parallel_state.get_pipeline_model_parallel_world_size() if len(self.wrapped) > 1 else 1
 
     def _gather(self, reports: list[Tensor]) -> tuple[float, float]:
         """Add up the micro-batches' (sum, count) over the ranks that have them, and tell the others."""
@@ -168,6 +195,20 @@ class Stepper:
             )
         loss, count = total.tolist()
         return loss, count
+
+
+def interleaved_group(micro_batches: int, pipeline: int) -> int:
+    """How many micro-batches a chunk of an interleaved pipeline takes before the next chunk's turn.
+
+    Megatron-Core wants at least as many as there are pipeline ranks, and as many or none left over. The smallest such
+    number keeps the fewest activations. It is there for any number of micro-batches from `pipeline` on, where
+    Megatron-LM asks for multiples of `pipeline`; so a batch may grow by any step.
+    """
+    return next(
+        size
+        for size in range(pipeline, micro_batches + 1)
+        if micro_batches % size == 0 or micro_batches % size >= pipeline
+    )
 
 
 def _refuse_infinite_gradients(optimizer: Any) -> None:

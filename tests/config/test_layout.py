@@ -7,17 +7,26 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from megatron_davinci.config import Layout, check_layout, validate
+from megatron_davinci.config.layout import even_split
 from megatron_davinci.errors import ConfigError
 from tests.config import small
 
 
 def configuration(
-    *, tensor=1, pipeline=1, context=1, sequence=False, micro=1, batches=(4,), length=16, **model
-):
+    *, tensor=1, pipeline=1, context=1, sequence=False, micro=1, batches=(4,), length=16, virtual_pipeline=1,
+    pipeline_layers=None, **model,
+):  # fmt: skip
     phases = [{"size": size, "steps": 1} for size in batches[:-1]] + [{"size": batches[-1]}]
     whole = small.settings(
         model={"max_sequence_length": length, **model},
-        parallel={"tensor": tensor, "pipeline": pipeline, "context": context, "sequence": sequence},
+        parallel={
+            "tensor": tensor,
+            "pipeline": pipeline,
+            "virtual_pipeline": virtual_pipeline,
+            "pipeline_layers": pipeline_layers,
+            "context": context,
+            "sequence": sequence,
+        },
     )
     whole["train"]["micro_batch_size"] = micro
     whole["data"]["sequence_length"] = length
@@ -125,6 +134,44 @@ def test_a_world_without_a_rank():
 def test_a_layout_reads_like_the_field_writes_it():
     assert str(check_layout(configuration(tensor=2, pipeline=2), 8)) == "TP2 x PP2 x DP2 = 8 ranks"
     assert str(check_layout(configuration(context=4), 8)) == "TP1 x PP1 x CP4 x DP2 = 8 ranks"
+
+
+def test_layers_that_do_not_divide_are_offered_as_an_uneven_split():
+    with pytest.raises(ConfigError) as caught:
+        check_layout(configuration(pipeline=2, virtual_pipeline=2, num_layers=6), 2)
+    text = str(caught.value.found)
+    assert (
+        "model.num_layers (6) is not a multiple of parallel.pipeline * parallel.virtual_pipeline (4)" in text
+    )
+    assert "parallel.pipeline_layers=[1,2,2,1]" in text
+    offered = configuration(pipeline=2, virtual_pipeline=2, num_layers=6, pipeline_layers=[1, 2, 2, 1])
+    assert str(check_layout(offered, 2)) == "TP1 x PP2 x VP2 x DP1 = 2 ranks"
+
+
+@given(layers=st.integers(1, 100), chunks=st.integers(1, 20))
+def test_a_suggested_split_is_even_and_spares_the_last_chunk(layers, chunks):
+    split = even_split(layers, chunks)
+    assert len(split) == chunks and sum(split) == layers
+    assert max(split) - min(split) <= 1
+    assert split[-1] == min(split) and split[0] <= max(split)
+
+
+def test_an_uneven_split_that_is_wrong_is_said_whole():
+    with pytest.raises(ConfigError) as caught:
+        check_layout(configuration(pipeline=3, num_layers=4, pipeline_layers=[2, 0, 1, 2]), 3)
+    assert str(caught.value.found).splitlines() == [
+        "parallel.pipeline_layers has 4 numbers, and parallel.pipeline * parallel.virtual_pipeline is 3",
+        "parallel.pipeline_layers adds up to 5, and model.num_layers is 4",
+        "parallel.pipeline_layers ([2,0,1,2]) leaves a chunk between the first and the last without a layer",
+    ]
+
+
+def test_an_interleaved_pipeline_needs_a_micro_batch_for_each_rank():
+    with pytest.raises(ConfigError, match=r"needs at least parallel.pipeline \(2\)"):
+        check_layout(configuration(pipeline=2, virtual_pipeline=2, num_layers=4, batches=(2, 4)), 4)
+    check_layout(configuration(pipeline=2, virtual_pipeline=2, num_layers=4, batches=(4, 6)), 4)
+    with pytest.raises(ConfigError, match="needs pipeline >= 2"):
+        configuration(virtual_pipeline=2, num_layers=4)
 
 
 def test_fewer_ranks_than_the_layout_needs():

@@ -97,7 +97,7 @@ def built_counts_agree(examples: int) -> int:
         heads = groups * per_group
         drawn |= {"num_query_groups": groups, "num_attention_heads": heads, "hidden_size": heads * 4}
         config = validate(small.settings(model=drawn), "test")
-        model = build_model(config, platform)
+        (model,) = build_model(config, platform)
         assert sum(p.numel() for p in model.parameters()) == config.model.parameters(), drawn
         kept = {name: p.numel() for name, p in model.named_parameters() if "embedding" not in name}
         kept.pop("output_layer.weight", None)

@@ -14,13 +14,18 @@ from tests.config import small
 SIZES: dict[str, Any] = {"num_layers": 4, "vocab_size": 96, "max_sequence_length": 128}
 
 
-def configuration(changes: dict[str, Any], tensor: int = 1, pipeline: int = 1) -> RunConfig:
-    parallel = {"tensor": tensor, "pipeline": pipeline, "sequence": tensor > 1}
+def configuration(changes: dict[str, Any], tensor: int = 1, pipeline: int = 1, virtual: int = 1) -> RunConfig:
+    parallel = {
+        "tensor": tensor,
+        "pipeline": pipeline,
+        "virtual_pipeline": virtual,
+        "sequence": tensor > 1,
+    }
     return validate(small.settings(model={**SIZES, **changes}, parallel=parallel), "test")
 
 
 def build(config: RunConfig) -> Any:
-    """A model whose biases and norms are random too, by the tensor's name and place: the same on every layout."""
+    """A model's chunks, whose biases and norms are random too, by the tensor's name: the same on every layout."""
     from megatron.core import parallel_state
 
     from megatron_davinci.model.build import build_model
@@ -29,38 +34,39 @@ def build(config: RunConfig) -> Any:
     from megatron_davinci.platform.device import choose
 
     platform = choose("cpu", threads=1)
-    distributed.start(platform, tensor=config.parallel.tensor, pipeline=config.parallel.pipeline)
-    model = build_model(config, platform)
+    distributed.start(platform, **config.parallel.groups)
+    chunks = build_model(config, platform)
     ranks, rank = config.parallel.tensor, parallel_state.get_tensor_model_parallel_rank()
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for chunk, name, parameter in [(c, *named) for c in chunks for named in c.named_parameters()]:
             if parameter.ndim > 1:
                 # Layers that outweigh the embedding: a model that says more than its last token again.
                 parameter.mul_(5 if "embedding" in name or "output" in name else 15)
                 continue
-            seed = int.from_bytes(hashlib.sha256(global_name(name, model).encode()).digest()[:4], "little")
+            seed = int.from_bytes(hashlib.sha256(global_name(name, chunk).encode()).digest()[:4], "little")
             parts = ranks if name.endswith("bias") else 1
             whole = torch.randn(len(parameter) * parts, generator=torch.Generator().manual_seed(seed))
             parameter.add_(whole.chunk(parts)[rank if parts > 1 else 0], alpha=0.3)
-    return model, platform
+    return chunks
 
 
-def save(checkpoints: Path, changes: dict[str, Any], tensor: int, pipeline: int) -> None:
+def save(checkpoints: Path, changes: dict[str, Any], tensor: int, pipeline: int, virtual: int) -> None:
     from megatron_davinci.optim.build import build_optimizer, set_hyperparameters
     from megatron_davinci.platform import distributed
     from megatron_davinci.train import checkpoint
     from megatron_davinci.train.step import wrap_model
 
-    config = configuration(changes, tensor, pipeline)
-    model, _ = build(config)
-    wrapped = wrap_model(model, config)
-    optimizer = build_optimizer(config, [wrapped])
+    config = configuration(changes, tensor, pipeline, virtual)
+    chunks = build(config)
+    wrapped = wrap_model(chunks, config)
+    optimizer = build_optimizer(config, wrapped)
     # An optimizer has a state to save once it has stepped; this step moves nothing.
-    wrapped.zero_grad_buffer()
+    for chunk in wrapped:
+        chunk.zero_grad_buffer()
     set_hyperparameters(optimizer, learning_rate=0.0, weight_decay=0.0)
     optimizer.step()
     description = {"step": 0, "consumed_samples": 0, "model": config.model.model_dump(mode="json")}
-    checkpoint.save(checkpoints, model, optimizer, description, keep=1)
+    checkpoint.save(checkpoints, chunks, optimizer, description, keep=1)
     distributed.stop()
 
 
@@ -68,7 +74,7 @@ def logits_and_greedy(changes: dict[str, Any], tokens: list[list[int]], steps: i
     """Our model's logits [batch, sequence, vocabulary], and how it goes on greedily after the first row."""
     from megatron_davinci.platform import distributed
 
-    model, _ = build(configuration(changes))
+    (model,) = build(configuration(changes))
     model.eval()
 
     def forward(ids: torch.Tensor) -> torch.Tensor:

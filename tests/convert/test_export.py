@@ -25,8 +25,10 @@ BATCH = torch.randint(
 ).tolist()
 
 
-def saved(folder: Path, changes: dict[str, Any], tensor: int = 1, pipeline: int = 1) -> Path:
-    run_ranks(tensor * pipeline, ranks.save, folder, changes, tensor, pipeline)
+def saved(
+    folder: Path, changes: dict[str, Any], tensor: int = 1, pipeline: int = 1, virtual: int = 1
+) -> Path:
+    run_ranks(tensor * pipeline, ranks.save, folder, changes, tensor, pipeline, virtual)
     return checkpoint_files.step_folder(folder, 0)
 
 
@@ -84,7 +86,9 @@ def test_a_weight_that_was_cut_wrongly_would_show(tmp_path, tied):
     assert (theirs(torch.tensor(BATCH)).logits - before).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("layout", [(2, 1), (1, 2), (2, 2)], ids=lambda layout: "TP{}xPP{}".format(*layout))
+@pytest.mark.parametrize(
+    "layout", [(2, 1, 1), (1, 2, 2), (2, 2, 1)], ids=lambda layout: "TP{}xPP{}xVP{}".format(*layout)
+)
 def test_exports_are_the_same_to_the_byte_from_every_layout(tmp_path, tied, layout):
     one = content(exported(tied, tmp_path / "one"))
     other = content(exported(saved(tmp_path / "saved", TIED, *layout), tmp_path / "other"))

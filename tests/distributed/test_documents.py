@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import tee
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ LAYOUTS = {
     "TP2": (2, {"tensor": 2}),
     "TP2+SP": (2, {"tensor": 2, "sequence": True}),
     "PP3": (3, {"pipeline": 3}),
+    "PP2xVP2, uneven": (2, {"pipeline": 2, "virtual_pipeline": 2, "pipeline_layers": [1, 0, 1, 1]}),
     "CP2": (2, {"context": 2}),
     "CP2xTP2+SP": (4, {"context": 2, "tensor": 2, "sequence": True}),
 }
@@ -71,13 +73,11 @@ class Rank:
         from megatron_davinci.train.step import Stepper, wrap_model
 
         self.config, self.platform = validate(settings, where="test"), choose("cpu", threads=1)
-        parallel = self.config.parallel
-        distributed.start(
-            self.platform, tensor=parallel.tensor, pipeline=parallel.pipeline, context=parallel.context
-        )
-        self.model = build_model(self.config, self.platform)
-        _make_attention_sharp(self.model)
-        self.wrapped = wrap_model(self.model, self.config)
+        distributed.start(self.platform, **self.config.parallel.groups)
+        self.chunks = build_model(self.config, self.platform)
+        for chunk in self.chunks:
+            _make_attention_sharp(chunk)
+        self.wrapped = wrap_model(self.chunks, self.config)
         self.stepper = Stepper(self.wrapped, None, self.config, self.platform)
 
     def logits(self, tokens, mask):
@@ -94,22 +94,29 @@ class Rank:
             out = model(batch.tokens, None, None, packed_seq_params=batch.documents)
             return out, lambda out, non_loss_data: out
 
-        self.wrapped.eval()
-        hook = self.model.decoder.register_forward_pre_hook(self._keep_rotary, with_kwargs=True)
+        hooks = []
+        for chunk in self.wrapped:
+            chunk.eval()
+        for chunk in self.chunks:
+            hooks.append(chunk.decoder.register_forward_pre_hook(self._keep_rotary, with_kwargs=True))
         with torch.no_grad():
+            # An interleaved pipeline takes no fewer micro-batches than it has ranks: the same one again.
+            chunked = len(self.wrapped) > 1
+            count = parallel_state.get_pipeline_model_parallel_world_size() if chunked else 1
+            rows = torch.from_numpy(tokens).repeat(count, 1)
+            batches = micro.split(rows, None, mask, len(tokens), torch.device("cpu"))
             found = get_forward_backward_func()(
                 forward_step_func=forward,
-                data_iterator=micro.split(
-                    torch.from_numpy(tokens), None, mask, len(tokens), torch.device("cpu")
-                ),
-                model=[self.wrapped],
-                num_microbatches=1,
+                data_iterator=list(tee(batches, len(self.wrapped))) if chunked else batches,
+                model=self.wrapped,
+                num_microbatches=count,
                 seq_length=LENGTH,
                 micro_batch_size=len(tokens),
                 forward_only=True,
                 collect_non_loss_data=True,
             )
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
         if not parallel_state.is_pipeline_last_stage():
             return None
         positions = SequencePart.here(LENGTH).take(torch.arange(LENGTH), 0).numpy()
@@ -128,13 +135,15 @@ class Rank:
         from megatron_davinci.model.initialize import global_name
         from megatron_davinci.train import micro_batches as micro
 
-        self.wrapped.train()
-        self.wrapped.zero_grad_buffer()
+        for chunk in self.wrapped:
+            chunk.train()
+            chunk.zero_grad_buffer()
         batches = micro.split(torch.from_numpy(tokens), None, mask, 1, torch.device("cpu"))
         total = self.stepper._run(batches, len(tokens), 1, forward_only=False)
         gradients = {
-            global_name(name, self.model): p.main_grad.clone().numpy()
-            for name, p in self.model.named_parameters()
+            global_name(name, chunk): p.main_grad.clone().numpy()
+            for chunk in self.chunks
+            for name, p in chunk.named_parameters()
         }
         return *total, gradients
 
@@ -282,20 +291,20 @@ def alone(settings):
         row_logits = []
         for number in range(numbers[-1] + 1):
             tokens = torch.from_numpy(row[:-1][numbers == number])[None]
-            rank.model.eval()
+            rank.chunks[0].eval()
             with torch.no_grad():
-                row_logits.append(rank.model(tokens, None, None)[0].numpy())
-            rank.model.train()
+                row_logits.append(rank.chunks[0](tokens, None, None)[0].numpy())
+            rank.chunks[0].train()
             if number == numbers[-1] and row[LENGTH - 1] != EOD:
                 tokens = torch.cat([tokens, torch.tensor([[row[-1]]])], dim=1)  # its last label is there too
             if tokens.shape[1] == 1:
                 continue  # an end and nothing else: there is nothing to predict inside it
-            rank.wrapped.zero_grad_buffer()
-            loss = rank.wrapped(tokens[:, :-1], None, None, labels=tokens[:, 1:].contiguous()).sum()
+            rank.wrapped[0].zero_grad_buffer()
+            loss = rank.wrapped[0](tokens[:, :-1], None, None, labels=tokens[:, 1:].contiguous()).sum()
             loss.backward()
             losses += float(loss)
-            for name, p in rank.model.named_parameters():
-                name = global_name(name, rank.model)
+            for name, p in rank.chunks[0].named_parameters():
+                name = global_name(name, rank.chunks[0])
                 gradients[name] = gradients.get(name, 0) + p.main_grad.clone().numpy()
         logits.append(np.concatenate(row_logits))
     return np.stack(logits), losses, gradients

@@ -12,6 +12,9 @@ from megatron_davinci.errors import CheckpointError, DataError, DavinciError
 from tests.ranks import run_ranks, start_ranks
 from tests.tiny import tiny_settings, train_here
 
+# Two layers in four chunks: the first rank has the embedding and layer 2, the last layer 1 and the output.
+INTERLEAVED = {"pipeline": 2, "virtual_pipeline": 2, "pipeline_layers": [0, 1, 1, 0]}
+
 
 def metrics(run):
     path = run / "metrics.jsonl"
@@ -83,8 +86,14 @@ def test_kill_9_in_the_middle_and_resume_is_bitwise_the_same_run(parallel, undis
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [((2, {"tensor": 2}), (1, {})), ((1, {}), (2, {})), ((4, {"tensor": 2, "pipeline": 2}), (2, {}))],
-    ids=["TP2 to TP1", "DP1 to DP2", "TP2xPP2 to DP2"],
+    [
+        ((2, {"tensor": 2}), (1, {})),
+        ((1, {}), (2, {})),
+        ((4, {"tensor": 2, "pipeline": 2}), (2, {})),
+        ((2, INTERLEAVED), (1, {})),
+        ((2, {"pipeline": 2, "pipeline_layers": [0, 2]}), (2, INTERLEAVED)),
+    ],
+    ids=["TP2 to TP1", "DP1 to DP2", "TP2xPP2 to DP2", "interleaved to one rank", "uneven to interleaved"],
 )
 def test_resume_on_another_layout(before, after, undisturbed, tmp_path):
     root, expected = undisturbed

@@ -165,9 +165,12 @@ def weights_of(settings):
     from megatron_davinci.platform.device import choose
 
     config, platform = validate(settings, "test"), choose("cpu", threads=1)
-    distributed.start(platform, tensor=config.parallel.tensor, pipeline=config.parallel.pipeline)
-    model = build_model(config, platform)
-    found = {global_name(name, model): p.detach().numpy() for name, p in model.named_parameters()}
+    distributed.start(platform, **config.parallel.groups)
+    found = {
+        global_name(name, chunk): p.detach().numpy()
+        for chunk in build_model(config, platform)
+        for name, p in chunk.named_parameters()
+    }
     part = parallel_state.get_tensor_model_parallel_rank()
     distributed.stop()
     return part, found

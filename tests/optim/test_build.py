@@ -19,7 +19,7 @@ def describe_groups(sharded: bool, precision: str) -> list[dict]:
     config = validate(
         small.settings(parallel={"distributed_optimizer": sharded}, train={"precision": precision}), "test"
     )
-    optimizer = build_optimizer(config, [wrap_model(build_model(config, platform), config)])
+    optimizer = build_optimizer(config, wrap_model(build_model(config, platform), config))
     set_hyperparameters(optimizer, learning_rate=0.5, weight_decay=0.1)
     groups = [
         {

@@ -52,13 +52,13 @@ def measured(root):
     first = configs["all, in documents"]  # its attention serves all
     distributed.start(platform, seed=1)
     assert parallel_state.get_data_parallel_world_size() == 1
-    model = build_model(first, platform)
+    (model,) = build_model(first, platform)
     with torch.no_grad():
         for parameter in model.parameters():
             # At initial weights every token has about the same loss, and a wrong one would hardly show.
             parameter.mul_(8 if parameter.dim() > 1 else 1)
-    wrapped = wrap_model(model, first)
-    stepper = Stepper(wrapped, None, first, platform)
+    (wrapped,) = wrap_model([model], first)
+    stepper = Stepper([wrapped], None, first, platform)
     found = {}
 
     def gradient():
