@@ -103,6 +103,8 @@ def _inner_sections(annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield "", annotation
+    elif origin is typing.Annotated:
+        yield from _inner_sections(arguments[0])
     elif origin is list:
         yield from ((".N" + suffix, inner) for suffix, inner in _inner_sections(arguments[0]))
     elif origin is dict:
@@ -127,8 +129,9 @@ def type_text(annotation: Any, metadata: typing.Sequence[Any] = ()) -> str:
     if any(isinstance(item, BeforeValidator) and item.func is parse_tokens for item in metadata):
         text = "token count"
     elif origin is typing.Annotated:
-        # The one annotated type that stands inside another is a mixture's weight.
-        return "share, as decimal text or number" if arguments[0] is str else type_text(arguments[0])
+        # Weights of a mixture are the text that is annotated inside another type.
+        weight = arguments[0] is str
+        return "share, as decimal text or number" if weight else type_text(arguments[0], arguments[1:])
     elif origin in (typing.Union, types.UnionType):
         named = [type_text(option, metadata) for option in arguments if option is not type(None)]
         return "; or ".join([*named, *(["`null`"] if type(None) in arguments else [])])
@@ -157,9 +160,14 @@ def _either(choices: list[str]) -> str:
 
 def _several(annotation: Any) -> str:
     text = type_text(annotation)
-    return {"section": "sections", "path": "paths", "share, as decimal text or number": "shares"}.get(
-        text, text
-    )
+    share = "share, as decimal text or number"
+    several = {
+        "section": "sections",
+        "path": "paths",
+        share: "shares",
+        f"{share}; or section": "shares or sections",
+    }
+    return several.get(text, text)
 
 
 def _bound(value: float) -> str:

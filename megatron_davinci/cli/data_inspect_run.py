@@ -27,7 +27,7 @@ from megatron_davinci.data.tokenizer import Tokenizer
 from megatron_davinci.data.transforms import SampleTransforms, as_seen, stage_transforms
 from megatron_davinci.errors import DavinciError
 from megatron_davinci.optim.schedule import Schedule
-from megatron_davinci.train.forecast import Forecast, Governing, governing_records
+from megatron_davinci.train.forecast import Forecast, Governing, governing_records, pool_sizes
 from megatron_davinci.train.run_directory import RunDirectory
 
 Answer = dict[str, Any]
@@ -120,18 +120,19 @@ class _Run:
     def _governing(self) -> tuple[Governing, ...]:
         """The journal's mixtures and the plan after them; the plan alone where the run's record does not serve."""
         config, path = self._config, RunDirectory(self._config.run.directory).journal
+        pools = pool_sizes(config, self._sources)
         if len(self._sources) == len(config.data.sources):
             forecast = self._tried(lambda: Forecast.read(config))
             records = None if forecast is None else forecast.records
         else:
             records = self._tried(
                 lambda: governing_records(
-                    config, self._schedule, Journal.open(path, config.data.sources), path
+                    config, self._schedule, Journal.open(path, config.data.sources), path, pools
                 )
             )
         if records is None:
             self._notes.append("epochs and samples are those that the configuration plans, without a journal")
-            return governing_records(config, self._schedule, Journal(path, None), path)
+            return governing_records(config, self._schedule, Journal(path, None), path, pools)
         return records
 
     def _tried(self, action: Callable[[], _T]) -> _T | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_davinci.config import load_config
+from megatron_davinci.config.mixture import share_text
 from megatron_davinci.config.units import format_tokens
 
 
@@ -75,7 +76,9 @@ def _show(plan: Any, config: Any) -> None:
             " -> ".join(str(size) for size in stage.batch),
             f"{first:.2e} .. {last:.2e}, {settings.learning_rate.shape}",
             ", ".join(
-                f"{n} {float(100 * Fraction(w)):g}%" for n, w in settings.mixture.items() if Fraction(w)
+                f"{n} {float(100 * Fraction(share_text(w))):g}%"
+                for n, w in settings.mixture.items()
+                if Fraction(share_text(w))
             ),
         )
     console.print(stages)

@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from megatron_davinci.config.section import Section, shown
+from megatron_davinci.config.mixture import DomainMixture, Share, share_problems
+from megatron_davinci.config.section import Section
 from megatron_davinci.config.transforms import Transforms
 from megatron_davinci.config.units import Tokens
-
-_HUGE_EXPONENT = re.compile(r"[eE][+-]?[0-9_]{4,}")
-
-
-def _as_decimal_text(value: Any) -> Any:
-    # Weights stay decimal text: 0.1 means one tenth exactly, in the config and in the journal.
-    if isinstance(value, bool):
-        raise ValueError(f"a weight is a number; found {value}")
-    return repr(value) if isinstance(value, int | float) else value
-
-
-Weight = Annotated[str, BeforeValidator(_as_decimal_text)]
 
 
 class BatchPhase(Section):
@@ -62,7 +49,9 @@ class Stage(Section):
     tokens: Tokens = Field(
         gt=0, description="The stage ends at the first step at or after their cumulative sum"
     )
-    mixture: dict[str, Weight] = Field(min_length=1, description="Share of samples by source; sums to 1")
+    mixture: dict[str, Share] = Field(
+        min_length=1, description="Share of samples by source or by domain; sums to 1"
+    )
     global_batch_size: list[BatchPhase] = Field(
         description="Sequences a step: one number, or a list of phases"
     )
@@ -87,19 +76,7 @@ class Stage(Section):
 
     @field_validator("mixture", mode="after")
     @classmethod
-    def _shares_sum_to_one(cls, value: dict[str, str]) -> dict[str, str]:
-        shares: dict[str, Fraction] = {}
-        for source, weight in value.items():
-            try:
-                # A fraction of 1e-999999999 has so many digits that making it would not end.
-                shares[source] = Fraction(weight if not _HUGE_EXPONENT.search(weight) else "")
-            except (ValueError, ZeroDivisionError):
-                raise ValueError(f"the weight of {source} is not a number: {shown(weight)}") from None
-            if shares[source] < 0:
-                raise ValueError(f"the weight of {source} is negative: {shown(weight)}")
-            if shares[source] > 1:
-                raise ValueError(f"the weight of {source} exceeds 1: {shown(weight)}")
-        total = sum(shares.values(), Fraction(0))
-        if abs(total - 1) > Fraction(1, 10**9):
-            raise ValueError(f"the weights sum to {float(total):.10g}, not to 1")
+    def _shares_sum_to_one(cls, value: dict[str, str | DomainMixture]) -> dict[str, str | DomainMixture]:
+        if problems := list(share_problems(value)):
+            raise ValueError("; ".join(problems))
         return value

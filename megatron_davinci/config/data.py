@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from megatron_davinci.config.section import Section
+from megatron_davinci.config.units import Tokens
 
 
 def _s3_or_local(value: Any) -> Any:
@@ -29,7 +30,13 @@ class SourceConfig(Section):
     """One training source: a folder with `manifest.json`, or a Megatron prefix (`x_text_document`)."""
 
     path: Location = Field(description="The folder, or the prefix without .bin; local or s3://BUCKET/KEY")
-    domain: str | None = Field(default=None, description="Reports group by it; default: the source's name")
+    domain: str | None = Field(
+        default=None,
+        description="Reports group by it, and mixtures may name it; default: the source's name",
+    )
+    tokens: Tokens | None = Field(
+        default=None, gt=0, description="Its size, to plan with before it is there; then its manifest's holds"
+    )
     metadata: str | None = Field(
         default=None,
         min_length=1,

@@ -6,19 +6,24 @@ import copy
 import difflib
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from megatron_davinci.config.run import RunConfig
+from megatron_davinci.config.curriculum import Stage
+from megatron_davinci.config.data import DataConfig
+from megatron_davinci.config.model import ModelConfig
+from megatron_davinci.config.problems import Problem, Problems
+from megatron_davinci.config.run import RunConfig, cross_problems
 from megatron_davinci.config.section import shown
 from megatron_davinci.errors import ConfigError
 
 Path_ = tuple[str | int, ...]
-_ON_THE_COMMAND_LINE = 0
+Written = Mapping[Path_, int | str]
+_Section = TypeVar("_Section", bound=BaseModel)
 _MOST_PROBLEMS = 12  # more would not fit one screen, and mending twelve mends most of what follows
 
 
@@ -65,17 +70,29 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
             found=_one_screen(twice),
             do="keep one of the two; YAML alone would silently take the last",
         )
-    for override in overrides:
-        lines[_apply(settings, override)] = _ON_THE_COMMAND_LINE
-    return validate(settings, where=str(path), lines=lines)
+    applied = {_apply(settings, override): override for override in overrides}
+    return validate(settings, where=str(path), lines={**lines, **applied})
 
 
-def validate(settings: dict[str, Any], where: str, lines: dict[Path_, int] | None = None) -> RunConfig:
-    """Turn plain settings into a `RunConfig`, or list every problem at once."""
+def validate(settings: dict[str, Any], where: str, lines: Written | None = None) -> RunConfig:
+    """Turn plain settings into a `RunConfig`, or list every problem at once.
+
+    Args:
+        settings: Plain values, as YAML gives them.
+        where: What they are from, for messages.
+        lines: Where each of them is written: a line of the file, or the override that says it.
+
+    Raises:
+        ConfigError: A key is unknown, a value is impossible, or two sections contradict each other.
+    """
     try:
         return RunConfig.model_validate(settings)
     except ValidationError as error:
-        problems = [_describe(item, lines or {}) for item in error.errors()]
+        items = error.errors()
+        problems = [text for item in items for text in _describe(item, lines or {})]
+        if not any(isinstance(item.get("ctx", {}).get("error"), Problems) for item in items):
+            # One bad value keeps pydantic from looking at the whole; what is whole is looked at here.
+            problems += [_located(*problem, lines or {}) for problem in _between_sections(settings)]
         raise ConfigError(
             "The configuration has a problem."
             if len(problems) == 1
@@ -178,24 +195,59 @@ def _apply(settings: dict[str, Any], override: str) -> Path_:
     return place
 
 
-def _describe(item: Any, lines: dict[Path_, int]) -> str:
-    location: Path_ = tuple(item["loc"])
-    line = next((lines[location[:k]] for k in range(len(location), 0, -1) if location[:k] in lines), None)
-    name = ".".join(str(part) for part in location) or "the configuration"
-    prefix = name
-    if line is not None:
-        prefix += " (command line)" if line == _ON_THE_COMMAND_LINE else f" (line {line})"
+def _between_sections(settings: dict[str, Any]) -> Iterator[Problem]:
+    """What sections that are valid by themselves say against each other."""
+
+    def valid(kind: type[_Section], value: Any) -> _Section | None:
+        try:
+            return kind.model_validate(value)
+        except ValidationError:
+            return None
+
+    stages = settings.get("curriculum")
+    yield from cross_problems(
+        [valid(Stage, stage) for stage in stages] if isinstance(stages, list) else [],
+        valid(DataConfig, settings.get("data")),
+        valid(ModelConfig, settings.get("model")),
+    )
+
+
+def _describe(item: Any, lines: Written) -> list[str]:
+    """What one error of pydantic's says: a line for each problem."""
+    # Tags of a union are in angle brackets.
+    location: Path_ = tuple(part for part in item["loc"] if not str(part).startswith("<"))
+    error = item.get("ctx", {}).get("error")
+    if isinstance(error, Problems):
+        return [_located((*location, *place), said, lines) for place, said in error.problems]
     if item["type"] == "extra_forbidden":
         keys = _keys_at(location[:-1])
         nearest = difflib.get_close_matches(str(location[-1]), keys, n=1, cutoff=0.5)
         hint = f"; did you mean {nearest[0]}?" if nearest else f"; keys here: {', '.join(sorted(keys))}"
-        return f"{prefix}: unknown key{hint}"
+        return [_located(location, f"unknown key{hint}", lines)]
     if item["type"] == "missing":
-        return f"{prefix}: missing"
+        return [_located(location, "missing", lines)]
     message = item["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
     found = item.get("input")
     known = isinstance(found, dict | list) or "found" in message
-    return f"{prefix}: {message}" + ("" if known else f"; found {shown(found)}")
+    return [_located(location, message + ("" if known else f"; found {shown(found)}"), lines)]
+
+
+def _located(location: Path_, said: str, lines: Written) -> str:
+    """A problem with its key, and where that is written: its line, or else the nearest key's above it."""
+    at = next((location[:k] for k in range(len(location), 0, -1) if location[:k] in lines), None)
+    name = ".".join(str(part) for part in location) or "the configuration"
+    marks = []
+    if at is not None:
+        line = lines[at]
+        if isinstance(line, int):
+            marks.append(f"line {line}")
+        else:
+            marks.append("command line" if at == location else f"command line, {shown(line)}")
+    # What the command line says below the key has a part in it.
+    below = [text for place, text in lines.items() if isinstance(text, str) and place[:-1] == location]
+    if location and below:
+        marks.append(f"command line, {', '.join(shown(text) for text in below[:2])}")
+    return name + (f" ({'; '.join(marks)})" if marks else "") + f": {said}"
 
 
 def _keys_at(location: Path_) -> list[str]:

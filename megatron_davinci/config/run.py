@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pydantic import Field, model_validator
@@ -11,7 +12,9 @@ from megatron_davinci.config.data import DataConfig
 from megatron_davinci.config.levers import lever_problems
 from megatron_davinci.config.model import ModelConfig
 from megatron_davinci.config.parallel import ParallelConfig
+from megatron_davinci.config.problems import Problem, Problems, placed
 from megatron_davinci.config.section import Section
+from megatron_davinci.config.source_weights import mixture_problems
 from megatron_davinci.config.training import (
     CheckpointConfig,
     EvaluationConfig,
@@ -46,29 +49,42 @@ class RunConfig(Section):
     logging: LoggingConfig = LoggingConfig()
 
     @model_validator(mode="after")
-    def _names_agree(self) -> RunConfig:
-        problems = []
-        for stage in self.curriculum:
-            unknown = sorted(set(stage.mixture) - set(self.data.sources))
-            if unknown:
-                problems.append(
-                    f"curriculum stage {stage.name} mixes {', '.join(unknown)}; data.sources has "
-                    f"{', '.join(self.data.sources)}"
-                )
-        if not problems:
-            for number, stage in enumerate(self.curriculum):
-                problems += transform_problems(
-                    number, stage, self.data, self.model.vocab_size, self.data.sequence_length
-                )
-        names = [stage.name for stage in self.curriculum]
-        if len(set(names)) < len(names):
-            problems.append(f"two stages of the curriculum have one name: {', '.join(names)}")
-        if self.data.sequence_length > self.model.max_sequence_length:
-            problems.append(
-                f"data.sequence_length ({self.data.sequence_length}) exceeds model.max_sequence_length "
-                f"({self.model.max_sequence_length})"
-            )
-        problems += lever_problems(self)
+    def _sections_agree(self) -> RunConfig:
+        problems = list(cross_problems(self.curriculum, self.data, self.model))
+        problems += (placed(said) for said in lever_problems(self))
         if problems:
-            raise ValueError("\n".join(problems))
+            raise Problems(problems)
         return self
+
+
+def cross_problems(
+    curriculum: Sequence[Stage | None], data: DataConfig | None, model: ModelConfig | None
+) -> Iterator[Problem]:
+    """What is wrong between sections. A section that is no valid one itself is None, and nothing is said of it.
+
+    Args:
+        curriculum: The stages.
+        data: The data section.
+        model: The model section.
+    """
+    for number, stage in enumerate(curriculum):
+        if stage is None or data is None:
+            continue
+        problems = list(mixture_problems(number, stage, data))
+        yield from problems
+        if not problems and model is not None:
+            yield from transform_problems(number, stage, data, model.vocab_size, data.sequence_length)
+    names = [stage.name for stage in curriculum if stage is not None]
+    for number, stage in enumerate(curriculum):
+        if stage is not None and stage.name in (one.name for one in curriculum[:number] if one is not None):
+            yield (
+                ("curriculum", number, "name"),
+                f"two stages of the curriculum have one name: {', '.join(names)}",
+            )
+            break
+    if data is not None and model is not None and data.sequence_length > model.max_sequence_length:
+        yield (
+            ("data", "sequence_length"),
+            f"data.sequence_length ({data.sequence_length}) exceeds model.max_sequence_length "
+            f"({model.max_sequence_length})",
+        )

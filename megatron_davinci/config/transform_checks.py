@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from fractions import Fraction
 from typing import Any
 
 from megatron_davinci.config.curriculum import Stage
 from megatron_davinci.config.data import DataConfig
+from megatron_davinci.config.problems import Place, Problem
+from megatron_davinci.config.source_weights import mixed_sources
 from megatron_davinci.config.transforms import FillInTheMiddle
 
 MOST_WEIGHT = 2**31 - 1
 """Megatron-Core adds up the labels of a global batch in an int32, on each rank and over all."""
 
 
-def mixed_sources(stage: Stage) -> list[str]:
-    """The sources that a stage takes samples from, in the order of their names."""
-    return sorted(name for name, weight in stage.mixture.items() if Fraction(weight))
-
-
 def metadata_of(stage: Stage, data: DataConfig) -> dict[str, str]:
     """The metadata that documents of a stage begin with, by source; a source without any has none."""
     if stage.transforms.metadata_prefix is None:
         return {}
-    texts = {name: data.sources[name].metadata for name in mixed_sources(stage)}
+    texts = {name: data.sources[name].metadata for name in mixed_sources(stage, data)}
     return {name: text for name, text in texts.items() if text is not None}
 
 
@@ -34,7 +30,7 @@ def filled_sources(stage: Stage, data: DataConfig) -> list[str]:
         return []
     return [
         name
-        for name in mixed_sources(stage)
+        for name in mixed_sources(stage, data)
         if name in settings.sources or data.domain(name) in settings.domains
     ]
 
@@ -59,7 +55,7 @@ def recorded(stage: Stage, data: DataConfig) -> dict[str, Any]:
 
 def transform_problems(
     number: int, stage: Stage, data: DataConfig, vocab_size: int, sequence_length: int
-) -> Iterator[str]:
+) -> Iterator[Problem]:
     """What is wrong with a stage's transforms. Its mixture has known sources only.
 
     Args:
@@ -69,48 +65,51 @@ def transform_problems(
         vocab_size: Of the model.
         sequence_length: Labels a sample.
     """
-    where = f"curriculum.{number}.transforms"
+    where: Place = ("curriculum", number, "transforms")
     weight = stage.transforms.label_weights[1]
     largest = max(phase.size for phase in stage.global_batch_size)
     total = largest * sequence_length * weight
     if total > MOST_WEIGHT:
         by = f" of weight {weight}" if weight > 1 else ""
         yield (
-            f"{where}: {largest} sequences of {sequence_length} labels{by} make {total:,}, and Megatron-Core counts "
+            where,
+            f"{largest} sequences of {sequence_length} labels{by} make {total:,}, and Megatron-Core counts "
             f"to {MOST_WEIGHT:,}: lower the batch size"
-            + (", or take a prompt_loss_weight of fewer parts (0.5 has two)" if weight > 1 else "")
+            + (", or take a prompt_loss_weight of fewer parts (0.5 has two)" if weight > 1 else ""),
         )
     if stage.transforms.metadata_prefix is not None:
+        prefix: Place = (*where, "metadata_prefix")
         if data.tokenizer is None:
-            yield f"{where}.metadata_prefix: data.tokenizer is not set, and metadata is text"
+            yield prefix, "data.tokenizer is not set, and metadata is text"
         if not metadata_of(stage, data):
             yield (
-                f"{where}.metadata_prefix: no source of the stage has metadata "
-                f"(data.sources.NAME.metadata of {', '.join(mixed_sources(stage))})"
+                prefix,
+                "no source of the stage has metadata "
+                f"(data.sources.NAME.metadata of {', '.join(mixed_sources(stage, data))})",
             )
     if stage.transforms.fill_in_the_middle is not None:
-        settings = stage.transforms.fill_in_the_middle
-        yield from _filling_problems(f"{where}.fill_in_the_middle", settings, data, vocab_size)
+        settings, filling = stage.transforms.fill_in_the_middle, (*where, "fill_in_the_middle")
+        yield from _filling_problems(filling, settings, data, vocab_size)
         if not filled_sources(stage, data):
             yield (
-                f"{where}.fill_in_the_middle: the stage mixes no source of "
-                f"{', '.join([*settings.sources, *settings.domains])}"
+                filling,
+                f"the stage mixes no source of {', '.join([*settings.sources, *settings.domains])}",
             )
 
 
 def _filling_problems(
-    where: str, settings: FillInTheMiddle, data: DataConfig, vocab_size: int
-) -> Iterator[str]:
+    where: Place, settings: FillInTheMiddle, data: DataConfig, vocab_size: int
+) -> Iterator[Problem]:
     domains = {data.domain(name) for name in data.sources}
     for kind, asked, known in (
         ("sources", settings.sources, set(data.sources)),
         ("domains", settings.domains, domains),
     ):
         if unknown := sorted(set(asked) - known):
-            yield f"{where}.{kind}: unknown {', '.join(unknown)}; there are {', '.join(sorted(known))}"
+            yield (*where, kind), f"unknown {', '.join(unknown)}; there are {', '.join(sorted(known))}"
     for name in ("prefix_token", "suffix_token", "middle_token"):
         token = getattr(settings, name)
         if isinstance(token, str) and data.tokenizer is None:
-            yield f"{where}.{name}: data.tokenizer is not set, so {token!r} has no id; give the id"
+            yield (*where, name), f"data.tokenizer is not set, so {token!r} has no id; give the id"
         if isinstance(token, int) and token >= vocab_size:
-            yield f"{where}.{name}: {token} is not in the vocabulary; model.vocab_size is {vocab_size}"
+            yield (*where, name), f"{token} is not in the vocabulary; model.vocab_size is {vocab_size}"

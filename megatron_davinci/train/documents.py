@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from fractions import Fraction
 
 from megatron_davinci.config import RunConfig
+from megatron_davinci.config.source_weights import mixed_sources
 from megatron_davinci.data.document_ends import check_first_document
 from megatron_davinci.data.source import Source
 from megatron_davinci.errors import DataError
@@ -32,8 +32,7 @@ def document_masks(config: RunConfig, sources: Mapping[str, Source]) -> list[Doc
     ends: dict[str, int | None] = {}
     for stage in config.curriculum:
         if stage.transforms.document_mask:
-            mixed = (name for name, weight in stage.mixture.items() if Fraction(weight))
-            ends |= {name: sources[name].eod_id for name in mixed}
+            ends |= {name: sources[name].eod_id for name in mixed_sources(stage, config.data)}
     if not ends:
         return [None] * len(config.curriculum)
     eod_id = common_end(ends)

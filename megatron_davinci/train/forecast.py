@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from megatron_davinci.config import Layout, RunConfig, check_layout
+from megatron_davinci.config.source_weights import source_weights
 from megatron_davinci.config.transform_checks import recorded
+from megatron_davinci.config.units import format_tokens
 from megatron_davinci.data.curriculum import Curriculum
 from megatron_davinci.data.journal import Journal, MixRecord, SkipRecord
 from megatron_davinci.data.places import S3Options, place
@@ -22,30 +24,77 @@ from megatron_davinci.errors import ConfigError, DataError
 from megatron_davinci.optim.schedule import Schedule, StepPlan
 from megatron_davinci.train.run_directory import RunDirectory
 
+DECLARED_SLACK = 0.05
+"""How far a source's size may be from what the configuration declares: declarations are rounded."""
+
 _TAIL = 1 << 16  # bytes of metrics.jsonl that hold its last line
 
 
 def open_sources(config: RunConfig) -> dict[str, Source]:
-    """Open every training source, and check it against the model's vocabulary."""
+    """Open every training source, and check it against the model's vocabulary and the size that is declared.
+
+    Raises:
+        DataError: A source is missing, damaged, or of another size than the configuration says.
+        EnvironmentProblem: A file cannot be read.
+    """
     data = config.data
     s3 = S3Options(**dict(data.s3))
-    return {
+    sources = {
         name: Source.open(
             name, place(source.path, s3), data.sequence_length, vocab_size=config.model.vocab_size
         )
         for name, source in data.sources.items()
     }
+    _check_declared_sizes(config, sources)
+    return sources
 
 
-def stage_record(config: RunConfig, schedule: Schedule, stage: int) -> MixRecord | None:
-    """The record that a stage begins with; None for a stage without a step."""
+def pool_sizes(config: RunConfig, sources: Mapping[str, Source]) -> dict[str, int]:
+    """Tokens by source: those that are there, and what the configuration declares of the others."""
+    declared = {name: source.tokens for name, source in config.data.sources.items() if source.tokens}
+    return {**declared, **{name: source.num_tokens for name, source in sources.items()}}
+
+
+def _check_declared_sizes(config: RunConfig, sources: Mapping[str, Source]) -> None:
+    differing = []
+    for name, source in sources.items():
+        declared = config.data.sources[name].tokens
+        if declared and abs(declared - source.num_tokens) > DECLARED_SLACK * source.num_tokens:
+            differing.append(
+                f"data.sources.{name}.tokens: {format_tokens(declared)} as configured, "
+                f"{source.num_tokens:,} in the source"
+            )
+    if differing:
+        raise DataError(
+            "A source is not of the size that the configuration was planned with.",
+            where="data.sources",
+            found="\n".join(differing[:12]),
+            expected=f"sizes that agree to {DECLARED_SLACK:.0%}",
+            do="correct `tokens` and look at `davinci plan` again, or leave it out: the source says its size itself",
+        )
+
+
+def stage_record(
+    config: RunConfig, schedule: Schedule, stage: int, pools: Mapping[str, int]
+) -> MixRecord | None:
+    """The record that a stage begins with; None for a stage without a step.
+
+    Args:
+        config: The run configuration.
+        schedule: Its schedule.
+        stage: Number of the stage, from 0 on.
+        pools: Tokens by source, of `pool_sizes`.
+
+    Raises:
+        ConfigError: A domain is divided by the sizes of its sources, and one is not known.
+    """
     first, settings = schedule.stage_first_sample(stage), config.curriculum[stage]
     if first is None:
         return None
     return MixRecord(
         first_sample=first,
         stage=settings.name,
-        weights=dict(settings.mixture),
+        weights=source_weights(settings, config.data, pools),
         transforms=recorded(settings, config.data),
     )
 
@@ -128,7 +177,8 @@ class Forecast:
         journal = Journal.open(directory.journal, sources)
         if journal.records:
             _check_facts(config, sources, facts, directory.path / "manifest.json")
-        records = governing_records(config, schedule, journal, directory.journal)
+        pools = pool_sizes(config, sources)
+        records = governing_records(config, schedule, journal, directory.journal, pools)
         return cls(
             config=config,
             schedule=schedule,
@@ -213,7 +263,7 @@ class Forecast:
 
 
 def governing_records(
-    config: RunConfig, schedule: Schedule, journal: Journal, path: Path
+    config: RunConfig, schedule: Schedule, journal: Journal, path: Path, pools: Mapping[str, int]
 ) -> tuple[Governing, ...]:
     """The journal's mixtures, since it is the record, and after them what the configuration plans.
 
@@ -222,8 +272,10 @@ def governing_records(
         schedule: Its schedule.
         journal: The run's journal.
         path: Of the journal, for messages.
+        pools: Tokens by source, of `pool_sizes`.
 
     Raises:
+        ConfigError: A domain is divided by the sizes of its sources, and one is not known.
         DataError: The configuration says something else of what the journal has decided.
     """
     found = [
@@ -237,7 +289,7 @@ def governing_records(
     planned = [
         record
         for stage in range(len(config.curriculum))
-        if (record := stage_record(config, schedule, stage)) is not None
+        if (record := stage_record(config, schedule, stage, pools)) is not None
     ]
     after = found[-1].record.first_sample if found else -1
     for record in planned:

@@ -16,7 +16,7 @@ from megatron_davinci.data.source import Source
 from megatron_davinci.errors import CheckpointError
 from megatron_davinci.optim.schedule import Schedule, StepPlan
 from megatron_davinci.platform.distributed import broadcast_object
-from megatron_davinci.train.forecast import governing_records, open_sources, stage_record
+from megatron_davinci.train.forecast import governing_records, open_sources, pool_sizes, stage_record
 
 
 def verified_sources(config: RunConfig) -> dict[str, Source]:
@@ -47,12 +47,13 @@ class DataOrder:
 
     def __init__(self, config: RunConfig, schedule: Schedule, sources: dict[str, Source], path: Path) -> None:
         self._config, self.schedule, self.sources = config, schedule, sources
+        self._pools = pool_sizes(config, sources)
         self._writes = not dist.is_initialized() or dist.get_rank() == 0
         self.journal = Journal.open(path, sources) if self._writes else Journal.in_memory()
         planned: list[MixRecord] = []
         if self._writes:
             # Refuses a configuration that contradicts it.
-            records = governing_records(config, schedule, self.journal, path)
+            records = governing_records(config, schedule, self.journal, path, self._pools)
             planned = [record for record, number in records if number is None]
         mixes, skips = self.journal.mixes, self.journal.skips
         if dist.is_initialized():
@@ -115,7 +116,7 @@ class DataOrder:
         if first_sample <= self._last_decided or first_sample >= self.schedule.total_samples:
             return None
         stage = self.schedule.at(first_sample).stage
-        like = stage_record(self._config, self.schedule, stage)
+        like = stage_record(self._config, self.schedule, stage, self._pools)
         assert like is not None  # a step of the stage begins here
         record = replace(like, first_sample=first_sample, weights=dict(weights), origin=origin, reason=reason)
         self.curriculum.check_mixture(record)

@@ -7,7 +7,9 @@ from fractions import Fraction
 from typing import Any
 
 from megatron_davinci.config import Layout, RunConfig, check_layout
+from megatron_davinci.config.source_weights import source_weights
 from megatron_davinci.optim.schedule import Schedule
+from megatron_davinci.train.forecast import pool_sizes
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ def plan_run(config: RunConfig, ranks: int) -> RunPlan:
     layout = check_layout(config, ranks)
     model, length = config.model, config.data.sequence_length
     schedule = Schedule(config.curriculum, length)
+    pools = pool_sizes(config, {})
     stages = []
     for index, stage in enumerate(config.curriculum):
         segments = schedule.stage_segments(index)
@@ -108,7 +111,7 @@ def plan_run(config: RunConfig, ranks: int) -> RunPlan:
                 learning_rate=ends,
                 source_tokens={
                     source: round(samples * length * Fraction(weight))
-                    for source, weight in stage.mixture.items()
+                    for source, weight in source_weights(stage, config.data, pools).items()
                 },
             )
         )

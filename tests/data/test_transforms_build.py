@@ -14,7 +14,7 @@ from megatron_davinci.data.transforms import stage_transforms
 from megatron_davinci.data.transforms.build import DocumentBegins
 from megatron_davinci.errors import ConfigError, DataError
 from megatron_davinci.optim.schedule import Schedule
-from megatron_davinci.train.forecast import open_sources, stage_record
+from megatron_davinci.train.forecast import open_sources, pool_sizes, stage_record
 from tests.tiny import LENGTH
 from tests.transforming import (
     EOD,
@@ -46,7 +46,8 @@ def configured(root, transforms=None, **sources):
 def opened(config):
     sources = open_sources(config)
     schedule = Schedule(config.curriculum, LENGTH)
-    records = [stage_record(config, schedule, stage) for stage in range(len(config.curriculum))]
+    pools = pool_sizes(config, sources)
+    records = [stage_record(config, schedule, stage, pools) for stage in range(len(config.curriculum))]
     curriculum = Curriculum(
         {name: source.num_windows for name, source in sources.items()}, config.run.seed, records
     )
@@ -121,7 +122,9 @@ def test_sentinels_may_be_given_by_their_ids(root):
 
 def test_the_journal_says_what_is_done_to_samples(root, tmp_path):
     config = configured(root)
-    plain, changed = (stage_record(config, Schedule(config.curriculum, LENGTH), stage) for stage in range(2))
+    plain, changed = (
+        stage_record(config, Schedule(config.curriculum, LENGTH), stage, {}) for stage in range(2)
+    )
     assert plain.transforms == {}
     assert changed.transforms == {
         "prompt_loss_weight": 0.5,

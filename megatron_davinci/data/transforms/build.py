@@ -10,7 +10,8 @@ import numpy as np
 
 from megatron_davinci.config import RunConfig
 from megatron_davinci.config.curriculum import Stage
-from megatron_davinci.config.transform_checks import filled_sources, metadata_of, mixed_sources
+from megatron_davinci.config.source_weights import mixed_sources
+from megatron_davinci.config.transform_checks import filled_sources, metadata_of
 from megatron_davinci.data.document_ends import check_first_document
 from megatron_davinci.data.source import Source
 from megatron_davinci.data.transforms.fill_in_the_middle import FillInTheMiddle, Sentinels
@@ -65,7 +66,7 @@ class _Builder:
         return SampleTransforms(found) if found else None
 
     def _need_masks(self, where: str, stage: Stage) -> None:
-        names = mixed_sources(stage)
+        names = mixed_sources(stage, self._config.data)
         if not any(self._sources[name].has_mask for name in names):
             raise ConfigError(
                 "Prompts have a weight, and nothing says what a prompt is.",
