@@ -54,6 +54,7 @@ bench: setup
 	$(BIN)/python benchmarks/data_order.py --json $(OUT)/data_order.json
 	$(BIN)/python benchmarks/loader.py --json $(OUT)/loader.json
 	$(BIN)/python benchmarks/tokenize.py --json $(OUT)/tokenize.json
+	$(BIN)/python benchmarks/saturation.py --json $(OUT)/saturation.json
 
 gpu-check: setup
 	$(BIN)/python -m pytest -m gpu
