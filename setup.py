@@ -28,6 +28,8 @@ EXTRAS = {
     "s3": ["boto3>=1.36"],
     # A loader, chosen by data.loader.kind; see docs/recipes/dali.md. The wheel is CUDA 13's and works without a GPU.
     "dali": ["nvidia-dali-cuda130>=2.4,<3"],
+    # Curves on Weights & Biases, by logging.wandb; see docs/concepts/step-time.md.
+    "wandb": ["wandb>=0.19"],
     # Chosen at run time by configuration; see docs/install-gpu.md.
     "gpu": ["transformer-engine[pytorch]>=2.4", "flash-attn>=2.7"],
     "dev": [

@@ -63,10 +63,27 @@ class EvaluationConfig(Section):
     )
 
 
+class WandbConfig(Section):
+    """Weights & Biases. Every start of a run directory is one W&B run; RUN/wandb.json has its id."""
+
+    project: str = Field(min_length=1, description="The project that the run is in")
+    name: str | None = Field(default=None, description="Name of the run; default: the run directory's")
+    entity: str | None = Field(default=None, description="User or team; default: the one logged in")
+    group: str | None = Field(default=None, description="Runs of one group are shown together")
+    tags: list[str] = Field(default=[], description="Labels of the run")
+    mode: Literal["online", "offline"] = Field(
+        default="online", description="offline: into RUN/wandb, for `wandb sync` later"
+    )
+
+
 class LoggingConfig(Section):
     """What is written and shown while it runs."""
 
     tensorboard: bool = Field(default=True, description="Write event files to RUN/tensorboard")
+    wandb: WandbConfig | None = Field(
+        default=None, description="Send what is measured to Weights & Biases too"
+    )
+    phases: bool = Field(default=True, description="Time the phases of each step")
     progress: Literal["auto", "live", "lines", "none"] = Field(
         default="auto", description="live: a panel; lines: one line every `every_steps`; auto: by terminal"
     )

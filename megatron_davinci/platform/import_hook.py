@@ -13,7 +13,8 @@ import importlib.metadata
 import sys
 import types
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 _KNOWN_WARNINGS = (
@@ -37,7 +38,7 @@ class _Loader:
     def exec_module(self, module: types.ModuleType) -> None:
         from megatron_davinci.platform.megatron_patches import PATCHES
 
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _without("wandb"):
             for text in _KNOWN_WARNINGS:
                 warnings.filterwarnings("ignore", message=text, category=UserWarning)
             # About its own modules and torch's: for its developers, and fatal under `python -W error`.
@@ -54,6 +55,21 @@ class _Loader:
 
             if module.__dict__.get("torch") is torch:
                 module.__dict__["torch"] = STAND_IN
+
+
+@contextmanager
+def _without(package: str) -> Iterator[None]:
+    """Have an optional package not be there. Megatron-Core imports wandb to log inference and its own timers, which
+    nobody here asks it for, and that takes longer (1.2 s) than most of its own modules.
+    """
+    hides = package not in sys.modules
+    if hides:
+        sys.modules[package] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if hides:
+            del sys.modules[package]
 
 
 class MegatronFinder:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from megatron_davinci.files import write_atomically
-from megatron_davinci.report import run_plots
+from megatron_davinci.report import phase_plots, run_plots
 from megatron_davinci.report.numbers import NOTHING, duration, number, percent, quantity, scientific
 from megatron_davinci.report.page import KeyFigure, Page
 from megatron_davinci.report.plots import Plot, grid_png
@@ -190,6 +190,12 @@ def _sections(page: Page, story: RunStory) -> list[Plot]:
         smoothed,
         (run_plots.throughput_plot(story), ""),
         (run_plots.grad_norm_plot(story), ""),
+    )
+    add(
+        "Where the time goes",
+        "",
+        (phase_plots.phases_plot(story), phase_plots.PHASES_CAPTION),
+        (phase_plots.phase_seconds_plot(story), phase_plots.seconds_caption(story)),
     )
     if story.files.samples:
         page.section("Samples", "What the model writes on from a prompt (in grey), as it came out.")

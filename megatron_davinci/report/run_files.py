@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -39,11 +39,16 @@ class Metrics:
         step: `[n]` int64, increasing.
         stage: The stage of each step, `n` names.
         columns: `{name: [n] float64}` of the numbers of the contract.
+        phases: `{phase: [n] float64}`, seconds of each step in it, 0 where a step has no such phase.
+        slowest: `{phase: (least, most)}`, seconds a step of the ranks that it took least and most, the mean over
+            the run; empty on one rank.
     """
 
     step: NDArray[np.int64]
     stage: list[str]
     columns: dict[str, NDArray[np.float64]]
+    phases: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    slowest: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.step)
@@ -256,7 +261,27 @@ def _metrics(records: list[dict[str, Any]]) -> Metrics:
             name: np.array([as_number(record.get(name)) for record in records], dtype=np.float64)
             for name in _NUMBERS
         },
+        phases=_phases(records),
+        slowest=_slowest(records),
     )
+
+
+def _phases(records: list[dict[str, Any]]) -> dict[str, NDArray[np.float64]]:
+    """Seconds by phase, the phases in the order in which they are first named."""
+    rows = [numbers_of(record.get("phases")) for record in records]
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: np.array([row.get(name, 0.0) for row in rows], dtype=np.float64) for name in names}
+
+
+def _slowest(records: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
+    found: dict[str, list[tuple[float, float]]] = {}
+    for record in records:
+        spread = record.get("phases_by_rank")
+        for name, said in spread.items() if isinstance(spread, dict) else ():
+            ends = numbers_of(said)
+            if "least" in ends and "most" in ends:
+                found.setdefault(str(name), []).append((ends["least"], ends["most"]))
+    return {name: tuple(np.mean(ends, axis=0).tolist()) for name, ends in found.items()}
 
 
 def _evaluations(records: list[dict[str, Any]]) -> list[Evaluation]:

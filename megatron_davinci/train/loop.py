@@ -20,11 +20,13 @@ from megatron_davinci.optim.schedule import Schedule, StepPlan
 from megatron_davinci.platform import distributed
 from megatron_davinci.platform.device import Platform
 from megatron_davinci.platform.peak import measure_matmul_peak
+from megatron_davinci.platform.stopwatch import stopwatch
 from megatron_davinci.train import checkpoint
 from megatron_davinci.train.checkpoint_files import Checkpoint
 from megatron_davinci.train.documents import document_masks, uses_documents
 from megatron_davinci.train.feed import Feed, Samples
 from megatron_davinci.train.order import DataOrder, verified_sources
+from megatron_davinci.train.phases import PhaseTimers
 from megatron_davinci.train.progress import RunProgress, Timer, format_seconds
 from megatron_davinci.train.records import Records
 from megatron_davinci.train.run_directory import RunDirectory, command_line
@@ -56,7 +58,8 @@ class TrainingRun:
         self.chunks = build_model(config, platform)
         wrapped = wrap_model(self.chunks, config)
         self.optimizer = build_optimizer(config, wrapped)
-        self.stepper = Stepper(wrapped, self.optimizer, config, platform)
+        self.timers = PhaseTimers(stopwatch(platform) if config.logging.phases else None)
+        self.stepper = Stepper(wrapped, self.optimizer, config, platform, self.timers)
         self.consumed_samples = 0
         self.step = 0
         self.passed_over: list[str] = []
@@ -78,7 +81,12 @@ class TrainingRun:
         # Measured before every start, so that utilization is against this machine as it is now.
         peak = measure_matmul_peak(self.platform, DTYPES[self.config.train.precision])
         records = Records(
-            self.directory, self.config, peak=peak * self.layout.world, first_step=self.step + 1
+            self.directory,
+            self.config,
+            self.platform,
+            peak=peak * self.layout.world,
+            first_step=self.step + 1,
+            timers=self.timers,
         )
         if self.is_main:
             self._record_start()
@@ -140,21 +148,28 @@ class TrainingRun:
 
         request(self.config.data.loader.prefetch_steps)
         timer = Timer()
+        self.timers.begin()
         while ahead:
             if self.order.revise(ahead[0], feed.discard):
                 read_ahead(ahead)
             plan = ahead.popleft()
             self.order.commit(plan)
-            samples = feed.take(plan.first_sample, plan.batch, plan.stage)
-            request(1)
+            with self.timers.phase("data"):
+                samples = feed.take(plan.first_sample, plan.batch, plan.stage)
+                request(1)
             result = self._step(plan, samples, feed.micro_batches(plan.batch))
             self.step, self.consumed_samples = plan.step, plan.first_sample + plan.batch
-            progress.step(records.step(plan, result, timer.lap(), samples.tokens_cut))
+            seconds = timer.lap()
+            self.timers.end_step()
+            progress.step(records.step(plan, result, seconds, samples.tokens_cut))
             if self._is_due(plan, self.config.evaluation.every_steps) or plan.ends_stage:
+                records.flush()
                 self._evaluate(plan, progress, records)
                 timer.lap()
             if self._is_due(plan, self.config.checkpoint.every_steps) or not ahead:
-                self.save()
+                records.flush()
+                with self.timers.phase("checkpoint"):
+                    self.save()
                 timer.lap()
 
     def _plans(self) -> Iterator[StepPlan]:
@@ -194,8 +209,10 @@ class TrainingRun:
     def _evaluate(self, plan: StepPlan, progress: RunProgress, records: Records) -> None:
         if self.evaluator is None:
             return
-        heldout = self.evaluator.evaluate(self.stepper.loss)
-        records.evaluation(plan, heldout)
+        timer = Timer()
+        with self.timers.phase("evaluation"):
+            heldout = self.evaluator.evaluate(self.stepper.loss)
+        records.evaluation(plan, heldout, timer.lap())
         progress.heldout(plan.step, heldout.loss)
 
     def _resume(self, found: Checkpoint) -> None:

@@ -1,44 +1,62 @@
-"""What a run measures, written: metrics.jsonl, evals.jsonl, TensorBoard. Only rank 0 writes."""
+"""What a run measures, written: metrics.jsonl, evals.jsonl, TensorBoard, Weights & Biases. Only rank 0 writes."""
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import torch.distributed as dist
 
 from megatron_davinci.config import RunConfig
 from megatron_davinci.optim.schedule import StepPlan
+from megatron_davinci.platform.device import Platform
+from megatron_davinci.train.boards import Board, open_boards
+from megatron_davinci.train.phases import PhaseTimers
+from megatron_davinci.train.rank_spread import RankSpread
 from megatron_davinci.train.run_directory import RunDirectory, append_line
 from megatron_davinci.train.seams import HeldOutLoss
 from megatron_davinci.train.step import StepResult
 
+_CURVES = ("loss", "grad_norm", "learning_rate", "global_batch_size", "tokens_per_second")
+
 
 class Records:
-    """Writes a line for each step and evaluation.
+    """Writes a line for each step and evaluation. Every rank calls its methods: they compare what ranks took.
 
     Args:
         directory: The run directory.
         config: The run configuration.
+        platform: What the run computes on.
         peak: Matrix-product rate of all ranks together, FLOP/s.
         first_step: The first step of this start; TensorBoard hides what an earlier start wrote from there on.
+        timers: Knows the phases of each step that has ended.
     """
 
-    def __init__(self, directory: RunDirectory, config: RunConfig, *, peak: float, first_step: int) -> None:
-        self._directory, self._peak = directory, peak
+    def __init__(
+        self,
+        directory: RunDirectory,
+        config: RunConfig,
+        platform: Platform,
+        *,
+        peak: float,
+        first_step: int,
+        timers: PhaseTimers,
+    ) -> None:
+        self._directory, self._peak, self._timers = directory, peak, timers
         self._sequence_length = config.data.sequence_length
         self._flops_per_token = config.model.flops_per_token(config.data.sequence_length)
         self._writes = dist.get_rank() == 0
-        self._board: Any = None
-        if self._writes and config.logging.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            directory.tensorboard.mkdir(parents=True, exist_ok=True)
-            self._board = SummaryWriter(str(directory.tensorboard), purge_step=first_step)
+        self._spread = RankSpread(platform, config.logging.every_steps)
+        # Steps whose phases are not known yet: on CUDA, the last one.
+        self._waiting: deque[dict[str, Any]] = deque()
+        self._boards: list[Board] = []
+        if self._writes:
+            self._boards = open_boards(directory.path, directory.tensorboard, config, first_step)
 
     def step(
         self, plan: StepPlan, result: StepResult, seconds: float, tokens_cut: int | None = None
     ) -> dict[str, Any]:
-        """Write a step and return its record.
+        """Write a step and return its record, to which its phases come when they are known.
 
         Args:
             plan: The step.
@@ -63,15 +81,36 @@ class Records:
         }
         if tokens_cut is not None:
             record["transform_tokens_cut"] = tokens_cut
-        if self._writes:
-            append_line(self._directory.metrics, record)
-            if self._board is not None:
-                for name in ("loss", "grad_norm", "learning_rate", "global_batch_size", "tokens_per_second"):
-                    self._board.add_scalar(f"train/{name}", record[name], plan.step)
+        self._waiting.append(record)
+        self.flush(wait=False)
         return record
 
-    def evaluation(self, plan: StepPlan, heldout: HeldOutLoss) -> None:
-        """Write an evaluation."""
+    def flush(self, *, wait: bool = True, together: bool = True) -> None:
+        """Write the steps whose phases are known.
+
+        Args:
+            wait: Wait for those of all steps, so that a checkpoint never is newer than the record.
+            together: Every rank is here, so that they can be compared.
+        """
+        if not self._timers.on:
+            while self._waiting:
+                self._write(self._waiting.popleft())
+        for phases in self._timers.finished(wait=wait):
+            record = self._waiting.popleft()
+            record["phases"] = {name: round(seconds, 6) for name, seconds in phases.items()}
+            spread = self._spread.add(phases) if together else None
+            if spread is not None:
+                record["phases_by_rank"] = spread
+            self._write(record)
+
+    def evaluation(self, plan: StepPlan, heldout: HeldOutLoss, seconds: float) -> None:
+        """Write an evaluation.
+
+        Args:
+            plan: The step before it.
+            heldout: What it measured.
+            seconds: How long it took.
+        """
         if not self._writes:
             return
         consumed = plan.first_sample + plan.batch
@@ -84,13 +123,23 @@ class Records:
                 "consumed_tokens": consumed * self._sequence_length,
                 "heldout_loss": heldout.loss,
                 "heldout_tokens": heldout.tokens,
+                "seconds": round(seconds, 6),
             },
         )
-        if self._board is not None:
-            for domain, loss in heldout.loss.items():
-                self._board.add_scalar(f"heldout/{domain}", loss, plan.step)
+        for board in self._boards:
+            board.add(plan.step, {f"heldout/{domain}": loss for domain, loss in heldout.loss.items()})
 
     def close(self) -> None:
-        """Flush what is buffered."""
-        if self._board is not None:
-            self._board.close()
+        """Write what is left. A rank may be alone here, after an error."""
+        self.flush(together=False)
+        for board in self._boards:
+            board.close()
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if not self._writes:
+            return
+        append_line(self._directory.metrics, record)
+        numbers = {f"train/{name}": record[name] for name in _CURVES}
+        numbers |= {f"phases/{name}": seconds for name, seconds in record.get("phases", {}).items()}
+        for board in self._boards:
+            board.add(record["step"], numbers)

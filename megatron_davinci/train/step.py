@@ -25,6 +25,7 @@ from megatron_davinci.model.documents import DocumentMask
 from megatron_davinci.platform.device import Platform
 from megatron_davinci.train import micro_batches as micro
 from megatron_davinci.train.micro_batches import MicroBatch
+from megatron_davinci.train.phases import PhaseTimers
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,20 @@ class Stepper:
         optimizer: Megatron-Core's optimizer; None where only losses are wanted.
         config: The run configuration.
         platform: What the run computes on.
+        timers: Are told the phases of a step; None for nobody.
     """
 
-    def __init__(self, wrapped: Sequence[Any], optimizer: Any, config: RunConfig, platform: Platform) -> None:
+    def __init__(
+        self,
+        wrapped: Sequence[Any],
+        optimizer: Any,
+        config: RunConfig,
+        platform: Platform,
+        timers: PhaseTimers | None = None,
+    ) -> None:
         self.wrapped, self.optimizer, self.platform = list(wrapped), optimizer, platform
+        self.timers = timers or PhaseTimers(None)
+        self.timers.attach(self.wrapped, optimizer)
         self.sequence_length = config.data.sequence_length
         self.micro_batch_size = config.train.micro_batch_size
         self._schedule = get_forward_backward_func()
@@ -105,9 +116,10 @@ class Stepper:
             FloatingPointError: The loss or the gradient is not finite, or no label carries loss; the update was
                 not applied.
         """
-        for chunk in self.wrapped:
-            chunk.zero_grad_buffer()
-        self.optimizer.zero_grad()
+        with self.timers.phase("optimizer"):
+            for chunk in self.wrapped:
+                chunk.zero_grad_buffer()
+            self.optimizer.zero_grad()
         batches = micro.split(tokens, loss_mask, document_mask, self.micro_batch_size, self.platform.device)
         total, count = self._run(batches, micro_batches, self.micro_batch_size, forward_only=False)
         if count == 0:
@@ -115,7 +127,8 @@ class Stepper:
         loss = total / count
         if not math.isfinite(loss):
             raise FloatingPointError(f"loss {loss}")
-        _, grad_norm, _ = self.optimizer.step()
+        with self.timers.phase("optimizer"):
+            _, grad_norm, _ = self.optimizer.step()
         return StepResult(loss, float(grad_norm))
 
     @torch.no_grad()

@@ -24,6 +24,18 @@ STAGES: tuple[tuple[str, float, int, tuple[float, float], dict[str, str]], ...] 
     ("2-1", 0.14, 32, (3e-5, 3e-5), {"cc": "0.1", "github": "0.3", "papers": "0.3", "sft": "0.3"}),
     ("2-2", 0.14, 32, (3e-5, 3e-5), {"cc": "0.1884", "github": "0.0261", "papers": "0.0855", "sft": "0.7"}),
 )
+PHASES = {
+    "data": 0.01,
+    "forward": 0.29,
+    "backward": 0.55,
+    "gradient_sync": 0.06,
+    "optimizer": 0.07,
+    "other": 0.02,
+}
+RANKS = {
+    "forward": {"least": 0.1, "most": 0.14, "rank": 1},
+    "gradient_sync": {"least": 0.01, "most": 0.05, "rank": 0},
+}
 FLOOR = {"general": 3.62, "code": 1.94, "science": 2.91, "QA": 2.42}
 BIGRAM = {"general": 5.71, "code": 4.38, "science": 5.33, "QA": 4.92}
 
@@ -81,6 +93,8 @@ def write_fake_run(
                     "tokens_per_second": size * SEQUENCE_LENGTH / seconds,
                     "seconds": seconds,
                     "flops_utilization": 0.41 + random.normal(0, 0.01),
+                    "phases": phases_of(step, seconds),
+                    **({"phases_by_rank": RANKS} if step % 10 == 0 else {}),
                 }
             )
             if evaluations and (step % max(1, steps // evaluations) == 0 or step == steps):
@@ -148,6 +162,12 @@ def write_fake_run(
             )
         )
     return folder
+
+
+def phases_of(step: int, seconds: float) -> dict[str, float]:
+    """Where a step's time went; every 500th comes after a checkpoint."""
+    phases = {name: share * seconds for name, share in PHASES.items()}
+    return {**phases, "checkpoint": 2.0} if step % 500 == 1 and step > 1 else phases
 
 
 def write_lines(path: Path, records: list[dict[str, Any]]) -> None:

@@ -49,6 +49,7 @@ def test_the_page_is_complete_and_self_contained(run: Path) -> None:
         "Stages",
         "Schedule",
         "Speed and stability",
+        "Where the time goes",
         "Samples",
         "Record",
     ]
@@ -72,6 +73,7 @@ def test_the_strip_has_the_key_figures(run: Path) -> None:
 def test_every_plot_is_a_png_too(run: Path) -> None:
     pictures = sorted(path.name for path in (run / "plots").iterdir())
     assert pictures == [
+        "a-step-by-phase.png",
         "batch-size.png",
         "gradient-norm.png",
         "held-out-loss-at-the-end.png",
@@ -79,6 +81,7 @@ def test_every_plot_is_a_png_too(run: Path) -> None:
         "learning-rate.png",
         "mixture.png",
         "throughput.png",
+        "time-by-phase.png",
         "tokens-by-domain.png",
         "training-loss.png",
     ]
@@ -263,3 +266,33 @@ def test_no_file_can_keep_the_page_from_being_written(tmp_path: Path, file: str,
 def test_a_folder_that_is_not_there_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no-such-run"):
         write_run_report(tmp_path / "no-such-run")
+
+
+def test_where_the_time_goes(run):
+    from megatron_davinci.report.phase_plots import phase_seconds_plot, phases_plot, seconds_caption
+
+    story = RunStory(read_run(run))
+    area = phases_plot(story)
+    shares = {name: np.asarray(values) for name, _, values in area.bands}
+    assert list(shares) == ["data", "forward", "backward", "gradient sync", "optimizer", "other"]
+    assert np.allclose(sum(shares.values()), 1) and np.allclose(shares["backward"], 0.55)
+    assert len(area.edges) == 61 and area.edges[-1] == story.consumed_tokens
+    bars = {bar.name: bar for bar in phase_seconds_plot(story).bars}
+    seconds = story.metrics["seconds"]
+    assert bars["forward"].value == pytest.approx(0.29 * seconds.mean())
+    assert (bars["forward"].low, bars["forward"].high) == (pytest.approx(0.1), pytest.approx(0.14))
+    assert bars["backward"].low is None
+    assert "checkpoint 10 s in all" in seconds_caption(story)
+    assert "Where the time goes" in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize("phases", [None, 3, {}, {"forward": "soon"}, {"forward": 0.0}])
+def test_a_run_whose_phases_were_not_timed_has_no_such_section(tmp_path, phases):
+    folder = write_fake_run(tmp_path / "run", steps=20)
+    path = folder / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        line |= {"phases": phases, "phases_by_rank": phases}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page, _ = run_page(RunStory(read_run(folder)))
+    assert "Where the time goes" not in page.html()

@@ -32,6 +32,7 @@ def record(step):
         "tokens_per_second": 640.0,
         "seconds": 0.1,
         "flops_utilization": 0.42,
+        "phases": {"data": 0.0001, "forward": 0.03, "gradient_sync": 0.06, "other": 0.01, "evaluation": 9.0},
     }
 
 
@@ -63,6 +64,7 @@ def test_a_panel_on_a_terminal():
         "640",
         "42% of matmul peak",
         "code 4.500",
+        "forward 30%  gradient sync 60%  other 10%",
     ):
         assert part in panel
 
