@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_davinci.data.indexed_writer import IndexedDatasetWriter
+from megatron_davinci.data.job_plan import Plan
 from megatron_davinci.data.manifest import Shard
 from megatron_davinci.data.packing import best_fit
 from megatron_davinci.data.parts import part_path, read_ends
@@ -64,6 +65,11 @@ class ShardPlan:
             self._documents += fits - at
             at, before = fits, int(ends[fits - 1])
 
+    @property
+    def open(self) -> tuple[int, int] | None:
+        """The first document of the shard that is not complete; None if it has no document yet."""
+        return self._first if self._documents else None
+
     def _close(self, part: int, document: int) -> Span:
         span = Span(self._first, (part, document))
         self._first = span.end
@@ -80,25 +86,36 @@ class Assembler:
     """Writes shards from parts.
 
     Args:
-        parts: Folder of the parts.
-        out: Folder of the shards.
-        dtype: The tokens'.
-        mask: Whether parts have loss flags.
-        eod_id: Fills the rest of packed sequences.
-        pack: Tokens of a packed sequence; None for no packing.
+        plan: The job's.
+        folder: The job's: parts are in it, and shards go into it.
+        write_early: Have tokens on disk as they come, so that there is little left to wait for at the end. It pays
+            where documents come more slowly than they are written.
     """
 
-    def __init__(
-        self, parts: Path, out: Path, dtype: np.dtype, mask: bool, eod_id: int | None, pack: int | None
-    ) -> None:
-        self._parts, self._out, self._dtype = parts, out, dtype
-        self._mask, self._eod_id, self._pack = mask, eod_id, pack
+    def __init__(self, plan: Plan, folder: Path, write_early: bool = False) -> None:
+        self._parts, self._out, self._dtype = folder / "parts", folder / "out", np.dtype(plan.dtype)
+        self._mask, self._eod_id, self._pack = plan.fields.prompt is not None, plan.eod_id, plan.pack
+        self._write_early = write_early
         self._files: OrderedDict[Path, Any] = OrderedDict()
         self._ends: OrderedDict[int, NDArray[np.int64]] = OrderedDict()
 
-    def in_order(self, number: int, span: Span) -> Shard:
-        """Write a shard of the documents of a span."""
-        return self._write(number, self._span_places(span))
+    def in_order(self, number: int, first: tuple[int, int], ends: Iterable[tuple[int, int]]) -> Shard:
+        """Write a shard of documents that lie one after the other.
+
+        Args:
+            number: The shard's.
+            first: The first: the number of its part, and its own there.
+            ends: Where to write up to, one after the other: each is the document after the last that is known by
+                then, and the last one that after the shard's last.
+        """
+        return self._write(number, self._places_up_to(first, ends))
+
+    def _places_up_to(
+        self, first: tuple[int, int], ends: Iterable[tuple[int, int]]
+    ) -> Iterator[NDArray[np.int64]]:
+        for end in ends:
+            yield from self._span_places(Span(first, end))
+            first = end
 
     def _span_places(self, span: Span) -> Iterator[NDArray[np.int64]]:
         (first_part, first), (last_part, last) = span
@@ -155,6 +172,8 @@ class Assembler:
                 for block in places:
                     for chosen in _blocks(block):
                         writer.add_documents(*self._read(chosen))
+                    if self._write_early:
+                        writer.write_early()
             else:
                 self._write_packed(writer, np.concatenate(list(places)), self._pack)
         for file in self._files.values():

@@ -126,29 +126,28 @@ class PartEncoder:
                 found=int(ids.max()),
                 expected=f"0 to {self._vocab_size - 1:,}",
             )
-        end = 0 if self._eod_id is None else 1
-        out = np.empty(len(ids) + end * len(documents), self._dtype)
-        loss = np.ones(len(out), np.uint8) if self.mask else None
-        lengths = []
-        read = written = segment = 0
-        each = counts.tolist()
-        for document in documents:
-            count = each[segment]
-            segment += 1
+        # The tokens of each document: those of its one text, or of its two.
+        firsts = np.cumsum([0] + [1 if one.response is None else 2 for one in documents[:-1]])
+        sizes: NDArray[np.int64] = np.add.reduceat(counts, firsts)
+        # Megatron-LM ends no document that has no token.
+        ended = (sizes > 0) if self._keep_empty else np.ones(len(documents), np.bool_)
+        lengths: NDArray[np.int64] = sizes if self._eod_id is None else sizes + ended
+        out = np.empty(int(lengths.sum()), self._dtype)
+        if self._eod_id is None:
+            out[:] = ids
+        else:
+            text = np.ones(len(out), np.bool_)
+            text[np.cumsum(lengths)[ended] - 1] = False
+            out[text] = ids
+            out[~text] = self._eod_id
+        if not self.mask:
+            return out, lengths, None
+        loss = np.ones(len(out), np.uint8)
+        starts = (np.cumsum(lengths) - lengths).tolist()
+        for document, start, segment in zip(documents, starts, firsts.tolist()):
             if document.response is not None:
-                assert loss is not None
-                loss[written : written + count] = 0
-                count += each[segment]
-                segment += 1
-            out[written : written + count] = ids[read : read + count]
-            read += count
-            # Megatron-LM ends no document that has no token.
-            if end and (count or not self._keep_empty):
-                out[written + count] = self._eod_id
-                count += 1
-            written += count
-            lengths.append(count)
-        return out[:written], np.array(lengths, np.int64), None if loss is None else loss[:written]
+                loss[start : start + int(counts[segment])] = 0
+        return out, lengths, loss
 
 
 def _located(error: DataError, piece: Piece, number: int) -> DataError:

@@ -25,7 +25,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_davinci.data.tokenizer import Tokenizer
+from megatron_davinci.data.bpe_file import why_not as why_not
+from megatron_davinci.data.tokenizer import LateTokenizer, Tokenizer
 from megatron_davinci.errors import ConfigError, DataError, EnvironmentProblem
 
 Backend = Literal["auto", "gigatoken", "tokenizers"]
@@ -61,7 +62,7 @@ class Encoder(Protocol):
 class ReferenceEncoder:
     """Encodes by the `tokenizers` library, on as many threads as `RAYON_NUM_THREADS` says."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer | LateTokenizer) -> None:
         self._tokenizer = tokenizer
         self.name = f"tokenizers {metadata.version('tokenizers')}"
 
@@ -81,14 +82,15 @@ class FastEncoder:
 
     Args:
         tokenizer: The tokenizer; see `why_not` for those that can be given.
+        asked: It is known that it can be given.
 
     Raises:
         ConfigError: The tokenizer is not one that gigatoken encodes exactly.
         EnvironmentProblem: gigatoken is not installed.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        reason = why_not(tokenizer.content)
+    def __init__(self, tokenizer: Tokenizer | LateTokenizer, *, asked: bool = False) -> None:
+        reason = None if asked else why_not(tokenizer.content)
         if reason is not None:
             raise ConfigError(
                 "gigatoken cannot stand in for this tokenizer.",
@@ -201,15 +203,16 @@ def settled_characters() -> NDArray[np.bool_]:
     so are newer symbols and punctuation without a decomposition: to a version that lacks them they are "other" too.
     """
     old = unicodedata.ucd_3_2_0
+
+    def is_one(character: str) -> bool:
+        now, then = unicodedata.category(character), old.category(character)
+        if then == "Cn":
+            return now[0] in "SP" and not unicodedata.decomposition(character)
+        return _CLASS.get(now[0]) == _CLASS.get(then[0])
+
     settled = np.zeros(0x110000, np.bool_)
-    for first, end in _PLANES:
-        for point in range(first, end):
-            character = chr(point)
-            now, then = unicodedata.category(character), old.category(character)
-            if then != "Cn":
-                settled[point] = _CLASS.get(now[0]) == _CLASS.get(then[0]) and now != "Cs"
-            else:
-                settled[point] = now[0] in "SP" and not unicodedata.decomposition(character)
+    for first, end in _LOOKED_UP:
+        settled[first:end] = [is_one(chr(point)) for point in range(first, end)]
     for first, end in _WHOLE_BLOCKS:
         settled[first:end] = True
     return settled
@@ -254,10 +257,25 @@ def _code_points(
 
 
 _LOOKED_AT = 1 << 18  # bytes in one go
-# Where settled characters are looked for one by one: the basic plane, mathematical letters, pictographs.
-_PLANES = ((0, 0x10000), (0x1D400, 0x1D800), (0x1F000, 0x1FB00))
-# Blocks that are settled as a whole: ideographs of Unicode 3.1, private use.
-_WHOLE_BLOCKS = ((0x20000, 0x2A6D7), (0xF0000, 0xFFFFE), (0x100000, 0x10FFFE))
+# Where settled characters are looked up one by one: in the basic plane but for its large blocks, among mathematical
+# letters and pictographs.
+_LOOKED_UP = (
+    (0x0000, 0x4E00),
+    (0x9FA6, 0xAC00),
+    (0xD7A4, 0xD800),
+    (0xF900, 0x10000),
+    (0x1D400, 0x1D800),
+    (0x1F000, 0x1FB00),
+)
+# Blocks that are settled as a whole: ideographs of Unicode 3.0 and 3.1, Hangul syllables, private use.
+_WHOLE_BLOCKS = (
+    (0x4E00, 0x9FA6),
+    (0xAC00, 0xD7A4),
+    (0xE000, 0xF900),
+    (0x20000, 0x2A6D7),
+    (0xF0000, 0xFFFFE),
+    (0x100000, 0x10FFFE),
+)
 _CLASS = {"L": "letter", "M": "mark", "N": "number", "Z": "space"}
 
 
@@ -267,68 +285,6 @@ def resident_bytes() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
     except OSError:
         return 0
-
-
-def why_not(content: bytes) -> str | None:
-    """Why gigatoken would not give the reference's ids for a `tokenizer.json`; None if it would.
-
-    It passes over fields that it does not know, so that each is asked about here: the model is byte-level BPE
-    without dropout, prefixes, suffixes and double entries; the normaliser is NFC or none; the pre-tokeniser is one
-    split by a regular expression, isolated, and the byte alphabet. Whether it knows the expression it says itself.
-    """
-    file: dict[str, Any] = json.loads(content)
-    model = file.get("model") or {}
-    if model.get("type", "BPE") != "BPE" or model.get("byte_fallback"):
-        return f"a model of type {model.get('type')}{', byte_fallback' if model.get('byte_fallback') else ''}"
-    for name in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"):
-        if model.get(name):
-            return f"model.{name} = {model[name]!r}"
-    merges = [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in model.get("merges", [])]
-    if len(set(merges)) != len(merges):
-        return "a merge that is listed twice"
-    alphabet = _byte_alphabet()
-    names = {token["content"] for token in file.get("added_tokens") or []}
-    for token in model.get("vocab", {}):
-        if not alphabet.issuperset(token) and token not in names:
-            return f"the token {token!r}, which is not written in the byte alphabet"
-    missing = alphabet - model.get("vocab", {}).keys()
-    if missing:
-        return f"no token for the byte that is written {min(missing)!r}"
-    return _strange_normalizer(file.get("normalizer")) or _strange_pre_tokenizer(file.get("pre_tokenizer"))
-
-
-def _strange_normalizer(normalizer: dict[str, Any] | None) -> str | None:
-    parts = [normalizer] if normalizer else []
-    if normalizer and normalizer.get("type") == "Sequence":
-        parts = normalizer.get("normalizers", [])
-    strange = [part.get("type") for part in parts if part.get("type") != "NFC"]
-    return f"a normalizer {strange[0]}" if strange else None
-
-
-def _strange_pre_tokenizer(pre: dict[str, Any] | None) -> str | None:
-    if not pre:
-        return "no pre_tokenizer"
-    parts = pre.get("pretokenizers", []) if pre.get("type") == "Sequence" else [pre]
-    *splits, last = parts or [{}]
-    if last.get("type") != "ByteLevel" or last.get("add_prefix_space") is not False:
-        return "a pre_tokenizer that does not end in ByteLevel without a prefix space"
-    if bool(splits) == bool(last.get("use_regex", True)):
-        return "a pre_tokenizer that splits twice, or never"
-    if len(splits) > 1:
-        return "a pre_tokenizer with several splits"
-    for split in splits:
-        if split.get("type") != "Split" or "Regex" not in (split.get("pattern") or {}):
-            return f"a pre_tokenizer {split.get('type')}"
-        if split.get("behavior") != "Isolated" or split.get("invert"):
-            return "a split that does not keep all of its pieces"
-    return None
-
-
-def _byte_alphabet() -> set[str]:
-    """The 256 characters that stand for bytes in a byte-level vocabulary."""
-    from tokenizers import pre_tokenizers
-
-    return set(pre_tokenizers.ByteLevel.alphabet())
 
 
 class Difference(NamedTuple):

@@ -133,12 +133,13 @@ class IndexedDatasetWriter:
         """`add_document` but for the document's bound."""
         where = f"{self.prefix}, document {len(self._bounds) - 1:,}"
         values = checked_tokens(tokens, self.dtype, where)
-        sizes = [len(values)] if lengths is None else np.asarray(lengths).tolist()
-        if sum(sizes) != len(values) or any(not 0 <= size <= _MAX_SEQUENCE for size in sizes):
+        sizes = np.asarray([len(values)] if lengths is None else lengths, np.int64)
+        total = int(sizes.sum())
+        if total != len(values) or (len(sizes) and not 0 <= sizes.min() <= sizes.max() <= _MAX_SEQUENCE):
             raise DataError(
                 "A document's sequence lengths are impossible.",
                 where=where,
-                found=f"{len(sizes)} lengths that sum to {sum(sizes):,}",
+                found=f"{len(sizes)} lengths that sum to {total:,}",
                 expected=f"lengths of 0 to 2^31 - 1 that sum to the document's {len(values):,} tokens",
             )
         if loss is not None and self._mask is None:
@@ -161,10 +162,24 @@ class IndexedDatasetWriter:
         self._tokens += len(values)
         self._append(self._lengths, sizes)
 
-    def _append(self, spool: Spool, values: list[int]) -> None:
+    def _append(self, spool: Spool, values: npt.ArrayLike) -> None:
         try:
             with disk_errors(self._temporary, "writing an index"):
                 spool.extend(values)
+        except EnvironmentProblem as error:
+            self._failure = error
+            raise
+
+    def write_early(self) -> None:
+        """Wait until what has been added is on disk, so that there is less to wait for at the end.
+
+        Raises:
+            EnvironmentProblem: The disk is full or failing.
+        """
+        try:
+            with disk_errors(self._temporary, "writing tokens"):
+                self._file.flush()
+                os.fdatasync(self._file.fileno())
         except EnvironmentProblem as error:
             self._failure = error
             raise
@@ -193,7 +208,7 @@ class IndexedDatasetWriter:
         some = np.asarray(lengths) > 0
         before = len(self._lengths)
         self._add(tokens, lengths[some], loss)
-        self._append(self._bounds, (before + np.cumsum(some)).tolist())
+        self._append(self._bounds, before + np.cumsum(some))
 
     @property
     def written(self) -> Written:

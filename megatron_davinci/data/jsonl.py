@@ -66,7 +66,15 @@ def document_of(content: bytes | dict[str, Any], fields: Fields, where: str) -> 
         DataError: It is not UTF-8, not a JSON object, lacks a field, or holds something there that is not a string
             of Unicode characters.
     """
-    record = _parsed(content, where) if isinstance(content, bytes) else content
+    if isinstance(content, bytes):
+        record = _fast(content)
+        # Half a surrogate pair is what orjson refuses, so that its strings need not be looked through for one.
+        if record is None:
+            record = _parsed(content, where)
+        elif fields.prompt is None and type(text := record.get(fields.text)) is str:
+            return Document(text)
+    else:
+        record = content
     if fields.prompt is None or fields.response is None:
         return Document(_string(record, fields.text, where))
     if fields.prompt not in record and fields.response not in record:
@@ -83,14 +91,18 @@ def document_of(content: bytes | dict[str, Any], fields: Fields, where: str) -> 
     return Document(prompt, response)
 
 
+def _fast(line: bytes) -> dict[str, Any] | None:
+    """The record in a line, if orjson is there, and takes it."""
+    if _fast_loads is None:
+        return None
+    try:
+        record = _fast_loads(line)
+    except ValueError:
+        return None  # what is wrong is said by the other parser, if anything is
+    return record if isinstance(record, dict) else None
+
+
 def _parsed(line: bytes, where: str) -> dict[str, Any]:
-    if _fast_loads is not None:
-        try:
-            record = _fast_loads(line)
-            if isinstance(record, dict):
-                return record
-        except ValueError:
-            pass  # what is wrong is said below, if anything is
     try:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:

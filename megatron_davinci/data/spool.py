@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 import numpy as np
+import numpy.typing as npt
 
 _BLOCK = 1 << 16  # integers in memory
 
@@ -30,13 +31,13 @@ class Spool:
         """How many there are, after `close` too."""
         return self._filed + len(self._pending)
 
-    def extend(self, values: Iterable[int]) -> None:
+    def extend(self, values: npt.ArrayLike) -> None:
         """Append.
 
         Raises:
             OSError: The disk is full or failing.
         """
-        self._pending.extend(values)
+        self._pending.frombytes(np.ascontiguousarray(values, self._pending.typecode).tobytes())
         if len(self._pending) >= _BLOCK:
             if self._file is None:
                 self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115

@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,11 @@ from megatron_davinci.data.fast_bpe import Backend, Encoder, choose, first_diffe
 from megatron_davinci.data.indexed import dtype_for_vocab
 from megatron_davinci.data.job_plan import Plan, describe
 from megatron_davinci.data.jsonl import Fields, document_of
-from megatron_davinci.data.manifest import FILE_NAME, Manifest
+from megatron_davinci.data.manifest import FILE_NAME, Manifest, Shard
 from megatron_davinci.data.parts import read_record
+from megatron_davinci.data.proof import NotTheReference, Proof
 from megatron_davinci.data.text_inputs import PIECE_BYTES, Piece, find, pieces_of, read
-from megatron_davinci.data.tokenize_job import Job, Progress, keep_tokenizer, opened
+from megatron_davinci.data.tokenize_job import Job, Progress, clear, keep_tokenizer, opened
 from megatron_davinci.data.tokenize_worker import Hands, InProcess, Processes
 from megatron_davinci.data.tokenizer import Tokenizer
 from megatron_davinci.errors import ConfigError, DataError
@@ -174,19 +176,17 @@ def tokenize(
         workers = 1 if small else len(os.sched_getaffinity(0))
     workers = min(workers, len(pieces))
     dtype = np.dtype(options.dtype) if options.dtype else dtype_for_vocab(tokenizer.vocab_size - 1)
-    begun = (folder / "plan.json").exists() and not restart
-    job: Job | None = None
-    pool: InProcess | Processes | None = None
+    work = _Work(folder, tokenizer, backend, pieces, options, workers, on_error, progress, say)
     with opened(folder, restart):
+        # A job that goes on trusts its encoder only after it has been compared once more.
+        begun = (folder / "plan.json").exists()
         try:
             keep_tokenizer(folder, tokenizer)
-            if workers > 1:
-                pool = Processes(folder, workers, tokenizer.eod_token, backend)  # they get ready meanwhile
-            encoder, kind = _encoder(tokenizer, backend, pieces, options.fields, say)
-            plan = _plan(files, tokenizer, encoder.name, dtype, options)
-            job = Job(folder, plan, pieces)
-            pool = pool or InProcess(Hands(folder, tokenizer, encoder))
-            shards = job.run(pool, kind, on_error, progress)
+            encoder, shards = work.done(
+                lambda encoder: _plan(files, tokenizer, encoder, dtype, options), at_once=not begun
+            )
+            job = work.job
+            assert job is not None
             if not shards:
                 raise DataError(
                     f"The domain {domain!r} has no documents.",
@@ -212,18 +212,101 @@ def tokenize(
                 os.replace(folder / "out", out_folder)
                 fsync_folder(out_folder.parent)
         except BaseException:
-            if pool is not None:
-                pool.close()  # before what they write into goes
-            if not begun and (job is None or not any(part.documents for part in job.parts.values())):
+            work.close()  # before what it writes into goes
+            if not begun and not work.has_made_something:
                 shutil.rmtree(folder, ignore_errors=True)
-            elif job is not None:
+            elif work.job is not None:
                 say(f"Finished work is kept in {folder}; the same command goes on from there.")
             raise
         finally:
-            if pool is not None:
-                pool.close()
+            work.close()
         shutil.rmtree(folder)
-    return Tokenized(manifest, encoder.name, sum(part.empty for part in job.parts.values()), bad, cut)
+    return Tokenized(manifest, encoder, sum(part.empty for part in job.parts.values()), bad, cut)
+
+
+@dataclass
+class _Work:
+    """What is done in a job's folder, which is locked: by whom, and by which encoder."""
+
+    folder: Path
+    tokenizer: Tokenizer
+    backend: Backend
+    pieces: Sequence[Piece]
+    options: Options
+    workers: int
+    on_error: OnError
+    progress: Progress | None
+    say: Callable[[str], None]
+    job: Job | None = None
+    _pool: InProcess | Processes | None = None
+    _proof: Proof | None = None
+
+    def done(self, plan_by: Callable[[str], Plan], *, at_once: bool) -> tuple[str, list[Shard]]:
+        """Make the shards, by an encoder that gives the reference's ids.
+
+        Args:
+            plan_by: The plan of the job with an encoder of this name.
+            at_once: The encoder may be compared with the reference while it is used.
+
+        Returns:
+            The encoder's name, and the shards.
+        """
+        if self.workers > 1:
+            # They get ready meanwhile.
+            self._pool = Processes(self.folder, self.workers, self.tokenizer, self.backend)
+        encoder, reason = choose(self.tokenizer, self.backend)
+        if reason is not None:
+            self.say(reason)
+        try:
+            if encoder.name.startswith("gigatoken"):
+                compare = partial(_difference, encoder, self.tokenizer, self.pieces, self.options.fields)
+                if at_once and self.workers > 1:
+                    self._proof = Proof(self.folder, compare)
+                elif (difference := compare()) is not None:
+                    raise NotTheReference(difference)
+            return encoder.name, self._run(encoder, plan_by)
+        except NotTheReference as error:
+            self._proof = None
+            if self.backend == "gigatoken":
+                self.job = None
+                raise DataError(
+                    "gigatoken does not give the reference's ids.",
+                    found=error,
+                    do="use --backend tokenizers",
+                ) from None
+            self.say(f"{error} Encoding by tokenizers, which is many times slower.")
+        if self.job is not None:
+            self.close()
+            clear(self.folder)
+            keep_tokenizer(self.folder, self.tokenizer)
+            self._pool = Processes(self.folder, self.workers, self.tokenizer, "tokenizers")
+        encoder = choose(self.tokenizer, "tokenizers")[0]
+        return encoder.name, self._run(encoder, plan_by)
+
+    def _run(self, encoder: Encoder, plan_by: Callable[[str], Plan]) -> list[Shard]:
+        kind: Backend = "gigatoken" if encoder.name.startswith("gigatoken") else "tokenizers"
+        self.job = Job(self.folder, plan_by(encoder.name), self.pieces)
+        if self._pool is None:
+            self._pool = InProcess(Hands(self.folder, self.tokenizer, encoder))
+        return self.job.run(self._pool, kind, self.on_error, self.progress, self._proof)
+
+    @property
+    def has_made_something(self) -> bool:
+        """Whether there is a part that is worth keeping."""
+        if self.job is None or not any(part.documents for part in self.job.parts.values()):
+            return False
+        if self._proof is not None:
+            try:
+                self._proof.look(wait=True)
+            except NotTheReference:
+                return False
+        return True
+
+    def close(self) -> None:
+        """End who is at work."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
 
 
 def _plan(
@@ -270,38 +353,23 @@ def _tidied(folder: Path, out_folder: Path) -> Tokenized:
     return Tokenized(Manifest.load(out_folder), encoder, empty, len(lines) - cut, cut)
 
 
-def _encoder(
-    tokenizer: Tokenizer,
-    backend: Backend,
-    pieces: Sequence[Piece],
-    fields: Fields,
-    say: Callable[[str], None],
-) -> tuple[Encoder, Backend]:
-    """The encoder that a job may trust, and its backend."""
-    encoder, reason = choose(tokenizer, backend)
-    if reason is not None:
-        say(reason)
-    if not encoder.name.startswith("gigatoken"):
-        return encoder, "tokenizers"
+def _difference(
+    encoder: Encoder, tokenizer: Tokenizer, pieces: Sequence[Piece], fields: Fields
+) -> str | None:
+    """Where an encoder differs from the reference on a sample of the input or on hard strings; None if nowhere."""
     places, texts = _sample(pieces, fields)
     hard = nasty_texts(tokenizer)
     difference = first_difference(encoder, tokenizer, texts + hard)
     if difference is None:
-        return encoder, "gigatoken"
+        return None
     at = difference.text
     where = (
         places[at] if at < len(places) else f"built-in string {at - len(places)} {(texts + hard)[at][:20]!r}"
     )
-    line = (
+    return (
         f"{encoder.name} differs from tokenizers at {where}, character {difference.character}: "
         f"id {difference.found} against {difference.expected}."
     )
-    if backend == "gigatoken":
-        raise DataError(
-            "gigatoken does not give the reference's ids.", found=line, do="use --backend tokenizers"
-        )
-    say(f"{line} Encoding by tokenizers, which is many times slower.")
-    return choose(tokenizer, "tokenizers")[0], "tokenizers"
 
 
 def _sample(pieces: Sequence[Piece], fields: Fields) -> tuple[list[str], list[str]]:

@@ -25,9 +25,10 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
-from megatron_davinci.data.assemble import ShardPlan, Span
+from megatron_davinci.data.assemble import Assembler, ShardPlan, Span
 from megatron_davinci.data.encode_part import OnError
 from megatron_davinci.data.fast_bpe import Backend
+from megatron_davinci.data.growing_shard import GrowingShard
 from megatron_davinci.data.indexed import read_header
 from megatron_davinci.data.job_plan import Plan
 from megatron_davinci.data.manifest import Shard
@@ -40,6 +41,7 @@ from megatron_davinci.data.parts import (
     read_ends,
     read_record,
 )
+from megatron_davinci.data.proof import Proof, unproven
 from megatron_davinci.data.text_inputs import Piece, count_line_ends, lines_before
 from megatron_davinci.data.tokenize_worker import Answer, InProcess, Processes, Task
 from megatron_davinci.data.tokenizer import Tokenizer
@@ -99,6 +101,7 @@ class Job:
         backend: Backend,
         on_error: OnError,
         progress: Progress | None = None,
+        proof: Proof | None = None,
     ) -> list[Shard]:
         """Do what is left to do.
 
@@ -107,11 +110,13 @@ class Job:
             backend: What encodes.
             on_error: What becomes of bad records.
             progress: Called with bytes of input read by this run, and how many it has to read.
+            proof: Finds out meanwhile whether the encoder may be trusted; None if that is known.
 
         Returns:
             The shards, in order.
 
         Raises:
+            NotTheReference: It may not, and all that was made is worth nothing.
             DataError: A record is bad; or earlier ones were passed over, and now shall not be.
             EnvironmentProblem: The disk is full or failing, or a worker died.
         """
@@ -128,21 +133,38 @@ class Job:
         pool.progress = counted.under_way
         self._plan = ShardPlan(self.plan.shard_tokens)
         self._fed, self._spans, self._assembled = 0, list[Span](), 0
-        ready = deque(self._ready())
-        busy = 0
-        while todo or ready or busy:
-            while pool.idle and (ready or todo):
-                # Shards first: they set free what parts hold.
-                pool.submit(ready.popleft() if ready else self._part_task(todo.popleft(), backend, on_error))
-                busy += 1
-            answer = pool.answer()
-            busy -= 1
-            if answer["do"] == "part":
-                self.parts[answer["number"]] = PartRecord(**answer["record"])
-                counted.finished(answer["number"])
-            else:
-                self._shard_done(answer)
-            ready.extend(self._ready())
+        self._growing: GrowingShard | None = None
+        # Packing sees all documents of a shard before it writes any, and a shuffled one needs all parts.
+        aside = isinstance(pool, Processes) and self.plan.shuffle is None and self.plan.pack is None
+        self._post = pool.post if aside and isinstance(pool, Processes) else None
+        try:
+            ready = deque(self._ready())
+            busy = 0
+            while todo or ready or busy or self._growing:
+                while pool.idle and (ready or todo):
+                    # Shards first: they set free what parts hold.
+                    task = ready.popleft() if ready else self._part_task(todo.popleft(), backend, on_error)
+                    pool.submit(task)
+                    busy += 1
+                answer = pool.answer()
+                if proof is not None:
+                    proof.look()
+                if answer["do"] == "part":
+                    busy -= 1
+                    self.parts[answer["number"]] = PartRecord(**answer["record"])
+                    counted.finished(answer["number"])
+                elif self._growing and self._growing.number == answer["number"]:
+                    self._growing = None
+                    self._shard_done(answer)
+                else:
+                    busy -= 1
+                    self._shard_done(answer)
+                ready.extend(self._ready())
+        finally:
+            if self._growing:
+                self._growing.stop()
+        if proof is not None:
+            proof.look(wait=True)
         return [self.shards[number] for number in range(len(self.shards))]
 
     def _part_task(self, number: int, backend: Backend, on_error: OnError) -> Task:
@@ -160,6 +182,7 @@ class Job:
             if self.plan.shuffle is None:
                 ends = read_ends(self.folder / "parts", self._fed)
                 yield from self._in_order(self._plan.feed(self._fed, ends))
+                self._grow(self._fed)
             self._fed += 1
             if self._fed == len(self.pieces):
                 if self.plan.shuffle is None:
@@ -171,9 +194,24 @@ class Job:
         for span in spans:
             number = len(self._spans)
             self._spans.append(span)
-            if number not in self.shards:
+            if self._growing and self._growing.number == number:
+                self._growing.grow(span.end, whole=True)
+            elif number not in self.shards:
                 self._must_have_tokens(range(span.first[0], span.end[0] + (1 if span.end[1] else 0)))
                 yield {"do": "shard", "number": number, "first": span.first, "end": span.end}
+
+    def _grow(self, part: int) -> None:
+        """Write documents of this part that are in the shard which is not complete, if nothing else grows."""
+        number, first = len(self._spans), self._plan.open
+        if self._post is None or first is None or number in self.shards:
+            return
+        if self._growing is None:
+            self._must_have_tokens(range(first[0], part + 1))
+            assembler = Assembler(self.plan, self.folder, write_early=True)
+            self._growing = GrowingShard(number, first, assembler, self._post)
+        if self._growing.number == number:
+            self._must_have_tokens(range(part, part + 1))
+            self._growing.grow((part + 1, 0))
 
     def _shuffled(self) -> Iterator[Task]:
         counts = np.array([self.parts[number].documents for number in range(len(self.pieces))], np.int64)
@@ -283,13 +321,19 @@ def opened(folder: Path, restart: bool) -> Iterator[None]:
                 "Another job is at work on this source.", where=folder, do="wait for it, or end it"
             ) from error
         _wait_for_workers(folder)
-        if restart:
-            for path in folder.iterdir():
-                if path.name in ("parts", "shards", "out"):
-                    shutil.rmtree(path)
-                elif path.name != "lock":
-                    path.unlink()
+        if restart or unproven(folder):
+            clear(folder)
         yield
+
+
+def clear(folder: Path) -> None:
+    """Do away with all that a job has left; the job's own process has its lock, and no worker is at work."""
+    # The mark of what is not proven goes last of what it is about.
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == "unproven"):
+        if path.name in ("parts", "shards", "out"):
+            shutil.rmtree(path)
+        elif path.name != "lock":
+            path.unlink()
 
 
 def _wait_for_workers(folder: Path) -> None:

@@ -19,19 +19,22 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from megatron_davinci import errors
-from megatron_davinci.data.assemble import Assembler, Span
 from megatron_davinci.data.encode_part import PartEncoder
-from megatron_davinci.data.fast_bpe import Backend, Encoder, choose
+from megatron_davinci.data.fast_bpe import Backend, Encoder, FastEncoder, ReferenceEncoder
 from megatron_davinci.data.job_plan import Plan
 from megatron_davinci.data.text_inputs import Piece
-from megatron_davinci.data.tokenizer import Tokenizer
+from megatron_davinci.data.tokenizer import LateTokenizer, Tokenizer
 from megatron_davinci.errors import DavinciError, EnvironmentProblem
+
+if TYPE_CHECKING:
+    from megatron_davinci.data.assemble import Assembler
 
 Task = dict[str, Any]
 Answer = dict[str, Any]
@@ -40,33 +43,31 @@ Answer = dict[str, Any]
 class Hands:
     """Does tasks, in the process that it is in.
 
-    A task is `{"do": "part", "number", "piece", "on_error", "backend"}`, `{"do": "shard", "number", "first", "end"}`
-    or `{"do": "shuffled", "number", "first", "end"}`; an answer is the task with `record` in it.
-
     Args:
         folder: The job's.
         tokenizer: The job's.
         encoder: One for it, which is taken if it is of the backend that tasks ask for.
     """
 
-    def __init__(self, folder: Path, tokenizer: Tokenizer, encoder: Encoder) -> None:
-        self.plan = plan = Plan.load(folder)
+    def __init__(self, folder: Path, tokenizer: Tokenizer | LateTokenizer, encoder: Encoder | None) -> None:
+        self.plan = Plan.load(folder)
         self._folder, self._tokenizer = folder, tokenizer
-        self._encoders = {encoder.name.split()[0]: encoder}
-        self._assembler = Assembler(
-            folder / "parts",
-            folder / "out",
-            np.dtype(plan.dtype),
-            plan.fields.prompt is not None,
-            plan.eod_id,
-            plan.pack,
-        )
+        self._encoders = {} if encoder is None else {encoder.name.split()[0]: encoder}
 
     def encoder(self, backend: Backend) -> Encoder:
-        """The encoder of a backend, made once."""
+        """The encoder of a backend, made once. Whether it may be taken has been asked by who gives tasks."""
         if backend not in self._encoders:
-            self._encoders[backend] = choose(self._tokenizer, backend)[0]
+            tokenizer = self._tokenizer
+            reference = backend == "tokenizers"
+            made = ReferenceEncoder(tokenizer) if reference else FastEncoder(tokenizer, asked=True)
+            self._encoders[backend] = made
         return self._encoders[backend]
+
+    @cached_property
+    def _assembler(self) -> Assembler:
+        from megatron_davinci.data.assemble import Assembler  # takes as long to import as all the rest
+
+        return Assembler(self.plan, self._folder)
 
     def do(self, task: Task, progress: Callable[[int], None] | None = None) -> Answer:
         """Do a task.
@@ -89,7 +90,7 @@ class Hands:
             record = parts.encode(piece, number, self._folder / "parts", task["on_error"], progress)
             return {**task, "record": asdict(record)}
         if task["do"] == "shard":
-            shard = self._assembler.in_order(number, Span(tuple(task["first"]), tuple(task["end"])))
+            shard = self._assembler.in_order(number, tuple(task["first"]), [tuple(task["end"])])
         else:
             counts = np.fromfile(self._folder / "counts", np.int64)
             assert self.plan.shuffle is not None
@@ -126,12 +127,12 @@ class Processes:
     Args:
         folder: The job's; its tokenizer is there, which they load, and then wait.
         count: How many.
-        eod_token: What ends a document.
+        tokenizer: The job's.
         backend: What will probably encode.
     """
 
-    def __init__(self, folder: Path, count: int, eod_token: str, backend: Backend) -> None:
-        self._answers: queue.Queue[tuple[int, Answer | None]] = queue.Queue()
+    def __init__(self, folder: Path, count: int, tokenizer: Tokenizer, backend: Backend) -> None:
+        self._answers: queue.Queue[tuple[int, Answer | None] | Answer | BaseException] = queue.Queue()
         package = str(Path(errors.__file__).parents[1])
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])]),
@@ -142,9 +143,10 @@ class Processes:
             "OPENBLAS_NUM_THREADS": "1",
         }
         self.progress: Callable[[int, int], None] = lambda number, done: None
+        vocabulary = str(tokenizer.vocab_size)
         self._workers = [
             subprocess.Popen(
-                [sys.executable, "-m", __name__, os.fspath(folder), eod_token, backend],
+                [sys.executable, "-m", __name__, os.fspath(folder), backend, vocabulary, tokenizer.eod_token],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env=environment,
@@ -177,15 +179,24 @@ class Processes:
             given.write(json.dumps(task).encode() + b"\n")
             given.flush()
 
+    def post(self, answer: Answer | BaseException) -> None:
+        """Put an answer among those of the workers: that of a thread of this process, or why it has none."""
+        self._answers.put(answer)
+
     def answer(self) -> Answer:
-        """The next answer of any worker.
+        """The next answer of any worker, or one that was posted.
 
         Raises:
             DavinciError: A task cannot be done.
             EnvironmentProblem: A worker died.
         """
         while True:
-            n, answer = self._answers.get()
+            got = self._answers.get()
+            if isinstance(got, BaseException):
+                raise got
+            if not isinstance(got, tuple):
+                return got
+            n, answer = got
             if answer is None:
                 code = self._workers[n].wait()
                 raise EnvironmentProblem(
@@ -216,7 +227,7 @@ class Processes:
                     pipe.close()
 
 
-def main(folder: Path, eod_token: str, backend: Backend) -> None:
+def main(folder: Path, backend: Backend, vocab_size: int, eod_token: str) -> None:
     """Get ready, and take tasks from standard input until it ends."""
     say = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # what a library prints must not come between the answers
@@ -229,8 +240,11 @@ def main(folder: Path, eod_token: str, backend: Backend) -> None:
     # Held to the end: a job that goes on waits for the workers of the one that was killed.
     lock = open(folder / "workers.lock", "ab")  # noqa: SIM115
     fcntl.flock(lock, fcntl.LOCK_SH)
-    tokenizer = Tokenizer.load(folder / "tokenizer.json", eod_token)
-    encoder, _ = choose(tokenizer, backend)
+    tokenizer = LateTokenizer(folder / "tokenizer.json", vocab_size, eod_token)
+    encoder = None
+    if backend != "tokenizers":
+        with suppress(DavinciError):  # whether gigatoken can be taken is found out by who gives tasks
+            encoder = FastEncoder(tokenizer, asked=True)
     hands = None
     while True:
         task = tasks.get()
@@ -255,4 +269,4 @@ def _listen(tasks: queue.Queue[Task]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], cast(Backend, sys.argv[3]))
+    main(Path(sys.argv[1]), cast(Backend, sys.argv[2]), int(sys.argv[3]), sys.argv[4])

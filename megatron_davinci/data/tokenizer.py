@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -69,17 +70,7 @@ class Tokenizer:
             DataError: The file is missing, is no tokenizer, or has no end-of-document token.
         """
         file = path / "tokenizer.json" if path.is_dir() else path
-        try:
-            raw = file.read_bytes()
-        except OSError as error:
-            raise DataError(
-                "The tokenizer cannot be read.",
-                where=file,
-                found=error.strerror,
-                expected="a tokenizer.json of the Hugging Face tokenizers library",
-                do="train one, or copy one from a model's folder",
-            ) from error
-        return cls._of(raw, file, eod_token)
+        return cls._of(_bytes_of(file), file, eod_token)
 
     @classmethod
     def _of(cls, raw: bytes, file: Path, eod_token: str | None) -> Tokenizer:
@@ -111,6 +102,49 @@ class Tokenizer:
         """The text of the ids, special tokens by their names; bytes that are not UTF-8 become U+FFFD."""
         text: str = self._backend.decode(np.asarray(ids, np.int64).tolist(), skip_special_tokens=False)
         return text
+
+
+class LateTokenizer:
+    """A tokenizer that another process has loaded and checked: loaded here when it is first asked to encode.
+
+    Args:
+        file: The `tokenizer.json`.
+        vocab_size: What that process has found.
+        eod_token: Likewise.
+
+    Attributes:
+        vocab_size: The largest id plus 1, added tokens included.
+        eod_token: The name of the token that ends a document.
+        content: The bytes of the file.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+
+    def __init__(self, file: Path, vocab_size: int, eod_token: str) -> None:
+        self._file, self.vocab_size, self.eod_token = file, vocab_size, eod_token
+        self.content = _bytes_of(file)
+
+    @cached_property
+    def _loaded(self) -> Tokenizer:
+        return Tokenizer._of(self.content, self._file, self.eod_token)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        """As `Tokenizer.encode_batch`."""
+        return self._loaded.encode_batch(texts)
+
+
+def _bytes_of(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise DataError(
+            "The tokenizer cannot be read.",
+            where=file,
+            found=error.strerror,
+            expected="a tokenizer.json of the Hugging Face tokenizers library",
+            do="train one, or copy one from a model's folder",
+        ) from error
 
 
 def from_gpt2_files(vocab: Path, merges: Path) -> Tokenizer:

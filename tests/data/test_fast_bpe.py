@@ -134,6 +134,20 @@ def test_a_character_is_settled_if_no_version_of_unicode_says_otherwise() -> Non
         assert now[0] == then[0] or now[0] not in "LMNZ" or now[0] in "SP"
 
 
+def test_whole_blocks_are_settled_as_their_characters_are_one_by_one() -> None:
+    table, old = settled_characters(), unicodedata.ucd_3_2_0
+    for first, end in fast_bpe._WHOLE_BLOCKS:
+        points = range(first, min(end, first + 21_000))
+        assert table[first:end].all()
+        now = {unicodedata.category(chr(point)) for point in points}
+        assert len(now) == 1 and now == {old.category(chr(point)) for point in points} and now <= {"Lo", "Co"}
+    looked_up = {first for first, _ in fast_bpe._LOOKED_UP}
+    assert not looked_up & {first for first, _ in fast_bpe._WHOLE_BLOCKS}
+    covered = sorted((*fast_bpe._LOOKED_UP, *fast_bpe._WHOLE_BLOCKS, (0xD800, 0xE000)))
+    plane = [block for block in covered if block[0] < 0x10000]
+    assert [end for _, end in plane] == [*(first for first, _ in plane[1:]), 0x10000]
+
+
 def test_a_text_longer_than_a_look_is_looked_at_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     for look in range(1, 8):
         monkeypatch.setattr(fast_bpe, "_LOOKED_AT", look)
