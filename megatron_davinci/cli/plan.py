@@ -84,12 +84,13 @@ def _show(plan: Any, config: Any) -> None:
     console.print(stages)
 
     memory = Table(title="Memory of the fullest rank (estimate)", title_justify="left", header_style="bold")
-    for column in ("weights", "gradients", "optimizer", "activations", "logits", "total"):
+    for column in ("weights", "gradients", "optimizer", "activations", "logits", "working", "total"):
         memory.add_column(column, justify="right")
     parts = plan.memory
     memory.add_row(
         *(_bytes(size) for size in (
-            parts.weights, parts.gradients, parts.optimizer, parts.activations, parts.logits, parts.total
+            parts.weights, parts.gradients, parts.optimizer, parts.activations, parts.logits, parts.working,
+            parts.total,
         ))
     )  # fmt: skip
     console.print(memory)

@@ -14,16 +14,21 @@ def lever_problems(config: RunConfig) -> list[str]:
 
 
 def recompute_problems(config: RunConfig) -> list[str]:
-    """Whether the layers of a pipeline stage can be recomputed as asked."""
-    recompute, pipeline = config.train.recompute, config.parallel.pipeline
-    if recompute.granularity != "full" or config.model.num_layers % pipeline:
+    """Whether the layers of every model chunk can be recomputed as asked."""
+    recompute, parallel = config.train.recompute, config.parallel
+    if recompute.granularity != "full":
         return []
-    layers = config.model.num_layers // pipeline
-    if recompute.layers > layers:
-        return [f"train.recompute.layers ({recompute.layers}) is more than a pipeline stage has ({layers})"]
-    if recompute.method == "uniform" and layers % recompute.layers:
+    if parallel.pipeline_layers is None and config.model.num_layers % parallel.chunks:
+        return []  # said by check_layout
+    chunks = parallel.chunk_layers(config.model.num_layers)
+    if recompute.layers > max(chunks):
+        return [
+            f"train.recompute.layers ({recompute.layers}) is more than any pipeline stage has ({max(chunks)})"
+        ]
+    uneven = sorted({layers for layers in chunks if layers % recompute.layers})
+    if recompute.method == "uniform" and uneven:
         return [
             f"train.recompute.layers ({recompute.layers}) does not divide the layers of a pipeline stage "
-            f"({layers}): method uniform cuts them into equal runs"
+            f"({', '.join(map(str, uneven))}): method uniform cuts them into equal runs"
         ]
     return []

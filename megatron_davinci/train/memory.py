@@ -1,0 +1,196 @@
+"""What a rank will hold at its fullest moment, computed from the configuration and not measured.
+
+Counted tensor by tensor as our own layers keep them for the backward pass: attention without a score matrix, unfused
+SwiGLU and rotary positions. `benchmarks/memory.py` holds the estimate against what real models hold on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from megatron_davinci.config import Layout, RunConfig
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of the fullest rank at its fullest moment.
+
+    Attributes:
+        weights: In the training precision.
+        gradients: In fp32.
+        optimizer: Both moments, and fp32 main weights under bf16.
+        activations: Kept for the backward passes of all micro-batches in flight.
+        logits: And their fp32 copy in the loss; 0 where the fullest moment is another one.
+        working: What the backward pass holds for a moment: activations that it has computed again, and gradients on
+            their way.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    working: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.working
+
+
+def plan_memory(config: RunConfig, layout: Layout) -> MemoryPlan:
+    """Estimate the memory of the fullest rank.
+
+    Not counted: the device's context, buffers of the collective library and the allocator's fragments.
+    """
+    ranks = [_Rank(config, layout, rank) for rank in range(layout.pipeline)]
+    return max((plan for rank in ranks for plan in rank.moments()), key=lambda plan: plan.total)
+
+
+class _Rank:
+    """One pipeline rank of a configuration on a layout."""
+
+    def __init__(self, config: RunConfig, layout: Layout, rank: int) -> None:
+        self.config, self.layout, self.model = config, layout, config.model
+        self.first, self.last = rank == 0, rank == layout.pipeline - 1
+        self.chunks = config.parallel.chunk_layers(config.model.num_layers)[rank :: layout.pipeline]
+        self.size = 4 if config.train.precision == "fp32" else 2  # auto is bf16 where memory is short
+        self.tokens = config.data.sequence_length * config.train.micro_batch_size // layout.context
+        sequence = layout.tensor if config.parallel.sequence else 1
+        self.channels = self.model.hidden_size * self.size / sequence
+        self.hidden = self.model.ffn_hidden_size * self.size / layout.tensor
+        self.vocabulary = self.model.vocab_size // layout.tensor
+        self.in_flight = self._in_flight(rank)
+
+    def _in_flight(self, rank: int) -> list[int]:
+        """The chunks whose forward pass is done and whose backward pass is not, at the most (1F1B, interleaved)."""
+        pipeline, chunks = self.layout.pipeline, len(self.chunks)
+        micro_batches = _micro_batches(self.config, self.layout)
+        if chunks == 1:
+            return [0] * min(pipeline - rank, micro_batches)
+        waiting = 2 * (pipeline - rank - 1) + (chunks - 1) * pipeline + 1
+        return [turn // pipeline % chunks for turn in range(min(waiting, micro_batches * chunks))]
+
+    def moments(self) -> Iterator[MemoryPlan]:
+        """The moments that may be the fullest: one plan each."""
+        logits = self.tokens * self.vocabulary
+        output = self.channels * self.tokens
+        kept: float = sum(self._kept_by_layers(self.chunks[chunk]) for chunk in self.in_flight)
+        # What a chunk sends on is its schedule's until the gradient comes back.
+        own = self.last and self.in_flight[-1] == len(self.chunks) - 1
+        kept += output * (len(self.in_flight) - own)
+        head = self.vocabulary * self.model.hidden_size * self.size
+        if self.last:
+            norm = 2 * output + 4 * self.tokens
+            in_loss = logits * (4 if self.size == 4 else 4 + self.size)
+            yield self._plan(kept + norm, in_loss, 0)
+            gradients: float = 2 * self.model.hidden_size * self.size * self.tokens + head
+            yield self._plan(kept + norm, logits * self.size, gradients)
+        # The gradient of a tied matrix waits for its second part, from the embedding.
+        tied = self.last and self.first and self.model.tie_embeddings
+        gradients = self._layer_gradients() + (head if tied else 0)
+        recompute = self.config.train.recompute
+        if recompute.granularity == "full" and recompute.method == "block":
+            yield self._plan(kept, 0, gradients)
+            # By the time that the first layers are computed again, the others of this micro-batch are gone.
+            gone = max(0, min(self.chunks[chunk] for chunk in self.in_flight) - recompute.layers)
+            kept -= gone * self._whole_layer() * self.tokens
+        yield self._plan(kept, 0, self._recomputed() + gradients)
+
+    def _plan(self, activations: float, logits: float, working: float) -> MemoryPlan:
+        parameters = self._parameters()
+        sharded = self.layout.data * self.layout.context if self.config.parallel.distributed_optimizer else 1
+        return MemoryPlan(
+            weights=parameters * self.size,
+            gradients=parameters * 4,
+            optimizer=parameters * (8 + (4 if self.size == 2 else 0)) // sharded,
+            activations=round(activations),
+            logits=round(logits),
+            working=round(working),
+        )
+
+    def _parameters(self) -> int:
+        model, tensor = self.model, self.layout.tensor
+        norms = 2 * model.hidden_size
+        matrices = (model.parameters(embeddings=False) - model.hidden_size) // model.num_layers - norms
+        total = sum(self.chunks) * (matrices // tensor + norms) + (model.hidden_size if self.last else 0)
+        tables = self.first + (self.last and not (self.first and model.tie_embeddings))
+        return total + tables * self.vocabulary * model.hidden_size
+
+    # ---- a layer, in bytes a token of this rank ----------------------------------------------------------
+
+    def _norms(self) -> float:
+        """The outputs of both norms, and the scale of each token."""
+        return 2 * self.channels + 8
+
+    def _mlp(self) -> float:
+        """Both halves of the first projection, the activation, the other half again, and the product."""
+        return 5 * self.hidden
+
+    def _queries_keys_values(self) -> float:
+        """The projection, of which the values are a part; queries and keys after rotation; the rotation itself."""
+        model = self.model
+        heads, groups, width = (
+            model.num_attention_heads,
+            model.num_query_groups,
+            model.kv_channels * self.size,
+        )
+        rotation = 4 * width / self.config.train.micro_batch_size
+        return (2 * heads + 3 * groups) * width / self.layout.tensor + rotation
+
+    def _attention(self) -> float:
+        """Queries, keys, values and the output."""
+        model, context = self.model, self.layout.context
+        width = model.kv_channels * self.size / self.layout.tensor
+        heads, groups = model.num_attention_heads * width, model.num_query_groups * width
+        sums = 4 * model.num_attention_heads / self.layout.tensor
+        if context == 1:
+            return self._queries_keys_values() + heads + sums
+        # Queries and the keys and values of the whole sequence in the order of their pieces, and the output twice.
+        rotation = self._queries_keys_values() - 2 * heads - 3 * groups
+        return rotation + 3 * heads + 2 * groups * (context + 0.5) + sums
+
+    def _whole_layer(self) -> float:
+        return 2 * self.channels + self._norms() + self._attention() + self._mlp()
+
+    def _kept_by_layers(self, layers: int) -> float:
+        """What so many layers keep of one micro-batch, in bytes."""
+        recompute = self.config.train.recompute
+        whole = self._whole_layer()
+        if recompute.granularity == "full":
+            if recompute.method == "uniform":
+                return layers / recompute.layers * self.channels * self.tokens
+            again = min(recompute.layers, layers)
+            return (again * self.channels + (layers - again) * whole) * self.tokens
+        if "layernorm" in recompute.modules:
+            whole -= self._norms()
+        if "mlp" in recompute.modules:
+            whole -= self._mlp()
+        if "core_attn" in recompute.modules:
+            width = self.model.num_attention_heads * self.model.kv_channels * self.size / self.layout.tensor
+            whole -= self._attention() - self._queries_keys_values() - width
+        return whole * layers * self.tokens
+
+    def _recomputed(self) -> float:
+        """What is computed again at once, in bytes."""
+        recompute = self.config.train.recompute
+        if recompute.granularity == "full":
+            runs = recompute.layers if recompute.method == "uniform" else 1
+            return (runs * self._whole_layer() - self.channels) * self.tokens
+        again = 0.0
+        if "layernorm" in recompute.modules:
+            again += self.channels
+        if "mlp" in recompute.modules:
+            again += self._mlp()
+        return again * self.tokens
+
+    def _layer_gradients(self) -> float:
+        """The gradients that the backward pass of an MLP holds at once, in bytes."""
+        return (2 * self.hidden + 2 * self.channels) * self.tokens
+
+
+def _micro_batches(config: RunConfig, layout: Layout) -> int:
+    """Micro-batches that a rank takes one after the other in the largest batch."""
+    largest = max(phase.size for stage in config.curriculum for phase in stage.global_batch_size)
+    return max(1, largest // (config.train.micro_batch_size * layout.data))

@@ -1,0 +1,86 @@
+"""The planner's memory against the tensors that are alive in real steps, and how it answers to the levers."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from benchmarks.live_bytes import LiveBytes, measure_all
+from megatron_davinci.config import check_layout, validate
+from megatron_davinci.train.memory import plan_memory
+from tests.config import small
+from tests.ranks import run_ranks
+
+MODEL = {
+    "num_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "num_query_groups": 2, "ffn_hidden_size": 176,
+    "vocab_size": 512, "max_sequence_length": 128,
+}  # fmt: skip
+RECOMPUTE = {
+    "none": {},
+    "layernorm and mlp": {"granularity": "selective", "modules": ["layernorm", "mlp"]},
+    "full": {"granularity": "full"},
+    "full, one layer": {"granularity": "full", "method": "block", "layers": 1},
+}
+
+
+def whole(recompute=None, precision="fp32", micro=2, **parallel):
+    settings = small.settings(
+        model=MODEL,
+        parallel={"device": "cpu", **parallel},
+        train={"precision": precision, "micro_batch_size": micro, "recompute": recompute or {}},
+    )
+    settings["data"]["sequence_length"] = 128
+    settings["curriculum"][0]["global_batch_size"] = 8
+    return settings
+
+
+def planned(settings, ranks=1):
+    config = validate(settings, "test")
+    return plan_memory(config, check_layout(config, ranks))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "parallel"),
+    [(1, {}), (2, {"tensor": 2, "sequence": True}), (2, {"pipeline": 2, "virtual_pipeline": 2})],
+    ids=["one rank", "TP2+SP", "PP2xVP2"],
+)
+def test_the_estimate_is_within_15_percent_of_what_is_alive(ranks, parallel):
+    settings = [whole(recompute, **parallel) for recompute in RECOMPUTE.values()]
+    by_rank = run_ranks(ranks, measure_all, settings)
+    for number, name in enumerate(RECOMPUTE):
+        plan = planned(settings[number], ranks)
+        fullest = max((rank[number] for rank in by_rank), key=lambda measured: measured["total"])
+        assert plan.total == pytest.approx(fullest["total"], rel=0.15), name
+        for part in ("weights", "gradients", "optimizer"):
+            # Buffers are padded to whole buckets.
+            assert getattr(plan, part) == pytest.approx(fullest[part], rel=0.01), (name, part)
+
+
+def test_each_setting_keeps_less_and_recomputes_more():
+    plans = [planned(whole(RECOMPUTE[name], micro=8)) for name in ("none", "layernorm and mlp", "full")]
+    assert [p.activations for p in plans] == sorted((p.activations for p in plans), reverse=True)
+    assert len({(p.weights, p.gradients, p.optimizer) for p in plans}) == 1
+    uniform = [planned(whole({"granularity": "full", "layers": n}, micro=8)) for n in (1, 2, 4)]
+    assert [p.working for p in uniform] == sorted(p.working for p in uniform)
+
+
+def test_the_parts_add_up():
+    plan = planned(whole())
+    assert sum(dataclasses.asdict(plan).values()) == plan.total
+
+
+def test_what_is_alive_is_counted_once_and_no_longer_than_it_is():
+    counter = LiveBytes()
+    with counter:
+        a = torch.ones(100)
+        view = a[10:]
+        assert counter.now == 400
+        b = a + view.sum()
+        assert counter.now == 800 + 0
+        del a, view
+        assert counter.now == 400
+        b.untyped_storage().resize_(0)
+        assert counter.now == 0
+    assert counter.peak >= 800
