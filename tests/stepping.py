@@ -16,11 +16,13 @@ class Taken(NamedTuple):
     Attributes:
         losses: Of each step.
         norms: The gradient's, of each step.
+        z_losses: Of each step; None without one.
         weights: A digest of this rank's weights after the last.
     """
 
     losses: list[float]
     norms: list[float]
+    z_losses: list[float | None]
     weights: str
 
 
@@ -62,25 +64,28 @@ def tokens_of(config: Any, step: int, batch: int = 8) -> torch.Tensor:
     return rows.unflatten(0, (-1, ranks, micro))[:, rank].flatten(0, 1)
 
 
-def take(config: Any, platform: Any, *, documents: bool = False) -> Taken:
+def take(config: Any, platform: Any, *, documents: bool = False, masked: bool = False) -> Taken:
     """Build, and take `STEPS` steps of 8 sequences."""
     from megatron_davinci.model.documents import DocumentMask
     from megatron_davinci.platform import distributed
 
     chunks, _, stepper = built(config, platform)
-    losses, norms = [], []
+    losses, norms, z_losses = [], [], []
     for step in range(STEPS):
         distributed.seed_ranks(step)
         tokens = tokens_of(config, step)
         mask = DocumentMask(eod_id=0, reset_positions=True) if documents else None
-        result = stepper.train(tokens, len(tokens) // config.train.micro_batch_size, None, mask)
+        # What a label weighs follows from its token, so that every rank weighs it alike.
+        weights = tokens[:, 1:] % 3 if masked else None
+        result = stepper.train(tokens, len(tokens) // config.train.micro_batch_size, weights, mask)
         losses.append(result.loss)
         norms.append(result.grad_norm)
+        z_losses.append(result.z_loss)
     digest = hashlib.sha256()
     for chunk in chunks:
         for _, parameter in sorted(chunk.named_parameters()):
             digest.update(parameter.detach().float().numpy().tobytes())
-    return Taken(losses, norms, digest.hexdigest())
+    return Taken(losses, norms, z_losses, digest.hexdigest())
 
 
 def take_all(whole: dict[str, dict[str, Any]], **options: Any) -> dict[str, Taken]:

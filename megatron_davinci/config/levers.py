@@ -10,7 +10,21 @@ if TYPE_CHECKING:
 
 def lever_problems(config: RunConfig) -> list[str]:
     """What of the levers contradicts itself, whatever the number of ranks; a line each."""
-    return recompute_problems(config)
+    return recompute_problems(config) + decay_problems(config)
+
+
+def decay_problems(config: RunConfig) -> list[str]:
+    """Whether the matrices that are not to be decayed are there."""
+    spared = config.optimizer.no_weight_decay
+    problems = []
+    if config.model.tie_embeddings and "output" in spared:
+        problems.append(
+            "optimizer.no_weight_decay names output, which is the embedding (model.tie_embeddings: true): "
+            "write embedding"
+        )
+    if len(set(spared)) < len(spared):
+        problems.append(f"optimizer.no_weight_decay names one twice: {', '.join(spared)}")
+    return problems
 
 
 def recompute_problems(config: RunConfig) -> list[str]:

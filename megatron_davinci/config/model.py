@@ -64,6 +64,9 @@ class ModelConfig(Section):
     )
     head_dim: int | None = Field(default=None, gt=0, description="Default: hidden_size / num_attention_heads")
     qkv_bias: bool = Field(default=True, description="Biases on query, key and value projections (Qwen2)")
+    qk_norm: bool = Field(
+        default=False, description="RMSNorm of each head's queries and keys, before they are rotated"
+    )
     tie_embeddings: bool = Field(default=True, description="One matrix for embedding and output")
     rope_base: float = Field(default=10000.0, gt=0, description="Base of RoPE's wavelengths")
     norm_epsilon: float = Field(default=1e-6, gt=0, description="Added to RMSNorm's mean square")
@@ -114,7 +117,7 @@ class ModelConfig(Section):
         h, d = self.hidden_size, self.kv_channels
         qkv = (self.num_attention_heads + 2 * self.num_query_groups) * d
         attention = h * qkv + (qkv if self.qkv_bias else 0) + self.num_attention_heads * d * h
-        layer = attention + 3 * h * self.ffn_hidden_size + 2 * h
+        layer = attention + 3 * h * self.ffn_hidden_size + 2 * h + (2 * d if self.qk_norm else 0)
         total = self.num_layers * layer + h
         if embeddings:
             total += (1 if self.tie_embeddings else 2) * self.vocab_size * h

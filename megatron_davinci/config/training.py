@@ -21,6 +21,9 @@ class OptimizerConfig(Section):
     beta2: float = Field(default=0.95, ge=0, lt=1, description="Decay of the second moment")
     epsilon: float = Field(default=1e-8, gt=0, description="Added to the root of the second moment")
     weight_decay: float = Field(default=0.1, ge=0, description="Decoupled; not on norms and biases")
+    no_weight_decay: list[Literal["embedding", "output"]] = Field(
+        default=[], description="Matrices that are not decayed; the tied one is `embedding`"
+    )
     clip_grad_norm: float = Field(default=1.0, ge=0, description="0 turns clipping off")
 
 
@@ -35,6 +38,11 @@ class TrainConfig(Section):
     )
     recompute: RecomputeConfig = Field(
         default=RecomputeConfig(), description="Activations that are computed again instead of kept"
+    )
+    z_loss: float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight of log(Z)^2 beside the loss of each label; 0 for none, 1e-4 in PaLM",
     )
     stop_after_steps: int | None = Field(default=None, gt=0, description="End early, with a checkpoint")
     threads: int | None = Field(

@@ -57,6 +57,8 @@ def export_to_hf(
         raise ConfigError(
             "The export's folder is there already.", where=out, do="choose another, or remove it"
         )
+    # Refuses what the family cannot hold, before anything is read.
+    family.hf_config(model, eod_id, dtype or "float32")
     stored = StoredTensors(state)
     rules = [rule for rule in family.rules if rule.holds(model)]
     expected = {rule.stored for rule in rules}

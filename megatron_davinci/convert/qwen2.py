@@ -52,8 +52,15 @@ class Qwen2:
         """See `rules.Family.hf_config`.
 
         Raises:
-            ConfigError: The model is not a Qwen2: it has no QKV bias.
+            ConfigError: The model is not a Qwen2: it has no QKV bias, or QK-norm.
         """
+        if model.get("qk_norm"):
+            raise ConfigError(
+                "This model cannot be exported as Qwen2.",
+                where="model.qk_norm",
+                found="true: queries and keys are normalised",
+                expected="false; a Qwen2 has no weights for it, and without them it would be another model",
+            )
         if not model["qkv_bias"]:
             raise ConfigError(
                 "This model cannot be exported as Qwen2.",

@@ -110,6 +110,7 @@ def build_model(config: RunConfig, platform: Platform) -> list[GPT]:
             rotary_base=config.model.rope_base,
             share_embeddings_and_output_weights=config.model.tie_embeddings,
             vp_stage=stage,
+            z_loss=config.train.z_loss,
         )
         initialize(chunk, config.run.seed, config.model.init_std)
         chunks.append(chunk.to(platform.device))

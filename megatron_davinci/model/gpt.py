@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from megatron.core.models.gpt.gpt_model import GPTModel
+from torch import Tensor
 
 from megatron_davinci.model.documents import Documents
+from megatron_davinci.model.loss import cross_entropy_and_z_loss
 
 
 class GPT(GPTModel):
@@ -14,7 +16,26 @@ class GPT(GPTModel):
 
     Megatron-Core takes rotary positions from the place in the sequence and leaves `position_ids` unread, so this is
     where they are exchanged.
+
+    Args:
+        z_loss: Weight of the z-loss, which is added in training and not when the model only evaluates; 0 for none.
     """
+
+    def __init__(self, *args: Any, z_loss: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.z_loss = z_loss
+
+    def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """The loss of each label: [batch, sequence], or [2, batch, sequence] with the z-loss beside it.
+
+        Args:
+            labels: [batch, sequence] int64.
+            logits: [sequence, batch, vocabulary on this rank].
+        """
+        if self.z_loss and self.training:
+            both = cross_entropy_and_z_loss(logits, labels.transpose(0, 1).contiguous(), self.z_loss)
+            return both.transpose(1, 2).contiguous()
+        return super().compute_language_model_loss(labels, logits)
 
     def _preprocess(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         decoder_input, rotary, *rest = super()._preprocess(*args, **kwargs)

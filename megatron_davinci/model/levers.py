@@ -9,7 +9,7 @@ from megatron_davinci.config import RunConfig
 
 def lever_settings(config: RunConfig) -> dict[str, Any]:
     """What the levers set in a `TransformerConfig`."""
-    return recompute_settings(config)
+    return {"qk_layernorm": config.model.qk_norm, **recompute_settings(config)}
 
 
 def recompute_settings(config: RunConfig) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def use_transformer_engine(layers: str, platform: Platform) -> bool:
     return layers != "local" and platform.transformer_engine
 
 
-def layer_spec(transformer_engine: bool, *, documents: bool = False) -> ModuleSpec:
+def layer_spec(transformer_engine: bool, *, documents: bool = False, qk_norm: bool = False) -> ModuleSpec:
     """The specification of one layer: attention, SwiGLU MLP, and a norm before each.
 
     Both kinds have the same names in a checkpoint, so that one may be loaded into the other.
@@ -47,16 +47,20 @@ def layer_spec(transformer_engine: bool, *, documents: bool = False) -> ModuleSp
         transformer_engine: Whose layers to build.
         documents: Whether attention will be confined to documents. Transformer Engine's would need tokens packed in
             another way, and document lengths that divide; so ours stands in its layers too.
+        qk_norm: Whether queries and keys are normalised, head by head.
     """
     if transformer_engine:
-        spec = get_gpt_layer_with_transformer_engine_spec()
+        spec = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=qk_norm)
         if documents:
             spec.submodules.self_attention.submodules.core_attention = SDPAttention
         return spec
-    spec = get_gpt_layer_local_spec(normalization="RMSNorm")
+    spec = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=qk_norm)
     spec.submodules.input_layernorm = RMSNorm
     spec.submodules.pre_mlp_layernorm = RMSNorm
-    spec.submodules.self_attention.submodules.core_attention = SDPAttention
+    attention = spec.submodules.self_attention.submodules
+    attention.core_attention = SDPAttention
+    if qk_norm:
+        attention.q_layernorm = attention.k_layernorm = RMSNorm
     return spec
 
 
@@ -76,5 +80,6 @@ def block_spec(
         from megatron.core.extensions.transformer_engine import TENorm
 
         final_norm = TENorm
-    layers = [layer_spec(transformer_engine, documents=documents)] * get_num_layers_to_build(config, chunk)
+    layer = layer_spec(transformer_engine, documents=documents, qk_norm=config.qk_layernorm)
+    layers = [layer] * get_num_layers_to_build(config, chunk)
     return TransformerBlockSubmodules(layer_specs=layers, layer_norm=final_norm)

@@ -8,14 +8,15 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
 from megatron_davinci.config import RunConfig
 from megatron_davinci.optim.adamw import GroupAdamW
+from megatron_davinci.optim.decay import decay_overrides
 from megatron_davinci.platform.megatron_patches import use_adam
 
 
 def build_optimizer(config: RunConfig, chunks: list[Any]) -> Any:
     """Build the optimizer of this rank's model chunks.
 
-    One-dimensional parameters (norm weights, biases) get no weight decay: that is Megatron-Core's standard
-    grouping, said by `wd_mult` of each group, which `set_hyperparameters` honours.
+    What is not decayed (`optim.decay`) is in a group of its own, said by `wd_mult` of each group, which
+    `set_hyperparameters` honours.
 
     Args:
         config: The run configuration.
@@ -23,21 +24,19 @@ def build_optimizer(config: RunConfig, chunks: list[Any]) -> Any:
     """
     use_adam(GroupAdamW)
     settings = config.optimizer
-    return get_megatron_optimizer(
-        OptimizerConfig(
-            optimizer="adam",
-            lr=0.0,  # set before each step from the schedule
-            min_lr=0.0,
-            weight_decay=settings.weight_decay,
-            adam_beta1=settings.beta1,
-            adam_beta2=settings.beta2,
-            adam_eps=settings.epsilon,
-            clip_grad=settings.clip_grad_norm,
-            bf16=config.train.precision == "bf16",
-            use_distributed_optimizer=config.parallel.distributed_optimizer,
-        ),
-        chunks,
+    mcore = OptimizerConfig(
+        optimizer="adam",
+        lr=0.0,  # set before each step from the schedule
+        min_lr=0.0,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.beta1,
+        adam_beta2=settings.beta2,
+        adam_eps=settings.epsilon,
+        clip_grad=settings.clip_grad_norm,
+        bf16=config.train.precision == "bf16",
+        use_distributed_optimizer=config.parallel.distributed_optimizer,
     )
+    return get_megatron_optimizer(mcore, chunks, config_overrides=decay_overrides(config, mcore))
 
 
 def set_hyperparameters(optimizer: Any, *, learning_rate: float, weight_decay: float) -> None:

@@ -211,7 +211,8 @@ def check_same_model(checkpoint: Checkpoint, model: dict[str, Any], distributed_
         CheckpointError: A size or switch of the model differs; every one is listed.
     """
     ignored = {"preset", "layers", "init_std", "dropout"}
-    saved = checkpoint.manifest["model"]
+    # A switch that is younger than the checkpoint was off.
+    saved = {"qk_norm": False, **checkpoint.manifest["model"]}
     differing = [
         f"model.{key}: {saved.get(key)!r} in the checkpoint, {value!r} in this run"
         for key, value in model.items()

@@ -73,6 +73,7 @@ class Records:
             "consumed_tokens": consumed * self._sequence_length,
             "loss": result.loss,
             "grad_norm": result.grad_norm,
+            **({} if result.z_loss is None else {"z_loss": result.z_loss}),
             "learning_rate": plan.learning_rate,
             "global_batch_size": plan.batch,
             "tokens_per_second": round(rate, 1),

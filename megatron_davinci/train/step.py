@@ -35,10 +35,12 @@ class StepResult:
     Attributes:
         loss: Mean over the labels of the global batch, by their weights, nats a token.
         grad_norm: Norm of the gradient before clipping.
+        z_loss: As the loss, and not part of it; None without one.
     """
 
     loss: float
     grad_norm: float
+    z_loss: float | None = None
 
 
 def wrap_model(chunks: Sequence[Any], config: RunConfig) -> list[DistributedDataParallel]:
@@ -90,6 +92,7 @@ class Stepper:
         self.timers.attach(self.wrapped, optimizer)
         self.sequence_length = config.data.sequence_length
         self.micro_batch_size = config.train.micro_batch_size
+        self.has_z_loss = config.train.z_loss > 0
         self._schedule = get_forward_backward_func()
         if optimizer is not None:
             _refuse_infinite_gradients(optimizer)
@@ -121,7 +124,7 @@ class Stepper:
                 chunk.zero_grad_buffer()
             self.optimizer.zero_grad()
         batches = micro.split(tokens, loss_mask, document_mask, self.micro_batch_size, self.platform.device)
-        total, count = self._run(batches, micro_batches, self.micro_batch_size, forward_only=False)
+        total, count, z_loss = self._run(batches, micro_batches, self.micro_batch_size, forward_only=False)
         if count == 0:
             raise FloatingPointError("no label of the global batch carries loss")
         loss = total / count
@@ -129,7 +132,7 @@ class Stepper:
             raise FloatingPointError(f"loss {loss}")
         with self.timers.phase("optimizer"):
             _, grad_norm, _ = self.optimizer.step()
-        return StepResult(loss, float(grad_norm))
+        return StepResult(loss, float(grad_norm), z_loss / count if self.has_z_loss else None)
 
     @torch.no_grad()
     def loss(
@@ -162,14 +165,14 @@ class Stepper:
                 tokens, loss_mask = micro.fill_up(tokens, loss_mask, missing)
                 micro_batches = least
             batches = micro.split(tokens, loss_mask, document_mask, micro_batch_size, self.platform.device)
-            return self._run(batches, micro_batches, micro_batch_size, forward_only=True)
+            return self._run(batches, micro_batches, micro_batch_size, forward_only=True)[:2]
         finally:
             for chunk in self.wrapped:
                 chunk.train()
 
     def _run(
         self, batches: Iterator[MicroBatch], micro_batches: int, micro_batch_size: int, *, forward_only: bool
-    ) -> tuple[float, float]:
+    ) -> tuple[float, float, float]:
         chunks = len(self.wrapped)
         if chunks > 1:
             self.wrapped[0].config.microbatch_group_size_per_vp_stage = interleaved_group(
@@ -192,10 +195,10 @@ class Stepper:
         """Below this the schedule cannot run."""
         return parallel_state.get_pipeline_model_parallel_world_size() if len(self.wrapped) > 1 else 1
 
-    def _gather(self, reports: list[Tensor]) -> tuple[float, float]:
-        """Add up the micro-batches' (sum, count) over the ranks that have them, and tell the others."""
+    def _gather(self, reports: list[Tensor]) -> tuple[float, float, float]:
+        """Add up the micro-batches' (sum, count, sum of the z-loss) over the ranks that have them, and tell all."""
         # float64: the sum over a global batch of millions of tokens keeps its digits.
-        total = torch.zeros(2, dtype=torch.float64, device=self.platform.device)
+        total = torch.zeros(3, dtype=torch.float64, device=self.platform.device)
         if parallel_state.is_pipeline_last_stage():
             for report in reports:
                 total += report
@@ -206,8 +209,8 @@ class Stepper:
                 src=parallel_state.get_pipeline_model_parallel_last_rank(),
                 group=parallel_state.get_pipeline_model_parallel_group(),
             )
-        loss, count = total.tolist()
-        return loss, count
+        loss, count, z_loss = total.tolist()
+        return loss, count, z_loss
 
 
 def interleaved_group(micro_batches: int, pipeline: int) -> int:
@@ -250,16 +253,22 @@ def _forward(batches: Iterator[MicroBatch], model: Any) -> tuple[Tensor, Any]:
 
 
 def _loss(losses: Tensor, loss_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum the labels' losses [batch, sequence] by their weights, sum the weights, and keep both for the report.
+    """Sum the labels' losses by their weights, sum the weights, and keep both for the report.
 
     Weights are whole numbers, since Megatron-Core adds them up in an int32 to divide by; which whole numbers is
     nothing to the mean. Megatron-Core divides the first sum in place, so the report is a copy.
+
+    Args:
+        losses: [batch, sequence], or [2, batch, sequence] with the z-loss of each label beside its loss.
+        loss_mask: [batch, sequence], or None where all weigh 1.
     """
     losses = losses.float()
-    count = torch.tensor(losses.numel(), dtype=torch.int, device=losses.device)
+    losses = losses if losses.ndim == 3 else losses.unsqueeze(0)
+    count = torch.tensor(losses[0].numel(), dtype=torch.int, device=losses.device)
     if loss_mask is not None:
         # A label without loss may have an infinite one: 0 * inf is not 0.
         losses = torch.where(loss_mask.bool(), losses * loss_mask, 0.0)
         count = loss_mask.sum(dtype=torch.int)
-    total = losses.sum()
-    return total, count, torch.stack([total.detach().double(), count.double()])
+    sums = losses.sum((1, 2))
+    report = torch.stack([sums[0].double(), count.double(), sums[1:].double().sum()]).detach()
+    return sums.sum(), count, report

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from megatron_davinci.convert.qwen2 import Qwen2
 from megatron_davinci.convert.rules import SAME, Cut, GroupedQKV, Heads, Rule, Stacked, from_hf, to_hf
+from megatron_davinci.errors import ConfigError
 
 heads_ = st.builds(
     lambda groups, per_group, dim: Heads(groups * per_group, groups, dim),
@@ -95,3 +96,8 @@ def test_no_tensor_has_two_rules():
 )
 def test_a_rule_holds_when_its_field_says_so(when, tied, holds):
     assert Rule("a", ("b",), (), when=when).holds({"tie_embeddings": tied}) is holds
+
+
+def test_a_model_with_normalised_queries_is_no_qwen2():
+    with pytest.raises(ConfigError, match=r"model\.qk_norm"):
+        Qwen2().hf_config({"qk_norm": True, "qkv_bias": True}, None, "float32")
