@@ -186,9 +186,15 @@ def _default(field: FieldInfo) -> str:
     return "none" if value == {} else f"`{value}`"
 
 
+def _of_preset(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"`{key}: {each}`" for key, each in value.items())
+    return f"`{json.dumps(value)}`" if value is not None else "none"
+
+
 def _presets() -> str:
     keys = list(dict.fromkeys(key for preset in PRESETS.values() for key in preset))
-    rows = [[f"`{key}`", *(f"`{str(preset[key]).lower()}`" for preset in PRESETS.values())] for key in keys]
+    rows = [[f"`{key}`", *(_of_preset(preset.get(key)) for preset in PRESETS.values())] for key in keys]
     sizes = [f"{ModelConfig.model_validate({'preset': name}).parameters():,}" for name in PRESETS]
     rows.append(["parameters", *sizes])
     return _grid(["key", *(f"`{name}`" for name in PRESETS)], rows)

@@ -44,8 +44,12 @@ def _show(plan: Any, config: Any) -> None:
     console = Console(highlight=False)
     facts = Table.grid(padding=(0, 2))
     gflop = plan.flops_per_token / 1e9
+    experts = f", {plan.parameters_active:,} for a token" if config.model.experts else ""
     rows = [
-        ("parameters", f"{plan.parameters:,} ({plan.parameters_without_embeddings:,} without embeddings)"),
+        (
+            "parameters",
+            f"{plan.parameters:,} ({plan.parameters_without_embeddings:,} without embeddings{experts})",
+        ),
         ("FLOPs a token", f"{gflop:.3g} GFLOP, forward and backward; attention counted causally"),
         (
             "total",

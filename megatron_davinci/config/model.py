@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from megatron_davinci.config.experts import ExpertsConfig
 from megatron_davinci.config.section import Section
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -44,20 +45,38 @@ PRESETS: dict[str, dict[str, Any]] = {
         "rope_base": 10000.0,
         "tie_embeddings": True,
     },
+    # 11.3M parameters, of which 4.2M work on a token.
+    "tiny-moe": {
+        "num_layers": 4,
+        "hidden_size": 256,
+        "num_attention_heads": 4,
+        "num_query_groups": 2,
+        "ffn_hidden_size": 384,
+        "vocab_size": 4096,
+        "max_sequence_length": 256,
+        "rope_base": 10000.0,
+        "tie_embeddings": True,
+        "experts": {"number": 8, "top_k": 2},
+    },
 }
 
 
 class ModelConfig(Section):
     """Sizes and switches of the model. `preset` fills what is not written beside it."""
 
-    preset: Literal["davinci-3b", "150m", "tiny"] | None = Field(
+    preset: Literal["davinci-3b", "150m", "tiny", "tiny-moe"] | None = Field(
         default=None, description="Sizes to begin with; with it, no size need be written"
     )
     num_layers: int = Field(gt=0, description="Transformer layers")
     hidden_size: int = Field(gt=0, description="Channels of the residual stream")
     num_attention_heads: int = Field(gt=0, description="Query heads")
     num_query_groups: int = Field(gt=0, description="Key/value heads (GQA)")
-    ffn_hidden_size: int = Field(gt=0, description="Channels between the MLP's projections (SwiGLU)")
+    ffn_hidden_size: int = Field(
+        gt=0, description="Channels between an MLP's projections (SwiGLU), of each expert too"
+    )
+    experts: ExpertsConfig | None = Field(
+        default=None, description="Mixture of experts; null for one MLP in each layer"
+    )
     vocab_size: int = Field(gt=0, description="Rows of the embedding; at least the tokenizer's")
     max_sequence_length: int = Field(
         gt=0, description="Written to the exported config; RoPE itself has no table"
@@ -108,16 +127,35 @@ class ModelConfig(Section):
         """Channels of one head."""
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
-    def parameters(self, *, embeddings: bool = True) -> int:
+    def expert_parameters(self) -> int:
+        """Count the parameters of all experts of a layer, the router and the shared expert left out."""
+        return (
+            0 if self.experts is None else self.experts.number * 3 * self.hidden_size * self.ffn_hidden_size
+        )
+
+    def mlp_parameters(self, *, active: bool = False) -> int:
+        """Count the parameters of a layer's MLP, or of its experts, the router and the shared expert.
+
+        Args:
+            active: Count those only that one token is multiplied with.
+        """
+        h, f, experts = self.hidden_size, self.ffn_hidden_size, self.experts
+        if experts is None:
+            return 3 * h * f
+        used = experts.top_k if active else experts.number
+        return used * 3 * h * f + experts.number * h + 3 * h * (experts.shared_ffn_hidden_size or 0)
+
+    def parameters(self, *, embeddings: bool = True, active: bool = False) -> int:
         """Count the trainable parameters.
 
         Args:
             embeddings: Count the embedding and output matrices too.
+            active: Count those experts only that one token goes through.
         """
         h, d = self.hidden_size, self.kv_channels
         qkv = (self.num_attention_heads + 2 * self.num_query_groups) * d
         attention = h * qkv + (qkv if self.qkv_bias else 0) + self.num_attention_heads * d * h
-        layer = attention + 3 * h * self.ffn_hidden_size + 2 * h + (2 * d if self.qk_norm else 0)
+        layer = attention + self.mlp_parameters(active=active) + 2 * h + (2 * d if self.qk_norm else 0)
         total = self.num_layers * layer + h
         if embeddings:
             total += (1 if self.tie_embeddings else 2) * self.vocab_size * h
@@ -127,12 +165,13 @@ class ModelConfig(Section):
         """Count the floating-point operations that training spends on a token, forward and backward.
 
         Matrix products only: 6 for each weight that multiplies (the output matrix included, the embedding
-        look-up not), and for attention scores and values 6 * layers * heads * head_dim * sequence_length,
-        the *causal* convention, which counts only the half of the score matrix that is used.
+        look-up not; of experts those that a token goes through), and for attention scores and values
+        6 * layers * heads * head_dim * sequence_length, the *causal* convention, which counts only the half of the
+        score matrix that is used.
         """
         h, d = self.hidden_size, self.kv_channels
         qkv = (self.num_attention_heads + 2 * self.num_query_groups) * d
-        layer = h * qkv + self.num_attention_heads * d * h + 3 * h * self.ffn_hidden_size
+        layer = h * qkv + self.num_attention_heads * d * h + self.mlp_parameters(active=True)
         weights = self.num_layers * layer + self.vocab_size * h
         attention = self.num_layers * self.num_attention_heads * d * sequence_length
         return 6 * weights + 6 * attention

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -31,6 +32,20 @@ class ParallelConfig(Section):
     context: int = Field(
         default=1, ge=1, description="Context-parallel ranks: each has a part of every sequence"
     )
+    expert: int = Field(
+        default=1,
+        ge=1,
+        description="Expert-parallel ranks: each has a part of the experts, and tokens travel",
+    )
+    expert_tensor: int = Field(
+        default=1,
+        ge=1,
+        description="Tensor-parallel ranks of each expert; the rest of the model has `tensor`",
+    )
+    expert_dispatcher: Literal["alltoall", "allgather"] = Field(
+        default="alltoall",
+        description="How tokens reach their experts. alltoall: only where they are needed; allgather: everywhere",
+    )
     distributed_optimizer: bool = Field(
         default=True, description="Shard optimizer state over data parallel ranks"
     )
@@ -43,13 +58,15 @@ class ParallelConfig(Section):
 
     @property
     def model_ranks(self) -> int:
-        """Ranks that work on one sample together; a run has a multiple of them."""
-        return self.tensor * self.pipeline * self.context
+        """The smallest number of ranks that the layout goes on; a run has a multiple of them."""
+        experts = self.expert * self.expert_tensor * self.pipeline
+        return math.lcm(self.tensor * self.pipeline * self.context, experts)
 
     @property
     def groups(self) -> dict[str, int]:
         """The sizes of the process groups, as `platform.distributed.start` takes them."""
-        return {name: getattr(self, name) for name in ("tensor", "pipeline", "virtual_pipeline", "context")}
+        names = ("tensor", "pipeline", "virtual_pipeline", "context", "expert", "expert_tensor")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def chunks(self) -> int:

@@ -57,6 +57,14 @@ def export_to_hf(
         raise ConfigError(
             "The export's folder is there already.", where=out, do="choose another, or remove it"
         )
+    if model.get("experts") is not None:
+        raise ConfigError(
+            "A model with experts cannot be exported yet.",
+            where="model.experts",
+            found=f"{model['experts']['number']} experts in each layer",
+            expected=f"none: a {family.name} model has one MLP in each layer",
+            do="keep the checkpoint: Megatron-Core's dist_checkpointing reads it, in any layout",
+        )
     # Refuses what the family cannot hold, before anything is read.
     family.hf_config(model, eod_id, dtype or "float32")
     stored = StoredTensors(state)

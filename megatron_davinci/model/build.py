@@ -8,6 +8,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional as F
 
 from megatron_davinci.config import RunConfig
+from megatron_davinci.model.experts import expert_settings, mark_experts
 from megatron_davinci.model.gpt import GPT
 from megatron_davinci.model.initialize import initialize
 from megatron_davinci.model.levers import lever_settings
@@ -17,8 +18,13 @@ from megatron_davinci.platform.device import Platform
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def transformer_config(config: RunConfig) -> TransformerConfig:
-    """Say the configuration in Megatron-Core's words."""
+def transformer_config(config: RunConfig, *, transformer_engine: bool = False) -> TransformerConfig:
+    """Say the configuration in Megatron-Core's words.
+
+    Args:
+        config: The run configuration.
+        transformer_engine: Whose layers are built.
+    """
     model, parallel = config.model, config.parallel
     interleaved = parallel.virtual_pipeline > 1
     dtype = DTYPES[config.train.precision]
@@ -65,6 +71,7 @@ def transformer_config(config: RunConfig) -> TransformerConfig:
         bias_dropout_fusion=False,
         gradient_accumulation_fusion=False,
         **lever_settings(config),
+        **expert_settings(config, grouped=transformer_engine),
     )
 
 
@@ -91,8 +98,8 @@ def build_model(config: RunConfig, platform: Platform) -> list[GPT]:
         A Megatron-Core `GPTModel` for each chunk: `parallel.virtual_pipeline` of them. Their parameters have the
         dtype of `train.precision`.
     """
-    mcore = transformer_config(config)
     engine = use_transformer_engine(config.model.layers, platform)
+    mcore = transformer_config(config, transformer_engine=engine)
     documents = any(stage.transforms.document_mask for stage in config.curriculum)
     documents = documents or config.evaluation.document_mask
     count = config.parallel.virtual_pipeline
@@ -112,6 +119,7 @@ def build_model(config: RunConfig, platform: Platform) -> list[GPT]:
             vp_stage=stage,
             z_loss=config.train.z_loss,
         )
+        mark_experts(chunk)
         initialize(chunk, config.run.seed, config.model.init_std)
         chunks.append(chunk.to(platform.device))
     return chunks

@@ -11,6 +11,8 @@ from megatron.core import parallel_state
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 from torch import Tensor
 
+from megatron_davinci.model.experts import is_expert, whole_expert_name
+
 
 def initialize(model: Any, seed: int, std: float) -> None:
     """Draw every weight from a generator keyed by the seed and the weight's own name.
@@ -34,13 +36,17 @@ def initialize(model: Any, seed: int, std: float) -> None:
             else:
                 key = global_name(name, model)
                 residual = key.endswith(("linear_proj.weight", "linear_fc2.weight"))
-                parameter.copy_(_draw(parameter, key, seed, std / math.sqrt(2 * layers) if residual else std))
+                deviation = std / math.sqrt(2 * layers) if residual else std
+                parameter.copy_(_draw(parameter, key, seed, deviation, expert=is_expert(name)))
 
 
 def global_name(name: str, model: Any) -> str:
-    """The name of a parameter in the whole model: layers counted over all model chunks, tied weights named once."""
+    """The name of a parameter in the whole model: layers counted over all model chunks, experts over all ranks, tied
+    weights named once.
+    """
     if name == "output_layer.weight" and model.share_embeddings_and_output_weights:
         return "embedding.word_embeddings.weight"
+    name = whole_expert_name(name, model.config)
     prefix, marker, rest = name.partition(".layers.")
     if not marker:
         return name
@@ -50,11 +56,16 @@ def global_name(name: str, model: Any) -> str:
     )
 
 
-def _draw(parameter: Tensor, key: str, seed: int, std: float) -> Tensor:
+def _draw(parameter: Tensor, key: str, seed: int, std: float, *, expert: bool) -> Tensor:
     """The local part, in fp32 on the CPU, of the matrix that `key` names."""
     digest = hashlib.blake2b(f"{seed}/{key}".encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-    ranks = parallel_state.get_tensor_model_parallel_world_size()
+    if expert:
+        ranks = parallel_state.get_expert_tensor_parallel_world_size()
+        rank = parallel_state.get_expert_tensor_parallel_rank()
+    else:
+        ranks = parallel_state.get_tensor_model_parallel_world_size()
+        rank = parallel_state.get_tensor_model_parallel_rank()
     split = ranks > 1 and getattr(parameter, "tensor_model_parallel", False)
     shape = list(parameter.shape)
     axis = getattr(parameter, "partition_dim", 0)
@@ -63,7 +74,6 @@ def _draw(parameter: Tensor, key: str, seed: int, std: float) -> Tensor:
     whole = torch.empty(shape).normal_(0.0, std, generator=generator)
     if not split:
         return whole
-    rank = parallel_state.get_tensor_model_parallel_rank()
     # The gate and the up projection are one matrix, and each is split over the ranks.
     halves = whole.chunk(2, axis) if key.endswith("linear_fc1.weight") else (whole,)
     return torch.cat([half.chunk(ranks, axis)[rank] for half in halves], axis)

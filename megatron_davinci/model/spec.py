@@ -14,6 +14,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron_davinci.errors import EnvironmentProblem
 from megatron_davinci.model.attention import SDPAttention
 from megatron_davinci.model.norm import RMSNorm
+from megatron_davinci.model.router import Router
 from megatron_davinci.platform.device import Platform
 
 
@@ -38,8 +39,10 @@ def use_transformer_engine(layers: str, platform: Platform) -> bool:
     return layers != "local" and platform.transformer_engine
 
 
-def layer_spec(transformer_engine: bool, *, documents: bool = False, qk_norm: bool = False) -> ModuleSpec:
-    """The specification of one layer: attention, SwiGLU MLP, and a norm before each.
+def layer_spec(
+    transformer_engine: bool, *, documents: bool = False, qk_norm: bool = False, experts: int | None = None
+) -> ModuleSpec:
+    """The specification of one layer: attention, SwiGLU MLP or experts, and a norm before each.
 
     Both kinds have the same names in a checkpoint, so that one may be loaded into the other.
 
@@ -48,13 +51,22 @@ def layer_spec(transformer_engine: bool, *, documents: bool = False, qk_norm: bo
         documents: Whether attention will be confined to documents. Transformer Engine's would need tokens packed in
             another way, and document lengths that divide; so ours stands in its layers too.
         qk_norm: Whether queries and keys are normalised, head by head.
+        experts: How many there are; None for one MLP.
     """
     if transformer_engine:
-        spec = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=qk_norm)
+        spec = get_gpt_layer_with_transformer_engine_spec(
+            num_experts=experts, moe_grouped_gemm=experts is not None, qk_layernorm=qk_norm
+        )
         if documents:
             spec.submodules.self_attention.submodules.core_attention = SDPAttention
+        if experts is not None:
+            spec.submodules.mlp.submodules.router = Router
         return spec
-    spec = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=qk_norm)
+    spec = get_gpt_layer_local_spec(num_experts=experts, normalization="RMSNorm", qk_layernorm=qk_norm)
+    if experts is not None:
+        spec.submodules.mlp.submodules.router = Router
+        # Transformer Engine fuses this norm into an MLP, but not into experts: there it keeps its own name.
+        del spec.submodules.sharded_state_dict_keys_map["pre_mlp_layernorm."]
     spec.submodules.input_layernorm = RMSNorm
     spec.submodules.pre_mlp_layernorm = RMSNorm
     attention = spec.submodules.self_attention.submodules
@@ -80,6 +92,11 @@ def block_spec(
         from megatron.core.extensions.transformer_engine import TENorm
 
         final_norm = TENorm
-    layer = layer_spec(transformer_engine, documents=documents, qk_norm=config.qk_layernorm)
+    layer = layer_spec(
+        transformer_engine,
+        documents=documents,
+        qk_norm=config.qk_layernorm,
+        experts=config.num_moe_experts,
+    )
     layers = [layer] * get_num_layers_to_build(config, chunk)
     return TransformerBlockSubmodules(layer_specs=layers, layer_norm=final_norm)

@@ -36,6 +36,8 @@ def start(
     pipeline: int = 1,
     virtual_pipeline: int = 1,
     context: int = 1,
+    expert: int = 1,
+    expert_tensor: int = 1,
     timeout_seconds: float = 600.0,
     seed: int = 1234,
 ) -> None:
@@ -50,6 +52,8 @@ def start(
         pipeline: Pipeline-parallel size.
         virtual_pipeline: Model chunks of each pipeline rank.
         context: Context-parallel size.
+        expert: Expert-parallel size.
+        expert_tensor: Tensor-parallel size of experts.
         timeout_seconds: How long a collective may wait for a rank.
         seed: Seeds dropout and initialisation; each tensor- and pipeline-parallel rank gets its own stream.
 
@@ -82,6 +86,8 @@ def start(
         pipeline,
         virtual_pipeline if virtual_pipeline > 1 else None,
         context_parallel_size=context,
+        expert_model_parallel_size=expert,
+        expert_tensor_parallel_size=expert_tensor,
         distributed_timeout_minutes=max(1, round(timeout_seconds / 60)),
     )
     seed_ranks(seed)

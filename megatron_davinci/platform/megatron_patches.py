@@ -83,6 +83,51 @@ def _no_compile(module: Any) -> None:
     module.jit_fuser = module.noop_decorator
 
 
+def _no_general_gemm(module: Any) -> None:
+    if not module.HAVE_TE:
+        module.te_general_gemm = None
+
+
+def _move_to_cpu_as_numpy(module: Any) -> None:
+    original = module.maybe_move_tensor_to_cpu
+
+    @functools.wraps(original)
+    def maybe_move_tensor_to_cpu(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+        moved = original(tensor, as_numpy, record_stream)
+        return moved.numpy() if as_numpy and hasattr(moved, "numpy") else moved
+
+    module.maybe_move_tensor_to_cpu = maybe_move_tensor_to_cpu
+
+
+def _unequal_parts(module: Any) -> None:
+    import torch
+
+    gather, scatter = module._gather_along_first_dim, module._reduce_scatter_along_first_dim
+
+    def gather_along_first_dim(
+        input_: Any, group: Any, output_split_sizes: Any = None, use_global_buffer: bool = False
+    ) -> Any:
+        if output_split_sizes is None or group.size() == 1:
+            return gather(input_, group, None, use_global_buffer)
+        sizes = [int(size) for size in output_split_sizes]
+        padded = input_.new_zeros((max(sizes), *input_.shape[1:]))
+        padded[: len(input_)] = input_
+        parts = gather(padded, group).split(max(sizes)) if max(sizes) else [padded] * len(sizes)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    def reduce_scatter_along_first_dim(
+        input_: Any, group: Any, input_split_sizes: Any = None, use_global_buffer: bool = False
+    ) -> Any:
+        if input_split_sizes is None or group.size() == 1:
+            return scatter(input_, group, None, use_global_buffer)
+        whole = input_.clone()
+        torch.distributed.all_reduce(whole, group=group)
+        return whole.split([int(size) for size in input_split_sizes])[group.rank()].contiguous()
+
+    module._gather_along_first_dim = gather_along_first_dim
+    module._reduce_scatter_along_first_dim = reduce_scatter_along_first_dim
+
+
 def _plain_results_queue(module: Any) -> None:
     module._get_write_results_queue = queue.Queue
 
@@ -131,6 +176,32 @@ PATCHES: tuple[Patch, ...] = (
         "CheckpointWithoutOutput asks Transformer Engine for it even with fp8=False: a NameError without TE",
         _fp8_state_stubs,
         new=True,
+    ),
+    Patch(
+        "megatron.core.tensor_parallel.mappings",
+        "_gather_along_first_dim",
+        "gathers parts of unequal sizes, which experts on several tensor ranks have; gloo's are of one size",
+        _unequal_parts,
+    ),
+    Patch(
+        "megatron.core.tensor_parallel.mappings",
+        "_reduce_scatter_along_first_dim",
+        "scatters parts of unequal sizes (applied with _gather_along_first_dim)",
+        lambda module: None,
+    ),
+    Patch(
+        "megatron.core.transformer.moe.moe_utils",
+        "te_general_gemm",
+        "the router's matrix product compares Transformer Engine's with None: a NameError without TE",
+        _no_general_gemm,
+        scope="all",
+        new=True,
+    ),
+    Patch(
+        "megatron.core.transformer.moe.moe_utils",
+        "maybe_move_tensor_to_cpu",
+        "turns counts of tokens into numpy only when they were on a GPU; all-to-all takes no tensors for sizes",
+        _move_to_cpu_as_numpy,
     ),
     Patch(
         "megatron.core.distributed.param_and_grad_buffer",

@@ -99,21 +99,31 @@ class _Rank:
         yield self._plan(kept, 0, self._recomputed() + gradients)
 
     def _plan(self, activations: float, logits: float, working: float) -> MemoryPlan:
-        parameters = self._parameters()
-        sharded = self.layout.data * self.layout.context if self.config.parallel.distributed_optimizer else 1
+        layout, parameters, experts = self.layout, self._parameters(), self._expert_parameters()
+        copies = layout.data * layout.context
+        expert_copies = layout.world // (layout.expert * layout.expert_tensor * layout.pipeline)
+        if not self.config.parallel.distributed_optimizer:
+            copies = expert_copies = 1
+        state = 8 + (4 if self.size == 2 else 0)
         return MemoryPlan(
-            weights=parameters * self.size,
-            gradients=parameters * 4,
-            optimizer=parameters * (8 + (4 if self.size == 2 else 0)) // sharded,
+            weights=(parameters + experts) * self.size,
+            gradients=(parameters + experts) * 4,
+            optimizer=parameters * state // copies + experts * state // expert_copies,
             activations=round(activations),
             logits=round(logits),
             working=round(working),
         )
 
+    def _expert_parameters(self) -> int:
+        here = self.layout.expert * self.layout.expert_tensor
+        return sum(self.chunks) * self.model.expert_parameters() // here
+
     def _parameters(self) -> int:
+        """All but the experts'."""
         model, tensor = self.model, self.layout.tensor
         norms = 2 * model.hidden_size
         matrices = (model.parameters(embeddings=False) - model.hidden_size) // model.num_layers - norms
+        matrices -= model.expert_parameters()
         total = sum(self.chunks) * (matrices // tensor + norms) + (model.hidden_size if self.last else 0)
         tables = self.first + (self.last and not (self.first and model.tie_embeddings))
         return total + tables * self.vocabulary * model.hidden_size
@@ -125,8 +135,17 @@ class _Rank:
         return 2 * self.channels + 8
 
     def _mlp(self) -> float:
-        """Both halves of the first projection, the activation, the other half again, and the product."""
-        return 5 * self.hidden
+        """Both halves of the first projection, the activation, the other half again, and the product.
+
+        An expert keeps what it was sent and what it sends back too. All are taken to be equally busy.
+        """
+        experts = self.model.experts
+        if experts is None:
+            return 5 * self.hidden
+        shared = 5 * (experts.shared_ffn_hidden_size or 0) * self.size / self.layout.tensor
+        sent = 2 * self.channels * self.layout.expert_tensor
+        split = self.model.hidden_size * self.size / self.channels
+        return shared + experts.top_k * (5 * self.model.ffn_hidden_size * self.size / split + sent)
 
     def _queries_keys_values(self) -> float:
         """The projection, of which the values are a part; queries and keys after rotation; the rotation itself."""

@@ -28,6 +28,18 @@ class MicroBatch(NamedTuple):
     documents: Documents | None = None
 
 
+def label_weight(
+    tokens: Tensor, loss_mask: Tensor | None, document_mask: DocumentMask | None
+) -> tuple[float, float]:
+    """What the labels of a rank's samples weigh together, and how many they are; arguments as in `split`."""
+    labels = tokens.shape[0] * (tokens.shape[1] - 1)
+    if document_mask is None:
+        return float(labels if loss_mask is None else loss_mask.sum()), float(labels)
+    inside = ~document_mask.ends(tokens[:, :-1])
+    weights = inside if loss_mask is None else torch.where(inside, loss_mask.to(inside.device), 0)
+    return float(weights.sum()), float(labels)
+
+
 def fill_up(
     tokens: Tensor | None, loss_mask: Tensor | None, rows: int
 ) -> tuple[Tensor | None, Tensor | None]:

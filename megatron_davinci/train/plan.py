@@ -42,6 +42,7 @@ class RunPlan:
 
     parameters: int
     parameters_without_embeddings: int
+    parameters_active: int
     flops_per_token: int
     total_tokens: int
     total_samples: int
@@ -95,6 +96,7 @@ def plan_run(config: RunConfig, ranks: int) -> RunPlan:
     return RunPlan(
         parameters=model.parameters(),
         parameters_without_embeddings=model.parameters(embeddings=False),
+        parameters_active=model.parameters(active=True),
         flops_per_token=model.flops_per_token(length),
         total_tokens=schedule.total_samples * length,
         total_samples=schedule.total_samples,

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from megatron_davinci.config import RunConfig
 from megatron_davinci.model.documents import DocumentMask
+from megatron_davinci.model.router import routers
 from megatron_davinci.platform.device import Platform
 from megatron_davinci.train import micro_batches as micro
 from megatron_davinci.train.micro_batches import MicroBatch
@@ -94,6 +95,7 @@ class Stepper:
         self.micro_batch_size = config.train.micro_batch_size
         self.has_z_loss = config.train.z_loss > 0
         self._schedule = get_forward_backward_func()
+        self._routers = routers(self.wrapped)
         if optimizer is not None:
             _refuse_infinite_gradients(optimizer)
 
@@ -123,6 +125,8 @@ class Stepper:
             for chunk in self.wrapped:
                 chunk.zero_grad_buffer()
             self.optimizer.zero_grad()
+        if self._routers:
+            self._tell_routers(tokens, loss_mask, document_mask)
         batches = micro.split(tokens, loss_mask, document_mask, self.micro_batch_size, self.platform.device)
         total, count, z_loss = self._run(batches, micro_batches, self.micro_batch_size, forward_only=False)
         if count == 0:
@@ -199,9 +203,25 @@ class Stepper:
         """Add up the micro-batches' (sum, count, sum of the z-loss) over the ranks that have them, and tell all."""
         # float64: the sum over a global batch of millions of tokens keeps its digits.
         total = torch.zeros(3, dtype=torch.float64, device=self.platform.device)
+        for report in reports:
+            total += report
+        loss, count, z_loss = self._from_last_stage(total).tolist()
+        return loss, count, z_loss
+
+    def _tell_routers(
+        self, tokens: Tensor | None, loss_mask: Tensor | None, document_mask: DocumentMask | None
+    ) -> None:
+        """Say what the labels of the global batch weigh, a token."""
+        mine = torch.zeros(2, dtype=torch.float64, device=self.platform.device)
+        if tokens is not None:
+            mine += torch.tensor(micro.label_weight(tokens, loss_mask, document_mask)).to(mine)
+        weight, labels = self._from_last_stage(mine).tolist()
+        for router in self._routers:
+            router.label_weight = weight / labels
+
+    def _from_last_stage(self, total: Tensor) -> Tensor:
+        """Add up what the last pipeline ranks have, and tell the others."""
         if parallel_state.is_pipeline_last_stage():
-            for report in reports:
-                total += report
             dist.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
         if parallel_state.get_pipeline_model_parallel_world_size() > 1:
             dist.broadcast(
@@ -209,8 +229,7 @@ class Stepper:
                 src=parallel_state.get_pipeline_model_parallel_last_rank(),
                 group=parallel_state.get_pipeline_model_parallel_group(),
             )
-        loss, count, z_loss = total.tolist()
-        return loss, count, z_loss
+        return total
 
 
 def interleaved_group(micro_batches: int, pipeline: int) -> int:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from megatron_davinci.config import Layout, check_layout, validate
-from megatron_davinci.config.layout import even_split
+from megatron_davinci.config import Layout, check_layout, load_config, validate
+from megatron_davinci.config.layout_problems import even_split, layout_problems
+from megatron_davinci.config.nearest_layouts import nearest_layouts
 from megatron_davinci.errors import ConfigError
 from tests.config import small
 
 
 def configuration(
     *, tensor=1, pipeline=1, context=1, sequence=False, micro=1, batches=(4,), length=16, virtual_pipeline=1,
-    pipeline_layers=None, **model,
+    pipeline_layers=None, expert=1, expert_tensor=1, **model,
 ):  # fmt: skip
     phases = [{"size": size, "steps": 1} for size in batches[:-1]] + [{"size": batches[-1]}]
     whole = small.settings(
@@ -25,6 +29,8 @@ def configuration(
             "virtual_pipeline": virtual_pipeline,
             "pipeline_layers": pipeline_layers,
             "context": context,
+            "expert": expert,
+            "expert_tensor": expert_tensor,
             "sequence": sequence,
         },
     )
@@ -74,7 +80,6 @@ def test_every_number_that_does_not_divide_is_listed_and_no_other(
     expected = []
     for name, number, by in [
         ("model.num_attention_heads", heads, tensor),
-        ("model.num_query_groups", groups, tensor),
         ("model.ffn_hidden_size", ffn, tensor),
         ("model.vocab_size", vocab, tensor),
         ("data.sequence_length", length, 2 * context if context > 1 else 1),
@@ -84,6 +89,12 @@ def test_every_number_that_does_not_divide_is_listed_and_no_other(
     ]:
         if not divides(by, number):
             expected.append((name, number))
+    # A key/value head may be shared by several tensor ranks, where each has an equal part of its rows.
+    if not divides(tensor, groups):
+        if not divides(groups, tensor):
+            expected.append(("model.num_query_groups", groups))
+        elif not divides(tensor, 2 * groups * 2):
+            expected.append(("2 * model.num_query_groups * head_dim", 2 * groups * 2))
     together = tensor * pipeline * context
     if divides(together, world):
         data = world // together
@@ -98,19 +109,67 @@ def test_every_number_that_does_not_divide_is_listed_and_no_other(
     with pytest.raises(ConfigError) as caught:
         check_layout(config, world)
     found = str(caught.value.found).splitlines()
+    assert {line.split(" is n")[0] for line in found} == {f"{name} ({number})" for name, number in expected}
     assert len(found) == len(expected)
-    for line, (name, number) in zip(found, expected):
-        assert line.startswith(f"{name} ({number}) is not a multiple of")
 
 
 def test_the_message_has_the_numbers_and_what_to_change():
     with pytest.raises(ConfigError) as caught:
-        check_layout(configuration(tensor=4, pipeline=2, num_layers=3), 12)
+        check_layout(configuration(tensor=3, pipeline=2, num_layers=3), 8)
     text = str(caught.value)
-    assert "model.num_query_groups (2) is not a multiple of parallel.tensor (4): remainder 2" in text
+    assert "model.num_query_groups (2) is neither a multiple nor a divisor of parallel.tensor (3)" in text
     assert "model.num_layers (3) is not a multiple of parallel.pipeline (2): remainder 1" in text
-    assert "the number of ranks (12) is not a multiple of parallel.tensor * parallel.pipeline (8)" in text
-    assert "do:" in text
+    assert "the number of ranks (8) is not a multiple of parallel.tensor * parallel.pipeline (6)" in text
+    assert "parallel.tensor=2" in str(caught.value.do)
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    tensor=st.integers(1, 5),
+    pipeline=st.integers(1, 5),
+    virtual=st.integers(1, 3),
+    context=st.integers(1, 3),
+    sequence=st.booleans(),
+    micro=st.integers(1, 5),
+    batches=st.lists(st.integers(1, 24), min_size=1, max_size=2),
+    layers=small_sizes,
+    groups=st.integers(1, 4),
+    experts=st.one_of(st.none(), st.integers(2, 6)),
+    expert=st.integers(1, 3),
+    world=st.integers(1, 9),
+)
+def test_every_layout_that_is_offered_goes(
+    tensor, pipeline, virtual, context, sequence, micro, batches, layers, groups, experts, expert, world
+):
+    config = configuration(
+        tensor=tensor, pipeline=pipeline, context=context, sequence=sequence and tensor > 1, micro=micro,
+        batches=batches, num_layers=layers, num_attention_heads=4 * groups, num_query_groups=groups, head_dim=2,
+        virtual_pipeline=virtual if pipeline > 1 else 1, expert=expert,
+        experts=None if experts is None else {"number": experts},
+    )  # fmt: skip
+    assume(layout_problems(config, world))
+    offered = nearest_layouts(config, world)
+    with pytest.raises(ConfigError) as caught:
+        check_layout(config, world)
+    assert str(caught.value.do).splitlines()[1:] == [suggestion.overrides for suggestion in offered]
+    assert offered, "one rank always goes, and it is near"
+    for suggestion in offered:
+        # What is written there, read as a person would paste it.
+        written = [part for part in suggestion.overrides.split() if "=" in part]
+        with tempfile.TemporaryDirectory() as folder:
+            path = small.write(Path(folder), config.model_dump(mode="json", exclude_unset=True))
+            pasted = load_config(path, written)
+        assert pasted.model_dump() == suggestion.config.model_dump()
+        check_layout(pasted, suggestion.ranks)
+
+
+def test_the_nearest_change_comes_first():
+    # Eight ranks take 16 sequences at once: smaller micro-batches, or two ranks for each.
+    offered = [
+        suggestion.overrides for suggestion in nearest_layouts(configuration(micro=2, batches=(8,)), 8)
+    ]
+    assert offered[0] == "train.micro_batch_size=1"
+    assert "parallel.tensor=2" in offered
 
 
 def test_a_batch_size_of_several_stages_is_said_once():
@@ -143,7 +202,7 @@ def test_layers_that_do_not_divide_are_offered_as_an_uneven_split():
     assert (
         "model.num_layers (6) is not a multiple of parallel.pipeline * parallel.virtual_pipeline (4)" in text
     )
-    assert "parallel.pipeline_layers=[1,2,2,1]" in text
+    assert "parallel.pipeline_layers=[1,2,2,1]" in str(caught.value.do)
     offered = configuration(pipeline=2, virtual_pipeline=2, num_layers=6, pipeline_layers=[1, 2, 2, 1])
     assert str(check_layout(offered, 2)) == "TP1 x PP2 x VP2 x DP1 = 2 ranks"
 
