@@ -26,7 +26,7 @@ def test_davinci_3b_is_table_4_of_the_report():
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_whole_and_its_name_is_about_its_size(name):
     model = ModelConfig.model_validate({"preset": name})
-    millions = {"davinci-3b": 3086, "150m": 150, "tiny": 4}[name]
+    millions = {"davinci-3b": 3086, "150m": 150, "tiny": 4, "tiny-moe": 11}[name]
     assert model.parameters() / 1e6 == pytest.approx(millions, rel=0.1)
     assert model.parameters() - model.parameters(embeddings=False) == model.vocab_size * model.hidden_size
 
