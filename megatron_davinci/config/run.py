@@ -13,6 +13,7 @@ from megatron_davinci.config.levers import lever_problems
 from megatron_davinci.config.model import ModelConfig
 from megatron_davinci.config.parallel import ParallelConfig
 from megatron_davinci.config.problems import Problem, Problems, placed
+from megatron_davinci.config.repetition import repetition_problems
 from megatron_davinci.config.section import Section
 from megatron_davinci.config.source_weights import mixture_problems
 from megatron_davinci.config.training import (
@@ -48,6 +49,16 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     logging: LoggingConfig = LoggingConfig()
 
+    def weight_decay(self, stage: int) -> float:
+        """Of a stage's updates."""
+        own = self.curriculum[stage].weight_decay
+        return self.optimizer.weight_decay if own is None else own
+
+    def evaluate_every_steps(self, stage: int) -> int | None:
+        """In a stage; None for its end only."""
+        own = self.curriculum[stage].evaluate_every_steps
+        return self.evaluation.every_steps if own is None else own or None
+
     @model_validator(mode="after")
     def _sections_agree(self) -> RunConfig:
         problems = list(cross_problems(self.curriculum, self.data, self.model))
@@ -67,14 +78,19 @@ def cross_problems(
         data: The data section.
         model: The model section.
     """
+    known = True
     for number, stage in enumerate(curriculum):
         if stage is None or data is None:
             continue
         problems = list(mixture_problems(number, stage, data))
+        known = known and not problems
         yield from problems
         if not problems and model is not None:
             yield from transform_problems(number, stage, data, model.vocab_size, data.sequence_length)
-    names = [stage.name for stage in curriculum if stage is not None]
+    whole = [stage for stage in curriculum if stage is not None]
+    if data is not None and known and len(whole) == len(curriculum):
+        yield from repetition_problems(whole, data)
+    names = [stage.name for stage in whole]
     for number, stage in enumerate(curriculum):
         if stage is not None and stage.name in (one.name for one in curriculum[:number] if one is not None):
             yield (

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import bisect
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
-from megatron_davinci.config.curriculum import LearningRate, Stage
+from megatron_davinci.config.curriculum import BatchPhase, Stage
+from megatron_davinci.optim.learning_rate import RateSpan
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,10 @@ class Schedule:
             target += stage.tokens
             target_samples = -(-target // sequence_length)
             stage_first_step = step
-            for phase in stage.global_batch_size:
-                needed = max(0, -(-(target_samples - sample) // phase.size))
-                steps = needed if phase.steps is None else min(phase.steps, needed)
-                if steps:
-                    self.segments.append(Segment(index, sample, step, steps, phase.size, stage_first_step))
-                    sample += steps * phase.size
-                    step += steps
+            for batch, steps in _phases(stage.global_batch_size, sample, target_samples, sequence_length):
+                self.segments.append(Segment(index, sample, step, steps, batch, stage_first_step))
+                sample += steps * batch
+                step += steps
         self.total_samples, self.total_steps = sample, step
         self._first_samples = [segment.first_sample for segment in self.segments]
 
@@ -109,7 +107,11 @@ class Schedule:
             stage_name=self.stages[segment.stage].name,
             first_sample=consumed_samples,
             batch=segment.batch,
-            learning_rate=self._learning_rate(segment, inside),
+            learning_rate=self._rates[segment.stage].at(
+                step=segment.first_step - segment.stage_first_step + inside,
+                sample=consumed_samples,
+                batch=segment.batch,
+            ),
             ends_stage=last and inside + 1 == segment.steps,
         )
 
@@ -122,43 +124,55 @@ class Schedule:
         segments = self.stage_segments(stage)
         return segments[0].first_sample if segments else None
 
-    def _learning_rate(self, segment: Segment, inside: int) -> float:
-        segments = self.stage_segments(segment.stage)
-        first, end = segments[0].first_sample, segments[-1].end_sample
-        step_in_stage = segment.first_step - segment.stage_first_step + inside
-        warmup_end = _sample_of_step(segments, self.stages[segment.stage].learning_rate.warmup_steps)
-        # The last step of a stage is the one that arrives at `end`.
-        last_step_sample = end - segments[-1].batch
-        return learning_rate(
-            self.stages[segment.stage].learning_rate,
-            step_in_stage=step_in_stage,
-            sample=segment.first_sample + inside * segment.batch - first,
-            warmup_end=warmup_end - first,
-            last=last_step_sample - first,
-        )
+    @cached_property
+    def _rates(self) -> dict[int, RateSpan]:
+        """The learning rate of each stage that has a step."""
+        spans = {}
+        for index, stage in enumerate(self.stages):
+            segments = self.stage_segments(index)
+            if not segments:
+                continue
+            rate, length = stage.learning_rate, self.sequence_length
+            first, steps = segments[0].first_sample, sum(segment.steps for segment in segments)
+            # The last step of a stage is the one that arrives at `end`.
+            last = segments[-1].end_sample - segments[-1].batch
+            if rate.warmup_tokens is not None:
+                warm = _boundary_at_or_after(segments, first + -(-rate.warmup_tokens // length))
+            else:
+                warm = _sample_of_step(segments, rate.warmup_steps)
+            decay = first
+            if rate.decay_steps is not None:
+                decay = _sample_of_step(segments, max(0, steps - 1 - rate.decay_steps))
+            elif rate.decay_tokens is not None:
+                decay = last - -(-rate.decay_tokens // length)
+            spans[index] = RateSpan(rate, length, first, warm, max(decay, warm), last)
+        return spans
 
 
-def learning_rate(
-    shape: LearningRate, *, step_in_stage: int, sample: int, warmup_end: int, last: int
-) -> float:
-    """The learning rate inside a stage.
+def _phases(
+    phases: Sequence[BatchPhase], sample: int, target: int, sequence_length: int
+) -> Iterator[tuple[int, int]]:
+    """Batch size and steps of each phase of a stage that takes a step.
 
     Args:
-        shape: Warm-up and shape.
-        step_in_stage: Steps of the stage already taken.
-        sample: Samples of the stage already consumed.
-        warmup_end: Samples of the stage consumed when warm-up is over.
-        last: Samples of the stage consumed before its last step, where linear and cosine arrive at `end`.
+        phases: The stage's.
+        sample: Samples consumed before the stage.
+        target: Samples that are consumed when the stage has enough.
+        sequence_length: Tokens a sample.
     """
-    if step_in_stage < shape.warmup_steps:
-        done = (step_in_stage + 1) / shape.warmup_steps
-        return shape.warmup_from + (shape.peak - shape.warmup_from) * done
-    if shape.shape == "constant" or shape.end is None:
-        return shape.peak
-    progress = min(1.0, (sample - warmup_end) / max(1, last - warmup_end))
-    if shape.shape == "linear":
-        return shape.peak + (shape.end - shape.peak) * progress
-    return shape.end + (shape.peak - shape.end) * 0.5 * (1.0 + math.cos(math.pi * progress))
+    # Where the phase before was to end, in tokens: its overshoot is not added to the next.
+    due = sample * sequence_length
+    for phase in phases:
+        steps = needed = max(0, -(-(target - sample) // phase.size))
+        if phase.steps is not None:
+            steps = min(phase.steps, needed)
+            due = (sample + phase.steps * phase.size) * sequence_length
+        elif phase.lengths:
+            due += phase.tokens if phase.tokens is not None else (phase.samples or 0) * sequence_length
+            steps = min(needed, max(0, -(-(-(-due // sequence_length) - sample) // phase.size)))
+        if steps:
+            yield phase.size, steps
+            sample += steps * phase.size
 
 
 def _sample_of_step(segments: list[Segment], steps: int) -> int:
@@ -167,4 +181,15 @@ def _sample_of_step(segments: list[Segment], steps: int) -> int:
         if steps <= segment.steps:
             return segment.first_sample + steps * segment.batch
         steps -= segment.steps
+    return segments[-1].end_sample
+
+
+def _boundary_at_or_after(segments: list[Segment], sample: int) -> int:
+    """Where the first step of a stage begins that has at least `sample` samples of the run before it."""
+    for segment in segments:
+        if sample <= segment.end_sample:
+            return (
+                segment.first_sample
+                + max(0, -(-(sample - segment.first_sample) // segment.batch)) * segment.batch
+            )
     return segments[-1].end_sample

@@ -162,7 +162,7 @@ class TrainingRun:
             seconds = timer.lap()
             self.timers.end_step()
             progress.step(records.step(plan, result, seconds, samples.tokens_cut))
-            if self._is_due(plan, self.config.evaluation.every_steps) or plan.ends_stage:
+            if self._is_due(plan, self.config.evaluate_every_steps(plan.stage)) or plan.ends_stage:
                 records.flush()
                 self._evaluate(plan, progress, records)
                 timer.lap()
@@ -188,7 +188,7 @@ class TrainingRun:
         set_hyperparameters(
             self.optimizer,
             learning_rate=plan.learning_rate,
-            weight_decay=self.config.optimizer.weight_decay,
+            weight_decay=self.config.weight_decay(plan.stage),
         )
         try:
             return self.stepper.train(

@@ -17,6 +17,7 @@ from megatron_davinci.errors import CheckpointError
 from megatron_davinci.optim.schedule import Schedule, StepPlan
 from megatron_davinci.platform.distributed import broadcast_object
 from megatron_davinci.train.forecast import governing_records, open_sources, pool_sizes, stage_record
+from megatron_davinci.train.repetition import check_caps
 
 
 def verified_sources(config: RunConfig) -> dict[str, Source]:
@@ -50,17 +51,19 @@ class DataOrder:
         self._pools = pool_sizes(config, sources)
         self._writes = not dist.is_initialized() or dist.get_rank() == 0
         self.journal = Journal.open(path, sources) if self._writes else Journal.in_memory()
+        windows = {name: source.num_windows for name, source in sources.items()}
         planned: list[MixRecord] = []
         if self._writes:
             # Refuses a configuration that contradicts it.
             records = governing_records(config, schedule, self.journal, path, self._pools)
             planned = [record for record, number in records if number is None]
+            order = Curriculum(windows, config.run.seed, [governing.record for governing in records])
+            check_caps(config, schedule, order)
         mixes, skips = self.journal.mixes, self.journal.skips
         if dist.is_initialized():
             mixes, skips, planned = broadcast_object((mixes, skips, planned))
         for skip in skips:
             self.journal.append(skip)  # changes nothing where the journal was read
-        windows = {name: source.num_windows for name, source in sources.items()}
         # The journal is the record: what it has beyond the stages, a controller's mixtures, is replayed as it is.
         self.curriculum = Curriculum(windows, config.run.seed, mixes)
         self._last_decided = mixes[-1].first_sample if mixes else -1

@@ -7,10 +7,12 @@ from fractions import Fraction
 
 import pytest
 
-from megatron_davinci.errors import DataError
+from megatron_davinci.errors import ConfigError, DataError
 from megatron_davinci.optim.schedule import Schedule
 from megatron_davinci.train.forecast import Forecast, open_sources, pool_sizes, stage_record
-from tests.tiny import LENGTH, tiny_config, tiny_settings, write_source
+from megatron_davinci.train.order import DataOrder
+from tests.ranks import run_ranks
+from tests.tiny import LENGTH, tiny_config, tiny_settings, train_here, write_source
 
 
 @pytest.fixture
@@ -56,3 +58,54 @@ def test_a_source_of_another_size_than_declared_is_refused(tmp_path, settings):
     settings["data"]["sources"]["b"]["tokens"] = round(held * 1.2)
     with pytest.raises(DataError, match=rf"data.sources.b.tokens: .* as configured, {held:,} in the source"):
         open_sources(tiny_config(tmp_path, **settings))
+
+
+def test_a_run_that_would_pass_a_cap_does_not_start(tmp_path, settings):
+    """The sources say what they hold; nothing is written before the cap is seen to break."""
+    config = tiny_config(tmp_path, **settings)
+    schedule, sources = Schedule(config.curriculum, LENGTH), open_sources(config)
+    forecast = Forecast.read(config)
+    taken = forecast.curriculum.consumed(schedule.total_samples)
+    # Exactly what the run takes is allowed, and a hair less is not.
+    for slack, allowed in ((-1e-6, True), (1e-6, False)):
+        settings["curriculum"][1]["max_epochs"] = {"c": taken["c"] / sources["c"].num_windows - slack}
+        config = tiny_config(tmp_path, **settings)
+        if allowed:
+            DataOrder(config, schedule, sources, tmp_path / "journal.jsonl")
+            continue
+        with pytest.raises(ConfigError, match=r"(?s)repeat a source.*curriculum.1.max_epochs.c: by the end"):
+            DataOrder(config, schedule, sources, tmp_path / "journal.jsonl")
+    assert not (tmp_path / "journal.jsonl").exists()
+
+
+def test_a_stage_s_weight_decay_and_evaluations_take_effect(tmp_path):
+    """Two runs that say the same by other keys: what holds everywhere in one is the other's exception."""
+    settings = tiny_settings(
+        tmp_path, optimizer={"weight_decay": 0.0}, run={"directory": str(tmp_path / "own")}
+    )
+    settings["evaluation"] = {"every_steps": 10, "sequences": 4}
+    settings["curriculum"][0] |= {"weight_decay": 0.7, "evaluate_every_steps": 0}
+    settings["curriculum"][1] |= {"evaluate_every_steps": 4}
+    run_ranks(1, train_here, settings)
+    same = tiny_settings(tmp_path, optimizer={"weight_decay": 0.7}, run={"directory": str(tmp_path / "same")})
+    same["curriculum"][1] |= {"weight_decay": 0.0}
+    run_ranks(1, train_here, same)
+    plain = tiny_settings(
+        tmp_path, optimizer={"weight_decay": 0.0}, run={"directory": str(tmp_path / "plain")}
+    )
+    run_ranks(1, train_here, plain)
+
+    def losses(name):
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line)["loss"] for line in lines]
+
+    assert losses("own") == losses("same"), "neither run took the optimizer's decay in both stages"
+    evaluated = [
+        json.loads(line)["step"] for line in (tmp_path / "own" / "evals.jsonl").read_text().splitlines()
+    ]
+    ends = [
+        sum(s.steps for s in Schedule(tiny_config(tmp_path).curriculum, LENGTH).stage_segments(i))
+        for i in (0, 1)
+    ]
+    first, last = ends[0], sum(ends)
+    assert evaluated == sorted({first, last, *(step for step in range(first + 1, last) if step % 4 == 0)})
