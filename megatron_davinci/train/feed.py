@@ -51,11 +51,13 @@ class Samples(NamedTuple):
         loss_mask: [rows, sequence_length] uint8, what each label weighs in the loss; None where all weigh 1.
         tokens_cut: How many tokens transforms moved past the end, in the whole global batch; None where no transform
             lengthens samples.
+        source: [rows] int64, each row's source by its place in the curriculum; None on ranks that need no tokens.
     """
 
     tokens: Tensor | None
     loss_mask: Tensor | None
     tokens_cut: int | None = None
+    source: Tensor | None = None
 
 
 class Feed:
@@ -134,7 +136,8 @@ class Feed:
                 cut = self._total(transformed.cut)
         if tokens is None:
             tokens = self._device.copy(found)
-        return Samples(tokens.long(), None if mask is None else self._device.copy(mask), cut)
+        source = self._device.copy(read.source)
+        return Samples(tokens.long(), None if mask is None else self._device.copy(mask), cut, source.long())
 
     def discard(self) -> None:
         """Forget what was requested: who reads is done with it, or its answer is dropped."""

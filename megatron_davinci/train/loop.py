@@ -31,6 +31,7 @@ from megatron_davinci.train.progress import RunProgress, Timer, format_seconds
 from megatron_davinci.train.records import Records
 from megatron_davinci.train.run_directory import RunDirectory, command_line
 from megatron_davinci.train.seams import Evaluator
+from megatron_davinci.train.source_losses import source_records
 from megatron_davinci.train.step import Stepper, StepResult, wrap_model
 
 EvaluatorFactory = Callable[[RunConfig], Evaluator | None]
@@ -77,7 +78,12 @@ class TrainingRun:
             DavinciError: The loss stopped being finite, or a checkpoint could not be written.
         """
         mode = self.config.logging.progress if self.is_main else "none"
-        progress = progress or RunProgress(self.schedule, mode, self.config.logging.every_steps)
+        progress = progress or RunProgress(
+            self.schedule,
+            mode,
+            self.config.logging.every_steps,
+            domains={name: self.config.data.domain(name) for name in self.sources},
+        )
         # Measured before every start, so that utilization is against this machine as it is now.
         peak = measure_matmul_peak(self.platform, DTYPES[self.config.train.precision])
         records = Records(
@@ -161,7 +167,14 @@ class TrainingRun:
             self.step, self.consumed_samples = plan.step, plan.first_sample + plan.batch
             seconds = timer.lap()
             self.timers.end_step()
-            progress.step(records.step(plan, result, seconds, samples.tokens_cut))
+            sources = source_records(
+                self.order.curriculum,
+                plan.first_sample,
+                plan.batch,
+                self.config.data.sequence_length,
+                result.sources,
+            )
+            progress.step(records.step(plan, result, seconds, sources, samples.tokens_cut))
             if self._is_due(plan, self.config.evaluate_every_steps(plan.stage)) or plan.ends_stage:
                 records.flush()
                 self._evaluate(plan, progress, records)
@@ -192,7 +205,12 @@ class TrainingRun:
         )
         try:
             return self.stepper.train(
-                samples.tokens, micro_batches, samples.loss_mask, self.document_masks[plan.stage]
+                samples.tokens,
+                micro_batches,
+                samples.loss_mask,
+                self.document_masks[plan.stage],
+                samples.source,
+                len(self.sources),
             )
         except FloatingPointError as error:
             raise DavinciError(

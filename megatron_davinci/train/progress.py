@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console, Group
@@ -17,6 +17,7 @@ from rich.text import Text
 from megatron_davinci.config.units import format_tokens
 from megatron_davinci.optim.schedule import Schedule
 from megatron_davinci.train.phases import BETWEEN_STEPS
+from megatron_davinci.train.source_losses import loss_by_domain
 
 
 def format_seconds(seconds: float) -> str:
@@ -39,11 +40,19 @@ class RunProgress:
         mode: `auto`, `live`, `lines` or `none`.
         every_steps: Distance of lines.
         console: Where to write.
+        domains: The domain of each source.
     """
 
     def __init__(
-        self, schedule: Schedule, mode: str, every_steps: int, console: Console | None = None
+        self,
+        schedule: Schedule,
+        mode: str,
+        every_steps: int,
+        console: Console | None = None,
+        *,
+        domains: Mapping[str, str] | None = None,
     ) -> None:
+        self._domains = domains or {}
         self.console = console or Console(highlight=False)
         if mode == "auto":
             mode = "live" if self.console.is_terminal else "lines"
@@ -153,6 +162,9 @@ class RunProgress:
         if phases := shares_of_phases(record.get("phases", {}) for record in self._recent):
             parts.append(Text(phases, style="dim"))
         parts += [Text(""), self._bars]
+        trained = loss_by_domain((record.get("sources", {}) for record in self._recent), self._domains)
+        if len(trained) > 1:
+            parts += [Text(""), Text(f"training loss  {_by_domain(trained)}")]
         if self._heldout:
             parts += [Text(""), Text(f"held-out loss  {_by_domain(self._heldout)}")]
         return Panel(Group(*parts), title="davinci train", border_style="cyan")

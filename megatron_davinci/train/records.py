@@ -15,6 +15,7 @@ from megatron_davinci.train.phases import PhaseTimers
 from megatron_davinci.train.rank_spread import RankSpread
 from megatron_davinci.train.run_directory import RunDirectory, append_line
 from megatron_davinci.train.seams import HeldOutLoss
+from megatron_davinci.train.source_losses import SourceRecord, loss_by_domain
 from megatron_davinci.train.step import StepResult
 
 _CURVES = ("loss", "grad_norm", "learning_rate", "global_batch_size", "tokens_per_second")
@@ -45,6 +46,7 @@ class Records:
         self._directory, self._peak, self._timers = directory, peak, timers
         self._sequence_length = config.data.sequence_length
         self._flops_per_token = config.model.flops_per_token(config.data.sequence_length)
+        self._domains = {name: config.data.domain(name) for name in config.data.sources}
         self._writes = dist.get_rank() == 0
         self._spread = RankSpread(platform, config.logging.every_steps)
         # Steps whose phases are not known yet: on CUDA, the last one.
@@ -54,7 +56,12 @@ class Records:
             self._boards = open_boards(directory.path, directory.tensorboard, config, first_step)
 
     def step(
-        self, plan: StepPlan, result: StepResult, seconds: float, tokens_cut: int | None = None
+        self,
+        plan: StepPlan,
+        result: StepResult,
+        seconds: float,
+        sources: dict[str, SourceRecord],
+        tokens_cut: int | None = None,
     ) -> dict[str, Any]:
         """Write a step and return its record, to which its phases come when they are known.
 
@@ -62,11 +69,12 @@ class Records:
             plan: The step.
             result: What it measured.
             seconds: How long it took.
+            sources: What it took of each source, and the loss there.
             tokens_cut: Tokens of its samples that transforms moved past the end; None where none could.
         """
         consumed = plan.first_sample + plan.batch
         rate = plan.batch * self._sequence_length / seconds
-        record = {
+        record: dict[str, Any] = {
             "step": plan.step,
             "stage": plan.stage_name,
             "consumed_samples": consumed,
@@ -79,6 +87,7 @@ class Records:
             "tokens_per_second": round(rate, 1),
             "seconds": round(seconds, 6),
             "flops_utilization": round(rate * self._flops_per_token / self._peak, 4),
+            "sources": sources,
         }
         if tokens_cut is not None:
             record["transform_tokens_cut"] = tokens_cut
@@ -141,6 +150,14 @@ class Records:
             return
         append_line(self._directory.metrics, record)
         numbers = {f"train/{name}": record[name] for name in _CURVES}
+        numbers |= {
+            f"loss_by_domain/{domain}": loss
+            for domain, loss in loss_by_domain([record["sources"]], self._domains).items()
+        }
+        for name, source in record["sources"].items():
+            numbers[f"epoch/{name}"] = source["epoch"]
+            if source["loss"] is not None:
+                numbers[f"loss_by_source/{name}"] = source["loss"]
         numbers |= {f"phases/{name}": seconds for name, seconds in record.get("phases", {}).items()}
         for board in self._boards:
             board.add(record["step"], numbers)

@@ -27,6 +27,7 @@ from megatron_davinci.platform.device import Platform
 from megatron_davinci.train import micro_batches as micro
 from megatron_davinci.train.micro_batches import MicroBatch
 from megatron_davinci.train.phases import PhaseTimers
+from megatron_davinci.train.source_losses import add_by_source
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,14 @@ class StepResult:
         loss: Mean over the labels of the global batch, by their weights, nats a token.
         grad_norm: Norm of the gradient before clipping.
         z_loss: As the loss, and not part of it; None without one.
+        sources: By the place of each source: the loss of its labels, summed by their weights, nats, and the weights'
+            sum. One entry where the samples' sources were not said.
     """
 
     loss: float
     grad_norm: float
     z_loss: float | None = None
+    sources: tuple[tuple[float, float], ...] = ()
 
 
 def wrap_model(chunks: Sequence[Any], config: RunConfig) -> list[DistributedDataParallel]:
@@ -105,6 +109,8 @@ class Stepper:
         micro_batches: int,
         loss_mask: Tensor | None = None,
         document_mask: DocumentMask | None = None,
+        source: Tensor | None = None,
+        sources: int = 1,
     ) -> StepResult:
         """Take one step.
 
@@ -116,6 +122,9 @@ class Stepper:
                 it carries no loss; None where all weigh 1. The loss is the weighted mean over all ranks' labels.
             document_mask: Confines attention to documents; None for plain causal attention. A label that is in
                 another document than its input then carries no loss. Every pipeline rank needs tokens.
+            source: [micro_batches * micro_batch_size] int64, the place of each sample's source; None where all are
+                of one. The last pipeline stage reads it.
+            sources: How many sources there are.
 
         Raises:
             FloatingPointError: The loss or the gradient is not finite, or no label carries loss; the update was
@@ -128,7 +137,9 @@ class Stepper:
         if self._routers:
             self._tell_routers(tokens, loss_mask, document_mask)
         batches = micro.split(tokens, loss_mask, document_mask, self.micro_batch_size, self.platform.device)
-        total, count, z_loss = self._run(batches, micro_batches, self.micro_batch_size, forward_only=False)
+        reports = self._run(batches, micro_batches, self.micro_batch_size, forward_only=False)
+        by_source = self._gather(reports, source, sources)
+        total, count, z_loss = (sum(column) for column in zip(*by_source, strict=True))
         if count == 0:
             raise FloatingPointError("no label of the global batch carries loss")
         loss = total / count
@@ -136,7 +147,12 @@ class Stepper:
             raise FloatingPointError(f"loss {loss}")
         with self.timers.phase("optimizer"):
             _, grad_norm, _ = self.optimizer.step()
-        return StepResult(loss, float(grad_norm), z_loss / count if self.has_z_loss else None)
+        return StepResult(
+            loss,
+            float(grad_norm),
+            z_loss / count if self.has_z_loss else None,
+            tuple((of_source, weight) for of_source, weight, _ in by_source),
+        )
 
     @torch.no_grad()
     def loss(
@@ -169,20 +185,22 @@ class Stepper:
                 tokens, loss_mask = micro.fill_up(tokens, loss_mask, missing)
                 micro_batches = least
             batches = micro.split(tokens, loss_mask, document_mask, micro_batch_size, self.platform.device)
-            return self._run(batches, micro_batches, micro_batch_size, forward_only=True)[:2]
+            reports = self._run(batches, micro_batches, micro_batch_size, forward_only=True)
+            return self._gather(reports)[0][:2]
         finally:
             for chunk in self.wrapped:
                 chunk.train()
 
     def _run(
         self, batches: Iterator[MicroBatch], micro_batches: int, micro_batch_size: int, *, forward_only: bool
-    ) -> tuple[float, float, float]:
+    ) -> list[Tensor]:
+        """What `_loss` reported of each micro-batch, on ranks of the last pipeline stage."""
         chunks = len(self.wrapped)
         if chunks > 1:
             self.wrapped[0].config.microbatch_group_size_per_vp_stage = interleaved_group(
                 micro_batches, parallel_state.get_pipeline_model_parallel_world_size()
             )
-        reports = self._schedule(
+        reports: list[Tensor] = self._schedule(
             forward_step_func=_forward,
             # Each chunk takes the micro-batches in their order; one that is behind finds them kept.
             data_iterator=list(tee(batches, chunks)) if chunks > 1 else batches,
@@ -192,21 +210,20 @@ class Stepper:
             micro_batch_size=micro_batch_size,
             forward_only=forward_only,
         )
-        return self._gather(reports)
+        return reports
 
     @property
     def _fewest_micro_batches(self) -> int:
         """Below this the schedule cannot run."""
         return parallel_state.get_pipeline_model_parallel_world_size() if len(self.wrapped) > 1 else 1
 
-    def _gather(self, reports: list[Tensor]) -> tuple[float, float, float]:
-        """Add up the micro-batches' (sum, count, sum of the z-loss) over the ranks that have them, and tell all."""
+    def _gather(
+        self, reports: list[Tensor], source: Tensor | None = None, sources: int = 1
+    ) -> list[tuple[float, float, float]]:
+        """Add up the rows' (sum, weight, sum of the z-loss) by source over the ranks that have them, and tell all."""
         # float64: the sum over a global batch of millions of tokens keeps its digits.
-        total = torch.zeros(3, dtype=torch.float64, device=self.platform.device)
-        for report in reports:
-            total += report
-        loss, count, z_loss = self._from_last_stage(total).tolist()
-        return loss, count, z_loss
+        total = add_by_source(reports, source, sources, self.platform.device)
+        return [(loss, weight, z_loss) for loss, weight, z_loss in self._from_last_stage(total).tolist()]
 
     def _tell_routers(
         self, tokens: Tensor | None, loss_mask: Tensor | None, document_mask: DocumentMask | None
@@ -272,10 +289,10 @@ def _forward(batches: Iterator[MicroBatch], model: Any) -> tuple[Tensor, Any]:
 
 
 def _loss(losses: Tensor, loss_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum the labels' losses by their weights, sum the weights, and keep both for the report.
+    """Sum the labels' losses by their weights, sum the weights, and report [batch, 3] of each row: both, and the z-loss.
 
     Weights are whole numbers, since Megatron-Core adds them up in an int32 to divide by; which whole numbers is
-    nothing to the mean. Megatron-Core divides the first sum in place, so the report is a copy.
+    nothing to the mean. Megatron-Core divides the first sum in place; the report is not touched.
 
     Args:
         losses: [batch, sequence], or [2, batch, sequence] with the z-loss of each label beside its loss.
@@ -283,11 +300,15 @@ def _loss(losses: Tensor, loss_mask: Tensor | None) -> tuple[Tensor, Tensor, Ten
     """
     losses = losses.float()
     losses = losses if losses.ndim == 3 else losses.unsqueeze(0)
-    count = torch.tensor(losses[0].numel(), dtype=torch.int, device=losses.device)
-    if loss_mask is not None:
+    rows, length = losses.shape[1:]
+    if loss_mask is None:
+        weights = torch.full((rows,), length, dtype=torch.float64, device=losses.device)
+        count = torch.tensor(rows * length, dtype=torch.int, device=losses.device)
+    else:
         # A label without loss may have an infinite one: 0 * inf is not 0.
         losses = torch.where(loss_mask.bool(), losses * loss_mask, 0.0)
-        count = loss_mask.sum(dtype=torch.int)
-    sums = losses.sum((1, 2))
-    report = torch.stack([sums[0].double(), count.double(), sums[1:].double().sum()]).detach()
-    return sums.sum(), count, report
+        weights = loss_mask.sum(1, dtype=torch.float64)
+        count = weights.sum().int()
+    of_row = losses.detach().sum(2, dtype=torch.float64)
+    report = torch.stack([of_row[0], weights, of_row[1:].sum(0)], 1)
+    return losses.sum(), count, report

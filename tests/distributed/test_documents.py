@@ -139,13 +139,13 @@ class Rank:
             chunk.train()
             chunk.zero_grad_buffer()
         batches = micro.split(torch.from_numpy(tokens), None, mask, 1, torch.device("cpu"))
-        total = self.stepper._run(batches, len(tokens), 1, forward_only=False)
+        [total] = self.stepper._gather(self.stepper._run(batches, len(tokens), 1, forward_only=False))
         gradients = {
             global_name(name, chunk): p.main_grad.clone().numpy()
             for chunk in self.chunks
             for name, p in chunk.named_parameters()
         }
-        return *total, gradients
+        return *total[:2], gradients
 
 
 def _make_attention_sharp(model):

@@ -32,6 +32,7 @@ def record(step):
         "tokens_per_second": 640.0,
         "seconds": 0.1,
         "flops_utilization": 0.42,
+        "sources": {name: {"loss": loss, "weight": 32} for name, loss in (("a", 5.0), ("b", 5.5))},
         "phases": {"data": 0.0001, "forward": 0.03, "gradient_sync": 0.06, "other": 0.01, "evaluation": 9.0},
     }
 
@@ -39,7 +40,7 @@ def record(step):
 def shown(mode, terminal):
     out = io.StringIO()
     console = Console(file=out, force_terminal=terminal, width=100, color_system=None, highlight=False)
-    with RunProgress(schedule(), mode, 2, console) as progress:
+    with RunProgress(schedule(), mode, 2, console, domains={"a": "code"}) as progress:
         for step in (1, 2, 3):
             progress.step(record(step))
         progress.heldout(3, {"code": 4.5})
@@ -64,6 +65,7 @@ def test_a_panel_on_a_terminal():
         "640",
         "42% of matmul peak",
         "code 4.500",
+        "training loss  code 5.000  b 5.500",
         "forward 30%  gradient sync 60%  other 10%",
     ):
         assert part in panel
