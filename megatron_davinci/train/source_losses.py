@@ -1,7 +1,7 @@
 """The training loss by source and by domain: what the samples of each cost, how many tokens, how far through it is.
 
 Which sample is of which source is known before anything is computed. On the device each row's loss and weight are
-added to its source's, and these few numbers travel with the step's own loss: nothing is waited for that was not before.
+added to its source's, and these few numbers travel with the step's own loss, so nothing more is waited for.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def source_records(
 
     Returns:
         By source: `loss`, the mean over its labels by their weights, in nats a token, None where none carries loss;
-        `tokens` that were taken; `weight`, of its labels together, in the unit of every source; `epoch`, how often the
-        source has been passed through after the step.
+        `tokens` that were taken; `weight`, of its labels together, in the unit of every source; `epoch`, how often
+        the source has been passed through after the step.
     """
     before, after = curriculum.consumed(first_sample), curriculum.consumed(first_sample + batch)
     found = {}

@@ -173,7 +173,7 @@ def train_with_a_bad_gradient(settings):
         answer = run(self, tokens, micro_batches, size, forward_only=forward_only)
         steps.append(forward_only)
         if steps.count(False) == 12 and not forward_only:
-            next(iter(self.wrapped.module.parameters())).main_grad.view(-1)[3] = float("nan")
+            next(iter(self.wrapped[0].module.parameters())).main_grad.view(-1)[3] = float("nan")
         return answer
 
     Stepper._run = bad_run

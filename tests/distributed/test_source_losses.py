@@ -1,7 +1,8 @@
-"""The training loss by source: each sample's loss is its own source's, in every layout and whatever its labels weigh."""
+"""The training loss by source: a sample's loss is its own source's, in every layout, whatever its labels weigh."""
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -94,7 +95,7 @@ def test_each_source_has_the_loss_of_its_own_samples(runs):
             assert record["loss"] == pytest.approx(nats / weight, rel=1e-4), (name, source)
     # The samples of one source taken for another's would be noticed.
     values = sorted(record["loss"] for record in lines["one rank"][2]["sources"].values())
-    assert min(b - a for a, b in zip(values, values[1:], strict=False)) > 1e-3
+    assert min(b - a for a, b in itertools.pairwise(values)) > 1e-3
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
