@@ -289,7 +289,7 @@ def _forward(batches: Iterator[MicroBatch], model: Any) -> tuple[Tensor, Any]:
 
 
 def _loss(losses: Tensor, loss_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum the labels' losses by their weights, sum the weights, and report both and the z-loss of each row: [batch, 3].
+    """Sum the labels' losses by their weights, sum the weights, and report both and the z-loss by row: [batch, 3].
 
     Weights are whole numbers, since Megatron-Core adds them up in an int32 to divide by; which whole numbers is
     nothing to the mean. Megatron-Core divides the first sum in place; the report is not touched.
