@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -27,7 +27,8 @@ from megatron_davinci.data.tokenizer import Tokenizer
 from megatron_davinci.data.transforms import SampleTransforms, as_seen, stage_transforms
 from megatron_davinci.errors import DavinciError
 from megatron_davinci.optim.schedule import Schedule
-from megatron_davinci.train.forecast import Forecast, Governing, governing_records, pool_sizes
+from megatron_davinci.train.forecast import Forecast
+from megatron_davinci.train.planned import Governing, governing_records, planned_records, pool_sizes
 from megatron_davinci.train.run_directory import RunDirectory
 
 Answer = dict[str, Any]
@@ -125,15 +126,16 @@ class _Run:
             forecast = self._tried(lambda: Forecast.read(config))
             records = None if forecast is None else forecast.records
         else:
-            records = self._tried(
-                lambda: governing_records(
-                    config, self._schedule, Journal.open(path, config.data.sources), path, pools
-                )
-            )
+            records = self._tried(lambda: self._after(Journal.open(path, config.data.sources), pools))
         if records is None:
             self._notes.append("epochs and samples are those that the configuration plans, without a journal")
-            return governing_records(config, self._schedule, Journal(path, None), path, pools)
+            return self._after(Journal.in_memory(), pools)
         return records
+
+    def _after(self, journal: Journal, pools: Mapping[str, int]) -> tuple[Governing, ...]:
+        """The journal's mixtures, and what the stages plan after them."""
+        planned = planned_records(self._config, self._schedule, pools, journal.mixes)
+        return governing_records(journal, planned)
 
     def _tried(self, action: Callable[[], _T]) -> _T | None:
         return tried(action, self._problems)

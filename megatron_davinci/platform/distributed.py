@@ -146,6 +146,14 @@ def broadcast_object(value: Any, source: int = 0) -> Any:
     return box[0]
 
 
+def broadcast_number(value: int, source: int = 0) -> int:
+    """Give every rank the `value` of rank `source`: one collective of 8 bytes, cheap enough for every step."""
+    on_gpu = dist.get_backend() == "nccl"
+    box = torch.tensor(value, dtype=torch.int64, device=torch.cuda.current_device() if on_gpu else "cpu")
+    dist.broadcast(box, src=source)
+    return int(box)
+
+
 def _free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))

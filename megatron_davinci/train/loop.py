@@ -26,7 +26,9 @@ from megatron_davinci.train.checkpoint_files import Checkpoint
 from megatron_davinci.train.documents import document_masks, uses_documents
 from megatron_davinci.train.feed import Feed, Samples
 from megatron_davinci.train.order import DataOrder, verified_sources
+from megatron_davinci.train.outlook import widened
 from megatron_davinci.train.phases import PhaseTimers
+from megatron_davinci.train.planned import pool_sizes
 from megatron_davinci.train.progress import RunProgress, Timer, format_seconds
 from megatron_davinci.train.records import Records
 from megatron_davinci.train.run_directory import RunDirectory, command_line
@@ -54,8 +56,8 @@ class TrainingRun:
         self.is_main = dist.get_rank() == 0
         self.sources: dict[str, Source] = verified_sources(config)
         self.document_masks = document_masks(config, self.sources)
-        self.transforms = stage_transforms(config, self.sources)
-        self.order = DataOrder(config, self.schedule, self.sources, self.directory.journal)
+        self.order = DataOrder(config, self.schedule, self.sources, self.directory)
+        self.transforms = stage_transforms(widened(config, self.order.records), self.sources)
         self.chunks = build_model(config, platform)
         wrapped = wrap_model(self.chunks, config)
         self.optimizer = build_optimizer(config, wrapped)
@@ -94,6 +96,7 @@ class TrainingRun:
             first_step=self.step + 1,
             timers=self.timers,
         )
+        self.order.seal()
         if self.is_main:
             self._record_start()
         feed = Feed(
@@ -160,6 +163,8 @@ class TrainingRun:
                 read_ahead(ahead)
             plan = ahead.popleft()
             self.order.commit(plan)
+            for message in self.order.messages():
+                progress.message(message)
             with self.timers.phase("data"):
                 samples = feed.take(plan.first_sample, plan.batch, plan.stage)
                 request(1)
@@ -260,6 +265,8 @@ class TrainingRun:
             "seed": self.config.run.seed,
             "sequence_length": self.config.data.sequence_length,
             "data_fingerprints": {name: source.fingerprint for name, source in self.sources.items()},
+            "windows": {name: source.num_windows for name, source in self.sources.items()},
+            "pools": pool_sizes(self.config, self.sources),
             "model": {
                 "parameters": model.parameters(),
                 **model.model_dump(mode="json", exclude={"preset"}),

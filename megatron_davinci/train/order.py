@@ -13,11 +13,15 @@ from megatron_davinci.config import RunConfig
 from megatron_davinci.data.curriculum import Curriculum
 from megatron_davinci.data.journal import Journal, MixRecord, SkipRecord
 from megatron_davinci.data.source import Source
-from megatron_davinci.errors import CheckpointError
+from megatron_davinci.errors import CheckpointError, DavinciError
 from megatron_davinci.optim.schedule import Schedule, StepPlan
-from megatron_davinci.platform.distributed import broadcast_object
-from megatron_davinci.train.forecast import governing_records, open_sources, pool_sizes, stage_record
+from megatron_davinci.platform.distributed import broadcast_number, broadcast_object
+from megatron_davinci.train.edits import EditFile
+from megatron_davinci.train.outlook import Outlook, edit_problem, look_ahead
+from megatron_davinci.train.past import Past, shares
+from megatron_davinci.train.planned import mixture_at, open_sources, planned_records, pool_sizes
 from megatron_davinci.train.repetition import check_caps
+from megatron_davinci.train.run_directory import RunDirectory
 
 
 def verified_sources(config: RunConfig) -> dict[str, Source]:
@@ -34,43 +38,69 @@ def verified_sources(config: RunConfig) -> dict[str, Source]:
 class DataOrder:
     """What the journal has decided, then what is planned; planned records reach the journal before they are used.
 
-    Every rank calls every method with the same arguments. Only rank 0 has the journal.
+    Every rank calls every method with the same arguments. Only rank 0 has the journal and reads what was asked for.
 
     Args:
         config: The run configuration.
         schedule: The run's schedule.
         sources: The open sources.
-        path: The run's journal.
+        directory: The run's.
 
     Attributes:
         curriculum: The journal's mixtures, and of the planned ones those that were prepared.
+
+    Raises:
+        ConfigError: An edit does not fit the configuration.
+        DataError: The configuration would rewrite the run's past, or a file of it is damaged.
     """
 
-    def __init__(self, config: RunConfig, schedule: Schedule, sources: dict[str, Source], path: Path) -> None:
+    def __init__(
+        self, config: RunConfig, schedule: Schedule, sources: dict[str, Source], directory: RunDirectory
+    ) -> None:
         self._config, self.schedule, self.sources = config, schedule, sources
+        self._windows = {name: source.num_windows for name, source in sources.items()}
         self._pools = pool_sizes(config, sources)
         self._writes = not dist.is_initialized() or dist.get_rank() == 0
-        self.journal = Journal.open(path, sources) if self._writes else Journal.in_memory()
-        windows = {name: source.num_windows for name, source in sources.items()}
-        planned: list[MixRecord] = []
+        self.journal = Journal.open(directory.journal, sources) if self._writes else Journal.in_memory()
+        self._file = EditFile(directory.edits)
+        self._stamp = self._file.stamp()
+        ahead = Outlook([], None, {})
         if self._writes:
-            # Refuses a configuration that contradicts it.
-            records = governing_records(config, schedule, self.journal, path, self._pools)
-            planned = [record for record, number in records if number is None]
-            order = Curriculum(windows, config.run.seed, [governing.record for governing in records])
+            past = Past.read(directory)
+            past.check(config, schedule, sources, self.journal, self._pools)
+            ahead = look_ahead(past, config, schedule, self._windows, self.journal, self._pools)
+            order = Curriculum(self._windows, config.run.seed, [*self.journal.mixes, *ahead.planned])
             check_caps(config, schedule, order)
-        mixes, skips = self.journal.mixes, self.journal.skips
-        if dist.is_initialized():
-            mixes, skips, planned = broadcast_object((mixes, skips, planned))
+        mixes, skips, ahead = _from_rank_zero((self.journal.mixes, self.journal.skips, ahead))
         for skip in skips:
             self.journal.append(skip)  # changes nothing where the journal was read
         # The journal is the record: what it has beyond the stages, a controller's mixtures, is replayed as it is.
-        self.curriculum = Curriculum(windows, config.run.seed, mixes)
-        self._last_decided = mixes[-1].first_sample if mixes else -1
+        self.curriculum = Curriculum(self._windows, config.run.seed, mixes)
+        self._mixes, self._ahead = list(mixes), ahead
         # Not in the journal yet, by rising first sample. The curriculum has the first `_prepared` of them.
-        self._planned = planned
+        self._planned = ahead.planned
         self._prepared = 0
         self._proposed: MixRecord | None = None
+        self._messages: list[str] = []
+
+    @property
+    def records(self) -> list[MixRecord]:
+        """The journal's mixtures, and what is planned after them."""
+        return [*self._mixes, *self._planned]
+
+    def seal(self) -> None:
+        """Decide now what takes effect where the present begins.
+
+        A run that goes on from a checkpoint takes steps again that were on record. What a changed configuration or an
+        edit changes begins after those; once they are taken again, nothing else would say so.
+        """
+        for name, why in self._ahead.overruled.items():
+            self._messages.append(f"{name} is withdrawn: {why}.")
+            if self._writes:
+                self._file.withdraw(name, why)
+        due = [record for record in self._planned if record.first_sample <= (self._ahead.begins or 0)]
+        if any(record.origin for record in due):
+            self._decide(due)
 
     def prepare(self, plan: StepPlan) -> None:
         """Have the curriculum reach the end of a step, before its samples are asked for. Nothing is decided by it."""
@@ -83,19 +113,24 @@ class DataOrder:
 
     def commit(self, plan: StepPlan) -> None:
         """Have the journal reach the end of a step, on disk, before any of its samples is used."""
-        self.prepare(plan)
         end = plan.first_sample + plan.batch
         due = [record for record in self._planned if record.first_sample < end]
-        if not due:
-            return
+        if due:
+            self._decide(due)
+
+    def _decide(self, due: list[MixRecord]) -> None:
+        """Move the first of the planned records to the journal."""
+        for record in self._planned[self._prepared : len(due)]:
+            self.curriculum.append(record)
         if self._writes:
             for record in due:
                 self.journal.append(record)
         if dist.is_initialized():
             dist.barrier()
-        self._last_decided = due[-1].first_sample
         del self._planned[: len(due)]
-        self._prepared -= len(due)
+        self._prepared = max(0, self._prepared - len(due))
+        self._mixes += due
+        self._messages += [self._told(record) for record in due if record.origin]
 
     def propose(
         self, first_sample: int, weights: Mapping[str, str], *, origin: str, reason: str = ""
@@ -116,18 +151,21 @@ class DataOrder:
         Raises:
             DataError: The weights do not sum to 1, or one is of an unknown source or one without windows.
         """
-        if first_sample <= self._last_decided or first_sample >= self.schedule.total_samples:
+        decided = self._mixes[-1].first_sample if self._mixes else -1
+        if first_sample <= decided or first_sample >= self.schedule.total_samples:
             return None
-        stage = self.schedule.at(first_sample).stage
-        like = stage_record(self._config, self.schedule, stage, self._pools)
-        assert like is not None  # a step of the stage begins here
-        record = replace(like, first_sample=first_sample, weights=dict(weights), origin=origin, reason=reason)
+        record = replace(
+            mixture_at(self._config, self.schedule, self._pools, first_sample),
+            weights=dict(weights),
+            origin=origin,
+            reason=reason,
+        )
         self.curriculum.check_mixture(record)
         self._proposed = record
         return record
 
     def revise(self, plan: StepPlan, stop_reading: Callable[[], None]) -> bool:
-        """Take up what was proposed since the last step.
+        """Take up what was proposed, and what was asked for in the run directory, since the last step.
 
         Args:
             plan: The next step, which nothing was taken of.
@@ -136,17 +174,60 @@ class DataOrder:
         Returns:
             Whether the order changed from this step on, so that steps ahead must be prepared and asked for again.
         """
+        planned = self._planned
+        if self._edits_changed():
+            planned = _from_rank_zero(self._replanned(plan) if self._writes else [])
         record, self._proposed = self._proposed, None
-        if record is None:
+        if record is not None and not any(_is_edit(one, record.first_sample) for one in planned):
+            others = (one for one in planned if one.first_sample != record.first_sample)
+            planned = sorted([*others, record], key=lambda one: one.first_sample)
+        if planned == self._planned:
             return False
         stop_reading()
-        self.curriculum.forget_from(max(record.first_sample, self._last_decided + 1))
-        self._planned = sorted(
-            [*(r for r in self._planned if r.first_sample != record.first_sample), record],
-            key=lambda r: r.first_sample,
-        )
-        self._prepared = sum(r.first_sample < record.first_sample for r in self._planned[: self._prepared])
+        if self._mixes:
+            self.curriculum.forget_from(self._mixes[-1].first_sample + 1)
+        self._planned, self._prepared = planned, 0
         return True
+
+    def _edits_changed(self) -> bool:
+        """Whether somebody asked for something since the last time, as rank 0 sees it."""
+        stamp = self._file.stamp() if self._writes else self._stamp
+        is_news, self._stamp = stamp != self._stamp, stamp
+        return broadcast_number(int(is_news)) > 0 if dist.is_initialized() else is_news
+
+    def _replanned(self, plan: StepPlan) -> list[MixRecord]:
+        """What is planned from a step on, with the edits of now; as it was where they cannot be read."""
+        try:
+            edits = self._file.read()
+        except DavinciError as error:
+            self._messages.append(str(error))
+            return self._planned
+        fit = []
+        for edit in edits.pending(self._mixes):
+            problem = edit_problem(edit, self._config, self._windows)
+            if problem is None:
+                fit.append(edit)
+            else:
+                self._messages.append(f"{edit.name} is left out: {problem}.")
+        return planned_records(
+            self._config,
+            self.schedule,
+            self._pools,
+            self._mixes,
+            fit,
+            consumed=plan.first_sample,
+        )
+
+    def messages(self) -> list[str]:
+        """What there is to say of changes since the last time."""
+        said, self._messages = self._messages, []
+        return said
+
+    def _told(self, record: MixRecord) -> str:
+        step = self.schedule.at(record.first_sample).step
+        return f"The mixture changes from step {step:,} on ({record.origin}): {shares(record.weights)}" + (
+            f". Reason: {record.reason}" if record.reason else ""
+        )
 
     def skips(self, plan: StepPlan) -> SkipRecord | None:
         """The skip that leaves out a sample of the step, if one does. Such a step is not taken, as a whole.
@@ -176,3 +257,11 @@ class DataOrder:
                 "which the checkpoint rests",
                 do="restore journal.jsonl, or start another run in another run.directory",
             )
+
+
+def _is_edit(record: MixRecord, sample: int) -> bool:
+    return record.first_sample == sample and record.origin.startswith("edit-")
+
+
+def _from_rank_zero(value: Any) -> Any:
+    return broadcast_object(value) if dist.is_initialized() else value

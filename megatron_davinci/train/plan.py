@@ -9,8 +9,8 @@ from typing import Any
 from megatron_davinci.config import Layout, RunConfig, check_layout
 from megatron_davinci.config.source_weights import source_weights
 from megatron_davinci.optim.schedule import Schedule
-from megatron_davinci.train.forecast import pool_sizes
 from megatron_davinci.train.memory import MemoryPlan, plan_memory
+from megatron_davinci.train.planned import pool_sizes
 
 
 @dataclass(frozen=True)

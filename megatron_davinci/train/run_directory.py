@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from megatron_davinci.config import RunConfig, dump_config
-from megatron_davinci.errors import DataError
 from megatron_davinci.files import disk_errors, write_atomically, write_json
 from megatron_davinci.version import __version__
 
@@ -44,6 +43,11 @@ class RunDirectory:
         return self.path / "journal.jsonl"
 
     @property
+    def edits(self) -> Path:
+        """Changes of the mixture that were asked for."""
+        return self.path / "edits.jsonl"
+
+    @property
     def metrics(self) -> Path:
         """One line a step."""
         return self.path / "metrics.jsonl"
@@ -63,11 +67,8 @@ class RunDirectory:
 
         Args:
             config: The resolved configuration of this start.
-            facts: What must stay the same over the run (`seed`, `data_fingerprints`, ...).
+            facts: What decides the data order (`seed`, `data_fingerprints`, ...); `Past.check` has compared them.
             start: What may differ between starts (layout, device, step).
-
-        Raises:
-            DataError: A fact differs from the one on record.
         """
         with disk_errors(self.path, "making the run directory"):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -75,8 +76,6 @@ class RunDirectory:
         manifest: dict[str, Any] = {"name": self.path.name, "created": _now(), "starts": []}
         if path.exists():
             manifest = json.loads(path.read_text(encoding="utf-8"))
-            if start["step"] > 0:
-                self._same_facts(path, manifest, facts)
         manifest.update(facts)
         manifest["davinci_version"] = __version__
         manifest["packages"] = _versions()
@@ -87,21 +86,6 @@ class RunDirectory:
             self.path / "domains.json", {name: config.data.domain(name) for name in config.data.sources}
         )
         write_json(path, manifest)
-
-    @staticmethod
-    def _same_facts(path: Path, manifest: dict[str, Any], facts: dict[str, Any]) -> None:
-        differing = [
-            f"{name}: {manifest.get(name)!r} on record, {facts[name]!r} now"
-            for name in ("seed", "sequence_length", "data_fingerprints")
-            if manifest.get(name) != facts[name]
-        ]
-        if differing:
-            raise DataError(
-                "The run cannot go on: what decides its data order has changed.",
-                where=path,
-                found="\n".join(differing),
-                do="restore the data and settings, or start another run in another run.directory",
-            )
 
     def truncate_after(self, step: int) -> None:
         """Drop metrics and evaluations of steps after `step`: a resumed run takes these steps again."""

@@ -195,10 +195,10 @@ def test_epochs_are_those_of_the_samples_one_by_one(config, tmp_path):
 def test_the_journal_is_the_record(config, tmp_path):
     journal = Journal.open(tmp_path / "run" / "journal.jsonl")
     journal.append(MixRecord(0, "first", {"a": "1"}))
-    journal.append(MixRecord(100, "first", {"b": "1"}))
+    journal.append(MixRecord(104, "first", {"b": "1"}))
     found = answer(tmp_path, config)
     check_epochs(config, found)
-    assert {one["name"]: one["use"]["samples"][0] for one in found["sources"]} == {"a": 100, "b": 92, "qa": 0}
+    assert {one["name"]: one["use"]["samples"][0] for one in found["sources"]} == {"a": 104, "b": 88, "qa": 0}
     assert found["run"]["journal_records"] == 2
 
 

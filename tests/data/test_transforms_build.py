@@ -14,7 +14,7 @@ from megatron_davinci.data.transforms import stage_transforms
 from megatron_davinci.data.transforms.build import DocumentBegins
 from megatron_davinci.errors import ConfigError, DataError
 from megatron_davinci.optim.schedule import Schedule
-from megatron_davinci.train.forecast import open_sources, pool_sizes, stage_record
+from megatron_davinci.train.planned import open_sources, pool_sizes, stage_record
 from tests.tiny import LENGTH
 from tests.transforming import (
     EOD,

@@ -206,21 +206,27 @@ def test_data_that_changed_under_a_run_is_refused(stopped, tmp_path):
     settings, run = stopped
     before = (run / "metrics.jsonl").read_text()
     sources = {**settings["data"]["sources"], "b": settings["data"]["sources"]["a"]}
-    with pytest.raises(DataError, match="data order has changed"):
+    with pytest.raises(DataError, match="source b: other content than on record"):
         run_ranks(1, train_here, {**settings, "data": {**settings["data"], "sources": sources}})
     assert (run / "metrics.jsonl").read_text() == before
 
 
-def test_a_mixture_of_the_past_cannot_be_rewritten_but_the_future_can(stopped):
+def test_an_edited_configuration_changes_what_lies_ahead_and_nothing_else(stopped):
     settings, run = stopped
     first, second = settings["curriculum"]
-    rewritten = {**settings, "curriculum": [{**first, "mixture": {"a": 0.5, "b": 0.5}}, second]}
-    with pytest.raises(DataError, match="contradicts the run"):
+    before = (run / "journal.jsonl").read_text(), (run / "metrics.jsonl").read_text()
+    rewritten = {**settings, "curriculum": [{**first, "global_batch_size": 4}, second]}
+    with pytest.raises(DataError, match="its past is sealed"):
         run_ranks(1, train_here, rewritten)
-    ahead = {**settings, "curriculum": [first, {**second, "mixture": {"a": 0.5, "b": 0.5}}]}
-    run_ranks(1, train_here, ahead)
-    records = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
-    assert [r["weights"]["a"] for r in records] == ["0.75", "0.5"]
+    assert ((run / "journal.jsonl").read_text(), (run / "metrics.jsonl").read_text()) == before
+    ahead = [{**first, "mixture": {"a": 0.25, "b": 0.75}}, {**second, "mixture": {"a": 0.5, "b": 0.5}}]
+    run_ranks(1, train_here, {**settings, "curriculum": ahead})
+    records = Journal.open(run / "journal.jsonl").mixes
+    assert [(r.first_sample, r.weights["a"], r.origin) for r in records] == [
+        (0, "0.75", ""),
+        (80, "0.25", "configuration"),
+        (192, "0.5", ""),
+    ]
 
 
 def test_a_finished_run_has_nothing_left_to_do(undisturbed):

@@ -13,7 +13,7 @@ import pytest
 from megatron_davinci.config import validate
 from megatron_davinci.data import Curriculum, Journal
 from megatron_davinci.errors import DataError
-from megatron_davinci.train.forecast import open_sources
+from megatron_davinci.train.planned import open_sources
 from tests.ranks import run_ranks, start_ranks
 from tests.tiny import train_here
 from tests.transforming import FILLING, FIRST_CHANGED, TRANSFORMS, by_hand, transformed_settings
@@ -193,9 +193,9 @@ def test_what_was_done_to_samples_is_not_changed_under_a_run(root, tmp_path):
     settings = settings_of(root, tmp_path)
     run_ranks(1, train_here, {**settings, "train": {**settings["train"], "stop_after_steps": 4}})
     changes = {"fill_in_the_middle": {**FILLING, "rate": 0.5}}
-    with pytest.raises(DataError, match="contradicts the run's journal"):
+    with pytest.raises(DataError, match="its transforms cannot change"):
         run_ranks(1, train_here, settings_of(root, tmp_path, {**ALL, **changes}))
     # Nor the text that stands before documents.
     settings["data"]["sources"]["web"] = {**settings["data"]["sources"]["web"], "metadata": "other"}
-    with pytest.raises(DataError, match="contradicts the run's journal"):
+    with pytest.raises(DataError, match="its transforms cannot change"):
         run_ranks(1, train_here, settings)

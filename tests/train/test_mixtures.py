@@ -9,8 +9,10 @@ import pytest
 
 from megatron_davinci.errors import ConfigError, DataError
 from megatron_davinci.optim.schedule import Schedule
-from megatron_davinci.train.forecast import Forecast, open_sources, pool_sizes, stage_record
+from megatron_davinci.train.forecast import Forecast
 from megatron_davinci.train.order import DataOrder
+from megatron_davinci.train.planned import open_sources, pool_sizes, stage_record
+from megatron_davinci.train.run_directory import RunDirectory
 from tests.ranks import run_ranks
 from tests.tiny import LENGTH, tiny_config, tiny_settings, train_here, write_source
 
@@ -71,10 +73,10 @@ def test_a_run_that_would_pass_a_cap_does_not_start(tmp_path, settings):
         settings["curriculum"][1]["max_epochs"] = {"c": taken["c"] / sources["c"].num_windows - slack}
         config = tiny_config(tmp_path, **settings)
         if allowed:
-            DataOrder(config, schedule, sources, tmp_path / "journal.jsonl")
+            DataOrder(config, schedule, sources, RunDirectory(tmp_path / "run"))
             continue
         with pytest.raises(ConfigError, match=r"(?s)repeat a source.*curriculum.1.max_epochs.c: by the end"):
-            DataOrder(config, schedule, sources, tmp_path / "journal.jsonl")
+            DataOrder(config, schedule, sources, RunDirectory(tmp_path / "run"))
     assert not (tmp_path / "journal.jsonl").exists()
 
 

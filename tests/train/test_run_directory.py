@@ -5,7 +5,7 @@ import json
 import pytest
 
 from megatron_davinci.config import load_config
-from megatron_davinci.errors import DataError, DavinciError
+from megatron_davinci.errors import DavinciError
 from megatron_davinci.train.progress import format_seconds
 from megatron_davinci.train.run_directory import RunDirectory
 from tests.ranks import run_ranks
@@ -57,17 +57,6 @@ def test_lines_of_steps_that_will_be_taken_again_are_dropped(tmp_path):
     directory.metrics.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "lo')
     directory.truncate_after(2)
     assert directory.metrics.read_text() == '{"step": 1}\n{"step": 2}\n'
-
-
-def test_what_decides_the_data_order_may_not_change(tmp_path):
-    directory, config = RunDirectory(tmp_path / "run"), tiny_config(tmp_path)
-    directory.record_start(config, FACTS, {"step": 0})
-    directory.record_start(config, FACTS, {"step": 8})
-    with pytest.raises(DataError) as error:
-        directory.record_start(config, {**FACTS, "seed": 8}, {"step": 8})
-    assert "seed: 7 on record, 8 now" in str(error.value)
-    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
-    assert [start["step"] for start in manifest["starts"]] == [0, 8]
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):

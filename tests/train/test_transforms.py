@@ -43,8 +43,9 @@ def measured(root):
     from megatron_davinci.platform.device import choose
     from megatron_davinci.train import micro_batches as micro
     from megatron_davinci.train.documents import document_masks
-    from megatron_davinci.train.forecast import open_sources
     from megatron_davinci.train.order import DataOrder
+    from megatron_davinci.train.planned import open_sources
+    from megatron_davinci.train.run_directory import RunDirectory
     from megatron_davinci.train.step import Stepper, wrap_model
 
     configs = {name: validate(transformed_settings(root, case), where="test") for name, case in CASES.items()}
@@ -67,7 +68,7 @@ def measured(root):
     for name, config in configs.items():
         schedule = Schedule(config.curriculum, LENGTH)
         sources = open_sources(config)
-        order = DataOrder(config, schedule, sources, root / "journals" / f"{name}.jsonl")
+        order = DataOrder(config, schedule, sources, RunDirectory(root / "journals" / name))
         order.prepare(schedule.at(FIRST_CHANGED))
         ns = np.arange(FIRST_CHANGED, FIRST_CHANGED + ROWS)
         read = Batches(order.curriculum, sources).read(ns)
