@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
+from megatron_davinci.config.controller import ControllerConfig, controller_problems
 from megatron_davinci.config.curriculum import Stage
 from megatron_davinci.config.data import DataConfig
 from megatron_davinci.config.levers import lever_problems
@@ -48,6 +49,7 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     logging: LoggingConfig = LoggingConfig()
+    controller: ControllerConfig = ControllerConfig()
 
     def weight_decay(self, stage: int) -> float:
         """Of a stage's updates."""
@@ -63,6 +65,13 @@ class RunConfig(Section):
     def _sections_agree(self) -> RunConfig:
         problems = list(cross_problems(self.curriculum, self.data, self.model))
         problems += (placed(said) for said in lever_problems(self))
+        if not problems:
+            problems += (
+                placed(said)
+                for said in controller_problems(
+                    self.controller, self.curriculum, self.data, self.evaluation.every_steps
+                )
+            )
         if problems:
             raise Problems(problems)
         return self

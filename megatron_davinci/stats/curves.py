@@ -23,7 +23,8 @@ KNEE_RATIOS = np.array([-0.08, 0.0, 0.07, 0.14, 0.23, 0.32])
 OTHER_RATIOS = np.array([0.5, 0.7, 1.4, 2.0, 4.0])
 """What is left of growth after a change that is no knee."""
 FAMILIES = ("power", "step", "change", "knee")
-_POSITIONS = 64
+POSITIONS = 64
+"""Where a knee is looked for: 64 places tell its position to a few percent."""
 _EDGE = 3  # points that a limb needs
 _EXPONENT_PRIOR = (0.05, 0.25)  # mean and deviation of a normal distribution
 _WIDTH_PRIOR = 0.1  # mean of an exponential distribution
@@ -68,6 +69,7 @@ class CurveGrid:
 
     Args:
         x: [n] log-tokens, rising; at least 7.
+        positions: How many places a knee is looked for at; between them its position is interpolated.
 
     Attributes:
         family: [m] number in `FAMILIES` of each shape.
@@ -77,17 +79,17 @@ class CurveGrid:
         mean_slope: [m] mean slope of its growth: up to the knee, where there is one, else over all positions.
     """
 
-    def __init__(self, x: NDArray) -> None:
+    def __init__(self, x: NDArray, positions: int = POSITIONS) -> None:
         self._x, self._origin = x, float(np.median(x))
         low, high = x[_EDGE - 1], x[-_EDGE]
-        positions = np.linspace(low, high, _POSITIONS)
+        places = np.linspace(low, high, positions)
         between = ((x[1:] + x[:-1]) / 2)[1:-1]
         one = np.array([1.0])
         self._grids = [
             (np.array([np.inf]), one, one),
             (between, one, one),
-            (positions, WIDTHS[[0, 2]], OTHER_RATIOS),
-            (positions, WIDTHS, KNEE_RATIOS),
+            (places, WIDTHS[[0, 2]], OTHER_RATIOS),
+            (places, WIDTHS, KNEE_RATIOS),
         ]
         parts = [self._limbs(name, *grid) for name, grid in zip(FAMILIES, self._grids, strict=True)]
         family, exponent, at, width, ratio = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -133,6 +135,18 @@ class CurveGrid:
         found = ratios[:, None] * found
         found += before
         return found.reshape(-1, len(x))
+
+    def ahead(self, x: NDArray, chosen: NDArray) -> NDArray:
+        """[len(chosen), len(x)] growth of some shapes from the last position on to others, in log-tokens."""
+        x = np.concatenate([self._x[-1:], x])
+        whole = growth(x, self._exponent[chosen, None], self._origin)
+        limbs = np.flatnonzero(self.family[chosen] >= 2)
+        mine = chosen[limbs]
+        before = growth(
+            bent(x, self.at[mine, None], self._width[mine, None]), self._exponent[mine, None], self._origin
+        )
+        whole[limbs] = before + self.ratio[mine, None] * (whole[limbs] - before)
+        return whole[:, 1:] - whole[:, :1]
 
     def weigh(self, y: NDArray, points: float) -> Posterior:
         """Fit level and size to every shape, and weigh the shapes.

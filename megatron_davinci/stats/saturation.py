@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from megatron_davinci.stats.curves import FAMILIES, CurveGrid, Posterior
+from megatron_davinci.stats.curves import FAMILIES, POSITIONS, CurveGrid, Posterior
 from megatron_davinci.stats.noise import checked_trajectory, difference_noise, effective_count, robust_scale
 
 State = Literal["growing", "slowing", "saturated", "unknown"]
@@ -53,6 +53,28 @@ class Knee:
 
 
 @dataclass(frozen=True)
+class Forecast:
+    """How a trajectory would go on, as the mean over all curves by their probability.
+
+    Attributes:
+        grid: The curves.
+        chosen: [k] those that have a probability worth counting.
+        weight: [k] of each; sums to 1.
+        size: [k] growth for a shape's unit, in the trajectory's units; positive is better.
+    """
+
+    grid: CurveGrid
+    chosen: NDArray
+    weight: NDArray
+    size: NDArray
+
+    def improvement(self, tokens: ArrayLike) -> NDArray:
+        """[n] what is expected to be gained from the last evaluation until each of `tokens`."""
+        ahead = self.grid.ahead(np.log(np.asarray(tokens, np.float64)), self.chosen)
+        return (self.weight * self.size) @ ahead
+
+
+@dataclass(frozen=True)
 class Saturation:
     """What a trajectory says.
 
@@ -66,6 +88,7 @@ class Saturation:
         knee: The knee, if one was found.
         curve: [n] the fitted curve at the trajectory's positions.
         reason: Why, in words.
+        forecast: How it would go on; None where nothing is known.
     """
 
     state: State
@@ -77,6 +100,7 @@ class Saturation:
     knee: Knee | None
     curve: NDArray
     reason: str
+    forecast: Forecast | None = None
 
 
 def saturation(
@@ -86,6 +110,7 @@ def saturation(
     better: Literal["lower", "higher"],
     what: str = "trajectory",
     knee_confidence: float = KNEE_CONFIDENCE,
+    positions: int = POSITIONS,
 ) -> Saturation:
     """The state of a trajectory.
 
@@ -95,6 +120,7 @@ def saturation(
         better: `lower` for a loss, `higher` for a score.
         what: Names the trajectory in errors.
         knee_confidence: A knee is claimed from this probability on.
+        positions: How many places a knee is looked for at. Fewer are faster; a state needs few.
 
     Raises:
         DataError: A value is not finite, or the positions do not rise.
@@ -105,7 +131,7 @@ def saturation(
     x, sign, unit = np.log(t), 1.0 if better == "higher" else -1.0, float(np.ptp(y))
     if unit == 0:
         return _unknown(t, y, "every evaluation gave the same value")
-    grid = CurveGrid(x)
+    grid = CurveGrid(x, positions)
     posterior, best, noise = _robust_posterior(grid, x, sign * y / unit)
     weight = posterior.weight
     per_doubling = unit * _A_DOUBLING
@@ -145,6 +171,7 @@ def saturation(
         knee=knee,
         curve=sign * unit * grid.curve(posterior, best),
         reason=reason,
+        forecast=_forecast(grid, posterior, unit),
     )
 
 
@@ -175,6 +202,12 @@ def _knee(grid: CurveGrid, posterior: Posterior, asked: float) -> Knee | None:
     low, middle, high = np.exp(np.interp([0.025, 0.5, 0.975], cumulative, positions))
     ratio = float(weight[mine] @ grid.ratio[mine] / confidence)
     return Knee(float(middle), float(low), float(high), ratio, confidence)
+
+
+def _forecast(grid: CurveGrid, posterior: Posterior, unit: float) -> Forecast:
+    chosen = np.flatnonzero(posterior.weight > 1e-3 * posterior.weight.max())
+    weight = posterior.weight[chosen]
+    return Forecast(grid, chosen, weight / weight.sum(), unit * posterior.size[chosen])
 
 
 def _unknown(tokens: NDArray, y: NDArray, reason: str) -> Saturation:

@@ -23,6 +23,7 @@ from megatron_davinci.platform.peak import measure_matmul_peak
 from megatron_davinci.platform.stopwatch import stopwatch
 from megatron_davinci.train import checkpoint
 from megatron_davinci.train.checkpoint_files import Checkpoint
+from megatron_davinci.train.controller import Controller
 from megatron_davinci.train.documents import document_masks, uses_documents
 from megatron_davinci.train.feed import Feed, Samples
 from megatron_davinci.train.order import DataOrder, verified_sources
@@ -58,6 +59,7 @@ class TrainingRun:
         self.document_masks = document_masks(config, self.sources)
         self.order = DataOrder(config, self.schedule, self.sources, self.directory)
         self.transforms = stage_transforms(widened(config, self.order.records), self.sources)
+        self.controller = Controller(config, self.order, self.directory)
         self.chunks = build_model(config, platform)
         wrapped = wrap_model(self.chunks, config)
         self.optimizer = build_optimizer(config, wrapped)
@@ -110,6 +112,7 @@ class TrainingRun:
         self._introduce(progress)
         try:
             with progress:
+                self._decide_again(progress)
                 self._steps(feed, progress, records)
         finally:
             feed.close()
@@ -237,6 +240,20 @@ class TrainingRun:
             heldout = self.evaluator.evaluate(self.stepper.loss)
         records.evaluation(plan, heldout, timer.lap())
         progress.heldout(plan.step, heldout.loss)
+        self._control(plan, progress)
+
+    def _control(self, plan: StepPlan, progress: RunProgress) -> None:
+        if said := self.controller.after_evaluation(plan):
+            progress.message(said)
+
+    def _decide_again(self, progress: RunProgress) -> None:
+        """What the evaluation at the checkpoint decided, in case it never reached the journal."""
+        if not self.consumed_samples:
+            return
+        segment = [s for s in self.schedule.segments if s.first_sample < self.consumed_samples][-1]
+        plan = self.schedule.at(self.consumed_samples - segment.batch)
+        if self._is_due(plan, self.config.evaluate_every_steps(plan.stage)):
+            self._control(plan, progress)
 
     def _resume(self, found: Checkpoint) -> None:
         checkpoint.check_same_model(

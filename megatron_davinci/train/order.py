@@ -164,6 +164,10 @@ class DataOrder:
         self._proposed = record
         return record
 
+    def mixture_at(self, sample: int) -> MixRecord:
+        """The mixture that governs a sample, by the journal and what is planned."""
+        return [record for record in self.records if record.first_sample <= sample][-1]
+
     def revise(self, plan: StepPlan, stop_reading: Callable[[], None]) -> bool:
         """Take up what was proposed, and what was asked for in the run directory, since the last step.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_davinci.config import RunConfig, dump_config
+from megatron_davinci.errors import DataError
 from megatron_davinci.files import disk_errors, write_atomically, write_json
 from megatron_davinci.version import __version__
 
@@ -58,6 +59,11 @@ class RunDirectory:
         return self.path / "evals.jsonl"
 
     @property
+    def proposals(self) -> Path:
+        """One line a decision of the controller."""
+        return self.path / "proposals.jsonl"
+
+    @property
     def tensorboard(self) -> Path:
         """Event files."""
         return self.path / "tensorboard"
@@ -88,8 +94,8 @@ class RunDirectory:
         write_json(path, manifest)
 
     def truncate_after(self, step: int) -> None:
-        """Drop metrics and evaluations of steps after `step`: a resumed run takes these steps again."""
-        for path in (self.metrics, self.evaluations):
+        """Drop metrics, evaluations and proposals of steps after `step`: a resumed run takes these steps again."""
+        for path in (self.metrics, self.evaluations, self.proposals):
             if path.exists():
                 lines = [
                     line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line, step)
@@ -101,6 +107,26 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
     """Append one JSON line."""
     with disk_errors(path, f"writing {path.name}"), open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON lines of a file that `append_line` wrote; none where there is no file.
+
+    A last line that a crash cut short is left out; a resumed run drops it before it adds another.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    found = []
+    for number, line in enumerate(lines := text.splitlines(), start=1):
+        try:
+            found.append(json.loads(line))
+        except ValueError as error:
+            if number == len(lines) and not text.endswith("\n"):
+                break
+            raise DataError("A record is damaged.", where=f"{path}, line {number}", found=error) from error
+    return found
 
 
 def _step_of(line: str, last: int) -> bool:

@@ -1,0 +1,179 @@
+"""The controller in a run: at an evaluation its policy is asked; what it says is written, drawn, and maybe done.
+
+A decision depends on nothing but evals.jsonl up to its step, the journal and the configuration. So a run that was
+killed between an evaluation and its record makes the same decision again, and one whose journal has decided needs
+none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from megatron_davinci.config import RunConfig
+from megatron_davinci.config.mixture import exact_share
+from megatron_davinci.config.source_weights import exact_text
+from megatron_davinci.errors import DavinciError
+from megatron_davinci.optim.schedule import StepPlan
+from megatron_davinci.platform.distributed import broadcast_object
+from megatron_davinci.train.order import DataOrder
+from megatron_davinci.train.policies import make_policy
+from megatron_davinci.train.policies.bounded import Decision, as_text, decide
+from megatron_davinci.train.policies.situation import Bounds, Evaluation, Situation
+from megatron_davinci.train.run_directory import RunDirectory, append_line, read_lines
+
+ORIGIN = "controller"
+"""Who the journal says decided."""
+
+
+class Controller:
+    """Asks the policy, and hands what it says to the data order. Every rank calls its methods.
+
+    Args:
+        config: The run configuration.
+        order: The run's data order.
+        directory: The run directory.
+    """
+
+    def __init__(self, config: RunConfig, order: DataOrder, directory: RunDirectory) -> None:
+        self._config, self._order, self._directory = config, order, directory
+        self._settings = config.controller
+        self._policy = make_policy(config.controller)
+        by_domain = self._settings.unit == "domain"
+        self._unit_of = {s: config.data.domain(s) if by_domain else s for s in config.data.sources}
+        shares = {
+            kind: {name: exact_share(name, text) for name, text in texts.items()}
+            for kind, texts in (("floors", self._settings.floors), ("ceilings", self._settings.ceilings))
+        }
+        change = exact_share("maximum_change", self._settings.maximum_change)
+        self._bounds = Bounds(shares["floors"], shares["ceilings"], change)
+
+    def after_evaluation(self, plan: StepPlan) -> str | None:
+        """Decide after the evaluation of a step, if it is due.
+
+        Args:
+            plan: The step; its evaluation is on record.
+
+        Returns:
+            What was decided, in words; None where nothing was to be decided.
+
+        Raises:
+            DataError: A loss is not finite; nothing is written.
+        """
+        end = plan.first_sample + plan.batch
+        stages = self._settings.stages
+        if self._settings.mode == "off" or plan.ends_stage or end >= self._order.schedule.total_samples:
+            return None  # a stage begins with the mixture that it says
+        if stages is not None and plan.stage_name not in stages:
+            return None
+        # Only rank 0 has the record. An error there is every rank's: the others would wait for it in vain.
+        found: tuple[dict[str, str], str] | DavinciError | None = None
+        if dist.get_rank() == 0:
+            try:
+                found = self._decide(plan, end)
+            except DavinciError as error:
+                found = error
+        found = broadcast_object(found)
+        if isinstance(found, DavinciError):
+            raise found
+        if found is None:
+            return None
+        weights, reason = found
+        if self._settings.mode == "apply" and weights:
+            self._order.propose(end, weights, origin=ORIGIN, reason=reason)
+        verb = "Mixture" if self._settings.mode == "apply" else "Advice"
+        return f"{verb} after step {plan.step:,}: {reason}"
+
+    def _decide(self, plan: StepPlan, end: int) -> tuple[dict[str, str], str] | None:
+        """The weights by source, empty where the mixture stays, and why; None if no decision is due."""
+        evaluations = self._evaluations(plan.step)
+        if not evaluations or len(evaluations) % self._settings.every_evaluations:
+            return None
+        record = self._order.mixture_at(end - 1)
+        sources = {name: exact_share(name, text) for name, text in record.weights.items()}
+        present = dict.fromkeys(sorted(set(self._unit_of.values())), Fraction(0))
+        pools = dict.fromkeys(present, 0)
+        for name, unit in self._unit_of.items():
+            present[unit] += sources.get(name, Fraction(0))
+            pools[unit] += self._order.sources[name].num_tokens
+        length = self._config.data.sequence_length
+        situation = Situation(
+            evaluations, present, self._bounds, self._order.schedule.total_samples * length, pools
+        )
+        decision = decide(self._policy, situation)
+        weights = self._divided(decision.mixture, present, sources) if decision.changes else {}
+        self._write(plan, end, present, decision, weights)
+        return weights, f"{self._settings.policy}: {decision.reason}"
+
+    def _evaluations(self, last_step: int) -> tuple[Evaluation, ...]:
+        length = self._config.data.sequence_length
+        found = []
+        for line in read_lines(self._directory.evaluations):
+            if line["step"] > last_step:
+                continue
+            given = dict.fromkeys(self._unit_of.values(), 0)
+            for source, samples in self._order.curriculum.consumed(line["consumed_samples"]).items():
+                given[self._unit_of[source]] += samples * length
+            found.append(
+                Evaluation(
+                    step=line["step"],
+                    tokens=line["consumed_tokens"],
+                    unit_tokens=given,
+                    heldout={unit: loss for unit, loss in line["heldout_loss"].items() if unit in given},
+                    training=line.get("training_loss", {}),
+                )
+            )
+        return tuple(found)
+
+    def _divided(
+        self,
+        mixture: Mapping[str, Fraction],
+        present: Mapping[str, Fraction],
+        sources: Mapping[str, Fraction],
+    ) -> dict[str, str]:
+        """The weight of each source: inside a unit as it is now, by windows where the unit has no share now."""
+        weights: dict[str, str] = {}
+        for unit, share in mixture.items():
+            members = [name for name, its in self._unit_of.items() if its == unit]
+            if present[unit]:
+                parts = {name: sources.get(name, Fraction(0)) / present[unit] for name in members}
+            else:
+                windows = {name: self._order.sources[name].num_windows for name in members}
+                total = max(sum(windows.values()), 1)
+                parts = {name: Fraction(count, total) for name, count in windows.items()}
+            for name, part in parts.items():
+                if share * part:
+                    weights[name] = exact_text(share * part)
+        return dict(sorted(weights.items()))
+
+    def _write(
+        self,
+        plan: StepPlan,
+        end: int,
+        present: Mapping[str, Fraction],
+        decision: Decision,
+        weights: Mapping[str, str],
+    ) -> None:
+        path: Path = self._directory.proposals
+        if any(line["step"] == plan.step for line in read_lines(path)):
+            return  # a resumed run says again what it said
+        length = self._config.data.sequence_length
+        record: dict[str, Any] = {
+            "step": plan.step,
+            "stage": plan.stage_name,
+            "consumed_samples": end,
+            "consumed_tokens": end * length,
+            "mode": self._settings.mode,
+            "policy": self._settings.policy,
+            "present": {unit: as_text(share) for unit, share in present.items()},
+            "mixture": {unit: as_text(share) for unit, share in decision.mixture.items()},
+            "weights": dict(weights),
+            "reason": decision.reason,
+            "details": json.loads(json.dumps(decision.details)),
+        }
+        append_line(path, record)

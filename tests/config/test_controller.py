@@ -1,0 +1,62 @@
+"""The controller's section: bounds that cannot be held are refused, all of them at once."""
+
+import pytest
+
+from megatron_davinci.config import validate
+from megatron_davinci.errors import ConfigError
+from tests.config.small import settings as small
+
+
+def settings(**controller):
+    return small(
+        data={"validation": {"web": "valid/a", "code": "valid/b"}},
+        evaluation={"every_steps": 5},
+        controller={"mode": "apply", **controller},
+    )
+
+
+def refusal(made):
+    with pytest.raises(ConfigError) as error:
+        validate(made, where="test")
+    return error.value.render()
+
+
+def test_the_default_is_off_and_asks_nothing():
+    assert validate(small(), where="test").controller.mode == "off"
+    assert validate(settings(), where="test").controller.policy == "saturation"
+
+
+@pytest.mark.parametrize(
+    "controller, said",
+    [
+        ({"floors": {"web": 0.7, "code": 0.7}}, "sum to 1.4"),
+        ({"ceilings": {"web": 0.3, "code": 0.3}}, "sum to 0.6"),
+        ({"floors": {"web": 0.7}, "ceilings": {"web": 0.2}}, "above its ceiling"),
+        ({"floors": {"c": 0.1}}, "names c; there is code, web"),
+        ({"floors": {"code": 0.9}}, "outside floors and ceilings"),
+        ({"maximum_change": 0.0001}, "at least 0.001"),
+        ({"maximum_change": 0.00100001}, "more than six decimals"),
+        ({"floors": {"web": "1/3"}}, "more than six decimals"),
+        ({"floors": {"web": "nonsense"}}, "not a number"),
+        ({"stages": ["nowhere"]}, "names nowhere"),
+        ({"policy": "domain_upsampling", "domain_upsampling": {"mixture": {"web": 0.5}}}, "sums to 0.5"),
+        ({"policy": "specialised"}, "specialised.domain names"),
+        ({"policy": "loss_weighted", "loss_weighted": {"reference": {"web": 1.0}}}, "lacks code"),
+        ({"policy": "best"}, "policy"),
+    ],
+)
+def test_what_cannot_be_is_refused(controller, said):
+    assert said in refusal(settings(**controller))
+
+
+def test_every_problem_is_said_at_once():
+    made = settings(floors={"web": 0.7, "code": 0.7}, ceilings={"c": 0.5})
+    made["evaluation"] = {}
+    said = refusal(made)
+    assert "sum to 1.4" in said and "names c" in said and "evaluation.every_steps" in said
+
+
+def test_a_policy_that_looks_at_losses_needs_them():
+    made = settings()
+    made["data"]["validation"] = {"web": "valid/a"}
+    assert "data.validation lacks code" in refusal(made)

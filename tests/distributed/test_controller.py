@@ -1,0 +1,135 @@
+"""The controller at work: what it decides is in the journal, and is the same after a kill and in a replay."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from megatron_davinci.data import Journal
+from tests.ranks import run_ranks
+from tests.tiny import LENGTH, tiny_settings, train_here
+
+
+def settings_of(root, name, mode="apply", **train):
+    made = tiny_settings(
+        root,
+        run={"directory": str(root / name)},
+        evaluation={"every_steps": 3, "sequences": 4},
+        train=train,
+        checkpoint={"every_steps": 6},
+        controller={
+            "mode": mode,
+            "policy": "loss_weighted",
+            "loss_weighted": {"reference": {"a": 0.5, "b": 3.0}},
+            "floors": {"a": 0.1},
+            "ceilings": {"a": 0.85},
+            "maximum_change": 0.05,
+        },
+    )
+    made["curriculum"][0] |= {
+        "tokens": 10 * 8 * LENGTH,
+        "global_batch_size": [{"size": 4, "steps": 6}, {"size": 8}],
+    }
+    made["curriculum"][1]["tokens"] = 8 * 8 * LENGTH
+    made["data"]["validation"] = {name: str(root / "data" / name) for name in ("a", "b")}
+    made["data"]["loader"] = {"prefetch_steps": 4}
+    return made
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def numbers(run):
+    return [(m["step"], m["consumed_samples"], m["loss"]) for m in lines(run / "metrics.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def applied(tmp_path_factory):
+    root = tmp_path_factory.mktemp("controller")
+    run_ranks(2, train_here, settings_of(root, "run"))
+    return root
+
+
+def test_what_is_applied_is_in_the_journal_and_within_bounds(applied):
+    run = applied / "run"
+    proposals = lines(run / "proposals.jsonl")
+    mixes = [m for m in Journal.open(run / "journal.jsonl").mixes if m.origin == "controller"]
+    moving = [p for p in proposals if p["weights"]]
+    assert len(mixes) >= 3 and [m.first_sample for m in mixes] == [p["consumed_samples"] for p in moving]
+    assert [dict(m.weights) for m in mixes] == [p["weights"] for p in moving]
+    assert all(m.reason.startswith("loss_weighted: loss above the reference") for m in mixes)
+    for p in proposals:
+        assert 0.1 <= float(p["mixture"]["a"]) <= 0.85
+        assert abs(float(p["mixture"]["a"]) - float(p["present"]["a"])) <= 0.05 + 1e-12
+    stages = [m for m in Journal.open(run / "journal.jsonl").mixes if m.origin == ""]
+    assert [m.stage for m in stages] == ["first", "second"], "a stage begins with the mixture that it says"
+
+
+def test_a_kill_before_the_journal_had_it_makes_the_same_decision_again(applied):
+    root, run = applied, applied / "run"
+    # The checkpoint of step 12 was saved after its evaluation; what that decided is not in the journal yet.
+    run_ranks(2, train_here, settings_of(root, "killed", stop_after_steps=12))
+    killed = root / "killed"
+    before = len(Journal.open(killed / "journal.jsonl").mixes)
+    assert lines(killed / "proposals.jsonl")[-1]["step"] == 12
+    kept = (killed / "proposals.jsonl").read_text().splitlines(keepends=True)
+    (killed / "proposals.jsonl").write_text("".join(kept[:-1]))  # the kill came before that, too
+    run_ranks(2, train_here, settings_of(root, "killed"))
+    assert len(Journal.open(killed / "journal.jsonl").mixes) > before
+    for name in ("journal.jsonl", "proposals.jsonl"):
+        assert (killed / name).read_bytes() == (run / name).read_bytes()
+    assert numbers(killed) == numbers(run)
+
+
+@pytest.mark.long
+def test_a_replay_of_the_journal_needs_no_evaluation(applied):
+    root, run = applied, applied / "run"
+    (root / "replay").mkdir()
+    shutil.copy(run / "journal.jsonl", root / "replay")
+    made = settings_of(root, "replay")
+    del made["controller"], made["evaluation"], made["data"]["validation"]
+    run_ranks(2, train_here, made)
+    assert numbers(root / "replay") == numbers(run)
+    assert (root / "replay" / "journal.jsonl").read_bytes() == (run / "journal.jsonl").read_bytes()
+
+
+def test_advice_is_written_and_changes_nothing(applied, tmp_path):
+    shutil.copytree(applied / "data", tmp_path / "data")
+    run_ranks(1, train_here, settings_of(tmp_path, "run", mode="advise", stop_after_steps=8))
+    assert [p["step"] for p in lines(tmp_path / "run" / "proposals.jsonl")] == [3, 6]
+    assert len(Journal.open(tmp_path / "run" / "journal.jsonl").mixes) == 1
+
+
+def train_with_nan(settings):
+    """Train; the evaluation after step 6 measures NaN."""
+    from megatron_davinci.errors import DataError
+    from megatron_davinci.evaluate.heldout import HeldOut, HeldOutEvaluator
+
+    evaluate, calls = HeldOutEvaluator.evaluate, []
+
+    def broken(self, loss):
+        calls.append(1)
+        found = evaluate(self, loss)
+        return HeldOut({**found.loss, "b": float("nan")}, found.tokens) if len(calls) == 2 else found
+
+    HeldOutEvaluator.evaluate = broken
+    try:
+        train_here(settings)
+    except DataError as error:
+        return error.render()
+    finally:
+        HeldOutEvaluator.evaluate = evaluate
+    return None
+
+
+def test_a_nan_evaluation_ends_the_run_on_every_rank_and_nothing_follows_from_it(applied, tmp_path):
+    shutil.copytree(applied / "data", tmp_path / "data")
+    said = run_ranks(2, train_with_nan, settings_of(tmp_path, "run"))
+    assert said[0] == said[1] and "held-out loss of b is not a number" in said[0]
+    run = tmp_path / "run"
+    assert [p["step"] for p in lines(run / "proposals.jsonl")] == [3]
+    assert len(Journal.open(run / "journal.jsonl").mixes) == 2
+    assert len(lines(run / "metrics.jsonl")) == 6
