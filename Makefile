@@ -55,6 +55,7 @@ bench: setup
 	$(BIN)/python benchmarks/loader.py --json $(OUT)/loader.json
 	$(BIN)/python benchmarks/tokenize.py --json $(OUT)/tokenize.json
 	$(BIN)/python benchmarks/saturation.py --json $(OUT)/saturation.json
+	$(BIN)/python benchmarks/controller_world.py --json $(OUT)/controller_world.json
 
 gpu-check: setup
 	$(BIN)/python -m pytest -m gpu

@@ -17,15 +17,9 @@ curves, without noise and without a limit on change: a convex program, solved by
 worlds loss depends on what was seen and not on its order, so that a fixed mixture that knew the curves would be the
 optimum; the best fixed mixture is the best of the three that do not.
 
-In worlds of the second kind order counts, as the report finds for questions and answers (section 4.3: a high share
-harms when it comes first and helps after): a fourth domain of another format teaches domain i by D_qa times how far
-the plain domains have come to their knees. There a schedule beats every fixed mixture, in hindsight too. The
-optimum is the best schedule of a search: a switch from the best plain mixture to the ceiling of the format at the
-best time.
-
-figures: gain_fraction_of_optimum (summed over worlds: loss below the best fixed mixture, controller / optimum),
-gain_fraction_median, gain_fraction_worst; beats_best_fixed_fraction; bounds_violations; POLICY_gain_fraction of
-others; format_gain_fraction_of_optimum, format_* (against the best fixed mixture in hindsight)
+figures: gain_fraction_of_optimum (summed over worlds: nats below the best fixed mixture, controller / optimum),
+gain_fraction_median, gain_fraction_worst, beats_best_fixed_fraction, bounds_violations,
+loss_weighted_gain_fraction (that policy, with a reference trained on even shares)
 """
 
 from __future__ import annotations

@@ -176,6 +176,9 @@ def _sections(page: Page, story: RunStory) -> list[Plot]:
         "",
         (run_plots.mixture_plot(story), "The share of each domain in the samples, from the mixture journal."),
     )
+    if story.files.proposals:
+        page.section("The controller", *_controller_text(story))
+        page.table(*_controller_table(story))
     if story.stages:
         page.section("Stages")
         page.table(*_stage_table(story))
@@ -204,6 +207,29 @@ def _sections(page: Page, story: RunStory) -> list[Plot]:
     _missing(page, story)
     _record(page, story)
     return shown
+
+
+_DECISIONS = 20
+"""As many as the page has a row for: the last."""
+
+
+def _controller_text(story: RunStory) -> list[str]:
+    last, count = story.files.proposals[-1], len(story.files.proposals)
+    kept = "The last is below." if count == 1 else f"The last {min(count, _DECISIONS)} are below."
+    done = "applied" if last.mode == "apply" else "advice: training went on as planned"
+    return [f"Policy {last.policy}, {done}. {count} decision{'' if count == 1 else 's'}. {kept}"]
+
+
+def _controller_table(story: RunStory) -> tuple[list[str], list[list[str]]]:
+    rows = []
+    for proposal in story.files.proposals[-_DECISIONS:]:
+        moves = [
+            f"{unit} {percent(proposal.present.get(unit, 0.0), 1)} → {percent(share, 1)}"
+            for unit, share in proposal.mixture.items()
+            if share != proposal.present.get(unit)
+        ]
+        rows.append([quantity(proposal.consumed_tokens), ", ".join(moves) or "as it is", proposal.reason])
+    return ["Tokens", "Shares", "Why"], rows
 
 
 def _stage_table(story: RunStory) -> tuple[list[str], list[list[str]]]:

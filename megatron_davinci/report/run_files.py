@@ -76,6 +76,18 @@ class Mix:
 
 
 @dataclass(frozen=True)
+class Proposal:
+    """One line of `proposals.jsonl`: what the controller said after a step. Shares are by domain or source."""
+
+    consumed_tokens: float
+    mode: str
+    policy: str
+    present: dict[str, float]
+    mixture: dict[str, float]
+    reason: str
+
+
+@dataclass(frozen=True)
 class RunFiles:
     """A run directory. What is not there is empty, and named in `problems`."""
 
@@ -89,6 +101,7 @@ class RunFiles:
     summary: dict[str, Any]
     samples: list[dict[str, str]]
     problems: list[str]
+    proposals: list[Proposal] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -132,6 +145,8 @@ def read_run(run_dir: Path) -> RunFiles:
     metrics = _metrics(_lines(run_dir / "metrics.jsonl", problems))
     evaluations = _evaluations(_lines(run_dir / "evals.jsonl", problems))
     mixes = _mixes(_lines(run_dir / "journal.jsonl", problems))
+    proposals = run_dir / "proposals.jsonl"
+    proposed = _proposals(_lines(proposals, problems) if proposals.exists() else [])
     domains = _document(run_dir / "domains.json", dict, problems, optional=True)
     samples = _document(run_dir / "samples.json", list, problems, optional=True)
     return RunFiles(
@@ -149,6 +164,7 @@ def read_run(run_dir: Path) -> RunFiles:
             if isinstance(sample, dict)
         ],
         problems=problems,
+        proposals=proposed,
     )
 
 
@@ -306,6 +322,23 @@ def _mixes(records: list[dict[str, Any]]) -> list[Mix]:
             shares = {source: weight / total for source, weight in weights.items()}
             found.append(Mix(first, str(record.get("stage", "")), shares))
     return [found[i] for i in _last_attempt(one.first_sample for one in found)]
+
+
+def _proposals(records: list[dict[str, Any]]) -> list[Proposal]:
+    def shares(value: object) -> dict[str, float]:
+        return {str(unit): _share(share) for unit, share in value.items()} if isinstance(value, dict) else {}
+
+    return [
+        Proposal(
+            consumed_tokens=as_number(record.get("consumed_tokens")),
+            mode=str(record.get("mode", "")),
+            policy=str(record.get("policy", "")),
+            present=shares(record.get("present")),
+            mixture=shares(record.get("mixture")),
+            reason=str(record.get("reason", "")),
+        )
+        for record in records
+    ]
 
 
 def _share(weight: object) -> float:

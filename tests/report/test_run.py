@@ -296,3 +296,23 @@ def test_a_run_whose_phases_were_not_timed_has_no_such_section(tmp_path, phases)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     page, _ = run_page(RunStory(read_run(folder)))
     assert "Where the time goes" not in page.html()
+
+
+def test_what_the_controller_said_is_on_the_page(tmp_path: Path) -> None:
+    folder = write_fake_run(tmp_path / "run", steps=60)
+    assert "The controller" not in page_of(folder)
+    said = {
+        "step": 20,
+        "consumed_tokens": 160_000,
+        "mode": "advise",
+        "policy": "saturation",
+        "present": {"general": "0.6", "code": "0.4"},
+        "mixture": {"general": "0.55", "code": "0.45"},
+        "reason": "general saturated (93%), code growing (99%)",
+    }
+    append(folder / "proposals.jsonl", json.dumps(said) + "\n")
+    html = page_of(folder)
+    assert "The controller" in html and "advice: training went on as planned" in html
+    assert "general 60% → 55%, code 40% → 45%" in html and "general saturated (93%)" in html
+    append(folder / "proposals.jsonl", '{"mixture": 3}\n{"pre')
+    assert "The controller" in page_of(folder), "a damaged line does not take the page away"
