@@ -40,7 +40,7 @@ def open_sources(config: RunConfig) -> dict[str, Source]:
         )
         for name, source in data.sources.items()
     }
-    _check_declared_sizes(config, sources)
+    check_declared_sizes(config, sources)
     return sources
 
 
@@ -50,7 +50,12 @@ def pool_sizes(config: RunConfig, sources: Mapping[str, Source]) -> dict[str, in
     return {**declared, **{name: source.num_tokens for name, source in sources.items()}}
 
 
-def _check_declared_sizes(config: RunConfig, sources: Mapping[str, Source]) -> None:
+def check_declared_sizes(config: RunConfig, sources: Mapping[str, Source]) -> None:
+    """Refuse sources that are not of the sizes that the configuration declares.
+
+    Raises:
+        DataError: With every one that is not.
+    """
     differing = []
     for name, source in sources.items():
         declared = config.data.sources[name].tokens

@@ -24,7 +24,23 @@ def test_the_plan_of_the_davinci_recipe(tmp_path):
     layout = {name: ranks for name, ranks in plan["layout"].items() if ranks > 1}
     assert layout == {"world": 256, "data": 256}
     assert plan["memory"]["total"] == sum(size for part, size in plan["memory"].items() if part != "total")
-    for shown in ("3,085,938,688", "310,919", "1-1", "TP1 x PP1 x DP256 = 256 ranks", "GiB"):
+    assert [plan[f"steps_{name}"] for name in ("1_1", "1_2", "2_1", "2_2")] == [
+        310_919,
+        119_209,
+        59_605,
+        59_605,
+    ]
+    assert plan["step_law"][1] > 10**7
+    for shown in (
+        "REPEATED MORE THAN 4 TIMES",
+        "114,179 GPU hours",
+        "nemotron_cc_diverse_qa",
+        "3,085,938,688",
+        "310,919",
+        "1-1",
+        "TP1 x PP1 x DP256 = 256 ranks",
+        "GiB",
+    ):
         assert shown in screen.out
 
 
@@ -45,3 +61,12 @@ def test_overrides_may_stand_before_and_after_options(tmp_path):
 def test_nothing_is_made(in_tmp):
     assert davinci("plan", RECIPE).code == 0
     assert list(in_tmp.iterdir()) == []
+
+
+def test_it_says_what_it_cannot_plan_for():
+    assert "above 0, to 1" in davinci("plan", RECIPE, "--mfu", 1.5).refusal()
+    assert "data sheet" in davinci("plan", RECIPE, "--gpu", "abacus").refusal()
+    assert "above 0" in davinci("plan", RECIPE, "--peak-tflops", 0).refusal()
+    assert "IT DOES NOT FIT" in davinci("plan", RECIPE, "--gpu-memory", 40).out
+    unknown = davinci("plan", RECIPE, "data.sources.megamath_web.tokens=null").refusal()
+    assert "Domain science is divided by the sizes of its sources" in unknown

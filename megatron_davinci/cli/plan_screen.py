@@ -1,0 +1,145 @@
+"""A plan on the screen: facts, stages, sources, memory, and what to know first."""
+
+from __future__ import annotations
+
+from rich.text import Text
+
+from megatron_davinci.cli.screen import Screen
+from megatron_davinci.config import RunConfig
+from megatron_davinci.config.units import format_tokens
+from megatron_davinci.report.numbers import scientific
+from megatron_davinci.train.plan import RunPlan, StagePlan
+
+
+def show_plan(plan: RunPlan, config: RunConfig) -> None:
+    """Print a plan."""
+    screen = Screen()
+    screen.facts(_facts(plan, config))
+    rows = [
+        _stage_row(stage, settings.learning_rate.shape)
+        for stage, settings in zip(plan.stages, config.curriculum)
+    ]
+    screen.console.print()
+    screen.table(
+        "Stages",
+        [
+            ("stage", "left"), ("tokens", "right"), ("steps", "right"), ("GPU hours", "right"), ("time", "right"),
+            ("batch", "left"), ("learning rate", "left"), ("mixture", "left"),
+        ],
+        rows,
+    )  # fmt: skip
+    screen.console.print()
+    _show_sources(screen, plan)
+    screen.console.print()
+    parts = ("weights", "gradients", "optimizer", "activations", "logits", "working", "total")
+    screen.table(
+        f"Memory of the fullest rank, GiB (estimate; a GPU has {plan.gpu.memory_gib:g})",
+        [(name, "right") for name in parts],
+        [[f"{getattr(plan.memory, name) / 2**30:.2f}" for name in parts]],
+    )
+    if plan.memory.total > plan.gpu.memory_gib * 2**30:
+        screen.console.print(Text("IT DOES NOT FIT.", style="bold"))
+    if plan.warnings:
+        screen.console.print()
+        screen.console.print(Text("To know before it starts", style="italic"))
+        for warning in plan.warnings:
+            screen.console.print(Text("- " + screen.safe(warning)))
+
+
+def _facts(plan: RunPlan, config: RunConfig) -> list[tuple[str, str]]:
+    active = ""
+    if plan.parameters_active != plan.parameters:
+        active = f"; {plan.parameters_active:,} that a token passes"
+    rate, batch = plan.step_law
+    chosen = max(stage.learning_rate.peak for stage in config.curriculum)
+    largest = max(phase.size for stage in config.curriculum for phase in stage.global_batch_size)
+    every = config.checkpoint.every_steps
+    return [
+        (
+            "parameters",
+            f"{plan.parameters:,} ({plan.parameters_without_embeddings:,} without embeddings{active})",
+        ),
+        (
+            "FLOPs a token",
+            f"{plan.flops_per_token / 1e9:.3g} GFLOP, forward and backward; attention counted causally",
+        ),
+        (
+            "total",
+            f"{format_tokens(plan.total_tokens)} tokens, {plan.total_samples:,} samples, "
+            f"{plan.total_steps:,} steps, {plan.cost.flops:.3g} FLOPs",
+        ),
+        (
+            "layout",
+            f"{plan.layout}, micro-batch {config.train.micro_batch_size}, {config.train.precision} precision",
+        ),
+        (
+            "time",
+            f"{plan.cost.gpu_hours:,.0f} GPU hours, {_time(plan.cost.wall_hours)}: {plan.gpu.name} with "
+            f"{plan.gpu.teraflops:g} TFLOP/s at {plan.mfu:.0%} (--mfu)",
+        ),
+        (
+            "checkpoints",
+            f"{_bytes(plan.checkpoint_bytes)} each, {_bytes(plan.checkpoint_space)} with the "
+            f"{config.checkpoint.keep} that are kept and the one being written"
+            + (f"; every {every:,} steps" if every else "; at the end only"),
+        ),
+        (
+            "Step Law",
+            f"peak {rate:.2e}, batch {format_tokens(batch)} tokens; chosen {chosen:.2e}, "
+            f"{format_tokens(largest * config.data.sequence_length)} (Li et al. 2025, fitted to 1.1B parameters and "
+            "100B tokens: a prior)",
+        ),
+    ]
+
+
+def _stage_row(stage: StagePlan, shape: str) -> list[str]:
+    first, last = stage.learning_rate
+    rate = f"{scientific(first)} to {scientific(last)}" if first != last else scientific(first)
+    mixture = (f"{name} {100 * tokens / stage.tokens:.4g}%" for name, tokens in stage.domain_tokens.items())
+    return [
+        stage.name,
+        format_tokens(stage.tokens),
+        f"{stage.steps:,}",
+        f"{stage.cost.gpu_hours:,.0f}",
+        _time(stage.cost.wall_hours),
+        ", ".join(str(size) for size in stage.batch),
+        f"{rate}, {shape}",
+        ", ".join(mixture),
+    ]
+
+
+def _show_sources(screen: Screen, plan: RunPlan) -> None:
+    rows = []
+    for source in plan.sources:
+        passes = ["?"] * len(plan.stages) if source.epochs is None else [_passes(e) for e in source.epochs]
+        rows.append(
+            [
+                source.name,
+                "?" if source.pool is None else format_tokens(source.pool),
+                format_tokens(sum(source.tokens)),
+                *passes,
+                source.domain,
+            ]
+        )
+    screen.table(
+        "Sources: passes through each by the end of a stage",
+        [
+            ("source", "left"), ("pool", "right"), ("taken", "right"),
+            *((stage.name, "right") for stage in plan.stages), ("domain", "left"),
+        ],
+        rows,
+    )  # fmt: skip
+
+
+def _passes(value: float) -> str:
+    return f"{value:.2f}" if value else "-"
+
+
+def _time(hours: float) -> str:
+    if hours >= 48:
+        return f"{hours / 24:.1f} d"
+    return f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.1f} min"
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e9:.3g} GB" if size < 1e12 else f"{size / 1e12:.3g} TB"
