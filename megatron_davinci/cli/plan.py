@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from megatron_davinci.config import load_config
+from megatron_davinci.config import RunConfig, load_config
 from megatron_davinci.errors import ConfigError
+
+if TYPE_CHECKING:
+    from megatron_davinci.train.plan import RunPlan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--gpu-memory", type=float, metavar="GIB", help="memory of a GPU, if not the data sheet's"
     )
     parser.add_argument("--mfu", type=float, default=0.4, help="share of the peak that becomes model FLOPs")
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="draw learning rate, batch and mixture: FILE.png or FILE.html",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the plan as JSON too")
 
 
@@ -44,11 +54,31 @@ def run(arguments: argparse.Namespace) -> int:
     for name, value in (("--peak-tflops", arguments.peak_tflops), ("--gpu-memory", arguments.gpu_memory)):
         if value is not None and not 0 < value < float("inf"):
             raise ConfigError("This has to be above 0.", where=name, found=value)
+    if arguments.plot and arguments.plot.suffix not in (".png", ".html"):
+        raise ConfigError(
+            "A plot is a picture or a page.", where="--plot", found=arguments.plot, expected=".png, .html"
+        )
     gpu = choose_gpu(arguments.gpu, arguments.peak_tflops, arguments.gpu_memory)
     config = load_config(arguments.config, arguments.overrides)
     ranks = config.parallel.model_ranks if arguments.ranks is None else arguments.ranks
     plan = plan_run(config, ranks, gpu, arguments.mfu)
     show_plan(plan, config)
+    if arguments.plot:
+        _draw(arguments.plot, config, plan)
     if arguments.json:
         write_json(arguments.json, plan.as_json())
     return 0
+
+
+def _draw(path: Path, config: RunConfig, plan: RunPlan) -> None:
+    from megatron_davinci.cli.plan_screen import key_figures
+    from megatron_davinci.files import write_atomically
+    from megatron_davinci.report.schedule import schedule_page, schedule_png
+    from megatron_davinci.train.plan_curves import schedule_curves
+
+    curves, title = schedule_curves(config, plan), f"Plan of {config.run.directory.name}"
+    if path.suffix == ".png":
+        write_atomically(path, schedule_png(curves, title))
+    else:
+        schedule_page(curves, title, key_figures(plan), plan.warnings).write(path)
+    print(f"Drawn: {path}")

@@ -46,6 +46,17 @@ def show_plan(plan: RunPlan, config: RunConfig) -> None:
             screen.console.print(Text("- " + screen.safe(warning)))
 
 
+def key_figures(plan: RunPlan) -> list[tuple[str, str, str]]:
+    """The figures at the top of a plan's page: label, value, note."""
+    return [
+        ("Parameters", format_tokens(plan.parameters), f"{plan.parameters:,}"),
+        ("Tokens", format_tokens(plan.total_tokens), f"{plan.total_steps:,} steps"),
+        ("GPU hours", f"{plan.cost.gpu_hours:,.0f}", f"{plan.gpu.name} at {plan.mfu:.0%}"),
+        ("Time", _time(plan.cost.wall_hours), str(plan.layout)),
+        ("Memory a GPU", f"{plan.memory.total / 2**30:.1f} GiB", f"of {plan.gpu.memory_gib:g}"),
+    ]
+
+
 def _facts(plan: RunPlan, config: RunConfig) -> list[tuple[str, str]]:
     active = ""
     if plan.parameters_active != plan.parameters:

@@ -5,6 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
+from megatron_davinci.config import load_config
+from megatron_davinci.optim.schedule import Schedule
+from megatron_davinci.train.plan import plan_run
+from megatron_davinci.train.plan_curves import schedule_curves
 from tests.cli.screen import davinci
 
 RECIPE = Path(__file__).parents[2] / "examples" / "davinci_3b" / "config.yaml"
@@ -70,3 +76,31 @@ def test_it_says_what_it_cannot_plan_for():
     assert "IT DOES NOT FIT" in davinci("plan", RECIPE, "--gpu-memory", 40).out
     unknown = davinci("plan", RECIPE, "data.sources.megamath_web.tokens=null").refusal()
     assert "Domain science is divided by the sizes of its sources" in unknown
+
+
+def test_the_schedule_is_drawn_as_a_picture_or_a_page(tmp_path):
+    assert davinci("plan", RECIPE, "--plot", tmp_path / "plan.png").code == 0
+    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+    assert davinci("plan", RECIPE, "--plot", tmp_path / "plan.html").code == 0
+    page = (tmp_path / "plan.html").read_text()
+    assert page.count("<svg") == 3
+    for shown in ("Learning rate", "Batch size", "Mixture", "REPEATED MORE THAN 4 TIMES"):
+        assert shown in page
+    assert ".png or .html" in davinci("plan", RECIPE, "--plot", tmp_path / "plan.pdf").refusal()
+
+
+def test_the_curves_have_every_corner_of_the_schedule():
+    config = load_config(RECIPE)
+    curves = schedule_curves(config, plan_run(config, 1))
+    rates = dict(zip(curves.tokens, curves.learning_rate, strict=True))
+    schedule = Schedule(config.curriculum, 4096)
+    assert len(rates) < 5000
+    for segment in schedule.segments:
+        for sample in (segment.first_sample, segment.end_sample - segment.batch):
+            assert rates[sample * 4096] == schedule.at(sample).learning_rate
+    # Where the warm-up of the first stage ends.
+    assert rates[2000 * 1024 * 4096] == 3e-4
+    assert {name: shares[3] for name, shares in curves.shares.items()} == pytest.approx(
+        {"general": 0.1884, "code": 0.0261, "science": 0.0855, "qa": 0.7}, abs=1e-6
+    )
+    assert curves.edges[0] == 0 and curves.edges[-1] == schedule.total_samples * 4096
