@@ -86,7 +86,7 @@ def test_the_schedule_is_drawn_as_a_picture_or_a_page(tmp_path):
     assert page.count("<svg") == 3
     for shown in ("Learning rate", "Batch size", "Mixture", "REPEATED MORE THAN 4 TIMES"):
         assert shown in page
-    assert ".png or .html" in davinci("plan", RECIPE, "--plot", tmp_path / "plan.pdf").refusal()
+    assert ".png, .html" in davinci("plan", RECIPE, "--plot", tmp_path / "plan.pdf").refusal()
 
 
 def test_the_curves_have_every_corner_of_the_schedule():
