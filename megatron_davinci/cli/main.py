@@ -15,6 +15,7 @@ from megatron_davinci.version import __version__
 COMMANDS = {
     "data": ("megatron_davinci.cli.data", "make, merge, verify, inspect and order datasets"),
     "plan": ("megatron_davinci.cli.plan", "what a configuration will cost, without starting anything"),
+    "curriculum": ("megatron_davinci.cli.curriculum", "look at a run's mixture, and change what lies ahead"),
     "train": ("megatron_davinci.cli.train", "train, or go on from the newest checkpoint"),
     "import-megatron": (
         "megatron_davinci.cli.import_megatron",

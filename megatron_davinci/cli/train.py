@@ -20,6 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ranks", type=int, help="ranks on this machine (default: its GPUs; without, what the layout needs)"
     )
+    parser.add_argument(
+        "--branch",
+        metavar="RUN[@STEP]",
+        help="begin from a checkpoint of another run, whose past becomes this run's",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -27,10 +32,11 @@ def run(arguments: argparse.Namespace) -> int:
     from megatron_davinci.train.launch import inside_launcher, launch
 
     if inside_launcher():
-        return train_rank(arguments.config, arguments.overrides)
+        return train_rank(arguments.config, arguments.overrides, arguments.branch)
     config = load_config(arguments.config, arguments.overrides)
     ranks = default_ranks(config) if arguments.ranks is None else arguments.ranks
     check_layout(config, ranks)
+    branch_off(config, arguments.branch)
     return launch(arguments.config, arguments.overrides, ranks)
 
 
@@ -44,9 +50,23 @@ def default_ranks(config: RunConfig) -> int:
     return count_gpus() or needed
 
 
-def train_rank(config_path: str, overrides: list[str]) -> int:
+def branch_off(config: RunConfig, origin: str | None) -> None:
+    """Begin the run as a branch of another one, if that is asked for and was not done before."""
+    if origin is None:
+        return
+    from megatron_davinci.train.branch import branch
+
+    if said := branch(config, origin):
+        print(said, flush=True)
+
+
+def train_rank(config_path: str, overrides: list[str], origin: str | None = None) -> int:
     """What one rank does: choose the platform, wire the rooms, train."""
     config = load_config(config_path, overrides)
+    if os.environ.get("RANK", "0") == "0":
+        branch_off(
+            config, origin
+        )  # rank 0 alone reads the run directory; the others hear of it when it is there
     from megatron_davinci.platform.device import choose
 
     platform = choose(config.parallel.device, config.train.threads)
@@ -74,7 +94,9 @@ def main() -> None:
     add_arguments(parser)
     arguments = parser.parse_args()
     try:
-        code = guarded(lambda: train_rank(arguments.config, arguments.overrides), patience=_patience())
+        code = guarded(
+            lambda: train_rank(arguments.config, arguments.overrides, arguments.branch), patience=_patience()
+        )
     except Exception as error:
         _say_failure(error)
         code = 1

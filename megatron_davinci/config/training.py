@@ -96,3 +96,6 @@ class LoggingConfig(Section):
         default="auto", description="live: a panel; lines: one line every `every_steps`; auto: by terminal"
     )
     every_steps: int = Field(default=10, gt=0, description="Distance of progress lines")
+    token_digest: bool = Field(
+        default=False, description="Write a digest of each step's tokens to metrics.jsonl, for audits"
+    )

@@ -250,6 +250,10 @@ class StackedArea(Plot):
 
     def draw(self, drawn: Any, box: Box, *, titled: bool) -> None:
         """See `Plot.draw`."""
+        self.frame(drawn, box, titled=titled)
+
+    def frame(self, drawn: Any, box: Box, *, titled: bool) -> drawing.Frame:
+        """Draw, and return the axes for what is to be drawn over them."""
         edges, shares = np.asarray(self.edges, dtype=np.float64), self._shares()
         axis = Axis("share", "%", zero=True)
         labels = [f"{name} {percent(values[-1], 2)}" for (name, _, _), values in zip(self.bands, shares)]
@@ -270,6 +274,7 @@ class StackedArea(Plot):
                 ends.append((label, slot, float(edges[-1]), float(base[-1] + held[-1] / 2)))
             base = base + held
         frame.finish(ends, empty=not self.bands)
+        return frame
 
     def table(self) -> Table:
         """One row for each range of x."""

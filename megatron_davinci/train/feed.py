@@ -15,6 +15,7 @@ from megatron_davinci.config.data import LoaderConfig
 from megatron_davinci.data.batches import Batches
 from megatron_davinci.data.dali import DevicePieces
 from megatron_davinci.data.loader import Loader, NativeLoader
+from megatron_davinci.data.token_digest import digest_parts, digest_text
 from megatron_davinci.data.transforms import SampleTransforms
 from megatron_davinci.platform.device import Platform
 from megatron_davinci.platform.host_memory import HostToDevice
@@ -52,12 +53,14 @@ class Samples(NamedTuple):
         tokens_cut: How many tokens transforms moved past the end, in the whole global batch; None where no transform
             lengthens samples.
         source: [rows] int64, each row's source by its place in the curriculum; None on ranks that need no tokens.
+        digest: Of the tokens of the whole global batch; None unless it is asked for.
     """
 
     tokens: Tensor | None
     loss_mask: Tensor | None
     tokens_cut: int | None = None
     source: Tensor | None = None
+    digest: str | None = None
 
 
 class Feed:
@@ -70,6 +73,7 @@ class Feed:
         platform: Where they are used.
         every_stage_reads: Whether pipeline stages between the first and the last need tokens too.
         transforms: What each stage of the curriculum does to its samples; None, or an entry that is, for nothing.
+        digests: Whether to say of what tokens each global batch is made.
 
     Raises:
         EnvironmentProblem: Workers cannot be started.
@@ -84,9 +88,10 @@ class Feed:
         *,
         every_stage_reads: bool = False,
         transforms: Sequence[SampleTransforms | None] | None = None,
+        digests: bool = False,
     ) -> None:
         self._curriculum, self._transforms = batches.curriculum, transforms
-        self._size, self._platform = micro_batch_size, platform
+        self._size, self._platform, self._digests = micro_batch_size, platform, digests
         self._rank = parallel_state.get_data_parallel_rank()
         self._ranks = parallel_state.get_data_parallel_world_size()
         self._device = HostToDevice(platform)
@@ -134,10 +139,23 @@ class Feed:
             if transforms.lengthens:
                 found, tokens = transformed.tokens, None
                 cut = self._total(transformed.cut)
+        digest = None
+        if self._digests:
+            digest = self._digest(numbers, found if tokens is None else tokens.cpu().numpy())
         if tokens is None:
             tokens = self._device.copy(found)
         source = self._device.copy(read.source)
-        return Samples(tokens.long(), None if mask is None else self._device.copy(mask), cut, source.long())
+        weights = None if mask is None else self._device.copy(mask)
+        return Samples(tokens.long(), weights, cut, source.long(), digest)
+
+    def _digest(self, numbers: np.ndarray, tokens: np.ndarray) -> str:
+        """The digest of the global batch, from this rank's part and the others'."""
+        # A sum modulo 2^64, of which int64 is one way to write the terms.
+        mine = np.array(digest_parts(numbers, tokens), np.uint64).view(np.int64)
+        total = torch.from_numpy(mine).to(self._platform.device)
+        dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
+        first, second = total.tolist()
+        return digest_text(first, second)
 
     def discard(self) -> None:
         """Forget what was requested: who reads is done with it, or its answer is dropped."""

@@ -108,6 +108,7 @@ class TrainingRun:
             self.platform,
             every_stage_reads=uses_documents(self.config),
             transforms=self.transforms,
+            digests=self.config.logging.token_digest,
         )
         self._introduce(progress)
         try:
@@ -182,7 +183,7 @@ class TrainingRun:
                 self.config.data.sequence_length,
                 result.sources,
             )
-            progress.step(records.step(plan, result, seconds, sources, samples.tokens_cut))
+            progress.step(records.step(plan, result, seconds, sources, samples.tokens_cut, samples.digest))
             if self._is_due(plan, self.config.evaluate_every_steps(plan.stage)) or plan.ends_stage:
                 records.flush()
                 self._evaluate(plan, progress, records)

@@ -62,6 +62,7 @@ class Records:
         seconds: float,
         sources: dict[str, SourceRecord],
         tokens_cut: int | None = None,
+        token_digest: str | None = None,
     ) -> dict[str, Any]:
         """Write a step and return its record, to which its phases come when they are known.
 
@@ -71,6 +72,7 @@ class Records:
             seconds: How long it took.
             sources: What it took of each source, and the loss there.
             tokens_cut: Tokens of its samples that transforms moved past the end; None where none could.
+            token_digest: Of the tokens of its global batch; None unless it is asked for.
         """
         consumed = plan.first_sample + plan.batch
         rate = plan.batch * self._sequence_length / seconds
@@ -91,6 +93,8 @@ class Records:
         }
         if tokens_cut is not None:
             record["transform_tokens_cut"] = tokens_cut
+        if token_digest is not None:
+            record["token_digest"] = token_digest
         self._waiting.append(record)
         self.flush(wait=False)
         return record
