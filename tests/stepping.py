@@ -17,7 +17,7 @@ class Taken(NamedTuple):
         losses: Of each step.
         norms: The gradient's, of each step.
         z_losses: Of each step; None without one.
-        weights: A digest of this rank's weights after the last.
+        weights: A digest of this rank's weights after the last, which are gathered for it.
     """
 
     losses: list[float]
@@ -81,6 +81,7 @@ def take(config: Any, platform: Any, *, documents: bool = False, masked: bool = 
         losses.append(result.loss)
         norms.append(result.grad_norm)
         z_losses.append(result.z_loss)
+    stepper.gather_weights()
     digest = hashlib.sha256()
     for chunk in chunks:
         for _, parameter in sorted(chunk.named_parameters()):

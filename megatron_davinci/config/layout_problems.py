@@ -117,6 +117,16 @@ def _check_ranks(found: _Problems, config: RunConfig, world_size: int) -> None:
         found.must_divide(world_size, by, "the number of ranks", product)
     if world_size % together:
         return
+    copies = "the number of data- and context-parallel ranks"
+    instances = "parallel.optimizer_instances"
+    found.must_divide(
+        world_size // together * parallel.context, parallel.optimizer_instances, copies, instances
+    )
+    if config.model.experts is not None:
+        by = parallel.expert * parallel.expert_tensor * parallel.pipeline
+        if world_size % by == 0:
+            copies = "the number of ranks that have the same experts"
+            found.must_divide(world_size // by, parallel.optimizer_instances, copies, instances)
     at_once = micro * (world_size // together)
     stages: dict[int, list[str]] = {}
     for stage in config.curriculum:

@@ -10,7 +10,110 @@ if TYPE_CHECKING:
 
 def lever_problems(config: RunConfig) -> list[str]:
     """What of the levers contradicts itself, whatever the number of ranks; a line each."""
-    return recompute_problems(config) + decay_problems(config)
+    return [
+        *recompute_problems(config),
+        *decay_problems(config),
+        *overlap_problems(config),
+        *fp8_problems(config),
+        *graph_problems(config),
+    ]
+
+
+def lever_needs(config: RunConfig) -> dict[str, tuple[str, ...]]:
+    """Levers that act on some platforms and layers only, as `platform.backends.choose_backends` takes them."""
+    train, parallel = config.train, config.parallel
+    engine = {
+        f"train.fp8.recipe: {train.fp8.recipe}": train.fp8.recipe != "none",
+        "parallel.overlap_tensor": parallel.overlap_tensor,
+    }
+    return {
+        "needs_engine": tuple(name for name, asked in engine.items() if asked),
+        "needs_package": ("optimizer.cpu_offload",) if config.optimizer.cpu_offload else (),
+        "needs_cuda": ("train.cuda_graphs",) if train.cuda_graphs else (),
+    }
+
+
+def overlap_problems(config: RunConfig) -> list[str]:
+    """What overlap and sharding rest on."""
+    parallel, problems = config.parallel, []
+    sharded = parallel.distributed_optimizer
+    if parallel.overlap_parameter_gather and not (sharded and parallel.overlap_gradient_reduce):
+        problems.append(
+            "parallel.overlap_parameter_gather needs distributed_optimizer: true, which shards what is gathered, and "
+            "overlap_gradient_reduce: true"
+        )
+    if parallel.overlap_tensor and not parallel.sequence:
+        problems.append("parallel.overlap_tensor needs sequence: true (and tensor >= 2)")
+    if parallel.optimizer_instances > 1 and not sharded:
+        problems.append(
+            "parallel.optimizer_instances shards the optimizer's state; it needs distributed_optimizer: true"
+        )
+    if config.optimizer.cpu_offload:
+        if not sharded:
+            problems.append("optimizer.cpu_offload needs parallel.distributed_optimizer: true")
+        if config.train.precision == "fp32":
+            problems.append(
+                "optimizer.cpu_offload keeps fp32 main weights of a bf16 run; found precision: fp32"
+            )
+    return problems
+
+
+def fp8_problems(config: RunConfig) -> list[str]:
+    """What FP8 products rest on."""
+    fp8, model, parallel, problems = config.train.fp8, config.model, config.parallel, []
+    if fp8.recipe == "none":
+        return []
+    if config.train.precision == "fp32":
+        problems.append("train.fp8 is beside bf16; found train.precision: fp32")
+    if config.backends.layers == "local":
+        problems.append("train.fp8 acts in Transformer Engine's layers; found backends.layers: local")
+    if fp8.recipe == "delayed" and "layernorm" in config.train.recompute.modules:
+        problems.append(
+            "train.recompute.modules names layernorm, which Megatron-Core cannot recompute under train.fp8.recipe: "
+            "delayed: take another recipe"
+        )
+    if fp8.recipe == "mxfp8" and fp8.parameters and parallel.overlap_parameter_gather:
+        problems.append(
+            "train.fp8.parameters under mxfp8 shares the gradients' buffer; not with overlap_parameter_gather"
+        )
+    if fp8.parameters and not parallel.distributed_optimizer:
+        problems.append("train.fp8.parameters needs parallel.distributed_optimizer: true")
+    block = 32 if fp8.recipe == "mxfp8" else 16
+    heads = (model.num_attention_heads + 2 * model.num_query_groups) * model.kv_channels
+    sizes = {
+        "model.hidden_size": model.hidden_size,
+        "model.ffn_hidden_size / parallel.tensor": model.ffn_hidden_size // parallel.tensor,
+        "channels of queries, keys and values / parallel.tensor": heads // parallel.tensor,
+        "tokens of a micro-batch on a rank": config.data.sequence_length
+        * config.train.micro_batch_size
+        // (parallel.context * (parallel.tensor if parallel.sequence else 1)),
+    }
+    problems += [
+        f"{name} ({size}) is not a multiple of {block}, which train.fp8.recipe: {fp8.recipe} multiplies at a time"
+        for name, size in sizes.items()
+        if size % block
+    ]
+    return problems
+
+
+def graph_problems(config: RunConfig) -> list[str]:
+    """What changes from step to step cannot be captured."""
+    if not config.train.cuda_graphs:
+        return []
+    problems = []
+    if config.train.recompute.granularity == "full":
+        problems.append(
+            "train.cuda_graphs captures whole layers, and train.recompute.granularity: full runs them again"
+        )
+    if config.model.dropout:
+        problems.append(
+            "train.cuda_graphs cannot capture model.dropout, whose generators are seeded at every step"
+        )
+    if any(stage.transforms.document_mask for stage in config.curriculum) or config.evaluation.document_mask:
+        problems.append(
+            "train.cuda_graphs cannot capture a document mask, whose documents differ from step to step"
+        )
+    return problems
 
 
 def decay_problems(config: RunConfig) -> list[str]:
@@ -30,6 +133,9 @@ def decay_problems(config: RunConfig) -> list[str]:
 def recompute_problems(config: RunConfig) -> list[str]:
     """Whether the layers of every model chunk can be recomputed as asked."""
     recompute, parallel = config.train.recompute, config.parallel
+    here, other = ("mlp", "moe") if config.model.experts is None else ("moe", "mlp")
+    if other in recompute.modules:
+        return [f"train.recompute.modules names {other}, and the model's layers have none: write {here}"]
     if recompute.granularity != "full":
         return []
     if parallel.pipeline_layers is None and config.model.num_layers % parallel.chunks:

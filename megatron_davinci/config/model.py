@@ -95,9 +95,6 @@ class ModelConfig(Section):
         description="Standard deviation of initial weights; over sqrt(2 * layers) where they end a residual branch",
     )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="On attention weights and residual branches")
-    layers: Literal["auto", "local", "transformer_engine"] = Field(
-        default="auto", description="auto: Transformer Engine's layers where the platform has them, else ours"
-    )
 
     @model_validator(mode="before")
     @classmethod

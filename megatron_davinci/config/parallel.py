@@ -52,6 +52,19 @@ class ParallelConfig(Section):
     overlap_gradient_reduce: bool = Field(
         default=False, description="Sum gradients over data-parallel ranks while the backward pass goes on"
     )
+    overlap_parameter_gather: bool = Field(
+        default=False,
+        description="Gather updated weights while the next forward pass goes on; needs the two settings above",
+    )
+    overlap_tensor: bool = Field(
+        default=False,
+        description="Send activations between tensor ranks while the products go on (Transformer Engine's layers)",
+    )
+    optimizer_instances: int = Field(
+        default=1,
+        ge=1,
+        description="Groups of data-parallel ranks that each shard the optimizer's state among themselves",
+    )
     timeout_seconds: float = Field(
         default=600.0, gt=0, description="A collective that waits longer fails the run"
     )
@@ -65,7 +78,15 @@ class ParallelConfig(Section):
     @property
     def groups(self) -> dict[str, int]:
         """The sizes of the process groups, as `platform.distributed.start` takes them."""
-        names = ("tensor", "pipeline", "virtual_pipeline", "context", "expert", "expert_tensor")
+        names = (
+            "tensor",
+            "pipeline",
+            "virtual_pipeline",
+            "context",
+            "expert",
+            "expert_tensor",
+            "optimizer_instances",
+        )
         return {name: getattr(self, name) for name in names}
 
     @property

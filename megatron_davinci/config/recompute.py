@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from megatron_davinci.config.section import Section
 
-Module = Literal["core_attn", "layernorm", "mlp"]
+Module = Literal["core_attn", "layernorm", "mlp", "moe"]
 
 
 class RecomputeConfig(Section):
@@ -20,7 +20,7 @@ class RecomputeConfig(Section):
     modules: list[Module] = Field(
         default=[],
         description="With selective: `layernorm` (the norms' outputs), `mlp` (all between its input and output), "
-        "`core_attn` (attention between queries, keys, values and its output)",
+        "`moe` (the same of experts), `core_attn` (attention between queries, keys, values and its output)",
     )
     method: Literal["uniform", "block"] = Field(
         default="uniform",
@@ -33,7 +33,7 @@ class RecomputeConfig(Section):
     def _only_what_acts(self) -> RecomputeConfig:
         problems = []
         if self.granularity == "selective" and not self.modules:
-            problems.append("granularity: selective needs modules: of layernorm, mlp, core_attn")
+            problems.append("granularity: selective needs modules: of layernorm, mlp, moe, core_attn")
         if self.granularity != "selective" and self.modules:
             problems.append(
                 f"modules are recomputed with granularity: selective; found granularity: {self.granularity}"

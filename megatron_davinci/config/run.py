@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, model_validator
 
+from megatron_davinci.config.backends import BackendsConfig
 from megatron_davinci.config.controller import ControllerConfig, controller_problems
 from megatron_davinci.config.curriculum import Stage
 from megatron_davinci.config.data import DataConfig
-from megatron_davinci.config.levers import lever_problems
+from megatron_davinci.config.levers import lever_needs, lever_problems
 from megatron_davinci.config.model import ModelConfig
 from megatron_davinci.config.parallel import ParallelConfig
 from megatron_davinci.config.problems import Problem, Problems, placed
@@ -42,6 +44,7 @@ class RunConfig(Section):
     run: RunSection
     model: ModelConfig
     parallel: ParallelConfig = ParallelConfig()
+    backends: BackendsConfig = BackendsConfig()
     data: DataConfig
     curriculum: list[Stage] = Field(min_length=1)
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -75,6 +78,16 @@ class RunConfig(Section):
         if problems:
             raise Problems(problems)
         return self
+
+    def backend_arguments(self) -> dict[str, Any]:
+        """What `platform.backends.choose_backends` is asked, but for the platform."""
+        documents = any(stage.transforms.document_mask for stage in self.curriculum)
+        return {
+            **self.backends.model_dump(),
+            "documents": documents or self.evaluation.document_mask,
+            "half": self.train.precision == "bf16",
+            **lever_needs(self),
+        }
 
 
 def cross_problems(

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from megatron_davinci.config.fp8 import FP8Config
 from megatron_davinci.config.recompute import RecomputeConfig
 from megatron_davinci.config.section import Section
 
@@ -24,6 +25,12 @@ class OptimizerConfig(Section):
     no_weight_decay: list[Literal["embedding", "output"]] = Field(
         default=[], description="Matrices that are not decayed; the tied one is `embedding`"
     )
+    cpu_offload: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Part of the optimizer's state that is kept, and updated, in the CPU's memory",
+    )
     clip_grad_norm: float = Field(default=1.0, ge=0, description="0 turns clipping off")
 
 
@@ -36,8 +43,16 @@ class TrainConfig(Section):
         description="bf16 keeps fp32 main weights and sums gradients in fp32; auto: bf16 on GPUs and on CPUs that "
         "multiply it natively, else fp32",
     )
+    fp8: FP8Config = Field(default=FP8Config(), description="8-bit products in the layers")
     recompute: RecomputeConfig = Field(
         default=RecomputeConfig(), description="Activations that are computed again instead of kept"
+    )
+    cuda_graphs: bool = Field(
+        default=False, description="Launch each layer as one CUDA graph, captured in the first step"
+    )
+    deterministic: bool = Field(
+        default=False,
+        description="Only kernels that add in a fixed order: the same run twice is equal to the bit",
     )
     z_loss: float = Field(
         default=0.0,

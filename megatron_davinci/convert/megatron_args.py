@@ -81,6 +81,7 @@ def import_megatron(
         "run": _run(ledger),
         "model": model,
         "parallel": parallel,
+        "backends": _backends(ledger),
         "data": data,
         "curriculum": [_ordered(stage) for stage in batches],
         "optimizer": _optimizer(ledger),
@@ -179,13 +180,17 @@ def _model(ledger: Ledger, tensor: int, vocab_size: int | None) -> dict[str, Any
     if biases:
         ledger.lose_default("--disable-bias-linear", "only query, key and value have biases", _MODEL)
     found["dropout"] = _dropout(ledger)
-    layers = {"local": "local", "transformer_engine": "transformer_engine"}.get(
-        ledger.text("--transformer-impl", "transformer_engine") or "", ""
-    )
-    if ledger.has("--transformer-impl") and layers:
+    return found
+
+
+def _backends(ledger: Ledger) -> dict[str, str]:
+    """Whose implementations run, where the command says."""
+    found = {}
+    layers = ledger.text("--transformer-impl", "transformer_engine")
+    if ledger.has("--transformer-impl") and layers in ("local", "transformer_engine"):
         found["layers"] = layers
-        ledger.carry("--transformer-impl", "model.layers")
-    ledger.lose("--transformer-impl", "there are no such layers", "set model.layers")
+        ledger.carry("--transformer-impl", "backends.layers")
+    ledger.lose("--transformer-impl", "there are no such layers", "set backends.layers")
     return found
 
 

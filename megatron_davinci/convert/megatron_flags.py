@@ -100,8 +100,8 @@ _ROWS: tuple[tuple[object, ...], ...] = (
     ("--num-experts", 1, "lost", _ELSE, "use Megatron-LM for it"),
     ("--use-mcore-models", 0, "idle", "the model is Megatron-Core's"),
     ("--use-legacy-models", 0, "lost", "the model is Megatron-Core's", "none; checkpoints differ"),
-    ("--transformer-impl", 1, "translated", "model.layers"),
-    ("--spec", MANY, "lost", "the layers are this package's", "set model.layers"),
+    ("--transformer-impl", 1, "translated", "backends.layers"),
+    ("--spec", MANY, "lost", "the layers are this package's", "set backends.layers"),
     # Data.
     ("--seq-length", 1, "copied", "data.sequence_length"),
     ("--data-path", MANY, "translated", "data.sources, curriculum.0.mixture"),

@@ -54,7 +54,7 @@ class SDPAttention(MegatronModule):
         if any(refused.values()):
             raise ConfigError(
                 "This attention cannot do what the transformer configuration asks.",
-                where="model.layers: local",
+                where="backends.attention",
                 found=", ".join(name for name, asked in refused.items() if asked),
                 expected="causal attention without a window",
             )
@@ -117,7 +117,7 @@ class SDPAttention(MegatronModule):
         if self.context_group is not None:
             both = gather_sequence(torch.cat([key, value], dim=2), self.context_group)
             key, value = both.split([key.shape[2], value.shape[2]], dim=2)
-        kernel = varlen_kernel(query, dropout)
+        kernel = self._varlen_kernel(query, dropout)
         device, by_size = query.device, kernel is None
         if documents is not None:
             pieces = documents.pieces(device, by_size=by_size)
@@ -144,6 +144,9 @@ class SDPAttention(MegatronModule):
                 enable_gqa=self.grouped,
             )
         return pieces.queries.put_back(out)
+
+    def _varlen_kernel(self, query: Tensor, dropout: float) -> Callable[..., Any] | None:
+        return varlen_kernel(query, dropout)
 
     def _piece_by_piece(self, q: Tensor, k: Tensor, v: Tensor, pieces: Pieces, dropout: float) -> Tensor:
         """[tokens, heads, head_dim] in the pieces' order; those of one size are computed at once."""

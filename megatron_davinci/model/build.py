@@ -11,8 +11,9 @@ from megatron_davinci.config import RunConfig
 from megatron_davinci.model.experts import expert_settings, mark_experts
 from megatron_davinci.model.gpt import GPT
 from megatron_davinci.model.initialize import initialize
-from megatron_davinci.model.levers import lever_settings
-from megatron_davinci.model.spec import block_spec, use_transformer_engine
+from megatron_davinci.model.levers import lever_settings, start_tensor_overlap
+from megatron_davinci.model.spec import block_spec
+from megatron_davinci.platform.backends import choose_backends
 from megatron_davinci.platform.device import Platform
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -58,7 +59,7 @@ def transformer_config(config: RunConfig, *, transformer_engine: bool = False) -
         bf16=config.train.precision == "bf16",
         # `initialize` draws the weights, the same on every layout. Megatron-Core still has to go through its own
         # initialisation on the CPU: that is where it marks which weights are split over tensor ranks.
-        use_cpu_initialization=True,
+        use_cpu_initialization=not config.train.fp8.parameters,  # there is no FP8 on a CPU
         init_method=_leave,
         output_layer_init_method=_leave,
         embedding_init_method=_leave,
@@ -98,17 +99,17 @@ def build_model(config: RunConfig, platform: Platform) -> list[GPT]:
         A Megatron-Core `GPTModel` for each chunk: `parallel.virtual_pipeline` of them. Their parameters have the
         dtype of `train.precision`.
     """
-    engine = use_transformer_engine(config.model.layers, platform)
-    mcore = transformer_config(config, transformer_engine=engine)
-    documents = any(stage.transforms.document_mask for stage in config.curriculum)
-    documents = documents or config.evaluation.document_mask
+    backends = choose_backends(on_cuda=platform.name == "cuda", **config.backend_arguments())
+    mcore = transformer_config(config, transformer_engine=backends.layers.name == "transformer_engine")
+    if config.parallel.overlap_tensor:
+        start_tensor_overlap(config)
     count = config.parallel.virtual_pipeline
     chunks = []
     for number in range(count):
         stage = number if count > 1 else None
         chunk = GPT(
             mcore,
-            block_spec(mcore, engine, documents=documents, chunk=stage),
+            block_spec(mcore, backends, chunk=stage),
             vocab_size=config.model.vocab_size,
             max_sequence_length=config.model.max_sequence_length,
             pre_process=parallel_state.is_pipeline_first_stage() and number == 0,

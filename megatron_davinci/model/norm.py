@@ -33,6 +33,21 @@ class RMSNorm(torch.nn.Module):
         return _RMSNormOnCPU.apply(x, self.weight, self.eps)
 
 
+class ApexRMSNorm(RMSNorm):
+    """The same on NVIDIA apex's fused kernel, with the weight marked as above."""
+
+    def __init__(self, config: Any, hidden_size: int, eps: float = 1e-6, **_: Any) -> None:
+        super().__init__(config, hidden_size, eps)
+        from apex.normalization.fused_layer_norm import fused_rms_norm_affine
+
+        self._fused = fused_rms_norm_affine
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x`."""
+        normal: Tensor = self._fused(x, self.weight, (x.shape[-1],), self.eps)
+        return normal
+
+
 class _RMSNormOnCPU(torch.autograd.Function):
     """What torch composes of five operations on a CPU, as one.
 

@@ -9,6 +9,7 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron_davinci.config import RunConfig
 from megatron_davinci.optim.adamw import GroupAdamW
 from megatron_davinci.optim.decay import decay_overrides
+from megatron_davinci.platform.backends import choose_backends
 from megatron_davinci.platform.megatron_patches import use_adam
 
 
@@ -22,7 +23,9 @@ def build_optimizer(config: RunConfig, chunks: list[Any]) -> Any:
         config: The run configuration.
         chunks: Model chunks wrapped in Megatron-Core's `DistributedDataParallel`.
     """
-    use_adam(GroupAdamW)
+    on_cuda = next(chunks[0].parameters()).is_cuda
+    name = choose_backends(on_cuda=on_cuda, **config.backend_arguments()).optimizer.name
+    use_adam(_adam(name), transformer_engine=name == "transformer_engine")
     settings = config.optimizer
     mcore = OptimizerConfig(
         optimizer="adam",
@@ -35,8 +38,38 @@ def build_optimizer(config: RunConfig, chunks: list[Any]) -> Any:
         clip_grad=settings.clip_grad_norm,
         bf16=config.train.precision == "bf16",
         use_distributed_optimizer=config.parallel.distributed_optimizer,
+        overlap_param_gather=config.parallel.overlap_parameter_gather,
+        **_offload(config),
+        fp8_recipe=config.train.fp8.megatron_recipe,
+        reuse_grad_buf_for_mxfp8_param_ag=config.train.fp8.parameters and config.train.fp8.recipe == "mxfp8",
     )
     return get_megatron_optimizer(mcore, chunks, config_overrides=decay_overrides(config, mcore))
+
+
+def _adam(name: str) -> Any:
+    """The class that a name of `backends.optimizer` stands for."""
+    if name == "transformer_engine":
+        from transformer_engine.pytorch.optimizers import FusedAdam
+
+        return FusedAdam
+    if name == "apex":
+        from apex.optimizers import FusedAdam as ApexAdam
+
+        return ApexAdam
+    return GroupAdamW
+
+
+def _offload(config: RunConfig) -> dict[str, Any]:
+    """State in the CPU's memory, by Megatron-Core's `HybridDeviceOptimizer`, which is built on the second setting."""
+    fraction = config.optimizer.cpu_offload
+    if not fraction:
+        return {}
+    return {
+        "optimizer_cpu_offload": True,
+        "use_precision_aware_optimizer": True,
+        "optimizer_offload_fraction": fraction,
+        "overlap_cpu_optimizer_d2h_h2d": True,
+    }
 
 
 def set_hyperparameters(optimizer: Any, *, learning_rate: float, weight_decay: float) -> None:

@@ -22,14 +22,12 @@ class Platform:
         name: `cpu` or `cuda`.
         backend: The collective library: `gloo` or `nccl`.
         device: This rank's device.
-        transformer_engine: Whether Transformer Engine's layers can be built here.
         native_bf16: Whether the hardware multiplies bf16 faster than fp32.
     """
 
     name: Literal["cpu", "cuda"]
     backend: Literal["gloo", "nccl"]
     device: torch.device
-    transformer_engine: bool
     native_bf16: bool
 
     def precision(self, asked: Literal["auto", "fp32", "bf16"]) -> Literal["fp32", "bf16"]:
@@ -84,7 +82,7 @@ def choose(device: Literal["auto", "cpu", "cuda"] = "auto", threads: int | None 
     if use_cpu:
         local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(threads or max(1, _cores() // local_ranks))
-        return Platform("cpu", "gloo", torch.device("cpu"), False, native_bf16=_cpu_multiplies_bf16())
+        return Platform("cpu", "gloo", torch.device("cpu"), native_bf16=_cpu_multiplies_bf16())
     index = int(os.environ.get("LOCAL_RANK", "0"))
     if index >= torch.cuda.device_count():
         raise EnvironmentProblem(
@@ -101,7 +99,6 @@ def choose(device: Literal["auto", "cpu", "cuda"] = "auto", threads: int | None 
         "cuda",
         "nccl",
         device_,
-        _has_transformer_engine(),
         torch.cuda.is_bf16_supported(including_emulation=False),
     )
 
@@ -122,11 +119,3 @@ def _cpu_multiplies_bf16() -> bool:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0))
-
-
-def _has_transformer_engine() -> bool:
-    try:
-        import transformer_engine.pytorch  # noqa: F401
-    except (ImportError, OSError):  # OSError: installed for another CUDA
-        return False
-    return True

@@ -38,6 +38,7 @@ def start(
     context: int = 1,
     expert: int = 1,
     expert_tensor: int = 1,
+    optimizer_instances: int = 1,
     timeout_seconds: float = 600.0,
     seed: int = 1234,
 ) -> None:
@@ -54,6 +55,7 @@ def start(
         context: Context-parallel size.
         expert: Expert-parallel size.
         expert_tensor: Tensor-parallel size of experts.
+        optimizer_instances: Groups of data-parallel ranks that shard the optimizer's state among themselves.
         timeout_seconds: How long a collective may wait for a rank.
         seed: Seeds dropout and initialisation; each tensor- and pipeline-parallel rank gets its own stream.
 
@@ -88,23 +90,25 @@ def start(
         context_parallel_size=context,
         expert_model_parallel_size=expert,
         expert_tensor_parallel_size=expert_tensor,
+        num_distributed_optimizer_instances=optimizer_instances,
         distributed_timeout_minutes=max(1, round(timeout_seconds / 60)),
     )
     seed_ranks(seed)
 
 
-def seed_ranks(seed: int) -> None:
+def seed_ranks(seed: int, *, cuda_graphs: bool = False) -> None:
     """Seed every generator: each tensor- and pipeline-parallel rank gets its own stream, data-parallel ones share.
 
     Args:
         seed: Any integer; it is folded into 32 bits.
+        cuda_graphs: Whether generators are of the kind that CUDA graphs can capture.
     """
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
     seed = (seed + 100 * parallel_state.get_pipeline_model_parallel_rank()) % 2**31
     torch.manual_seed(seed)
-    model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+    model_parallel_cuda_manual_seed(seed, force_reset_rng=True, use_cudagraphable_rng=cuda_graphs)
 
 
 def stop() -> None:

@@ -132,6 +132,19 @@ def _plain_results_queue(module: Any) -> None:
     module._get_write_results_queue = queue.Queue
 
 
+def _one_rearrangement(module: Any) -> None:
+    if module.HAVE_EINOPS:
+        return
+
+    def rearrange(ranks: Any, pattern: str, *, u: int, s: int, l: int) -> Any:  # noqa: E741
+        if pattern != "(l s u) -> (l u) s":
+            raise NotImplementedError(f"only Megatron-Core's rearrangement of ranks, not {pattern}")
+        return ranks.reshape(l, s, u).transpose(0, 2, 1).reshape(l * u, s)
+
+    module.einops = types.SimpleNamespace(rearrange=rearrange)
+    module.HAVE_EINOPS = True
+
+
 def _buckets_without_gaps(module: Any) -> None:
     original = module._ParamAndGradBuffer.__init__
 
@@ -204,6 +217,14 @@ PATCHES: tuple[Patch, ...] = (
         _move_to_cpu_as_numpy,
     ),
     Patch(
+        "megatron.core.parallel_state",
+        "HAVE_EINOPS",
+        "the groups of several distributed optimizers want einops, which Megatron-Core does not require, for one "
+        "rearrangement of a list of ranks",
+        _one_rearrangement,
+        scope="all",
+    ),
+    Patch(
         "megatron.core.distributed.param_and_grad_buffer",
         "_ParamAndGradBuffer.__init__",
         "a checkpoint's optimizer state is silently wrong when a bucket before the last ends in padding: the "
@@ -251,19 +272,23 @@ def patch_tensor_methods() -> None:
     torch.Tensor.cuda = cuda_  # type: ignore[method-assign]
 
 
-def use_adam(adam: type) -> None:
-    """Make Megatron-Core build `adam` where neither Transformer Engine nor Apex gives it a FusedAdam.
+def use_adam(adam: type, *, transformer_engine: bool = False) -> None:
+    """Make Megatron-Core build `adam`, whatever FusedAdam it has found itself.
 
     Megatron-Core's distributed optimizer is written for an Adam that keeps `step` in the parameter group. With
     a plain torch AdamW (no TE, no Apex) it resumes silently wrong: one step tensor is shared by every parameter
     and counted up once for each (distrib_optimizer.py:818 of 0.16.1), a fresh optimizer cannot be the target of
     a load (:642), and `fully_reshardable` fails on the missing key (:939).
+
+    Args:
+        adam: The optimizer's class, which keeps FusedAdam's contract.
+        transformer_engine: Whether it is Transformer Engine's.
     """
     import megatron.core.optimizer as optimizer
     from megatron.core.optimizer import distrib_optimizer
 
-    if distrib_optimizer.HAVE_APEX_OR_TE and distrib_optimizer.Adam is not adam:
-        return
     optimizer.Adam = distrib_optimizer.Adam = adam
     optimizer.USING_PYTORCH_OPTIMIZER = False
-    distrib_optimizer.HAVE_APEX_OR_TE = distrib_optimizer.USING_APEX_OPTIMIZER = True
+    distrib_optimizer.HAVE_APEX_OR_TE = True
+    distrib_optimizer.USING_TE_OPTIMIZER = transformer_engine
+    distrib_optimizer.USING_APEX_OPTIMIZER = not transformer_engine

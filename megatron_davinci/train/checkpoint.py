@@ -210,7 +210,7 @@ def check_same_model(checkpoint: Checkpoint, model: dict[str, Any], distributed_
     Raises:
         CheckpointError: A size or switch of the model differs; every one is listed.
     """
-    ignored = {"preset", "layers", "init_std", "dropout"}
+    ignored = {"preset", "init_std", "dropout"}
     # A switch that is younger than the checkpoint was off.
     saved = {"qk_norm": False, **checkpoint.manifest["model"]}
     differing = [

@@ -18,6 +18,8 @@ from megatron_davinci.model.build import DTYPES, build_model
 from megatron_davinci.optim.build import build_optimizer, set_hyperparameters
 from megatron_davinci.optim.schedule import Schedule, StepPlan
 from megatron_davinci.platform import distributed
+from megatron_davinci.platform.backends import choose_backends
+from megatron_davinci.platform.deterministic import be_deterministic
 from megatron_davinci.platform.device import Platform
 from megatron_davinci.platform.peak import measure_matmul_peak
 from megatron_davinci.platform.stopwatch import stopwatch
@@ -128,6 +130,7 @@ class TrainingRun:
 
     def save(self) -> Checkpoint:
         """Save a checkpoint of the present step."""
+        self.stepper.gather_weights()
         description = {
             "step": self.step,
             "consumed_samples": self.consumed_samples,
@@ -309,6 +312,8 @@ class TrainingRun:
             f"{self.config.model.parameters():,} parameters, {tokens:,} tokens in {self.schedule.total_steps:,} "
             f"steps, {self.layout}, {self.platform.describe()}, {self.config.train.precision}"
         )
+        backends = choose_backends(on_cuda=self.platform.name == "cuda", **self.config.backend_arguments())
+        progress.message(f"Backends: {backends}")
         for skip in self.order.journal.skips:
             if skip.to_sample > self.consumed_samples:
                 progress.message(
@@ -331,12 +336,16 @@ def run(config: RunConfig, platform: Platform, make_evaluator: EvaluatorFactory)
     Returns:
         Steps taken since the run's beginning.
     """
+    if config.train.deterministic:
+        be_deterministic()
     distributed.start(
         platform,
         **config.parallel.groups,
         timeout_seconds=config.parallel.timeout_seconds,
         seed=config.run.seed,
     )
+    if config.train.cuda_graphs:
+        distributed.seed_ranks(config.run.seed, cuda_graphs=True)
     timer = Timer()
     training = TrainingRun(config, platform, make_evaluator(config))
     taken = training.train()

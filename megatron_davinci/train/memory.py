@@ -100,15 +100,17 @@ class _Rank:
 
     def _plan(self, activations: float, logits: float, working: float) -> MemoryPlan:
         layout, parameters, experts = self.layout, self._parameters(), self._expert_parameters()
-        copies = layout.data * layout.context
+        instances = self.config.parallel.optimizer_instances
+        copies = max(1, layout.data * layout.context // instances)
         expert_copies = layout.world // (layout.expert * layout.expert_tensor * layout.pipeline)
+        expert_copies = max(1, expert_copies // instances)
         if not self.config.parallel.distributed_optimizer:
             copies = expert_copies = 1
-        state = 8 + (4 if self.size == 2 else 0)
+        each = (8 + (4 if self.size == 2 else 0)) * (1 - self.config.optimizer.cpu_offload)
         return MemoryPlan(
             weights=(parameters + experts) * self.size,
             gradients=(parameters + experts) * 4,
-            optimizer=parameters * state // copies + experts * state // expert_copies,
+            optimizer=round(parameters * each / copies + experts * each / expert_copies),
             activations=round(activations),
             logits=round(logits),
             working=round(working),
@@ -121,7 +123,7 @@ class _Rank:
     def _parameters(self) -> int:
         """All but the experts'."""
         model, tensor = self.model, self.layout.tensor
-        norms = 2 * model.hidden_size
+        norms = 2 * model.hidden_size + (2 * model.kv_channels if model.qk_norm else 0)
         matrices = (model.parameters(embeddings=False) - model.hidden_size) // model.num_layers - norms
         matrices -= model.expert_parameters()
         total = sum(self.chunks) * (matrices // tensor + norms) + (model.hidden_size if self.last else 0)
@@ -156,7 +158,9 @@ class _Rank:
             model.kv_channels * self.size,
         )
         rotation = 4 * width / self.config.train.micro_batch_size
-        return (2 * heads + 3 * groups) * width / self.layout.tensor + rotation
+        # Queries are cut out of the projection before they are normalised, and keys are not; a scale for each.
+        normal = heads * width + 4 * (heads + groups) if model.qk_norm else 0
+        return ((2 * heads + 3 * groups) * width + normal) / self.layout.tensor + rotation
 
     def _attention(self) -> float:
         """Queries, keys, values and the output."""
@@ -184,7 +188,7 @@ class _Rank:
             return (again * self.channels + (layers - again) * whole) * self.tokens
         if "layernorm" in recompute.modules:
             whole -= self._norms()
-        if "mlp" in recompute.modules:
+        if {"mlp", "moe"} & set(recompute.modules):
             whole -= self._mlp()
         if "core_attn" in recompute.modules:
             width = self.model.num_attention_heads * self.model.kv_channels * self.size / self.layout.tensor
@@ -200,7 +204,7 @@ class _Rank:
         again = 0.0
         if "layernorm" in recompute.modules:
             again += self.channels
-        if "mlp" in recompute.modules:
+        if {"mlp", "moe"} & set(recompute.modules):
             again += self._mlp()
         return again * self.tokens
 

@@ -53,6 +53,10 @@ def wrap_model(chunks: Sequence[Any], config: RunConfig) -> list[DistributedData
     settings = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         overlap_grad_reduce=config.parallel.overlap_gradient_reduce,
+        overlap_param_gather=config.parallel.overlap_parameter_gather,
+        num_distributed_optimizer_instances=config.parallel.optimizer_instances,
+        fp8_param_gather=config.train.fp8.parameters,
+        reuse_grad_buf_for_mxfp8_param_ag=config.train.fp8.parameters and config.train.fp8.recipe == "mxfp8",
         use_distributed_optimizer=config.parallel.distributed_optimizer,
     )
     wrapped = [
@@ -176,6 +180,7 @@ class Stepper:
             Sum of the loss over all ranks' labels by their weights, in nats, and the weights' sum: the labels' number
             where each weighs 0 or 1.
         """
+        self.gather_weights()
         for chunk in self.wrapped:
             chunk.eval()
         try:
@@ -190,6 +195,13 @@ class Stepper:
         finally:
             for chunk in self.wrapped:
                 chunk.train()
+
+    def gather_weights(self) -> None:
+        """Complete the weights of the last update, where the next forward pass of a step would have gathered them."""
+        if self.optimizer is not None:
+            for chunk in self.wrapped:
+                if chunk.ddp_config.overlap_param_gather:
+                    chunk.start_param_sync(force_sync=True)
 
     def _run(
         self, batches: Iterator[MicroBatch], micro_batches: int, micro_batch_size: int, *, forward_only: bool

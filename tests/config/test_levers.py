@@ -28,6 +28,7 @@ def recompute(**keys):
         ({"granularity": "selective", "modules": ["mlp", "mlp"]}, "twice"),
         ({"granularity": "selective", "modules": ["mpl"]}, "'mpl'"),
         ({"granularity": "selective", "modules": ["mlp"], "layers": 2}, "layers acts with granularity: full"),
+        ({"granularity": "selective", "modules": ["moe"]}, "write mlp"),
         ({"layers": 2}, "layers acts with granularity: full"),
         ({"granularity": "full", "layers": 0}, "greater than or equal to 1"),
         ({"granularity": "full", "layers": 3}, "more than any pipeline stage has"),
@@ -51,3 +52,52 @@ def test_recomputed_runs_of_layers_are_equal():
 def test_contradictions_of_several_sections_are_listed_together():
     text = refusal(data={"sequence_length": 32}, **recompute(granularity="full", layers=5))
     assert "exceeds model.max_sequence_length" in text and "train.recompute.layers (5)" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"parallel": {"overlap_parameter_gather": True}}, "overlap_gradient_reduce: true"),
+        (
+            {"parallel": {"overlap_parameter_gather": True, "overlap_gradient_reduce": True,
+                          "distributed_optimizer": False}},
+            "needs distributed_optimizer: true",
+        ),
+        ({"parallel": {"optimizer_instances": 2, "distributed_optimizer": False}}, "optimizer_instances shards"),
+        ({"parallel": {"overlap_tensor": True}}, "needs sequence: true"),
+        ({"optimizer": {"cpu_offload": 0.5}}, "found precision: fp32"),
+        ({"optimizer": {"cpu_offload": 1.5}}, "less than or equal to 1"),
+        ({"train": {"fp8": {"parameters": True}}}, "needs a recipe"),
+        ({"train": {"precision": "bf16", "fp8": {"recipe": "fp8"}}}, "'delayed', 'current', 'block'"),
+        ({"train": {"precision": "fp32", "fp8": {"recipe": "current"}}}, "beside bf16"),
+        ({"train": {"precision": "bf16", "fp8": {"recipe": "mxfp8"}}}, "tokens of a micro-batch on a rank"),
+        ({"train": {"cuda_graphs": True, "recompute": {"granularity": "full"}}}, "runs them again"),
+        ({"train": {"cuda_graphs": True}, "model": {"dropout": 0.1}}, "cannot capture model.dropout"),
+        ({"train": {"cuda_graphs": True}, "evaluation": {"document_mask": True}}, "cannot capture a document mask"),
+    ],
+)  # fmt: skip
+def test_levers_that_megatron_core_forbids_together_are_refused(changes, said):
+    assert said in refusal(**changes)
+
+
+def test_what_fp8_forbids_is_listed_at_once():
+    text = refusal(
+        model={"hidden_size": 36, "ffn_hidden_size": 40, "head_dim": 8},
+        backends={"layers": "local"},
+        train={"precision": "fp32", "fp8": {"recipe": "delayed"},
+               "recompute": {"granularity": "selective", "modules": ["layernorm"]}},
+    )  # fmt: skip
+    for said in ("beside bf16", "backends.layers: local", "cannot recompute under", "model.hidden_size (36)",
+                 "model.ffn_hidden_size / parallel.tensor (40)"):  # fmt: skip
+        assert said in text
+
+
+def test_instances_divide_the_data_parallel_ranks():
+    from megatron_davinci.config import check_layout
+
+    config = validate(small.settings(parallel={"optimizer_instances": 2}), "test")
+    assert check_layout(config, 2)
+    with pytest.raises(
+        ConfigError, match=r"data- and context-parallel ranks \(1\) is not a multiple of parallel.opt"
+    ):
+        check_layout(config, 1)

@@ -16,10 +16,16 @@ SETTINGS = {
     "full, two at once": {"granularity": "full", "layers": 2},
     "full, the first layer": {"granularity": "full", "method": "block", "layers": 1},
 }
+OF_EXPERTS = {
+    "moe": {"granularity": "selective", "modules": ["moe"]},
+    "layernorm and moe": {"granularity": "selective", "modules": ["layernorm", "moe"]},
+}
+SETTINGS |= OF_EXPERTS
 FEW = ("all modules", "full")
 long = pytest.mark.long
 LAYOUTS = {
-    "one rank": (1, {}, {}, {}, SETTINGS),
+    "one rank": (1, {}, {}, {}, [name for name in SETTINGS if name not in OF_EXPERTS]),
+    "experts": (1, {}, {"experts": {"number": 4, "top_k": 2}}, {}, [*OF_EXPERTS, "full"]),
     "TP2+SP, dropout, documents": (
         2,
         {"tensor": 2, "sequence": True},
@@ -28,11 +34,11 @@ LAYOUTS = {
         FEW,
     ),
     "PP2": (2, {"pipeline": 2}, {}, {}, FEW),
-    "TP2, dropout": (2, {"tensor": 2}, {"dropout": 0.1}, {}, SETTINGS),
-    "CP2": (2, {"context": 2}, {}, {}, SETTINGS),
-    "TP2xPP2": (4, {"tensor": 2, "pipeline": 2}, {}, {}, SETTINGS),
+    "TP2, dropout": (2, {"tensor": 2}, {"dropout": 0.1}, {}, FEW),
+    "CP2": (2, {"context": 2}, {}, {}, FEW),
+    "TP2xPP2": (4, {"tensor": 2, "pipeline": 2}, {}, {}, FEW),
 }
-SHORT = ("one rank", "TP2+SP, dropout, documents", "PP2")
+SHORT = ("one rank", "experts", "TP2+SP, dropout, documents", "PP2")
 
 
 def whole(recompute, parallel, model):

@@ -17,7 +17,8 @@ def losses(root, name, device, precision):
     settings["parallel"] = {"device": device}
     settings["train"] = {"micro_batch_size": 2, "precision": precision}
     # Head dimension 64, so that attention takes the kernels that real models take.
-    settings["model"] |= {"hidden_size": 256, "ffn_hidden_size": 512, "layers": "local"}
+    settings["model"] |= {"hidden_size": 256, "ffn_hidden_size": 512}
+    settings["backends"] = {"layers": "local"}
     path = root / f"{name}.yaml"
     path.write_text(yaml.safe_dump(settings))
     command = [sys.executable, "-m", "megatron_davinci.cli.main", "train", str(path), "--ranks", "1"]
@@ -51,7 +52,7 @@ def test_transformer_engine_layers_follow_ours(on_cpu):
     settings["run"]["directory"] = str(root / "te")
     settings["parallel"] = {"device": "cuda"}
     settings["train"]["precision"] = "bf16"
-    settings["model"]["layers"] = "transformer_engine"
+    settings["backends"]["layers"] = "transformer_engine"
     (root / "te.yaml").write_text(yaml.safe_dump(settings))
     command = [
         sys.executable,

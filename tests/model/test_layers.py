@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from megatron_davinci.errors import ConfigError, EnvironmentProblem
-from megatron_davinci.platform.device import Platform
+from megatron_davinci.errors import ConfigError
 from tests.ranks import run_ranks
 
 
@@ -203,15 +202,3 @@ def test_one_seed_gives_one_model_on_every_layout(tmp_path):
     (_, other), *_ = run_ranks(1, weights_of, tiny_settings(tmp_path, run={"seed": 8, "directory": "x"}))
     name = "decoder.layers.0.mlp.linear_fc1.weight"
     assert not np.array_equal(whole[name], other[name])
-
-
-def test_transformer_engine_by_name_where_it_is_not():
-    from megatron_davinci.model.spec import use_transformer_engine
-
-    cpu = Platform("cpu", "gloo", torch.device("cpu"), transformer_engine=False, native_bf16=False)
-    assert use_transformer_engine("auto", cpu) is False
-    with pytest.raises(EnvironmentProblem, match="asked for by name"):
-        use_transformer_engine("transformer_engine", cpu)
-    with_engine = Platform("cuda", "nccl", torch.device("cpu"), transformer_engine=True, native_bf16=True)
-    assert use_transformer_engine("auto", with_engine) is True
-    assert use_transformer_engine("local", with_engine) is False

@@ -35,7 +35,6 @@ def test_cuda_asked_for_by_name_and_not_there():
 def test_auto_takes_the_cpu_where_there_is_no_cuda():
     platform = choose("auto", threads=1)
     assert (platform.name, platform.backend, platform.device) == ("cpu", "gloo", torch.device("cpu"))
-    assert platform.transformer_engine is False
     assert platform.describe() == "CPU, gloo, 1 thread a rank"
     platform.synchronize()
 
@@ -62,7 +61,7 @@ def test_the_platform_cannot_change_once_megatron_core_is_imported(monkeypatch):
 
 @pytest.mark.parametrize("native", [True, False])
 def test_precision_auto_is_bf16_where_it_is_native(native):
-    platform = Platform("cpu", "gloo", torch.device("cpu"), False, native_bf16=native)
+    platform = Platform("cpu", "gloo", torch.device("cpu"), native_bf16=native)
     assert platform.precision("auto") == ("bf16" if native else "fp32")
     assert platform.precision("fp32") == "fp32"
     assert platform.precision("bf16") == "bf16"

@@ -1,0 +1,30 @@
+"""Whose implementation runs, where there are several of the same mathematics."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from megatron_davinci.config.section import Section
+
+
+class BackendsConfig(Section):
+    """`auto` takes what is there, and one line of the log says what and why. A name that cannot run is an error."""
+
+    layers: Literal["auto", "local", "transformer_engine"] = Field(
+        default="auto", description="auto: Transformer Engine's on GPUs where it is installed, else ours"
+    )
+    attention: Literal["auto", "sdpa", "flash_attn", "transformer_engine"] = Field(
+        default="auto",
+        description="sdpa: torch's kernels; flash_attn: the package flash-attn, in bf16; auto: Transformer Engine's "
+        "in its layers unless documents confine it, else torch's",
+    )
+    norm: Literal["auto", "local", "transformer_engine", "apex"] = Field(
+        default="auto",
+        description="local: torch's RMSNorm; apex: NVIDIA's; auto: Transformer Engine's in its layers, else local",
+    )
+    optimizer: Literal["auto", "torch", "transformer_engine", "apex"] = Field(
+        default="auto",
+        description="Whose fused AdamW; auto: on GPUs Transformer Engine's, else apex's, else torch's",
+    )

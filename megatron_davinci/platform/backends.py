@@ -1,0 +1,218 @@
+"""Whose layers, attention, norms and optimizer run: chosen here, from what was asked for and what is installed."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_davinci.errors import EnvironmentProblem
+
+OLDEST = {"transformer_engine": (2, 4), "flash_attn": (2, 7)}
+"""Of the packages that are chosen among here, the oldest releases that do what is asked of them."""
+
+_DISTRIBUTION = {"transformer_engine": "transformer-engine", "flash_attn": "flash-attn", "apex": "apex"}
+
+
+@dataclass(frozen=True)
+class Package:
+    """Whether an optional package can be used.
+
+    Attributes:
+        usable: Whether it can.
+        why: Its version, or what keeps it from being used.
+    """
+
+    usable: bool
+    why: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What runs, and why.
+
+    Attributes:
+        name: The value that asks for it by name.
+        why: A few words for the log.
+    """
+
+    name: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Backends:
+    """What runs in each place. `str()` is the line for the log."""
+
+    layers: Choice
+    attention: Choice
+    norm: Choice
+    optimizer: Choice
+
+    def __str__(self) -> str:
+        places = ("layers", "attention", "norm", "optimizer")
+        return "; ".join(f"{p}: {getattr(self, p).name} ({getattr(self, p).why})" for p in places)
+
+
+def find_transformer_engine() -> Package:
+    """Transformer Engine, built for this torch and recent enough."""
+    return _find("transformer_engine", "transformer_engine.pytorch")
+
+
+def find_flash_attn() -> Package:
+    """The package flash-attn, built for this torch and recent enough."""
+    return _find("flash_attn", "flash_attn")
+
+
+def find_apex() -> Package:
+    """NVIDIA's apex with its CUDA extensions.
+
+    On the package index another project has the name. It is known by what it lacks, and is not imported.
+    """
+    spec = importlib.util.find_spec("apex")
+    if spec is None:
+        return Package(False, "apex is not installed")
+    folders = [Path(folder) for folder in spec.submodule_search_locations or []]
+    if not any((folder / "optimizers" / "fused_adam.py").exists() for folder in folders):
+        version = _version("apex")
+        return Package(
+            False,
+            f"the apex {version or 'that is installed'} is another project of that name, not NVIDIA's: it has no "
+            "apex.optimizers.FusedAdam",
+        )
+    if importlib.util.find_spec("amp_C") is None:
+        return Package(False, "apex was built without its CUDA extensions: there is no amp_C")
+    return _find("apex", "apex.optimizers")
+
+
+def choose_backends(
+    *,
+    on_cuda: bool,
+    layers: str = "auto",
+    attention: str = "auto",
+    norm: str = "auto",
+    optimizer: str = "auto",
+    documents: bool = False,
+    half: bool = False,
+    needs_engine: tuple[str, ...] = (),
+    needs_package: tuple[str, ...] = (),
+    needs_cuda: tuple[str, ...] = (),
+) -> Backends:
+    """Choose what runs in each place.
+
+    Args:
+        on_cuda: Whether the run computes on CUDA. Of the packages none works elsewhere.
+        layers: `auto`, `local` or `transformer_engine`.
+        attention: `auto`, `sdpa`, `flash_attn` or `transformer_engine`.
+        norm: `auto`, `local`, `transformer_engine` or `apex`.
+        optimizer: `auto`, `torch`, `transformer_engine` or `apex`.
+        documents: Whether attention will be confined to documents.
+        half: Whether the run computes in half precision.
+        needs_engine: Settings that act in Transformer Engine's layers only; elsewhere they would be ignored.
+        needs_package: Settings for which Megatron-Core wants Transformer Engine, whosever the layers are.
+        needs_cuda: Settings that act on CUDA only.
+
+    Raises:
+        EnvironmentProblem: What was asked for by name is not there, or does not go with the rest; all is listed.
+    """
+    found: dict[str, Package] = {}
+    problems: list[str] = []
+
+    def package(name: str) -> Package:
+        if name not in found:
+            find: dict[str, Callable[[], Package]] = {
+                "transformer_engine": find_transformer_engine,
+                "flash_attn": find_flash_attn,
+                "apex": find_apex,
+            }
+            found[name] = find[name]() if on_cuda else Package(False, "the platform is cpu")
+        return found[name]
+
+    def choose(place: str, asked: str, own: str, automatic: tuple[str, ...]) -> Choice:
+        """`asked` by name, or the first of `automatic` that is there, or our `own`."""
+        if asked == own:
+            return Choice(own, "asked for")
+        if asked != "auto":
+            there = package(asked)
+            if not there.usable:
+                problems.append(f"backends.{place}: {asked}, but {there.why}")
+            return Choice(asked, f"asked for, {there.why}")
+        for name in automatic:
+            if package(name).usable:
+                return Choice(name, package(name).why)
+        return Choice(own, package(automatic[0]).why if automatic else "the default")
+
+    chosen = choose("layers", layers, "local", ("transformer_engine",))
+    engine = chosen.name == "transformer_engine"
+    preferred = ("transformer_engine",) if engine else ()
+    attends = choose("attention", attention, "sdpa", () if documents else preferred)
+    if documents and engine and attention == "auto":
+        attends = Choice("sdpa", "attention is confined to documents")
+    normalises = choose("norm", norm, "local", preferred)
+    optimizes = choose("optimizer", optimizer, "torch", ("transformer_engine", "apex"))
+    if documents and attends.name == "transformer_engine":
+        problems.append(
+            "backends.attention: transformer_engine, but a stage or the evaluation has a document mask, which it "
+            "would want packed in another way: take sdpa or flash_attn"
+        )
+    if attends.name == "flash_attn" and not half:
+        problems.append(
+            "backends.attention: flash_attn, but it computes in half precision only: train in bf16"
+        )
+    if engine and normalises.name != "transformer_engine":
+        problems.append(
+            f"backends.norm: {normalises.name}, but Transformer Engine's layers have their norms in them: take "
+            "backends.layers: local"
+        )
+    for setting in needs_cuda:
+        if not on_cuda:
+            problems.append(f"{setting} acts on CUDA only, and the platform is cpu")
+    for setting in needs_package:
+        there = package("transformer_engine")
+        if not there.usable:
+            problems.append(f"{setting} wants Transformer Engine, but {there.why}")
+    for setting in needs_engine:
+        if not engine:
+            problems.append(
+                f"{setting} acts in Transformer Engine's layers only, and layers are ours: {chosen.why}"
+            )
+    if problems:
+        raise EnvironmentProblem(
+            "What was asked for by name cannot run here.",
+            where="the configuration",
+            found="\n".join(problems),
+            do="install what is named (docs/install-gpu.md says how), or take it out of the configuration",
+        )
+    return Backends(chosen, attends, normalises, optimizes)
+
+
+def _find(name: str, module: str) -> Package:
+    """Import `module` of package `name`, and compare its version."""
+    if importlib.util.find_spec(name) is None:
+        return Package(False, f"{_DISTRIBUTION[name]} is not installed")
+    version = _version(name)
+    oldest = OLDEST.get(name)
+    if version is not None and oldest is not None and _numbers(version) < oldest:
+        return Package(False, f"{_DISTRIBUTION[name]} {version} is older than {'.'.join(map(str, oldest))}")
+    try:
+        importlib.import_module(module)
+    except (ImportError, OSError) as error:  # OSError: built for another CUDA
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return Package(False, f"{_DISTRIBUTION[name]} does not import: {reason}")
+    return Package(True, f"{_DISTRIBUTION[name]}{f' {version}' if version else ''}")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(_DISTRIBUTION[name])
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _numbers(version: str) -> tuple[int, int]:
+    first, _, rest = version.partition(".")
+    second = rest.partition(".")[0]
+    return (int(first) if first.isdecimal() else 0, int(second) if second.isdecimal() else 0)

@@ -1,0 +1,118 @@
+"""Levers that act on CUDA only, in real runs: each follows the run without it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from tests.tiny import tiny_settings
+
+pytestmark = pytest.mark.gpu
+
+# Sizes that FP8 multiplies at a time, and a head of 64 channels for the kernels of real models.
+SIZES = {"hidden_size": 256, "ffn_hidden_size": 512}
+engine = pytest.mark.skipif(
+    subprocess.run(
+        [sys.executable, "-c", "import transformer_engine.pytorch"], capture_output=True
+    ).returncode
+    != 0,
+    reason="needs transformer-engine",
+)
+
+
+def losses(root, name, **changes):
+    settings = tiny_settings(root, run={"directory": str(root / name), "seed": 7})
+    settings["model"] |= SIZES
+    settings["parallel"] = {"device": "cuda"}
+    settings["train"] = {"micro_batch_size": 2, "precision": "bf16", "stop_after_steps": 20}
+    for section, keys in changes.items():
+        settings[section] = {**settings.get(section, {}), **keys}
+    path = root / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    command = [sys.executable, "-m", "megatron_davinci.cli.main", "train", str(path), "--ranks", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line)["loss"] for line in (root / name / "metrics.jsonl").read_text().splitlines()]
+
+
+def difference(a, b):
+    return max(abs(x - y) / y for x, y in zip(a, b, strict=True))
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    root = tmp_path_factory.mktemp("levers")
+    return root, losses(root, "plain", backends={"layers": "local"})
+
+
+@pytest.mark.parametrize(
+    "recompute",
+    [{"granularity": "full"}, {"granularity": "selective", "modules": ["core_attn", "layernorm", "mlp"]}],
+    ids=["full", "selective"],
+)
+def test_recomputation_follows_the_run_without(plain, recompute):
+    root, expected = plain
+    train = {"recompute": recompute}
+    assert difference(losses(root, "recompute", backends={"layers": "local"}, train=train), expected) <= 1e-3
+
+
+def test_deterministic_runs_are_equal_to_the_bit(plain):
+    root, expected = plain
+    train = {"deterministic": True}
+    first, second = (
+        losses(root, f"deterministic-{n}", backends={"layers": "local"}, train=train) for n in (1, 2)
+    )
+    assert first == second
+    assert difference(first, expected) <= 0.02
+
+
+def test_cuda_graphs_follow_the_run_without(plain):
+    root, expected = plain
+    changes = {"backends": {"layers": "local"}, "train": {"cuda_graphs": True}}
+    assert difference(losses(root, "graphs", **changes), expected) <= 0.02
+
+
+@engine
+@pytest.mark.parametrize("fraction", [0.5, 1.0])
+def test_offloaded_state_follows_the_run_without(plain, fraction):
+    root, expected = plain
+    changes = {"backends": {"layers": "local"}, "optimizer": {"cpu_offload": fraction}}
+    assert difference(losses(root, f"offload-{fraction}", **changes), expected) <= 0.02
+
+
+@engine
+@pytest.mark.parametrize("recipe", ["delayed", "current", "block"])
+@pytest.mark.parametrize("parameters", [False, True])
+def test_fp8_follows_bf16_and_is_not_bf16(plain, recipe, parameters):
+    root, expected = plain
+    train = {"fp8": {"recipe": recipe, "parameters": parameters}}
+    found = losses(root, f"fp8-{recipe}-{parameters}", train=train)
+    assert 1e-6 < difference(found, expected) <= 0.1
+
+
+def test_flash_attn_follows_sdpa(plain):
+    pytest.importorskip("flash_attn", reason="needs flash-attn")
+    root, expected = plain
+    found = losses(root, "flash", backends={"layers": "local", "attention": "flash_attn"})
+    assert difference(found, expected) <= 0.02
+
+
+def test_memory_on_cuda_is_within_15_percent_of_the_plan():
+    from benchmarks.live_bytes import measure
+    from megatron_davinci.config import check_layout, validate
+    from megatron_davinci.platform import distributed
+    from megatron_davinci.platform.device import choose
+    from megatron_davinci.train.memory import plan_memory
+    from tests.train.test_memory import whole
+
+    settings = whole(precision="bf16", micro=4, device="cuda")
+    settings["model"] |= {**SIZES, "num_layers": 8}
+    settings["backends"] = {"layers": "local"}
+    config = validate(settings, "test")
+    platform = choose("cuda")
+    distributed.start(platform)
+    measured = measure(settings, platform)
+    distributed.stop()
+    assert plan_memory(config, check_layout(config, 1)).total == pytest.approx(measured["total"], rel=0.15)
