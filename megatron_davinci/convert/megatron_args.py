@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from megatron_davinci.config import RunConfig, check_layout, validate
-from megatron_davinci.convert import megatron_flags
+from megatron_davinci.convert import megatron_flags, megatron_levers
 from megatron_davinci.convert.megatron_command import find_command
 from megatron_davinci.convert.megatron_curriculum import curriculum, sources
 from megatron_davinci.convert.megatron_ledger import Entry, Ledger, lines_of
@@ -145,7 +145,7 @@ def _parallel(ledger: Ledger) -> dict[str, Any]:
         ("--distributed-timeout-minutes", "timeout_seconds"),
     ):
         ledger.carry(name, f"parallel.{key}")
-    return found
+    return {**found, **megatron_levers.parallel(ledger, found)}
 
 
 def _model(ledger: Ledger, tensor: int, vocab_size: int | None) -> dict[str, Any]:
@@ -180,6 +180,9 @@ def _model(ledger: Ledger, tensor: int, vocab_size: int | None) -> dict[str, Any
     if biases:
         ledger.lose_default("--disable-bias-linear", "only query, key and value have biases", _MODEL)
     found["dropout"] = _dropout(ledger)
+    if ledger.has("--qk-layernorm"):
+        found["qk_norm"] = True
+        ledger.carry("--qk-layernorm", "model.qk_norm")
     return found
 
 
@@ -264,10 +267,11 @@ def _run(ledger: Ledger) -> dict[str, Any]:
 
 
 def _optimizer(ledger: Ledger) -> dict[str, Any]:
-    return _copy(
+    found = _copy(
         ledger, "optimizer", (),
         ("--adam-beta1=0.9", "--adam-beta2=0.999", "--adam-eps=1e-8", "--weight-decay=0.01", "--clip-grad=1.0"),
     )  # fmt: skip
+    return {**found, **megatron_levers.optimizer(ledger)}
 
 
 def _train(ledger: Ledger) -> dict[str, Any]:
@@ -281,7 +285,7 @@ def _train(ledger: Ledger) -> dict[str, Any]:
     if steps := ledger.integer("--exit-interval"):
         found["stop_after_steps"] = steps
     ledger.carry("--exit-interval", "train.stop_after_steps")
-    return found
+    return {**found, **megatron_levers.train(ledger)}
 
 
 def _checkpoint(ledger: Ledger) -> dict[str, Any]:

@@ -162,7 +162,7 @@ def choose_backends(
         problems.append(
             "backends.attention: flash_attn, but it computes in half precision only: train in bf16"
         )
-    if engine and normalises.name != "transformer_engine":
+    if engine and norm in ("local", "apex"):
         problems.append(
             f"backends.norm: {normalises.name}, but Transformer Engine's layers have their norms in them: take "
             "backends.layers: local"
