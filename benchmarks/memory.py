@@ -55,10 +55,14 @@ PRECISIONS: dict[str, tuple[int, tuple[str, ...], dict[str, int]]] = {
 
 def main() -> None:
     """Measure and report."""
-    arguments = common.parser(__doc__ or "").parse_args()
+    parser = common.parser(__doc__ or "")
+    parser.add_argument("--precisions", nargs="+", choices=tuple(PRECISIONS), default=tuple(PRECISIONS))
+    parser.add_argument("--layouts", nargs="+", choices=tuple(LAYOUTS), default=tuple(LAYOUTS))
+    arguments = parser.parse_args()
     rows = []
-    for precision, (micro, layouts, sizes) in PRECISIONS.items():
-        for layout in layouts:
+    for precision in arguments.precisions:
+        micro, layouts, sizes = PRECISIONS[precision]
+        for layout in (name for name in layouts if name in arguments.layouts):
             ranks, parallel = LAYOUTS[layout]
             whole = [
                 configuration(parallel, recompute, precision, micro, sizes, seed=arguments.seed)
