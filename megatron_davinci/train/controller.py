@@ -26,6 +26,7 @@ from megatron_davinci.train.policies import make_policy
 from megatron_davinci.train.policies.bounded import Decision, as_text, decide
 from megatron_davinci.train.policies.situation import Bounds, Evaluation, Situation
 from megatron_davinci.train.run_directory import RunDirectory, append_line, read_lines
+from megatron_davinci.train.source_losses import loss_by_domain
 
 ORIGIN = "controller"
 """Who the journal says decided."""
@@ -113,9 +114,13 @@ class Controller:
     def _evaluations(self, last_step: int) -> tuple[Evaluation, ...]:
         length = self._config.data.sequence_length
         found = []
+        steps = read_lines(self._directory.metrics) if self._policy.reads_training_loss else []
+        before = 0
         for line in read_lines(self._directory.evaluations):
             if line["step"] > last_step:
                 continue
+            between = [m["sources"] for m in steps if before < m["step"] <= line["step"] and "sources" in m]
+            before = line["step"]
             given = dict.fromkeys(self._unit_of.values(), 0)
             for source, samples in self._order.curriculum.consumed(line["consumed_samples"]).items():
                 given[self._unit_of[source]] += samples * length
@@ -125,7 +130,7 @@ class Controller:
                     tokens=line["consumed_tokens"],
                     unit_tokens=given,
                     heldout={unit: loss for unit, loss in line["heldout_loss"].items() if unit in given},
-                    training=line.get("training_loss", {}),
+                    training=loss_by_domain(between, self._unit_of),
                 )
             )
         return tuple(found)

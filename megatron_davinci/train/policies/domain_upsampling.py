@@ -10,6 +10,8 @@ from megatron_davinci.train.policies.situation import Situation, Wish
 class DomainUpsamplingPolicy:
     """Moves to a given mixture from `1 - final_fraction` of the budget on, as fast as bounds allow."""
 
+    reads_training_loss = False
+
     def __init__(self, config: ControllerConfig) -> None:
         self._fraction = config.domain_upsampling.final_fraction
         self._mixture = {

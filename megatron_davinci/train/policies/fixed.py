@@ -9,6 +9,8 @@ from megatron_davinci.train.policies.situation import Situation, Wish
 class FixedPolicy:
     """Keeps the mixture."""
 
+    reads_training_loss = False
+
     def __init__(self, config: ControllerConfig) -> None:
         del config
 

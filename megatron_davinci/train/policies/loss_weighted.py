@@ -16,6 +16,8 @@ from megatron_davinci.train.policies.situation import Situation, Wish
 class LossWeightedPolicy:
     """Exponentiated gradient on excess loss, clipped at 0 as in DoReMi."""
 
+    reads_training_loss = False
+
     def __init__(self, config: ControllerConfig) -> None:
         self._settings = config.loss_weighted
 

@@ -18,6 +18,8 @@ from megatron_davinci.train.policies.situation import Situation, Wish
 class SaturationPolicy:
     """Divides by fitted returns, and shifts the format when plain text has nothing more to give."""
 
+    reads_training_loss = False
+
     def __init__(self, config: ControllerConfig) -> None:
         self._settings = config.saturation
 

@@ -91,7 +91,13 @@ class Wish:
 
 
 class Policy(Protocol):
-    """Decides a mixture. A pure function: the same situation gives the same wish on every machine that resumes."""
+    """Decides a mixture. A pure function: the same situation gives the same wish on every machine that resumes.
+
+    Attributes:
+        reads_training_loss: Whether it looks at `Evaluation.training`, which takes reading every step's record.
+    """
+
+    reads_training_loss: bool
 
     def wish(self, situation: Situation) -> Wish:
         """What the mixture should be from now on."""

@@ -17,6 +17,8 @@ _SMOOTHED = 3  # evaluations: one alone is noise
 class SpecialisedPolicy:
     """Holds the domain at its share, and halves what it has when its gap has grown."""
 
+    reads_training_loss = True
+
     def __init__(self, config: ControllerConfig) -> None:
         settings = config.specialised
         self._domain, self._limit = settings.domain, settings.largest_gap_growth
