@@ -51,6 +51,8 @@ docs-refresh: setup
 bench: setup
 	@mkdir -p $(OUT)
 	$(BIN)/python benchmarks/loop_overhead.py --json $(OUT)/loop_overhead.json
+	$(BIN)/python benchmarks/phase_timers.py --json $(OUT)/phase_timers.json
+	$(BIN)/python benchmarks/domain_loss.py --json $(OUT)/domain_loss.json
 	$(BIN)/python benchmarks/data_order.py --json $(OUT)/data_order.json
 	$(BIN)/python benchmarks/loader.py --json $(OUT)/loader.json
 	$(BIN)/python benchmarks/tokenize.py --json $(OUT)/tokenize.json
@@ -62,6 +64,7 @@ gpu-check: setup
 
 gpu-bench-train: setup
 	@mkdir -p $(OUT)
+	$(BIN)/python benchmarks/train_gpu.py --json $(OUT)/train_gpu.json
 	$(BIN)/python benchmarks/loop_overhead.py --device cuda --json $(OUT)/loop_overhead_gpu.json
 
 clean:

@@ -21,7 +21,7 @@ import common
 import numpy as np
 
 BATCH, MICRO, LENGTH = 8, 2, 256
-BLOCKS, STEPS = 12, 10
+BLOCKS, STEPS = 10, 6
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from megatron_davinci.config.levers import lever_needs, lever_problems
 from megatron_davinci.config.model import ModelConfig
 from megatron_davinci.config.parallel import ParallelConfig
 from megatron_davinci.config.problems import Problem, Problems, placed
+from megatron_davinci.config.profile import ProfileConfig
 from megatron_davinci.config.repetition import repetition_problems
 from megatron_davinci.config.section import Section
 from megatron_davinci.config.source_weights import mixture_problems
@@ -53,6 +54,7 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     logging: LoggingConfig = LoggingConfig()
     controller: ControllerConfig = ControllerConfig()
+    profile: ProfileConfig = ProfileConfig()
 
     def weight_decay(self, stage: int) -> float:
         """Of a stage's updates."""

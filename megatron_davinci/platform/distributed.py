@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import warnings
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -41,6 +42,7 @@ def start(
     optimizer_instances: int = 1,
     timeout_seconds: float = 600.0,
     seed: int = 1234,
+    joined: Callable[[], None] | None = None,
 ) -> None:
     """Join the other ranks and lay out the model-parallel groups.
 
@@ -58,6 +60,7 @@ def start(
         optimizer_instances: Groups of data-parallel ranks that shard the optimizer's state among themselves.
         timeout_seconds: How long a collective may wait for a rank.
         seed: Seeds dropout and initialisation; each tensor- and pipeline-parallel rank gets its own stream.
+        joined: Called once all ranks are there, before groups are laid out: for what must agree before that.
 
     Raises:
         EnvironmentProblem: The other ranks could not be reached in time.
@@ -83,6 +86,8 @@ def start(
                 found=error,
                 do="check that every node starts, and that they reach the rendezvous address",
             ) from error
+    if joined is not None:
+        joined()
     parallel_state.initialize_model_parallel(
         tensor,
         pipeline,

@@ -24,6 +24,7 @@ from megatron_davinci.platform.device import Platform
 from megatron_davinci.platform.peak import measure_matmul_peak
 from megatron_davinci.platform.stopwatch import stopwatch
 from megatron_davinci.train import checkpoint
+from megatron_davinci.train.agreement import check_agreement
 from megatron_davinci.train.checkpoint_files import Checkpoint
 from megatron_davinci.train.controller import Controller
 from megatron_davinci.train.documents import document_masks, uses_documents
@@ -32,6 +33,7 @@ from megatron_davinci.train.order import DataOrder, verified_sources
 from megatron_davinci.train.outlook import widened
 from megatron_davinci.train.phases import PhaseTimers
 from megatron_davinci.train.planned import pool_sizes
+from megatron_davinci.train.profile import StepProfiler, check_profile
 from megatron_davinci.train.progress import RunProgress, Timer, format_seconds
 from megatron_davinci.train.records import Records
 from megatron_davinci.train.run_directory import RunDirectory, command_line
@@ -55,6 +57,7 @@ class TrainingRun:
         self.config, self.platform, self.evaluator = config, platform, evaluator
         self.layout: Layout = check_layout(config, dist.get_world_size())
         self.schedule = Schedule(config.curriculum, config.data.sequence_length)
+        check_profile(config.profile, self.layout.world, self.schedule.total_steps)
         self.directory = RunDirectory(config.run.directory)
         self.is_main = dist.get_rank() == 0
         self.sources: dict[str, Source] = verified_sources(config)
@@ -67,6 +70,9 @@ class TrainingRun:
         self.optimizer = build_optimizer(config, wrapped)
         self.timers = PhaseTimers(stopwatch(platform) if config.logging.phases else None)
         self.stepper = Stepper(wrapped, self.optimizer, config, platform, self.timers)
+        self.profiler = StepProfiler(
+            config.profile, self.directory.path / "profile", dist.get_rank(), platform, self.timers
+        )
         self.consumed_samples = 0
         self.step = 0
         self.passed_over: list[str] = []
@@ -118,6 +124,7 @@ class TrainingRun:
                 self._decide_again(progress)
                 self._steps(feed, progress, records)
         finally:
+            self.profiler.close()
             feed.close()
             records.close()
         return self.step
@@ -172,6 +179,7 @@ class TrainingRun:
             self.order.commit(plan)
             for message in self.order.messages():
                 progress.message(message)
+            self.profiler.before(plan.step)
             with self.timers.phase("data"):
                 samples = feed.take(plan.first_sample, plan.batch, plan.stage)
                 request(1)
@@ -179,6 +187,10 @@ class TrainingRun:
             self.step, self.consumed_samples = plan.step, plan.first_sample + plan.batch
             seconds = timer.lap()
             self.timers.end_step()
+            if (trace := self.profiler.after(plan.step)) is not None:
+                progress.message(f"Profiled: {trace}")
+                timer.lap()
+                self.timers.begin()
             sources = source_records(
                 self.order.curriculum,
                 plan.first_sample,
@@ -343,6 +355,7 @@ def run(config: RunConfig, platform: Platform, make_evaluator: EvaluatorFactory)
         **config.parallel.groups,
         timeout_seconds=config.parallel.timeout_seconds,
         seed=config.run.seed,
+        joined=lambda: check_agreement(config),
     )
     if config.train.cuda_graphs:
         distributed.seed_ranks(config.run.seed, cuda_graphs=True)
