@@ -163,6 +163,11 @@ def _sections(page: Page, story: RunStory) -> list[Plot]:
         "Held-out loss",
         "",
         (heldout, "Loss on text that is never trained on, by domain. Lower is better."),
+        (
+            run_plots.domain_loss_plot(story),
+            f"Loss on what is trained on, by domain: the mean over {window} steps by the weights of the labels, "
+            "which does not reach across stages.",
+        ),
         (run_plots.final_loss_plot(story), ""),
         (run_plots.domain_tokens_plot(story), ""),
     )

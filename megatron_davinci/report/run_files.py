@@ -42,6 +42,8 @@ class Metrics:
         phases: `{phase: [n] float64}`, seconds of each step in it, 0 where a step has no such phase.
         slowest: `{phase: (least, most)}`, seconds a step of the ranks that it took least and most, the mean over
             the run; empty on one rank.
+        source_loss: `{source: [n, 2] float64}`, the training loss of each step's samples of it, nats a token, and
+            what their labels weigh; 0 and 0 where a step has none.
     """
 
     step: NDArray[np.int64]
@@ -49,6 +51,7 @@ class Metrics:
     columns: dict[str, NDArray[np.float64]]
     phases: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     slowest: dict[str, tuple[float, float]] = field(default_factory=dict)
+    source_loss: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.step)
@@ -279,7 +282,20 @@ def _metrics(records: list[dict[str, Any]]) -> Metrics:
         },
         phases=_phases(records),
         slowest=_slowest(records),
+        source_loss=_source_loss(records),
     )
+
+
+def _source_loss(records: list[dict[str, Any]]) -> dict[str, NDArray[np.float64]]:
+    found: dict[str, NDArray[np.float64]] = {}
+    for row, record in enumerate(records):
+        sources = record.get("sources")
+        for name, said in sources.items() if isinstance(sources, dict) else ():
+            numbers = numbers_of(said)
+            if "loss" in numbers and numbers.get("weight", 0.0) > 0:
+                column = found.setdefault(str(name), np.zeros((len(records), 2)))
+                column[row] = numbers["loss"], numbers["weight"]
+    return found
 
 
 def _phases(records: list[dict[str, Any]]) -> dict[str, NDArray[np.float64]]:

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_davinci.report.axes import Axis
+from megatron_davinci.report.colors import assign
 from megatron_davinci.report.curves import smooth
 from megatron_davinci.report.numbers import quantity
 from megatron_davinci.report.plots import Bar, Bars, LinePlot, Plot, Series, StackedArea
@@ -45,6 +46,38 @@ def heldout_plot(story: RunStory) -> LinePlot | None:
 def loss_plot(story: RunStory) -> LinePlot | None:
     """Training loss, raw and smoothed within each stage; None before the first step."""
     return _metric(story, "loss", "Training loss", Axis("training loss", "nats per token"), skip_start=0.02)
+
+
+def domain_loss_plot(story: RunStory) -> LinePlot | None:
+    """Training loss by domain, a mean over several steps of one stage; None where steps do not say it.
+
+    A step has few samples of a domain, so what is drawn is the sum of their losses over the sum of their weights in a
+    window, and nothing where the window has none.
+    """
+    sums: dict[str, NDArray[np.float64]] = {}
+    for source, found in story.metrics.source_loss.items():
+        domain = story.files.domains.get(source, source)
+        loss, weight = found.T
+        sums[domain] = sums.get(domain, 0.0) + np.stack([loss * weight, weight])
+    colours = story.colours | {
+        name: colour for name, colour in assign([*story.domains, *sums]).items() if name not in story.colours
+    }
+    series = []
+    for domain in sorted(sums, key=lambda name: (name not in story.domains, name)):
+        nats, weights = (_smooth_by_stage(story, column) for column in sums[domain])
+        mean = np.full(len(nats), np.nan)
+        np.divide(nats, weights, out=mean, where=weights > 0)
+        series.append(Series(name=domain, x=story.tokens, y=mean, colour=colours[domain]))
+    if not series:
+        return None
+    return LinePlot(
+        title="Training loss by domain",
+        x=TOKENS,
+        y=Axis("training loss", "nats per token"),
+        series=series,
+        stages=story.stage_ranges,
+        skip_start=0.04,
+    )
 
 
 def mixture_plot(story: RunStory) -> StackedArea | None:

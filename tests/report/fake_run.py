@@ -93,6 +93,11 @@ def write_fake_run(
                     "tokens_per_second": size * SEQUENCE_LENGTH / seconds,
                     "seconds": seconds,
                     "flops_utilization": 0.41 + random.normal(0, 0.01),
+                    "sources": {
+                        source: {"loss": level[DOMAINS[source]], "tokens": 512, "weight": 512, "epoch": 0.5}
+                        for number, source in enumerate(weights)
+                        if (step + number) % 3
+                    },
                     "phases": phases_of(step, seconds),
                     **({"phases_by_rank": RANKS} if step % 10 == 0 else {}),
                 }

@@ -83,6 +83,7 @@ def test_every_plot_is_a_png_too(run: Path) -> None:
         "throughput.png",
         "time-by-phase.png",
         "tokens-by-domain.png",
+        "training-loss-by-domain.png",
         "training-loss.png",
     ]
     for path in [run / "report.png", *(run / "plots").iterdir()]:
@@ -316,3 +317,38 @@ def test_what_the_controller_said_is_on_the_page(tmp_path: Path) -> None:
     assert "general 60% → 55%, code 40% → 45%" in html and "general saturated (93%)" in html
     append(folder / "proposals.jsonl", '{"mixture": 3}\n{"pre')
     assert "The controller" in page_of(folder), "a damaged line does not take the page away"
+
+
+def test_training_loss_by_domain_is_weighed_and_does_not_reach_over_a_stage(tmp_path):
+    from megatron_davinci.report.run_plots import domain_loss_plot
+
+    folder = write_fake_run(tmp_path / "run", steps=400)
+    path = folder / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        first = line["stage"] == "1-1"
+        line["sources"] = {"cc": {"loss": 5.0 if first else 2.0, "weight": 10}}
+        if first:
+            line["sources"] |= {
+                "math_web": {"loss": 4.0, "weight": 30},
+                "papers": {"loss": 8.0, "weight": 10},  # of the same domain
+                "github": {"loss": None, "weight": 0},
+            }
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    story = RunStory(read_run(folder))
+    found = {one.name: np.asarray(one.y) for one in domain_loss_plot(story).series}
+    first = np.array([line["stage"] == "1-1" for line in lines])
+    assert set(found) == {"general", "science"}
+    assert np.allclose(found["general"], np.where(first, 5.0, 2.0))
+    assert np.allclose(found["science"][first], 5.0) and np.isnan(found["science"][~first]).all()
+
+
+@pytest.mark.parametrize("sources", [None, 3, {}, {"a": 3}, {"a": {"loss": "x"}}, {"a": {"loss": 1.0}}])
+def test_a_run_that_does_not_say_it_has_no_such_plot(tmp_path, sources):
+    from megatron_davinci.report.run_plots import domain_loss_plot
+
+    folder = write_fake_run(tmp_path / "run", steps=20)
+    path = folder / "metrics.jsonl"
+    lines = [json.loads(line) | {"sources": sources} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert domain_loss_plot(RunStory(read_run(folder))) is None
