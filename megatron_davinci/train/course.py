@@ -122,9 +122,13 @@ class Course:
         """Samples that steps on record consumed."""
         return min(self.past.consumed, self.total)
 
+    def curriculum(self) -> Curriculum:
+        """The data order to the run's end."""
+        return Curriculum(self.windows, self.config.run.seed, [record for record, _ in self.records])
+
     def uses(self) -> list[Use]:
         """What each source gives, by domain and name."""
-        curriculum = Curriculum(self.windows, self.config.run.seed, [record for record, _ in self.records])
+        curriculum = self.curriculum()
         given, planned = (curriculum.consumed(n) if n else {} for n in (self.now, self.total))
         data = self.config.data
         return [

@@ -15,6 +15,7 @@ from megatron_davinci.train.course import Course
 from megatron_davinci.train.edits import Edit, EditFile, Edits, Point
 from megatron_davinci.train.outlook import edit_problem, untransformed
 from megatron_davinci.train.planned import place_of
+from megatron_davinci.train.repetition import check_caps
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ def ask(course: Course, point: Point, mixture: Mapping[str, str], reason: str, *
         asked: How the point was given, for messages.
 
     Raises:
-        ConfigError: It cannot be: the shares do not sum to 1, a name is unknown, its point is past, ...
+        ConfigError: It cannot be: the shares do not sum to 1, a name is unknown, its point is past, a source would
+            repeat more often than its cap allows.
     """
     sample = _place(course, point, asked)
     number = course.schedule.at(sample).stage
@@ -72,6 +74,7 @@ def ask(course: Course, point: Point, mixture: Mapping[str, str], reason: str, *
         )
     edits = course.past.edits
     after = course.with_edits(Edits((*edits.asked, edit), edits.withdrawn))
+    check_caps(course.config, course.schedule, after.curriculum())
     return Asked(edit, course, after, sample)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from megatron_davinci.data import Journal, MixRecord
 from tests.cli.screen import davinci
-from tests.tiny import tiny_config
+from tests.tiny import tiny_config, tiny_settings
 from tests.train.recorded import record_run
 
 # Batches of 4 until step 12, then of 8; the first stage ends with step 30 (sample 192), the run with step 50.
@@ -135,6 +135,14 @@ def test_an_edit_is_withdrawn_replaced_and_numbered_on(run):
 )  # fmt: skip
 def test_what_cannot_be_is_refused_and_nothing_written(run, words, said):
     assert said in edit(run, *words).refusal()
+    assert not (run / "edits.jsonl").exists()
+
+
+def test_an_edit_keeps_the_caps_on_repetition(tmp_path):
+    stages = tiny_settings(tmp_path)["curriculum"]
+    capped = [stages[0], {**stages[1], "max_epochs": {"b": 1}}]
+    run = record_run(tiny_config(tmp_path, curriculum=capped), 20).path
+    assert "repeat a source more often" in edit(run, "--next", "--mixture", "b=1", *WHY).refusal()
     assert not (run / "edits.jsonl").exists()
 
 
