@@ -102,3 +102,23 @@ def train_here(settings: dict[str, Any]) -> int:
 
     config = validate(settings, where="tests/tiny.py")
     return run(config, choose("cpu", threads=1), make_evaluator)
+
+
+def train_each(runs: list[dict[str, Any]]) -> list[int]:
+    """`train_here` for each of several settings, one after the other on the same ranks; returns their last steps.
+
+    The ranks stay together and only their groups are laid out anew, which takes a fraction of starting others.
+    """
+    from megatron.core import parallel_state
+
+    from megatron_davinci.platform import distributed
+
+    stop, steps = distributed.stop, []
+    try:
+        distributed.stop = parallel_state.destroy_model_parallel
+        for settings in runs:
+            steps.append(train_here(settings))
+    finally:
+        distributed.stop = stop
+        stop()
+    return steps

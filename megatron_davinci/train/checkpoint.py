@@ -90,10 +90,11 @@ def sharded_state(chunks: Sequence[Any], optimizer: Any, *, loading: bool = Fals
         optimizer: Megatron-Core's optimizer.
         loading: Whether it is to be filled from a checkpoint.
     """
-    weights = {_key(n): chunk.sharded_state_dict(metadata=CONTENT) for n, chunk in enumerate(chunks)}
+    # Copies: Megatron-Core adds the process groups of this layout to them.
+    weights = {_key(n): chunk.sharded_state_dict(metadata=dict(CONTENT)) for n, chunk in enumerate(chunks)}
     return {
         "model": weights,
-        "optimizer": optimizer.sharded_state_dict(weights, is_loading=loading, metadata=CONTENT),
+        "optimizer": optimizer.sharded_state_dict(weights, is_loading=loading, metadata=dict(CONTENT)),
     }
 
 

@@ -237,6 +237,24 @@ def test_a_changed_token_changes_no_logit_of_another_document(layout, name):
     assert inside > 0.1
 
 
+def logits_under_the_mask(settings):
+    """What `everything` measures, of the document mask's logits alone."""
+    from megatron_davinci.model.documents import DocumentMask
+
+    rank = Rank(settings)
+    return {"logits": {"mask": rank.logits(variants().reshape(-1, LENGTH + 1), DocumentMask(EOD))}}
+
+
+def test_experts_tell_no_document_of_another(root):
+    # A token is sent where other tokens of the batch are computed too, on another rank: together, and each by itself.
+    settings = model_settings(root, tensor=2, sequence=True, expert=2)
+    settings["model"] |= {"num_layers": 2, "experts": {"number": 4}}
+    elsewhere, inside = leaks(assembled(run_ranks(2, logits_under_the_mask, settings), "mask"))
+    # A matrix product of more rows may add up in another order.
+    assert elsewhere < 1e-5
+    assert inside > 0.1
+
+
 def test_without_the_mask_it_does(layout):
     # What follows a document sees it then: the test above can fail.
     elsewhere, _ = leaks(assembled(layout, "none"))

@@ -1,4 +1,4 @@
-"""Every layout computes the run that one rank computes."""
+"""Every layout computes the run that one rank computes: thirty steps, loss and gradient norm at every one."""
 
 import itertools
 import json
@@ -6,16 +6,64 @@ import json
 import pytest
 
 from tests.ranks import run_ranks
-from tests.tiny import tiny_settings, train_here
+from tests.tiny import tiny_settings, train_each, train_here
 
-LAYOUTS = {
-    "DP2": (2, {}),
-    "TP2": (2, {"tensor": 2}),
-    "TP2+SP": (2, {"tensor": 2, "sequence": True}),
-    "PP2": (2, {"pipeline": 2}),
-    "TP2xPP2": (4, {"tensor": 2, "pipeline": 2}),
-    "DP2, optimizer not sharded": (2, {"distributed_optimizer": False}),
-    "DP2, overlapped reduction": (2, {"overlap_gradient_reduce": True}),
+STEPS = 30
+TOLERANCE = 1e-4
+EXPERTS = {"number": 4, "top_k": 2, "balance_coefficient": 0.05, "router_z_loss": 0.01}
+SEQUENCE = {"tensor": 2, "sequence": True}
+# By number of ranks, since those of one number are trained on the same ranks, one after the other.
+DENSE = {
+    2: {
+        "DP2": {},
+        "DP2, optimizer not sharded": {"distributed_optimizer": False},
+        "DP2, overlapped reduction": {"overlap_gradient_reduce": True},
+        "TP2": {"tensor": 2},
+        "TP2+SP": SEQUENCE,
+        "PP2, uneven": {"pipeline": 2, "pipeline_layers": [3, 1]},
+        "PP2xVP2": {"pipeline": 2, "virtual_pipeline": 2},
+        "CP2": {"context": 2},
+    },
+    3: {"PP3, uneven": {"pipeline": 3, "pipeline_layers": [1, 2, 1]}},
+    4: {
+        "TP4, more than key/value heads": {"tensor": 4},
+        "TP2xPP2": {"tensor": 2, "pipeline": 2},
+        "CP2xTP2+SP": {"context": 2, **SEQUENCE},
+        "PP2xVP2xDP2, uneven, overlapped reduction": {
+            "pipeline": 2,
+            "virtual_pipeline": 2,
+            "pipeline_layers": [0, 2, 1, 1],
+            "overlap_gradient_reduce": True,
+        },
+    },
+    8: {"TP2+SPxPP2xCP2": {**SEQUENCE, "pipeline": 2, "context": 2}},
+}
+SPARSE = {
+    2: {
+        "EP2": {"expert": 2},
+        "EP2xTP2+SP": {"expert": 2, **SEQUENCE},
+    },
+    4: {
+        "EP2xETP2xTP2+SP": {"expert": 2, "expert_tensor": 2, **SEQUENCE},
+        "EP2xPP2xVP2, all-gather": {
+            "expert": 2,
+            "pipeline": 2,
+            "virtual_pipeline": 2,
+            "expert_dispatcher": "allgather",
+        },
+    },
+    8: {"EP4xTP2+SPxPP2xCP2": {"expert": 4, **SEQUENCE, "pipeline": 2, "context": 2}},
+}
+LONG = {
+    "DP4": (4, {}, None),
+    "CP4": (4, {"context": 4}, None),
+    "PP4": (4, {"pipeline": 4}, None),
+    "TP2+SPxPP2xVP2xDP2": (8, {**SEQUENCE, "pipeline": 2, "virtual_pipeline": 2}, None),
+    "TP2+SPxCP2xDP2": (8, {**SEQUENCE, "context": 2}, None),
+    "EP2xCP2": (2, {"expert": 2, "context": 2}, EXPERTS),
+    "EP4xDP4": (4, {"expert": 4}, EXPERTS),
+    "EP2, optimizer not sharded": (2, {"expert": 2, "distributed_optimizer": False}, EXPERTS),
+    "EP2xPP2xVP2xTP2+SP": (8, {"expert": 2, **SEQUENCE, "pipeline": 2, "virtual_pipeline": 2}, EXPERTS),
 }
 
 
@@ -23,50 +71,109 @@ def metrics(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.fixture(scope="module")
-def one_rank(tmp_path_factory):
-    root = tmp_path_factory.mktemp("one")
-    settings = tiny_settings(root)
-    assert run_ranks(1, train_here, settings) == [50]
-    return root, metrics(root / "run")
+def evaluations(run):
+    return [json.loads(line) for line in (run / "evals.jsonl").read_text().splitlines()]
 
 
-def relative(a, b):
-    return max(abs(x["loss"] - y["loss"]) / y["loss"] for x, y in zip(a, b, strict=True))
-
-
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_fifty_steps_equal_those_of_one_rank(name, one_rank, tmp_path):
-    root, expected = one_rank
-    ranks, parallel = LAYOUTS[name]
+def settings_of(root, run, parallel, experts=None):
+    """Four layers and micro-batches of one sequence: enough of both for every layout."""
     settings = tiny_settings(
-        root, parallel={"device": "cpu", **parallel}, run={"directory": str(tmp_path / "run")}
+        root, parallel={"device": "cpu", **parallel}, run={"directory": str(run), "seed": 7}
     )
-    run_ranks(ranks, train_here, settings)
-    found = metrics(tmp_path / "run")
-    assert len(found) == 50
-    assert relative(found, expected) <= 1e-4
-    norms = [
-        abs(x["grad_norm"] - y["grad_norm"]) / y["grad_norm"] for x, y in zip(found, expected, strict=True)
-    ]
-    assert max(norms) <= 1e-3
-    heldout = [json.loads(line) for line in (tmp_path / "run" / "evals.jsonl").read_text().splitlines()]
-    reference = [json.loads(line) for line in (root / "run" / "evals.jsonl").read_text().splitlines()]
-    for ours, theirs in zip(heldout, reference, strict=True):
+    settings["model"] |= {"num_layers": 4, "ffn_hidden_size": 32 if experts else 64, "experts": experts}
+    settings["train"] |= {"micro_batch_size": 1, "stop_after_steps": STEPS}
+    return settings
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("layouts")
+
+
+@pytest.fixture(scope="module")
+def one_rank(root):
+    """The runs to compare with, and their held-out losses."""
+    runs = {"dense": root / "dense", "sparse": root / "sparse"}
+    whole = [settings_of(root, runs["dense"], {}), settings_of(root, runs["sparse"], {}, EXPERTS)]
+    run_ranks(1, train_each, whole)
+    return {name: (metrics(run), evaluations(run)) for name, run in runs.items()}
+
+
+@pytest.fixture(scope="module")
+def trained(root):
+    """Trains all layouts of a number of ranks when the first of them is asked for."""
+    done = set()
+
+    def run_of(kind, world, name):
+        if world not in done:
+            done.add(world)
+            whole = [
+                settings_of(root, root / f"dense-{world}-{number}", parallel)
+                for number, parallel in enumerate(DENSE.get(world, {}).values())
+            ]
+            whole += [
+                settings_of(root, root / f"sparse-{world}-{number}", parallel, EXPERTS)
+                for number, parallel in enumerate(SPARSE.get(world, {}).values())
+            ]
+            run_ranks(world, train_each, whole, timeout=600)
+        table = DENSE if kind == "dense" else SPARSE
+        return root / f"{kind}-{world}-{list(table[world]).index(name)}"
+
+    return run_of
+
+
+def deviation(found, expected, what):
+    return max(abs(x[what] - y[what]) / y[what] for x, y in zip(found, expected, strict=True))
+
+
+def assert_same(run, expected, heldout, record_property):
+    found = metrics(run)
+    assert len(found) == STEPS
+    for what in ("loss", "grad_norm"):
+        record_property(what, deviation(found, expected, what))
+        assert deviation(found, expected, what) <= TOLERANCE, what
+    for ours, theirs in zip(evaluations(run), heldout, strict=True):
         assert ours["heldout_tokens"] == theirs["heldout_tokens"]
-        assert ours["heldout_loss"]["a"] == pytest.approx(theirs["heldout_loss"]["a"], rel=1e-4)
+        assert ours["heldout_loss"]["a"] == pytest.approx(theirs["heldout_loss"]["a"], rel=TOLERANCE)
 
 
-def test_the_comparison_can_fail(one_rank, tmp_path):
+TABLE = [
+    pytest.param(kind, world, name, id=name)
+    for kind, table in (("dense", DENSE), ("sparse", SPARSE))
+    for world, layouts in table.items()
+    for name in layouts
+]
+
+
+@pytest.mark.parametrize(("kind", "world", "name"), TABLE)
+def test_thirty_steps_equal_those_of_one_rank(kind, world, name, one_rank, trained, record_property):
+    assert_same(trained(kind, world, name), *one_rank[kind], record_property)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", LONG)
+def test_more_layouts_equal_one_rank(name, root, one_rank, tmp_path, record_property):
+    ranks, parallel, experts = LONG[name]
+    run_ranks(ranks, train_here, settings_of(root, tmp_path / "run", parallel, experts), timeout=600)
+    assert_same(tmp_path / "run", *one_rank["sparse" if experts else "dense"], record_property)
+
+
+def test_the_comparison_can_fail(root, one_rank, tmp_path):
     # Another seed is another run: the tolerance above is no blank cheque.
-    root, expected = one_rank
-    settings = tiny_settings(root, run={"directory": str(tmp_path / "run"), "seed": 8})
+    settings = settings_of(root, tmp_path / "run", {})
+    settings["run"]["seed"] = 8
     run_ranks(1, train_here, settings)
-    assert relative(metrics(tmp_path / "run"), expected) > 1e-2
+    assert deviation(metrics(tmp_path / "run"), one_rank["dense"][0], "loss") > 1e-2
 
 
-def test_a_model_learns_and_its_stages_change_batch_and_rate(one_rank):
-    _, steps = one_rank
+@pytest.fixture(scope="module")
+def fifty_steps(root):
+    run_ranks(1, train_here, tiny_settings(root, run={"directory": str(root / "fifty"), "seed": 7}))
+    return metrics(root / "fifty")
+
+
+def test_a_model_learns_and_its_stages_change_batch_and_rate(fifty_steps):
+    steps = fifty_steps
     assert steps[0]["loss"] == pytest.approx(5.55, abs=0.1)  # ln(256)
     assert steps[-1]["loss"] < 3.0
     assert [s["global_batch_size"] for s in steps] == [4] * 12 + [8] * 38
@@ -79,11 +186,11 @@ def test_a_model_learns_and_its_stages_change_batch_and_rate(one_rank):
     assert all(a > b for a, b in itertools.pairwise(rates[30:]))
 
 
-def test_bf16_follows_fp32_and_keeps_fp32_main_weights(one_rank, tmp_path):
-    root, expected = one_rank
+def test_bf16_follows_fp32_and_keeps_fp32_main_weights(root, fifty_steps, tmp_path):
     settings = tiny_settings(
-        root, run={"directory": str(tmp_path / "run")}, train={"micro_batch_size": 2, "precision": "bf16"}
+        root,
+        run={"directory": str(tmp_path / "run"), "seed": 7},
+        train={"micro_batch_size": 2, "precision": "bf16"},
     )
     run_ranks(2, train_here, settings)
-    found = metrics(tmp_path / "run")
-    assert 1e-6 < relative(found, expected) < 0.1
+    assert 1e-6 < deviation(metrics(tmp_path / "run"), fifty_steps, "loss") < 0.1
