@@ -126,7 +126,8 @@ def _copy(ledger: Ledger, section: str, whole: tuple[str, ...], real: tuple[str,
 def _parallel(ledger: Ledger) -> dict[str, Any]:
     found = _copy(
         ledger, "parallel",
-        ("--tensor-model-parallel-size=1", "--pipeline-model-parallel-size=1", "--context-parallel-size=1"),
+        ("--tensor-model-parallel-size=1", "--pipeline-model-parallel-size=1", "--context-parallel-size=1",
+         "--num-virtual-stages-per-pipeline-rank"),
     )  # fmt: skip
     for name in ("--tensor-model-parallel-size", "--pipeline-model-parallel-size", "--context-parallel-size"):
         if found[megatron_flags.FLAGS[name].what.removeprefix("parallel.")] < 1:

@@ -47,6 +47,7 @@ _LAUNCHER = "the launcher's: give it to torchrun or Slurm as before"
 _MEMORY = "saves memory; there is no such setting here"
 _FITS = "`davinci plan` estimates whether it fits without"
 _ELSE = "another model; it cannot be trained here"
+_EXPERTS = "experts are not translated"
 _SHARDS = "name or tokenise the data as sources; docs/from-megatron-lm.md says how"
 
 # One line a flag: name, values, kind, what; then do, has, absent where they apply.
@@ -97,7 +98,7 @@ _ROWS: tuple[tuple[object, ...], ...] = (
     ("--window-attn-skip-freq", 1, "lost", "attention is over the whole sample", "expect another model"),
     ("--softmax-scale", 1, "lost", "scores are divided by the root of a head's channels", "expect another model"),
     ("--multi-latent-attention", 0, "lost", _ELSE, "use Megatron-LM for it"),
-    ("--num-experts", 1, "lost", _ELSE, "use Megatron-LM for it"),
+    ("--num-experts", 1, "lost", _EXPERTS, "model.experts"),
     ("--use-mcore-models", 0, "idle", "the model is Megatron-Core's"),
     ("--use-legacy-models", 0, "lost", "the model is Megatron-Core's", "none; checkpoints differ"),
     ("--transformer-impl", 1, "translated", "backends.layers"),
@@ -199,11 +200,11 @@ _ROWS: tuple[tuple[object, ...], ...] = (
     ("--num-distributed-optimizer-instances", 1, "translated", "parallel.optimizer_instances"),
     ("--distributed-timeout-minutes", 1, "translated", "parallel.timeout_seconds"),
     ("--distributed-backend", 1, "idle", "NCCL on GPUs, gloo on CPUs"),
-    ("--num-layers-per-virtual-pipeline-stage", 1, "lost", "stages are not interleaved", "leave it out"),
-    ("--num-virtual-stages-per-pipeline-rank", 1, "lost", "stages are not interleaved", "leave it out"),
-    ("--decoder-first-pipeline-num-layers", 1, "lost", "stages have equally many layers", "choose parallel.pipeline"),
-    ("--decoder-last-pipeline-num-layers", 1, "lost", "stages have equally many layers", "choose parallel.pipeline"),
-    ("--expert-model-parallel-size", 1, "fixed", "there are no experts", "use Megatron-LM for it", ("1",)),
+    ("--num-layers-per-virtual-pipeline-stage", 1, "lost", "said as chunks of a rank", "parallel.virtual_pipeline"),
+    ("--num-virtual-stages-per-pipeline-rank", 1, "copied", "parallel.virtual_pipeline"),
+    ("--decoder-first-pipeline-num-layers", 1, "lost", "said of every stage", "parallel.pipeline_layers"),
+    ("--decoder-last-pipeline-num-layers", 1, "lost", "said of every stage", "parallel.pipeline_layers"),
+    ("--expert-model-parallel-size", 1, "fixed", _EXPERTS, "parallel.expert", ("1",)),
     ("--use-torch-fsdp2", 0, "lost", "parameters are not sharded over data parallel ranks", "parallel.distributed_optimizer"),
     ("--use-megatron-fsdp", 0, "lost", "parameters are not sharded over data parallel ranks", "parallel.distributed_optimizer"),
     ("--cp-comm-type", MANY, "idle", "keys and values are gathered"),
@@ -267,8 +268,8 @@ _ROWS: tuple[tuple[object, ...], ...] = (
 
 # What begins like this and has no row of its own.
 _FAMILIES: tuple[tuple[str, Kind, str, str], ...] = (
-    ("--moe-", "lost", _ELSE, "use Megatron-LM for it"),
-    ("--expert-", "lost", _ELSE, "use Megatron-LM for it"),
+    ("--moe-", "lost", _EXPERTS, "model.experts"),
+    ("--expert-", "lost", _EXPERTS, "parallel.expert, parallel.expert_tensor"),
     ("--mtp-", "lost", _ELSE, "use Megatron-LM for it"),
     ("--mamba-", "lost", _ELSE, "use Megatron-LM for it"),
     ("--hybrid-", "lost", _ELSE, "use Megatron-LM for it"),

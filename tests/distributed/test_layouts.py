@@ -24,10 +24,8 @@ DENSE = {
         "PP2xVP2": {"pipeline": 2, "virtual_pipeline": 2},
         "CP2": {"context": 2},
     },
-    3: {"PP3, uneven": {"pipeline": 3, "pipeline_layers": [1, 2, 1]}},
     4: {
         "TP4, more than key/value heads": {"tensor": 4},
-        "TP2xPP2": {"tensor": 2, "pipeline": 2},
         "CP2xTP2+SP": {"context": 2, **SEQUENCE},
         "PP2xVP2xDP2, uneven, overlapped reduction": {
             "pipeline": 2,
@@ -36,28 +34,27 @@ DENSE = {
             "overlap_gradient_reduce": True,
         },
     },
-    8: {"TP2+SPxPP2xCP2": {**SEQUENCE, "pipeline": 2, "context": 2}},
 }
 SPARSE = {
-    2: {
-        "EP2": {"expert": 2},
-        "EP2xTP2+SP": {"expert": 2, **SEQUENCE},
-    },
+    2: {"EP2xTP2+SP": {"expert": 2, **SEQUENCE}},
     4: {
         "EP2xETP2xTP2+SP": {"expert": 2, "expert_tensor": 2, **SEQUENCE},
-        "EP2xPP2xVP2, all-gather": {
-            "expert": 2,
-            "pipeline": 2,
-            "virtual_pipeline": 2,
-            "expert_dispatcher": "allgather",
-        },
     },
     8: {"EP4xTP2+SPxPP2xCP2": {"expert": 4, **SEQUENCE, "pipeline": 2, "context": 2}},
 }
 LONG = {
     "DP4": (4, {}, None),
     "CP4": (4, {"context": 4}, None),
+    "PP3, uneven": (3, {"pipeline": 3, "pipeline_layers": [1, 2, 1]}, None),
     "PP4": (4, {"pipeline": 4}, None),
+    "TP2xPP2": (4, {"tensor": 2, "pipeline": 2}, None),
+    "TP2+SPxPP2xCP2": (8, {**SEQUENCE, "pipeline": 2, "context": 2}, None),
+    "EP2": (2, {"expert": 2}, EXPERTS),
+    "EP2xPP2xVP2, all-gather": (
+        4,
+        {"expert": 2, "pipeline": 2, "virtual_pipeline": 2, "expert_dispatcher": "allgather"},
+        EXPERTS,
+    ),
     "TP2+SPxPP2xVP2xDP2": (8, {**SEQUENCE, "pipeline": 2, "virtual_pipeline": 2}, None),
     "TP2+SPxCP2xDP2": (8, {**SEQUENCE, "context": 2}, None),
     "EP2xCP2": (2, {"expert": 2, "context": 2}, EXPERTS),
@@ -82,6 +79,7 @@ def settings_of(root, run, parallel, experts=None):
     )
     settings["model"] |= {"num_layers": 4, "ffn_hidden_size": 32 if experts else 64, "experts": experts}
     settings["train"] |= {"micro_batch_size": 1, "stop_after_steps": STEPS}
+    settings["evaluation"] = {"sequences": 16}
     return settings
 
 

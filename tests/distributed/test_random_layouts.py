@@ -8,6 +8,7 @@ import random
 import pytest
 
 from megatron_davinci.config import check_layout, validate
+from tests.distributed.test_documents import write_documents
 from tests.ranks import run_ranks
 from tests.tiny import tiny_settings, train_here
 
@@ -67,6 +68,8 @@ def drawn(seed, root):
     parallel["overlap_gradient_reduce"] = draw.random() < 0.3
     micro = draw.choice([1, 2])
     at_once = data * micro * (pipeline if virtual > 1 else 1)
+    for number, name in enumerate(("a", "b")):
+        write_documents(root / "data" / name, number)
     settings = tiny_settings(root)
     settings["model"] |= {
         "num_layers": layers,

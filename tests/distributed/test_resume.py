@@ -109,6 +109,27 @@ def test_resume_on_another_layout(before, after, undisturbed, tmp_path):
     assert max(abs(f[2] - e[2]) / e[2] for f, e in zip(found, expected, strict=True)) <= 1e-5
 
 
+def test_experts_go_on_with_more_and_with_fewer_ranks_for_them(tmp_path):
+    # Weights and optimizer: with one expert-parallel rank, with two, with two that split the rest too, with one.
+    settings = tiny_settings(tmp_path)
+    settings["model"] |= {"ffn_hidden_size": 32, "experts": {"number": 4, "router_z_loss": 0.01}}
+
+    def train(ranks, directory, until, **parallel):
+        changed = {**settings, "run": {"directory": str(tmp_path / directory), "seed": 7}}
+        changed["parallel"] = {"device": "cpu", **parallel}
+        changed["train"] = {**settings["train"], "stop_after_steps": until}
+        assert run_ranks(ranks, train_here, changed)[0] == until
+
+    train(1, "whole", 24)
+    train(1, "parts", 6)
+    train(2, "parts", 12, expert=2)
+    train(2, "parts", 18, expert=2, tensor=2, sequence=True)
+    train(1, "parts", 24)
+    whole, parts = numbers(tmp_path / "whole"), numbers(tmp_path / "parts")
+    assert max(abs(a[2] - b[2]) / b[2] for a, b in zip(parts, whole, strict=True)) <= 1e-5
+    assert max(abs(a[3] - b[3]) / b[3] for a, b in zip(parts, whole, strict=True)) <= 1e-4
+
+
 def test_dropout_is_a_function_of_the_clock(undisturbed, tmp_path):
     root, without = undisturbed
     model = {**tiny_settings(root)["model"], "dropout": 0.1}
