@@ -29,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--mfu", type=float, default=0.4, help="share of the peak that becomes model FLOPs")
     parser.add_argument(
+        "--suggest", action="store_true", help="layouts that fit a GPU's memory, the fastest first"
+    )
+    parser.add_argument(
         "--plot",
         type=Path,
         metavar="FILE",
@@ -39,10 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the plan."""
-    from megatron_davinci.cli.plan_screen import show_plan
+    from megatron_davinci.cli.plan_screen import show_layouts, show_plan
     from megatron_davinci.files import write_json
     from megatron_davinci.train.plan import plan_run
     from megatron_davinci.train.plan_cost import choose_gpu
+    from megatron_davinci.train.plan_layouts import suggest
 
     if not 0 < arguments.mfu <= 1:
         raise ConfigError(
@@ -63,6 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
     ranks = config.parallel.model_ranks if arguments.ranks is None else arguments.ranks
     plan = plan_run(config, ranks, gpu, arguments.mfu)
     show_plan(plan, config)
+    if arguments.suggest:
+        show_layouts(suggest(config, ranks, gpu, arguments.mfu), gpu)
     if arguments.plot:
         _draw(arguments.plot, config, plan)
     if arguments.json:

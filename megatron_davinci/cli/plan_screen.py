@@ -9,6 +9,8 @@ from megatron_davinci.config import RunConfig
 from megatron_davinci.config.units import format_tokens
 from megatron_davinci.report.numbers import scientific
 from megatron_davinci.train.plan import RunPlan, StagePlan
+from megatron_davinci.train.plan_cost import Gpu
+from megatron_davinci.train.plan_layouts import ROOM, Suggested
 
 
 def show_plan(plan: RunPlan, config: RunConfig) -> None:
@@ -44,6 +46,38 @@ def show_plan(plan: RunPlan, config: RunConfig) -> None:
         screen.console.print(Text("To know before it starts", style="italic"))
         for warning in plan.warnings:
             screen.console.print(Text("- " + screen.safe(warning)))
+
+
+def show_layouts(layouts: list[Suggested], gpu: Gpu) -> None:
+    """Print layouts that fit, with the overrides that make them."""
+    screen = Screen()
+    screen.console.print()
+    if not layouts:
+        screen.console.print(
+            Text(
+                f"No layout of these ranks fits {ROOM:.0%} of {gpu.memory_gib:g} GiB: take more ranks, or ranks that "
+                "divide the batch"
+            )
+        )
+        return
+    screen.table(
+        f"Layouts that fit {ROOM:.0%} of {gpu.memory_gib:g} GiB, by the estimated time of a step",
+        [
+            ("step", "right"), ("bubble", "right"), ("sent", "right"), ("GiB", "right"), ("ranks", "left"),
+            ("overrides", "left"),
+        ],
+        [
+            [
+                f"{one.seconds:.3g} s",
+                f"{one.bubble:.1%}",
+                _bytes(one.communication),
+                f"{one.memory / 2**30:.1f}",
+                str(one.layout).split(" = ")[0].replace(" x ", " "),
+                one.overrides,
+            ]
+            for one in layouts
+        ],
+    )  # fmt: skip
 
 
 def key_figures(plan: RunPlan) -> list[tuple[str, str, str]]:
