@@ -72,6 +72,10 @@ class CheckpointConfig(Section):
         default=1000, gt=0, description="Besides the one at the end of the run; null for that one only"
     )
     keep: int = Field(default=2, ge=1, description="How many of the newest stay")
+    initial_weights: Path | None = Field(
+        default=None,
+        description="A checkpoint's folder whose weights a new run begins with, instead of random ones",
+    )
 
 
 class EvaluationConfig(Section):

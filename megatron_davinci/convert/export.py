@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from megatron_davinci.convert.qwen2 import Qwen2
+from megatron_davinci.convert.llama import family_of
 from megatron_davinci.convert.rules import Family, Heads, Rule, to_hf
 from megatron_davinci.convert.stored import StoredTensors
 from megatron_davinci.errors import CheckpointError, ConfigError
@@ -42,7 +42,7 @@ def export_to_hf(
         tokenizer: Folder whose tokenizer files are copied.
         eod_id: The tokenizer's end-of-document token.
         dtype: `float32` or `bfloat16`; default: as stored.
-        family: The family to write; default Qwen2.
+        family: The family to write; default: Qwen2 with biases on queries, keys and values, Llama without.
 
     Returns:
         `out`.
@@ -52,7 +52,7 @@ def export_to_hf(
         ConfigError: `out` exists, or the family cannot hold the model.
         EnvironmentProblem: The disk is full.
     """
-    family = family or Qwen2()
+    family = family or family_of(model)
     if out.exists():
         raise ConfigError(
             "The export's folder is there already.", where=out, do="choose another, or remove it"

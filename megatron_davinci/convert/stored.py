@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 
@@ -11,6 +12,11 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from megatron_davinci.errors import CheckpointError
+from megatron_davinci.platform.checkpoint_metadata import SafeReader
+
+
+# A model with experts has several optimizers, which Megatron-Core chains.
+_OF_AN_OPTIMIZER = re.compile(r"(chained_\d+\.)?optimizer\.")
 
 
 class StoredTensors:
@@ -27,20 +33,35 @@ class StoredTensors:
 
     def __init__(self, state: Path) -> None:
         self.state = state
-        self._reader = dcp.FileSystemReader(str(state))
+        self._reader = SafeReader(str(state))
         try:
             entries = self._reader.read_metadata().state_dict_metadata
         except Exception as error:  # whatever reading a damaged file raises
-            raise CheckpointError("The checkpoint cannot be read.", where=state, found=error) from error
+            raise CheckpointError(
+                "The checkpoint's .metadata cannot be read.",
+                where=state / ".metadata",
+                found=error,
+                expected="what torch.distributed.checkpoint writes, and nothing else",
+                do="copy the checkpoint again; if it names anything else, do not trust where it is from",
+            ) from error
+        self._all = set(entries)
         self._entries = {
             key: entry
             for key, entry in entries.items()
-            if isinstance(entry, TensorStorageMetadata) and not key.startswith("optimizer.")
+            if isinstance(entry, TensorStorageMetadata) and not _OF_AN_OPTIMIZER.match(key)
         }
 
     def keys(self) -> set[str]:
         """Stored keys of the weights."""
         return set(self._entries)
+
+    def has(self, prefix: str) -> bool:
+        """Whether anything is stored under a name that begins so, weights or not."""
+        return any(key.startswith(prefix) for key in self._all)
+
+    def dtype(self, key: str) -> torch.dtype:
+        """Of a weight."""
+        return self._entries[key].properties.dtype
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Global shape of a weight; weights of layers have the layers as their first axis."""

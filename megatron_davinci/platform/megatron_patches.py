@@ -158,6 +158,29 @@ def _buckets_without_gaps(module: Any) -> None:
     module._ParamAndGradBuffer.__init__ = __init__
 
 
+def _safe_reader(module: Any) -> None:
+    from megatron_davinci.platform.checkpoint_metadata import SafeReader
+
+    module.FileSystemReader = SafeReader
+
+
+def _safe_cached_reader(module: Any) -> None:
+    from megatron_davinci.platform.checkpoint_metadata import SafeReader
+
+    def read_metadata(self: Any) -> Any:
+        if self._cached_metadata is None:
+            self._cached_metadata = SafeReader.read_metadata(self)
+        return self._cached_metadata
+
+    module.CachedMetadataFileSystemReader.read_metadata = read_metadata
+
+
+def _safe_bytes(module: Any) -> None:
+    from megatron_davinci.platform.checkpoint_metadata import load_bytes
+
+    module.MCoreLoadPlanner.load_bytes = load_bytes
+
+
 PATCHES: tuple[Patch, ...] = (
     Patch(
         "megatron.core.jit",
@@ -240,6 +263,27 @@ PATCHES: tuple[Patch, ...] = (
         "starts a multiprocessing manager in a spawned process: 4 s at the first save, and left behind when a rank "
         "is killed. Our checkpoint writer writes in the rank's own process and needs no more than a queue",
         _plain_results_queue,
+        scope="all",
+    ),
+    Patch(
+        "megatron.core.dist_checkpointing.strategies.torch",
+        "FileSystemReader",
+        "unpickles a checkpoint's .metadata, which could run any program. Ours names the classes that may be in it",
+        _safe_reader,
+        scope="all",
+    ),
+    Patch(
+        "megatron.core.dist_checkpointing.strategies.cached_metadata_filesystem_reader",
+        "CachedMetadataFileSystemReader.read_metadata",
+        "unpickles a checkpoint's .metadata likewise",
+        _safe_cached_reader,
+        scope="all",
+    ),
+    Patch(
+        "megatron.core.dist_checkpointing.strategies.torch",
+        "MCoreLoadPlanner.load_bytes",
+        "torch's own unpickles what is stored as bytes (states of FP8 layers) with weights_only=False",
+        _safe_bytes,
         scope="all",
     ),
 )

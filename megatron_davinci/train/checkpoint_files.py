@@ -104,13 +104,16 @@ def begin(checkpoints: Path, step: int) -> Path:
     return temporary
 
 
-def commit(temporary: Path, target: Path, description: dict[str, Any]) -> Checkpoint:
+def commit(
+    temporary: Path, target: Path, description: dict[str, Any], *, latest: bool = True
+) -> Checkpoint:
     """Write the manifest and make the checkpoint visible.
 
     Args:
         temporary: The folder from `begin`, with all files in place.
         target: Its final name.
         description: What the checkpoint is; `files` is added.
+        latest: Note it as the newest of a run.
 
     Returns:
         The visible checkpoint. A checkpoint of the same step that was there is replaced.
@@ -140,7 +143,8 @@ def commit(temporary: Path, target: Path, description: dict[str, Any]) -> Checkp
         else:
             os.rename(temporary, target)
         fsync_folder(target.parent)
-    write_atomically(target.parent / "LATEST", target.name + "\n")
+    if latest:
+        write_atomically(target.parent / "LATEST", target.name + "\n")
     return Checkpoint(target, manifest)
 
 
