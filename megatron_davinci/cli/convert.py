@@ -1,4 +1,4 @@
-"""`davinci convert to-hf RUN[@step] OUT`: export a checkpoint to Hugging Face; `from-megatron`: one of Megatron-LM."""
+"""`davinci convert`: a checkpoint to Hugging Face (`to-hf`), and one of Megatron-LM to ours (`from-megatron`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     directions = parser.add_subparsers(dest="direction", required=True, metavar="DIRECTION")
     to_hf = directions.add_parser("to-hf", help="write a folder that transformers loads")
     to_hf.add_argument(
-        "run", help="run directory, RUN@STEP for a checkpoint that is not the newest, or a checkpoint's folder"
+        "run",
+        help="run directory, RUN@STEP for a checkpoint that is not the newest, or a checkpoint's folder",
     )
     to_hf.add_argument("out", type=Path, nargs="?", help="folder to make (default: RUN/hf/step-XXXXXXXX)")
     to_hf.add_argument("--tokenizer", type=Path, help="folder of the tokenizer (default: the run's)")
@@ -53,7 +54,7 @@ def import_checkpoint(checkpoint: Path, out: Path) -> None:
 
     if out.exists():
         raise ConfigError("The checkpoint's folder is there already.", where=out, do="choose another")
-    found = MegatronCheckpoint.open(checkpoint)
+    found = MegatronCheckpoint.of(checkpoint)
     temporary = checkpoint_files.begin(out.parent, 0)
     try:
         found.write(temporary / "state", checkpoint_files.DigestFile)
@@ -62,7 +63,11 @@ def import_checkpoint(checkpoint: Path, out: Path) -> None:
             "consumed_samples": 0,
             "model": found.model,
             "weights_only": True,
-            "from": {"program": "Megatron-LM", "folder": str(found.folder.resolve()), "iteration": found.iteration},
+            "from": {
+                "program": "Megatron-LM",
+                "folder": str(found.folder.resolve()),
+                "iteration": found.iteration,
+            },
         }
         checkpoint_files.commit(temporary, out, description, latest=False)
     except BaseException:

@@ -13,7 +13,9 @@ class Llama:
     """`LlamaForCausalLM` of transformers."""
 
     name = "llama"
-    rules: tuple[Rule, ...] = tuple(rule for rule in Qwen2.rules if not rule.mcore.endswith("linear_qkv.bias"))
+    rules: tuple[Rule, ...] = tuple(
+        rule for rule in Qwen2.rules if not rule.mcore.endswith("linear_qkv.bias")
+    )
 
     def hf_config(self, model: dict[str, Any], eod_id: int | None, dtype: str) -> dict[str, Any]:
         """See `rules.Family.hf_config`.

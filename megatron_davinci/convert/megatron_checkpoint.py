@@ -1,8 +1,8 @@
 """A Megatron-LM checkpoint of a GPT model (`torch_dist`) becomes a checkpoint of ours.
 
-What Megatron-LM saves (`megatron/training/checkpointing.py`, `generate_state_dict`): the weights under Megatron-Core's
-names, layers stacked along a first axis; the optimizer's state under `optimizer.`; and in `common.pt` the run's arguments,
-its iteration and its schedule. Nothing of it is unpickled: see `platform.safe_pickle`.
+What Megatron-LM saves (`megatron/training/checkpointing.py`, `generate_state_dict`): the weights under
+Megatron-Core's names, layers stacked along a first axis; the optimizer's state under `optimizer.`; and in `common.pt`
+the run's arguments, its iteration and its schedule. Nothing of it is unpickled: see `platform.safe_pickle`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class MegatronCheckpoint:
     left: list[str]
 
     @classmethod
-    def open(cls, path: Path) -> MegatronCheckpoint:
+    def of(cls, path: Path) -> MegatronCheckpoint:
         """Read all but the tensors.
 
         Args:
@@ -82,7 +82,7 @@ class MegatronCheckpoint:
             )
         stored = StoredTensors(folder)
         embedding = "embedding.word_embeddings.weight"
-        rows = stored.shape(embedding)[0] if embedding in stored.keys() else None
+        rows = stored.shape(embedding)[0] if embedding in set(stored.keys()) else None
         model = model_of(state, folder / "common.pt", rows)
         found = _ITERATION.fullmatch(folder.name)
         iteration = common.get("iteration", int(found[1]) if found else None)
@@ -106,7 +106,9 @@ class MegatronCheckpoint:
             keys, shape, _ = way
             present -= set(keys)
             if shape != rule.stored_shape(self.model):
-                differing.append(f"{rule.stored}: shape {list(shape)}, not {list(rule.stored_shape(self.model))}")
+                differing.append(
+                    f"{rule.stored}: shape {list(shape)}, not {list(rule.stored_shape(self.model))}"
+                )
         if missing or differing or present:
             lines = [f"missing: {', '.join(missing)}"] if missing else []
             lines += [f"unexpected: {', '.join(sorted(present))}"] if present else []
@@ -128,7 +130,7 @@ class MegatronCheckpoint:
         for name in names:
             one = name.replace(".{layer}", "")
             if one in keys:
-                return [one], self.stored.shape(one), lambda one=one: self.stored.read(one)  # type: ignore[misc]
+                return [one], self.stored.shape(one), lambda one=one: self.stored.read(one)
             # Gate and up projection by themselves, and layers by themselves where they are not all alike.
             halves = [f"{one}_w", f"{one}_v"]
             if all(half in keys for half in halves):
@@ -137,7 +139,7 @@ class MegatronCheckpoint:
             if rule.per_layer and all(layer in keys for layer in each):
                 shapes = {self.stored.shape(layer) for layer in each}
                 if len(shapes) == 1:
-                    return each, (layers, *shapes.pop()), lambda each=each: _stack(self.stored, each)  # type: ignore[misc]
+                    return each, (layers, *shapes.pop()), lambda each=each: _stack(self.stored, each)
         return None
 
     def _joined(self, keys: list[str], axis: int) -> tuple[list[str], tuple[int, ...], Callable[[], Tensor]]:
@@ -158,7 +160,7 @@ class MegatronCheckpoint:
         tensors = {}
         for rule in self.rules:
             way = self._way(rule)
-            assert way is not None  # `open` has looked
+            assert way is not None  # `of` has looked
             keys, shape, read = way
             tensors[rule.stored] = Source(self.stored.dtype(keys[0]), shape, read)
         write_state(folder, tensors, opened)

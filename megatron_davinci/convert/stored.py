@@ -14,7 +14,6 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from megatron_davinci.errors import CheckpointError
 from megatron_davinci.platform.checkpoint_metadata import SafeReader
 
-
 # A model with experts has several optimizers, which Megatron-Core chains.
 _OF_AN_OPTIMIZER = re.compile(r"(chained_\d+\.)?optimizer\.")
 

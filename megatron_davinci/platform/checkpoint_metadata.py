@@ -22,7 +22,6 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 
 from megatron_davinci.platform.safe_pickle import Build, NotPlain, read_plain
 
-
 _PLANNERS = "torch.distributed.checkpoint."
 
 

@@ -281,8 +281,8 @@ PATCHES: tuple[Patch, ...] = (
     ),
     Patch(
         "megatron.core.dist_checkpointing.strategies.torch",
-        "MCoreLoadPlanner.load_bytes",
-        "torch's own unpickles what is stored as bytes (states of FP8 layers) with weights_only=False",
+        "MCoreLoadPlanner",
+        "its load_bytes is torch's, which unpickles what is stored as bytes (states of FP8 layers) whole",
         _safe_bytes,
         scope="all",
     ),

@@ -2,8 +2,8 @@
 
 A pickle is a program: it may name any function of any module and call it. This reads the program with the standard
 library's disassembler (`pickletools`, which runs nothing) and carries out the steps that build plain data. A name is
-never imported. What it stands for is looked up in a table that the caller gives; what is not there either is an error,
-or becomes a `Named`, which remembers what it was called with and does nothing.
+never imported. What it stands for is looked up in a table that the caller gives; what is not there is an error, or
+becomes a `Named`, which remembers what it was called with and does nothing.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
@@ -176,6 +177,44 @@ def load(checkpoint: Checkpoint, chunks: Sequence[Any], optimizer: Any) -> None:
         ) from error
 
 
+def load_weights(folder: Path, chunks: Sequence[Any], model: dict[str, Any]) -> Checkpoint:
+    """Fill a model from the weights of a checkpoint of any layout, and nothing else from it; every rank calls this.
+
+    Args:
+        folder: The checkpoint's folder.
+        chunks: The model chunks, not wrapped, before an optimizer has copied their parameters.
+        model: The `model` section of this run, resolved.
+
+    Raises:
+        CheckpointError: It is damaged, or of another model.
+    """
+    checkpoint: Checkpoint = _rank_zero(lambda: checkpoint_files.read(folder))
+    check_same_model(checkpoint, model)
+    # States of FP8 layers are no weights; they begin anew.
+    weights = {
+        _key(n): {
+            name: one
+            for name, one in chunk.sharded_state_dict(metadata=CONTENT).items()
+            if not isinstance(one, ShardedObject)
+        }
+        for n, chunk in enumerate(chunks)
+    }
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            loaded = dist_checkpointing.load({"model": weights}, str(checkpoint.state))
+        for number, chunk in enumerate(chunks):
+            chunk.load_state_dict(loaded["model"][_key(number)], strict=False)
+    except (dist_checkpointing.core.CheckpointingException, KeyError, RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            "The weights that this run is to begin with do not fit its model.",
+            where=folder,
+            found=f"{type(error).__name__}: {error}",
+            do="make the checkpoint again, or choose another for checkpoint.initial_weights",
+        ) from error
+    return checkpoint
+
+
 def find(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
     """Find the newest good checkpoint on rank 0 and tell every rank.
 
@@ -200,13 +239,15 @@ def find(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
     return _rank_zero(search)
 
 
-def check_same_model(checkpoint: Checkpoint, model: dict[str, Any], distributed_optimizer: bool) -> None:
+def check_same_model(
+    checkpoint: Checkpoint, model: dict[str, Any], distributed_optimizer: bool | None = None
+) -> None:
     """Refuse a checkpoint of another model.
 
     Args:
         checkpoint: What would be loaded.
         model: The `model` section of this run, resolved.
-        distributed_optimizer: Whether this run shards the optimizer.
+        distributed_optimizer: Whether this run shards the optimizer; None if its state is not wanted.
 
     Raises:
         CheckpointError: A size or switch of the model differs; every one is listed.
@@ -219,7 +260,8 @@ def check_same_model(checkpoint: Checkpoint, model: dict[str, Any], distributed_
         for key, value in model.items()
         if key not in ignored and saved.get(key) != value
     ]
-    if checkpoint.manifest.get("distributed_optimizer", distributed_optimizer) != distributed_optimizer:
+    stored = checkpoint.manifest.get("distributed_optimizer", distributed_optimizer)
+    if distributed_optimizer is not None and stored != distributed_optimizer:
         differing.append(
             f"parallel.distributed_optimizer: {not distributed_optimizer} in the checkpoint, "
             f"{distributed_optimizer} in this run (their optimizer states are stored differently)"

@@ -104,9 +104,7 @@ def begin(checkpoints: Path, step: int) -> Path:
     return temporary
 
 
-def commit(
-    temporary: Path, target: Path, description: dict[str, Any], *, latest: bool = True
-) -> Checkpoint:
+def commit(temporary: Path, target: Path, description: dict[str, Any], *, latest: bool = True) -> Checkpoint:
     """Write the manifest and make the checkpoint visible.
 
     Args:

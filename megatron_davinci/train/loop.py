@@ -66,6 +66,12 @@ class TrainingRun:
         self.transforms = stage_transforms(widened(config, self.order.records), self.sources)
         self.controller = Controller(config, self.order, self.directory)
         self.chunks = build_model(config, platform)
+        found, self.passed_over = checkpoint.find(self.directory.checkpoints)
+        self.begins_with: Checkpoint | None = None
+        if found is None and (given := config.checkpoint.initial_weights) is not None:
+            # Before the optimizer copies them.
+            model = config.model.model_dump(mode="json")
+            self.begins_with = checkpoint.load_weights(given, self.chunks, model)
         wrapped = wrap_model(self.chunks, config)
         self.optimizer = build_optimizer(config, wrapped)
         self.timers = PhaseTimers(stopwatch(platform) if config.logging.phases else None)
@@ -75,8 +81,6 @@ class TrainingRun:
         )
         self.consumed_samples = 0
         self.step = 0
-        self.passed_over: list[str] = []
-        found, self.passed_over = checkpoint.find(self.directory.checkpoints)
         if found is not None:
             self._resume(found)
 
@@ -317,6 +321,8 @@ class TrainingRun:
         self.directory.truncate_after(self.step)
 
     def _introduce(self, progress: RunProgress) -> None:
+        if self.begins_with is not None:
+            progress.message(f"Beginning with the weights of {self.begins_with.folder}.")
         for problem in self.passed_over:
             progress.message(f"A checkpoint was passed over. {problem}")
         tokens = self.schedule.total_samples * self.config.data.sequence_length
