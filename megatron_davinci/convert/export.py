@@ -52,7 +52,7 @@ def export_to_hf(
         ConfigError: `out` exists, or the family cannot hold the model.
         EnvironmentProblem: The disk is full.
     """
-
+    family = family or family_of(model)
     if out.exists():
         raise ConfigError(
             "The export's folder is there already.", where=out, do="choose another, or remove it"
@@ -68,7 +68,6 @@ def export_to_hf(
     # Refuses what the family cannot hold, before anything is read.
     family.hf_config(model, eod_id, dtype or "float32")
     stored = StoredTensors(state)
-    family = family or family_of(model)
     rules = [rule for rule in family.rules if rule.holds(model)]
     expected = {rule.stored for rule in rules}
     if stored.keys() != expected:

@@ -187,7 +187,7 @@ def test_sizes_that_are_not_the_checkpoints(tmp_path, tied):
 def test_a_folder_that_is_no_checkpoint(tmp_path):
     (tmp_path / "state").mkdir()
     with pytest.raises(CheckpointError, match="cannot be read"):
-        export_to_hf(tmp_path / "state", {}, tmp_path / "out")
+        export_to_hf(tmp_path / "state", ranks.configuration({}).model.model_dump(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
