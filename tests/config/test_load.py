@@ -62,7 +62,9 @@ def test_a_mistyped_section_too(tmp_path):
 
 def test_a_key_that_is_like_no_other_gets_the_list(tmp_path):
     whole = small.settings(checkpoint={"zzz": 1})
-    assert "unknown key; keys here: every_steps, initial_weights, keep" in refused(small.write(tmp_path, whole))
+    assert "unknown key; keys here: every_steps, initial_weights, keep" in refused(
+        small.write(tmp_path, whole)
+    )
 
 
 def test_every_problem_is_said_at_once(tmp_path):
