@@ -34,6 +34,15 @@ CONTENT = {
 }
 
 
+_DOES_NOT_FIT = (
+    dist_checkpointing.core.CheckpointingException,
+    CheckpointException,
+    KeyError,
+    RuntimeError,
+    ValueError,
+)
+
+
 class _WriteHere(TorchDistSaveShardedStrategy):
     """Megatron-Core's `torch_dist` writer, in this process and with digests of what is written.
 
@@ -168,7 +177,7 @@ def load(checkpoint: Checkpoint, chunks: Sequence[Any], optimizer: Any) -> None:
         # Megatron-Core copies into parameters that require gradients here without saying no_grad.
         with torch.no_grad():
             optimizer.load_state_dict(loaded["optimizer"])
-    except (dist_checkpointing.core.CheckpointingException, KeyError, RuntimeError, ValueError) as error:
+    except _DOES_NOT_FIT as error:
         raise CheckpointError(
             "The checkpoint's state does not fit this model.",
             where=checkpoint.folder,
@@ -205,7 +214,7 @@ def load_weights(folder: Path, chunks: Sequence[Any], model: dict[str, Any]) -> 
             loaded = dist_checkpointing.load({"model": weights}, str(checkpoint.state))
         for number, chunk in enumerate(chunks):
             chunk.load_state_dict(loaded["model"][_key(number)], strict=False)
-    except (dist_checkpointing.core.CheckpointingException, KeyError, RuntimeError, ValueError) as error:
+    except _DOES_NOT_FIT as error:
         raise CheckpointError(
             "The weights that this run is to begin with do not fit its model.",
             where=folder,
