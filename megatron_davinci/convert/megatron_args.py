@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from megatron_davinci.config import RunConfig, check_layout, validate
-from megatron_davinci.convert import megatron_flags, megatron_levers
+from megatron_davinci.convert import megatron_flags, megatron_layout, megatron_levers
 from megatron_davinci.convert.megatron_command import find_command
 from megatron_davinci.convert.megatron_curriculum import curriculum, sources
 from megatron_davinci.convert.megatron_ledger import Entry, Ledger, lines_of
@@ -70,6 +70,8 @@ def import_megatron(
     ledger = Ledger.of(command, where)
     parallel = _parallel(ledger)
     model = _model(ledger, parallel["tensor"], vocab_size)
+    parallel |= megatron_layout.pipeline(ledger, parallel["pipeline"], model.get("num_layers", 0))
+    megatron_layout.experts(ledger, model, parallel)
     ranks = command.ranks()
     batches = curriculum(ledger, _default_batch(ledger, parallel, ranks))
     data, mixture = sources(ledger)
@@ -126,8 +128,7 @@ def _copy(ledger: Ledger, section: str, whole: tuple[str, ...], real: tuple[str,
 def _parallel(ledger: Ledger) -> dict[str, Any]:
     found = _copy(
         ledger, "parallel",
-        ("--tensor-model-parallel-size=1", "--pipeline-model-parallel-size=1", "--context-parallel-size=1",
-         "--num-virtual-stages-per-pipeline-rank"),
+        ("--tensor-model-parallel-size=1", "--pipeline-model-parallel-size=1", "--context-parallel-size=1"),
     )  # fmt: skip
     for name in ("--tensor-model-parallel-size", "--pipeline-model-parallel-size", "--context-parallel-size"):
         if found[megatron_flags.FLAGS[name].what.removeprefix("parallel.")] < 1:
@@ -214,7 +215,7 @@ def _dropout(ledger: Ledger) -> float:
 
 def _vocabulary(ledger: Ledger, tensor: int, vocab_size: int | None) -> int:
     kind = ledger.text("--tokenizer-type", "GPT2BPETokenizer") or ""
-    said = ledger.integer("--vocab-size", vocab_size, 1)
+    said = ledger.integer("--vocab-size", vocab_size or megatron_layout.tokenizer_size(ledger), 1)
     if said is None and kind == "GPT2BPETokenizer":
         said = GPT2_VOCABULARY
         ledger.lose_default(
@@ -263,7 +264,7 @@ def _run(ledger: Ledger) -> dict[str, Any]:
         )
     if ledger.text("--load") == directory:
         ledger.carry("--load", "run.directory: an existing run in it goes on")
-    ledger.lose("--load", "a run goes on in its own directory only", "begin from the start")
+    ledger.lose("--load", "a run goes on in its own directory only", megatron_flags.WEIGHTS)
     return {"directory": directory, **_copy(ledger, "run", ("--seed=1234",))}
 
 
@@ -318,7 +319,9 @@ def _evaluation(ledger: Ledger, stages: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _logging(ledger: Ledger) -> dict[str, Any]:
     ledger.carry("--tensorboard-dir", "logging.tensorboard: events lie in RUN/tensorboard")
+    wandb = megatron_layout.wandb(ledger)
     return {
+        **({"wandb": wandb} if wandb else {}),
         **_copy(ledger, "logging", ("--log-interval=100",)),
         "tensorboard": ledger.has("--tensorboard-dir"),
     }

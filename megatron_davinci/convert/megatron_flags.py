@@ -47,7 +47,7 @@ _LAUNCHER = "the launcher's: give it to torchrun or Slurm as before"
 _MEMORY = "saves memory; there is no such setting here"
 _FITS = "`davinci plan` estimates whether it fits without"
 _ELSE = "another model; it cannot be trained here"
-_EXPERTS = "experts are not translated"
+WEIGHTS = "`davinci convert from-megatron`, then checkpoint.initial_weights"
 _SHARDS = "name or tokenise the data as sources; docs/from-megatron-lm.md says how"
 
 # One line a flag: name, values, kind, what; then do, has, absent where they apply.
@@ -98,7 +98,17 @@ _ROWS: tuple[tuple[object, ...], ...] = (
     ("--window-attn-skip-freq", 1, "lost", "attention is over the whole sample", "expect another model"),
     ("--softmax-scale", 1, "lost", "scores are divided by the root of a head's channels", "expect another model"),
     ("--multi-latent-attention", 0, "lost", _ELSE, "use Megatron-LM for it"),
-    ("--num-experts", 1, "lost", _EXPERTS, "model.experts"),
+    ("--num-experts", 1, "translated", "model.experts.number"),
+    ("--moe-router-topk", 1, "translated", "model.experts.top_k"),
+    ("--moe-router-load-balancing-type", MANY, "translated", "model.experts.balance"),
+    ("--moe-aux-loss-coeff", MANY, "translated", "model.experts.balance_coefficient"),
+    ("--moe-z-loss-coeff", 1, "translated", "model.experts.router_z_loss"),
+    ("--moe-ffn-hidden-size", 1, "translated", "model.ffn_hidden_size"),
+    ("--moe-shared-expert-intermediate-size", 1, "translated", "model.experts.shared_ffn_hidden_size"),
+    ("--moe-token-dispatcher-type", 1, "translated", "parallel.expert_dispatcher"),
+    ("--moe-grouped-gemm", 0, "idle", _KERNEL),
+    ("--moe-permute-fusion", 0, "idle", _KERNEL),
+    ("--moe-per-layer-logging", 0, "idle", _SHOWN),
     ("--use-mcore-models", 0, "idle", "the model is Megatron-Core's"),
     ("--use-legacy-models", 0, "lost", "the model is Megatron-Core's", "none; checkpoints differ"),
     ("--transformer-impl", 1, "translated", "backends.layers"),
@@ -200,11 +210,12 @@ _ROWS: tuple[tuple[object, ...], ...] = (
     ("--num-distributed-optimizer-instances", 1, "translated", "parallel.optimizer_instances"),
     ("--distributed-timeout-minutes", 1, "translated", "parallel.timeout_seconds"),
     ("--distributed-backend", 1, "idle", "NCCL on GPUs, gloo on CPUs"),
-    ("--num-layers-per-virtual-pipeline-stage", 1, "lost", "said as chunks of a rank", "parallel.virtual_pipeline"),
-    ("--num-virtual-stages-per-pipeline-rank", 1, "copied", "parallel.virtual_pipeline"),
-    ("--decoder-first-pipeline-num-layers", 1, "lost", "said of every stage", "parallel.pipeline_layers"),
-    ("--decoder-last-pipeline-num-layers", 1, "lost", "said of every stage", "parallel.pipeline_layers"),
-    ("--expert-model-parallel-size", 1, "fixed", _EXPERTS, "parallel.expert", ("1",)),
+    ("--num-layers-per-virtual-pipeline-stage", 1, "translated", "parallel.virtual_pipeline"),
+    ("--num-virtual-stages-per-pipeline-rank", 1, "translated", "parallel.virtual_pipeline"),
+    ("--decoder-first-pipeline-num-layers", 1, "translated", "parallel.pipeline_layers"),
+    ("--decoder-last-pipeline-num-layers", 1, "translated", "parallel.pipeline_layers"),
+    ("--expert-model-parallel-size", 1, "translated", "parallel.expert"),
+    ("--expert-tensor-parallel-size", 1, "translated", "parallel.expert_tensor"),
     ("--use-torch-fsdp2", 0, "lost", "parameters are not sharded over data parallel ranks", "parallel.distributed_optimizer"),
     ("--use-megatron-fsdp", 0, "lost", "parameters are not sharded over data parallel ranks", "parallel.distributed_optimizer"),
     ("--cp-comm-type", MANY, "idle", "keys and values are gathered"),
@@ -246,8 +257,8 @@ _ROWS: tuple[tuple[object, ...], ...] = (
     ("--async-save", 0, "lost", "checkpoints are written between steps", "none: results are the same"),
     ("--auto-detect-ckpt-format", 0, "idle", "there is one format"),
     ("--exit-on-missing-checkpoint", 0, "lost", "a run directory without a run begins one", "look before you start"),
-    ("--finetune", 0, "lost", "a run does not begin with another's weights", "begin from the start"),
-    ("--pretrained-checkpoint", 1, "lost", "a run does not begin with another's weights", "begin from the start"),
+    ("--finetune", 0, "lost", "weights to begin with are converted first", WEIGHTS),
+    ("--pretrained-checkpoint", 1, "lost", "weights to begin with are converted first", WEIGHTS),
     ("--exit-interval", 1, "translated", "train.stop_after_steps"),
     ("--exit-duration-in-mins", 1, "lost", "a run does not watch the clock", "train.stop_after_steps, or stop it by a signal"),
     ("--exit-signal-handler", 0, "idle", "a signal ends a run with a checkpoint anyway"),
@@ -259,7 +270,10 @@ _ROWS: tuple[tuple[object, ...], ...] = (
     ("--timing-log-level", 1, "idle", _SHOWN),
     ("--log-params-norm", 0, "lost", "the norm of the weights is not recorded", "none"),
     ("--log-num-zeros-in-grad", 0, "lost", "zeros are not counted", "none"),
-    ("--wandb-project", 1, "lost", "there is no Weights & Biases", "read RUN/tensorboard, or `davinci report`"),
+    ("--wandb-project", 1, "translated", "logging.wandb.project"),
+    ("--wandb-exp-name", 1, "translated", "logging.wandb.name"),
+    ("--wandb-entity", 1, "translated", "logging.wandb.entity"),
+    ("--wandb-save-dir", 1, "idle", "files lie in the run directory"),
     ("--profile", 0, "lost", "a run is not profiled", "leave it out"),
     ("--no-one-logger", 0, "idle", "nothing is sent anywhere"),
     ("--yaml-cfg", 1, "lost", "the file is not read", "write its settings as flags"),
@@ -268,8 +282,8 @@ _ROWS: tuple[tuple[object, ...], ...] = (
 
 # What begins like this and has no row of its own.
 _FAMILIES: tuple[tuple[str, Kind, str, str], ...] = (
-    ("--moe-", "lost", _EXPERTS, "model.experts"),
-    ("--expert-", "lost", _EXPERTS, "parallel.expert, parallel.expert_tensor"),
+    ("--moe-", "lost", "experts have no such setting", "read model.experts in docs/reference/configuration.md"),
+    ("--expert-", "lost", "experts have no such setting", "read parallel in docs/reference/configuration.md"),
     ("--mtp-", "lost", _ELSE, "use Megatron-LM for it"),
     ("--mamba-", "lost", _ELSE, "use Megatron-LM for it"),
     ("--hybrid-", "lost", _ELSE, "use Megatron-LM for it"),
@@ -288,7 +302,7 @@ _FAMILIES: tuple[tuple[str, Kind, str, str], ...] = (
     ("--ddp-", "lost", "no such setting", "none: results are the same"),
     ("--profile-", "lost", "a run is not profiled", "leave it out"),
     ("--pytorch-profiler-", "lost", "a run is not profiled", "leave it out"),
-    ("--wandb-", "lost", "there is no Weights & Biases", "read RUN/tensorboard, or `davinci report`"),
+    ("--wandb-", "lost", "there is no such setting", "set logging.wandb"),
     ("--tensorboard-", "idle", _SHOWN, ""),
     ("--log-", "idle", _SHOWN, ""),
     ("--one-logger-", "idle", "nothing is sent anywhere", ""),

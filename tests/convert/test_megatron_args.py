@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -380,6 +381,74 @@ def test_every_flag_ends_in_exactly_one_class(extra):
         if row and row.values == 0:
             assert all(any(e.flag == value for e in result.lost) for value in listed)
     assert yaml.safe_load(result.as_yaml()) == result.settings
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"--num-layers-per-virtual-pipeline-stage": "1"}, {"parallel.virtual_pipeline": 2}),
+        ({"--num-virtual-stages-per-pipeline-rank": "2"}, {"parallel.virtual_pipeline": 2}),
+        ({"--decoder-first-pipeline-num-layers": "1"}, {"parallel.pipeline_layers": [1, 3]}),
+        ({"--decoder-last-pipeline-num-layers": "1"}, {"parallel.pipeline_layers": [3, 1]}),
+        ({"--qk-layernorm": ""}, {"model.qk_norm": True}),
+        (
+            {"--wandb-project": "p", "--wandb-exp-name": "n", "--wandb-entity": "e"},
+            {"logging.wandb.project": "p", "logging.wandb.name": "n", "logging.wandb.entity": "e"},
+        ),
+    ],
+)
+def test_layouts_go_where_the_table_says(flags, expected):
+    result = translated(LLAMA | {"--pipeline-model-parallel-size": "2"} | flags)
+    assert result.lost == []
+    for path, value in expected.items():
+        found = result.config
+        for name in path.split("."):
+            found = getattr(found, name)
+        assert found == value, path
+
+
+def test_experts_come_over_with_what_balances_them():
+    flags = {
+        "--num-experts": "8", "--moe-router-topk": "2", "--moe-router-load-balancing-type": "seq_aux_loss",
+        "--moe-aux-loss-coeff": "0.02", "--moe-z-loss-coeff": "1e-3", "--moe-ffn-hidden-size": "192",
+        "--moe-shared-expert-intermediate-size": "96", "--moe-token-dispatcher-type": "alltoall",
+        "--expert-model-parallel-size": "2", "--expert-tensor-parallel-size": "1", "--moe-grouped-gemm": "",
+    }  # fmt: skip
+    result = translated(LLAMA | flags)
+    assert result.lost == []
+    experts = result.config.model.experts
+    assert experts.model_dump() | {
+        "number": 8, "top_k": 2, "balance": "sequence", "balance_coefficient": 0.02, "router_z_loss": 1e-3,
+        "shared_ffn_hidden_size": 96,
+    } == experts.model_dump()  # fmt: skip
+    parallel = result.config.parallel
+    assert (parallel.expert, parallel.expert_tensor, parallel.expert_dispatcher) == (2, 1, "alltoall")
+    assert result.config.model.ffn_hidden_size == 192
+    unlike = translated(LLAMA | flags | {"--moe-router-pre-softmax": ""})
+    assert set(lost(unlike)) == {"--moe-router-pre-softmax"}
+
+
+def test_levers_that_contradict_the_layers_are_refused():
+    pipeline = {"--pipeline-model-parallel-size": "2"}
+    for flags in (
+        {"--num-layers-per-virtual-pipeline-stage": "3"},
+        {"--decoder-first-pipeline-num-layers": "5"},
+        {"--num-layers-per-virtual-pipeline-stage": "1", "--num-virtual-stages-per-pipeline-rank": "2"},
+    ):
+        assert next(iter(flags)) in refusal(LLAMA | pipeline | flags)
+
+
+def test_a_local_tokenizer_says_how_large_it_is(tmp_path):
+    content = {"model": {"vocab": {"a": 0, "b": 1299}}, "added_tokens": [{"id": 1300, "content": "<eod>"}]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    flags = {"--tokenizer-type": "HuggingFaceTokenizer", "--tokenizer-model": str(tmp_path)}
+    result = translated(LLAMA | flags, without=["--vocab-size"])
+    assert result.config.model.vocab_size == 1408 and result.lost == []
+    assert str(result.config.data.tokenizer) == str(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("[]")
+    assert "--vocab-size N" in refusal(LLAMA | flags, without=["--vocab-size"])
+    elsewhere = flags | {"--tokenizer-model": "meta-llama/Llama-3.1-8B"}
+    assert "--vocab-size N" in refusal(LLAMA | elsewhere, without=["--vocab-size"])
 
 
 def test_every_flag_that_the_table_carries_over_is_booked_by_the_translation():
