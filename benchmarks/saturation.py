@@ -1,7 +1,7 @@
 """Whether the saturation monitor finds knees where they are, and only there, on trajectories drawn from --seed.
 
-Rules of the simulated world. The monitor's priors and the world were set together: noise and what is left after a knee
-were narrowed until the Cramér-Rao bound allows a knee to be placed within 10%, so a harsher world scores lower.
+Rules of the simulated world. The monitor's priors and the world were set together: noise and what is left after a
+knee were narrowed until the Cramér-Rao bound allows a knee to be placed within 10%, so a harsher world scores lower.
 
 A knee is where a trajectory's growth against log-tokens ends: the two limbs, drawn on, meet there. Its position
 counts as found when a knee is claimed and lies within 10% of the true token count. After it, -5% to 15% of the
