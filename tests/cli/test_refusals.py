@@ -39,9 +39,9 @@ def test_a_mixture_that_does_not_sum_to_one(config):
 
 @pytest.mark.parametrize("command", ["plan", "train"])
 def test_an_impossible_layout_is_refused_before_a_rank_starts(config, command):
-    text = davinci(command, config, "parallel.tensor=4", "parallel.pipeline=3", "--ranks", 7).refusal()
+    text = davinci(command, config, "parallel.tensor=3", "parallel.pipeline=3", "--ranks", 7).refusal()
     assert "The layout is impossible." in text
-    assert "model.num_query_groups (2) is not a multiple of parallel.tensor (4)" in text
+    assert "model.num_attention_heads (4) is not a multiple of parallel.tensor (3)" in text
     assert "model.num_layers (2) is not a multiple of parallel.pipeline (3)" in text
     assert "the number of ranks (7)" in text
 
