@@ -6,20 +6,12 @@ import json
 
 import pytest
 
-from tests.distributed.test_layouts import evaluations, metrics
+from tests.distributed.test_layouts import deviation, evaluations, metrics
 from tests.ranks import run_ranks
 from tests.tiny import LENGTH, tiny_settings, train_here
 
 # Without data parallelism: tests/distributed/test_layouts.py.
 LAYOUTS = {"CP2xDP2": (4, {"context": 2}, "TP1 x PP1 x CP2 x DP2 = 4 ranks")}
-
-
-def relative(found, expected):
-    """The largest relative difference of the loss at any step."""
-    return max(
-        abs(ours["loss"] - theirs["loss"]) / theirs["loss"]
-        for ours, theirs in zip(found, expected, strict=True)
-    )
 
 
 def context_settings(root, directory, parallel, **changes):
@@ -52,7 +44,7 @@ def test_fifty_steps_equal_those_of_one_rank(name, one_rank, tmp_path):
     run_ranks(ranks, train_here, context_settings(one_rank, tmp_path / "run", parallel))
     found, expected = metrics(tmp_path / "run"), metrics(one_rank / "run")
     assert len(found) == len(expected) == 50
-    assert relative(found, expected) <= 1e-4
+    assert deviation(found, expected, "loss") <= 1e-4
     for ours, theirs in zip(found, expected, strict=True):
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
     (start,) = json.loads((tmp_path / "run" / "manifest.json").read_text())["starts"]
@@ -79,4 +71,4 @@ def test_resume_on_another_layout(before, after, one_rank, tmp_path):
         assert run_ranks(ranks, train_here, settings)[0] == stop
     found, expected = metrics(tmp_path / "run"), metrics(one_rank / "run")[:20]
     assert [step["consumed_samples"] for step in found] == [step["consumed_samples"] for step in expected]
-    assert relative(found, expected) <= 1e-5
+    assert deviation(found, expected, "loss") <= 1e-5

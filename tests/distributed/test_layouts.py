@@ -12,37 +12,25 @@ STEPS = 30
 TOLERANCE = 1e-4
 EXPERTS = {"number": 4, "top_k": 2, "balance_coefficient": 0.05, "router_z_loss": 0.01}
 SEQUENCE = {"tensor": 2, "sequence": True}
+UNEVEN = {"pipeline": 2, "virtual_pipeline": 2, "pipeline_layers": [0, 2, 1, 1]}
 # By number of ranks, since those of one number are trained on the same ranks, one after the other.
 DENSE = {
     2: {
-        "DP2": {},
-        "DP2, optimizer not sharded": {"distributed_optimizer": False},
         "DP2, overlapped reduction": {"overlap_gradient_reduce": True},
-        "TP2": {"tensor": 2},
         "TP2+SP": SEQUENCE,
-        "PP2, uneven": {"pipeline": 2, "pipeline_layers": [3, 1]},
         "PP2xVP2": {"pipeline": 2, "virtual_pipeline": 2},
         "CP2": {"context": 2},
     },
-    4: {
-        "TP4, more than key/value heads": {"tensor": 4},
-        "CP2xTP2+SP": {"context": 2, **SEQUENCE},
-        "PP2xVP2xDP2, uneven, overlapped reduction": {
-            "pipeline": 2,
-            "virtual_pipeline": 2,
-            "pipeline_layers": [0, 2, 1, 1],
-            "overlap_gradient_reduce": True,
-        },
-    },
+    4: {"PP2xVP2xDP2, uneven, overlapped reduction": {**UNEVEN, "overlap_gradient_reduce": True}},
 }
-SPARSE = {
-    2: {"EP2xTP2+SP": {"expert": 2, **SEQUENCE}},
-    4: {
-        "EP2xETP2xTP2+SP": {"expert": 2, "expert_tensor": 2, **SEQUENCE},
-    },
-    8: {"EP4xTP2+SPxPP2xCP2": {"expert": 4, **SEQUENCE, "pipeline": 2, "context": 2}},
-}
+SPARSE = {2: {"EP2xTP2+SP": {"expert": 2, **SEQUENCE}}}
 LONG = {
+    "DP2": (2, {}, None),
+    "DP2, optimizer not sharded": (2, {"distributed_optimizer": False}, None),
+    "TP2": (2, {"tensor": 2}, None),
+    "PP2, uneven": (2, {"pipeline": 2, "pipeline_layers": [3, 1]}, None),
+    "TP4, more than key/value heads": (4, {"tensor": 4}, None),
+    "CP2xTP2+SP": (4, {"context": 2, **SEQUENCE}, None),
     "DP4": (4, {}, None),
     "CP4": (4, {"context": 4}, None),
     "PP3, uneven": (3, {"pipeline": 3, "pipeline_layers": [1, 2, 1]}, None),
@@ -58,9 +46,11 @@ LONG = {
     "TP2+SPxPP2xVP2xDP2": (8, {**SEQUENCE, "pipeline": 2, "virtual_pipeline": 2}, None),
     "TP2+SPxCP2xDP2": (8, {**SEQUENCE, "context": 2}, None),
     "EP2xCP2": (2, {"expert": 2, "context": 2}, EXPERTS),
+    "EP2xETP2xTP2+SP": (4, {"expert": 2, "expert_tensor": 2, **SEQUENCE}, EXPERTS),
     "EP4xDP4": (4, {"expert": 4}, EXPERTS),
     "EP2, optimizer not sharded": (2, {"expert": 2, "distributed_optimizer": False}, EXPERTS),
     "EP2xPP2xVP2xTP2+SP": (8, {"expert": 2, **SEQUENCE, "pipeline": 2, "virtual_pipeline": 2}, EXPERTS),
+    "EP4xTP2+SPxPP2xCP2": (8, {"expert": 4, **SEQUENCE, "pipeline": 2, "context": 2}, EXPERTS),
 }
 
 
