@@ -203,6 +203,7 @@ def disturbed(root, name, kills, other_layouts, seed):
     return points
 
 
+@pytest.mark.long
 def test_killed_and_resumed_it_is_the_same_run(undisturbed):
     disturbed(undisturbed, "killed", kills=3, other_layouts={2}, seed=1)
 

@@ -34,6 +34,7 @@ def steps_in(events):
     return sorted(int(name.split("#")[1]) for name in named if name.startswith("ProfilerStep#"))
 
 
+@pytest.mark.long
 def test_a_trace_holds_its_steps_and_their_phases(tmp_path):
     settings = tiny_settings(tmp_path, profile={"steps": [1, 4, 5], "ranks": [1], "shapes": True})
     settings["train"] |= {"stop_after_steps": 6}
