@@ -16,16 +16,16 @@ UNEVEN = {"pipeline": 2, "virtual_pipeline": 2, "pipeline_layers": [0, 2, 1, 1]}
 # By number of ranks, since those of one number are trained on the same ranks, one after the other.
 DENSE = {
     2: {
-        "DP2, overlapped reduction": {"overlap_gradient_reduce": True},
         "TP2+SP": SEQUENCE,
         "PP2xVP2": {"pipeline": 2, "virtual_pipeline": 2},
         "CP2": {"context": 2},
     },
-    4: {"PP2xVP2xDP2, uneven, overlapped reduction": {**UNEVEN, "overlap_gradient_reduce": True}},
 }
 SPARSE = {2: {"EP2xTP2+SP": {"expert": 2, **SEQUENCE}}}
 LONG = {
     "DP2": (2, {}, None),
+    "DP2, overlapped reduction": (2, {"overlap_gradient_reduce": True}, None),
+    "PP2xVP2xDP2, uneven, overlapped reduction": (4, {**UNEVEN, "overlap_gradient_reduce": True}, None),
     "DP2, optimizer not sharded": (2, {"distributed_optimizer": False}, None),
     "TP2": (2, {"tensor": 2}, None),
     "PP2, uneven": (2, {"pipeline": 2, "pipeline_layers": [3, 1]}, None),

@@ -122,6 +122,10 @@ def metrics(run):
     return [(m["step"], m["consumed_samples"], m["token_digest"]) for m in lines]
 
 
+# The undisturbed run alone takes most of a minute.
+pytestmark = pytest.mark.long
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """The run, with an edit `--next` while it is at work."""
@@ -203,12 +207,10 @@ def disturbed(root, name, kills, other_layouts, seed):
     return points
 
 
-@pytest.mark.long
 def test_killed_and_resumed_it_is_the_same_run(undisturbed):
     disturbed(undisturbed, "killed", kills=3, other_layouts={2}, seed=1)
 
 
-@pytest.mark.long
 def test_killed_at_twenty_points_it_is_the_same_run(undisturbed):
     points = disturbed(undisturbed, "killed twenty times", kills=20, other_layouts={7, 13}, seed=6)
     print(f"killed after steps {points}")
