@@ -29,11 +29,14 @@ $(STAMP): setup.py pyproject.toml constraints.txt $(wildcard csrc/cpu/*)
 quickstart: setup
 	$(BIN)/python examples/quickstart/run.py
 
+# A file's tests stay together, since they share what is dear to make.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
 test: setup
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-long: setup
-	$(BIN)/python -m pytest --long
+	$(PYTEST) --long
 
 lint: setup
 	$(BIN)/ruff format --check .

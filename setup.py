@@ -34,6 +34,7 @@ EXTRAS = {
     "gpu": ["transformer-engine[pytorch]>=2.4", "flash-attn>=2.7"],
     "dev": [
         "pytest>=8",
+        "pytest-xdist>=3.6",
         "hypothesis>=6.100",
         "ruff",
         "mypy",

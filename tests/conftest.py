@@ -39,7 +39,16 @@ def pytest_configure(config):
     settings.load_profile("long" if config.getoption("--long") else "house")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    # Many tests start ranks of their own.
+    return min(len(os.sched_getaffinity(0)), 4)
+
+
 def pytest_collection_modifyitems(config, items):
+    # The rooms that take longest first: no core is left waiting for a long file at the end.
+    ceilings = _ceilings()
+    items.sort(key=lambda item: -ceilings.get(_room(item.nodeid), 0))
     has_gpu: bool | None = None
     for item in items:
         if item.get_closest_marker("gpu"):
@@ -68,6 +77,11 @@ def _room(nodeid: str) -> str:
     return parts[1] if len(parts) > 2 else "top"
 
 
+def _ceilings() -> dict[str, int]:
+    found: dict[str, int] = tomllib.loads((TESTS / "budget.toml").read_text())["seconds"]
+    return found
+
+
 def pytest_runtest_logreport(report):
     _seconds[_room(report.nodeid)] += report.duration
 
@@ -75,7 +89,7 @@ def pytest_runtest_logreport(report):
 def pytest_terminal_summary(terminalreporter):
     if not _seconds:
         return
-    ceilings = tomllib.loads((TESTS / "budget.toml").read_text())["seconds"]
+    ceilings = _ceilings()
     terminalreporter.section("time per room")
     for room, seconds in sorted(_seconds.items(), key=lambda pair: -pair[1]):
         ceiling = ceilings.get(room)

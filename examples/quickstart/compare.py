@@ -17,7 +17,8 @@ def compare(config: RunConfig) -> dict:
     """Fit the bigram model and measure it where the run was measured last.
 
     Returns:
-        `heldout_loss` and `bigram_loss` (nats a token, by domain) and `tokens` (consumed by the run).
+        `heldout_loss` and `bigram_loss` (nats a token, by domain), `heldout_bits_per_byte` and `tokens` (consumed
+        by the run).
     """
     run, length, vocabulary = config.run.directory, config.data.sequence_length, config.model.vocab_size
     last = json.loads((run / "evals.jsonl").read_text().splitlines()[-1])
@@ -29,7 +30,8 @@ def compare(config: RunConfig) -> dict:
         count = last["heldout_tokens"][domain] // length
         windows = choose_windows(source.num_windows, count, 1, domain)
         losses[domain] = bigram.loss(source.read(int(window)) for window in windows)
-    return {"heldout_loss": last["heldout_loss"], "bigram_loss": losses, "tokens": last["consumed_tokens"]}
+    measured = {key: last[key] for key in ("heldout_loss", "heldout_bits_per_byte")}
+    return measured | {"bigram_loss": losses, "tokens": last["consumed_tokens"]}
 
 
 def consumed_windows(config: RunConfig, samples: int) -> Iterator[np.ndarray]:

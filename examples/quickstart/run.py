@@ -137,11 +137,12 @@ def show(say: Console, config: RunConfig, summary: dict, page: Path, exported: P
     from rich.table import Table
 
     table = Table(header_style="bold")
-    for column in ("domain", "held-out loss", "bigram (Kneser-Ney)", "difference"):
+    for column in ("domain", "held-out loss", "bigram (Kneser-Ney)", "difference", "bits per byte"):
         table.add_column(column, justify="left" if column == "domain" else "right")
     for domain, loss in summary["heldout_loss"].items():
         bigram = summary["bigram_loss"][domain]
-        table.add_row(domain, f"{loss:.3f}", f"{bigram:.3f}", f"{loss - bigram:+.3f}")
+        bits = f"{summary['heldout_bits_per_byte'][domain]:.3f}"
+        table.add_row(domain, f"{loss:.3f}", f"{bigram:.3f}", f"{loss - bigram:+.3f}", bits)
     say.print(table)
     say.print(
         f"nats a token; both models saw the same {summary['tokens']:,} tokens. {summary['seconds']:.0f} s in all.\n"

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from megatron_davinci.data.explain import DocumentWindows, Explainer, WindowFacts, excerpt, find_shard
-from megatron_davinci.data.manifest import FILE_NAME, Manifest
+from megatron_davinci.data.manifest import tokenizer_of
 from megatron_davinci.data.places import S3Options, place
 from megatron_davinci.data.source import Source
-from megatron_davinci.data.storage import size_of
 from megatron_davinci.data.transforms import SampleTransforms, as_seen, stage_transforms
 from megatron_davinci.errors import ConfigError, DataError
 from megatron_davinci.train.forecast import Forecast
@@ -212,9 +211,7 @@ class Teller:
         if source in self._made_by:
             return
         data = self._forecast.config.data
-        folder = place(data.sources[source].path, S3Options(**dict(data.s3)))
-        there = size_of(folder / FILE_NAME) is not None
-        self._made_by[source] = Manifest.load(folder).tokenizer_sha256 if there else None
+        self._made_by[source] = tokenizer_of(place(data.sources[source].path, S3Options(**dict(data.s3))))
 
     def _notes(self) -> list[str]:
         """What the reader should know of the answer."""

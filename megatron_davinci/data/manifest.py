@@ -205,6 +205,16 @@ class Manifest(_Checked):
             ) from error
 
 
+def tokenizer_of(folder: str | os.PathLike[str] | S3Path) -> str | None:
+    """Hex digest of the tokenizer that made the source in a folder; None where no manifest says so.
+
+    Raises:
+        DataError: The manifest is wrong.
+    """
+    there = size_of(place(folder) / FILE_NAME) is not None
+    return Manifest.load(folder).tokenizer_sha256 if there else None
+
+
 def problem_lines(error: ValidationError) -> list[str]:
     """What is wrong with a manifest, a line each: `shards[0].tokens: ...`."""
     problems = []

@@ -11,18 +11,30 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from megatron_davinci.config import RunConfig
+from megatron_davinci.data.manifest import tokenizer_of
 from megatron_davinci.data.permutation import Permutation, round_keys
 from megatron_davinci.data.places import S3Options, place
 from megatron_davinci.data.source import Source
+from megatron_davinci.data.tokenizer import Tokenizer
 from megatron_davinci.errors import DataError
+from megatron_davinci.evaluate.text_bytes import bits_per_byte, bytes_of_tokens
 from megatron_davinci.model.documents import DocumentMask
 
 
 class HeldOut(NamedTuple):
-    """Loss in nats a token, and the labels that it is the mean of, by domain."""
+    """What was measured, by domain.
+
+    Attributes:
+        loss: Nats a token.
+        tokens: The labels that it is the mean of.
+        bits_per_byte: The same nats over the bytes of text that those labels stand for. The end of a document is
+            predicted too and stands for no text, so its nats count. On rank 0 only, and without domains whose bytes
+            are not known: no byte-level `data.tokenizer`, or another one than made the source.
+    """
 
     loss: dict[str, float]
     tokens: dict[str, int]
+    bits_per_byte: dict[str, float]
 
 
 class HeldOutEvaluator:
@@ -54,6 +66,7 @@ class HeldOutEvaluator:
             self._document_masks[domain] = (
                 _document_mask(domain, source) if config.evaluation.document_mask else None
             )
+        self._bytes = self._text_bytes(config, s3)
 
     def evaluate(
         self,
@@ -66,7 +79,7 @@ class HeldOutEvaluator:
                 micro-batches, rows of each, mask [rows, sequence_length] of the labels that carry loss or None, how
                 attention is confined to documents or None) -> (nats, labels).
         """
-        losses, counts = {}, {}
+        losses, counts, bits = {}, {}, {}
         for domain, (source, windows, size) in self._domains.items():
             mine = windows[:, self._rank]
             tokens = mask = None
@@ -82,7 +95,39 @@ class HeldOutEvaluator:
                     do="take another source, or raise evaluation.sequences",
                 )
             losses[domain], counts[domain] = total / count, int(count)
-        return HeldOut(losses, counts)
+            if self._bytes.get(domain):
+                bits[domain] = bits_per_byte(total, self._bytes[domain])
+        return HeldOut(losses, counts, bits)
+
+    def _text_bytes(self, config: RunConfig, s3: S3Options) -> dict[str, int]:
+        """Bytes of text of the labels that carry loss, in all ranks' windows, on the rank that writes the record."""
+        if config.data.tokenizer is None or torch.distributed.get_rank() != 0:
+            return {}
+        tokenizer = Tokenizer.load(config.data.tokenizer)
+        sizes = bytes_of_tokens(tokenizer)
+        if sizes is None:
+            return {}
+        found = {}
+        for domain, (source, windows, _) in self._domains.items():
+            made_by = tokenizer_of(place(config.data.validation[domain], s3))
+            if made_by == tokenizer.sha256:
+                found[domain] = _label_bytes(source, windows.ravel(), sizes, self._document_masks[domain])
+        return found
+
+
+def _label_bytes(
+    source: Source, windows: np.ndarray, sizes: np.ndarray, document_mask: DocumentMask | None
+) -> int:
+    total = 0
+    for window in windows:
+        tokens = source.read(int(window))
+        size = sizes[tokens[1:]]
+        if (mask := _loss_mask(source, np.array([window]))) is not None:
+            size = np.where(mask[0].numpy() > 0, size, 0)
+        if document_mask is not None:
+            size = np.where(tokens[:-1] == document_mask.eod_id, 0, size)
+        total += int(size.sum())
+    return total
 
 
 def _document_mask(domain: str, source: Source) -> DocumentMask:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from megatron_davinci.errors import EnvironmentProblem
 from megatron_davinci.platform.device import Platform
+from megatron_davinci.platform.rendezvous import meet
 
 # Said by torch and Megatron-Core at run time about each other; nothing that a user could act on.
 _KNOWN_WARNINGS = (
@@ -63,7 +64,7 @@ def start(
         joined: Called once all ranks are there, before groups are laid out: for what must agree before that.
 
     Raises:
-        EnvironmentProblem: The other ranks could not be reached in time.
+        EnvironmentProblem: The other ranks did not come, or could not be reached, in time.
     """
     from megatron.core import parallel_state
 
@@ -76,15 +77,23 @@ def start(
         os.environ.setdefault("WORLD_SIZE", "1")
         if "MASTER_PORT" not in os.environ:
             os.environ["MASTER_PORT"] = str(_free_port())
+        timeout = timedelta(seconds=timeout_seconds)
+        store = meet(timeout)
         try:
-            dist.init_process_group(platform.backend, timeout=timedelta(seconds=timeout_seconds))
+            dist.init_process_group(
+                platform.backend,
+                store=store,
+                rank=int(os.environ["RANK"]),
+                world_size=int(os.environ["WORLD_SIZE"]),
+                timeout=timeout,
+            )
         except (RuntimeError, ValueError, dist.DistError) as error:
             raise EnvironmentProblem(
-                "This rank could not join the others.",
-                where=f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} on {socket.gethostname()}, "
-                f"rendezvous {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}",
+                "This rank could not connect to the others.",
+                where=f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} on {socket.gethostname()}",
                 found=error,
-                do="check that every node starts, and that they reach the rendezvous address",
+                do="every rank came to the rendezvous: check that the nodes reach each other on the interface of "
+                "GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME",
             ) from error
     if joined is not None:
         joined()

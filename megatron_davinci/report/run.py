@@ -104,7 +104,7 @@ def _key_figures(page: Page, story: RunStory) -> None:
             KeyFigure(
                 f"Held-out loss, {domain}",
                 f"{story.final_loss[domain]:.3f}",
-                _against_bigram(story.final_loss[domain], story.bigram_loss.get(domain)),
+                _said_of_loss(story, domain),
                 story.colours[domain],
             )
             for domain in story.domains
@@ -116,6 +116,12 @@ def _key_figures(page: Page, story: RunStory) -> None:
 def _rate(story: RunStory) -> str:
     seconds = story.metrics["seconds"]
     return f"{duration(_median(seconds))} a step, median" if np.isfinite(seconds).any() else ""
+
+
+def _said_of_loss(story: RunStory, domain: str) -> str:
+    said = _against_bigram(story.final_loss[domain], story.bigram_loss.get(domain))
+    bits = story.final_bits.get(domain)
+    return said if bits is None else f"{said}; {bits:.3f} bits per byte"
 
 
 def _against_bigram(loss: float, bigram: float | None) -> str:

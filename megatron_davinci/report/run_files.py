@@ -62,11 +62,12 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One line of `evals.jsonl`: held-out loss (nats per token) by domain at a point of the run."""
+    """One line of `evals.jsonl`: held-out loss (nats per token, bits per byte) by domain at a point of the run."""
 
     step: int
     consumed_tokens: float
     heldout_loss: dict[str, float]
+    bits_per_byte: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -322,7 +323,8 @@ def _evaluations(records: list[dict[str, Any]]) -> list[Evaluation]:
         step = _place(record, "step")
         tokens = as_number(record.get("consumed_tokens"))
         if step is not None and np.isfinite(tokens):
-            found.append(Evaluation(step, tokens, numbers_of(record.get("heldout_loss"))))
+            losses, bits = (numbers_of(record.get(f"heldout_{what}")) for what in ("loss", "bits_per_byte"))
+            found.append(Evaluation(step, tokens, losses, bits))
     return [found[i] for i in _last_attempt(one.step for one in found)]
 
 

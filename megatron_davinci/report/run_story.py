@@ -69,6 +69,9 @@ class RunStory:
         self.stage_ranges = [Stage(stage.name, stage.start, stage.end) for stage in self.stages]
         last = files.evaluations[-1].heldout_loss if files.evaluations else {}
         self.final_loss = files.domain_numbers("heldout_loss") or last
+        # Of the same evaluation as the loss, or of none.
+        bits = files.evaluations[-1].bits_per_byte if files.evaluations else {}
+        self.final_bits = bits if self.final_loss == last else files.domain_numbers("heldout_bits_per_byte")
         self.bigram_loss = files.domain_numbers("bigram_loss")
 
     @property

@@ -137,11 +137,16 @@ class Records:
                 "consumed_tokens": consumed * self._sequence_length,
                 "heldout_loss": heldout.loss,
                 "heldout_tokens": heldout.tokens,
+                "heldout_bits_per_byte": heldout.bits_per_byte,
                 "seconds": round(seconds, 6),
             },
         )
         for board in self._boards:
-            board.add(plan.step, {f"heldout/{domain}": loss for domain, loss in heldout.loss.items()})
+            board.add(
+                plan.step,
+                {f"heldout/{domain}": loss for domain, loss in heldout.loss.items()}
+                | {f"heldout_bits_per_byte/{domain}": bits for domain, bits in heldout.bits_per_byte.items()},
+            )
 
     def close(self) -> None:
         """Write what is left. A rank may be alone here, after an error."""

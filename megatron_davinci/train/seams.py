@@ -10,7 +10,7 @@ from megatron_davinci.model.documents import DocumentMask
 
 
 class HeldOutLoss(Protocol):
-    """Held-out loss by domain: nats a token, and how many tokens it is the mean of."""
+    """Held-out loss by domain: nats a token, how many tokens it is the mean of, bits a byte."""
 
     @property
     def loss(self) -> dict[str, float]:
@@ -20,6 +20,11 @@ class HeldOutLoss(Protocol):
     @property
     def tokens(self) -> dict[str, int]:
         """Tokens that the loss is the mean of, by domain."""
+        ...
+
+    @property
+    def bits_per_byte(self) -> dict[str, float]:
+        """Bits a byte of text, by domain; without those whose bytes are not known, and on rank 0 only."""
         ...
 
 

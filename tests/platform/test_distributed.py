@@ -7,7 +7,11 @@ import sys
 import pytest
 import torch.distributed as dist
 
+from megatron_davinci.errors import EnvironmentProblem
+from megatron_davinci.platform import distributed
+from megatron_davinci.platform.device import choose
 from megatron_davinci.platform.distributed import lost_peer
+from tests.ranks import run_ranks
 
 
 def test_a_rank_that_cannot_join_says_who_and_where_within_the_timeout():
@@ -24,6 +28,28 @@ def test_a_rank_that_cannot_join_says_who_and_where_within_the_timeout():
     said = done.stderr[done.stderr.rindex("EnvironmentProblem: ") :]
     assert said.startswith("EnvironmentProblem: This rank could not join the others.")
     assert "rank 3 of 4 on " in said and "rendezvous 127.0.0.1:1" in said
+
+
+def _meet_alone(rank: int, world: int) -> str:
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world))
+    try:
+        distributed.start(choose("cpu", threads=1), timeout_seconds=3)
+    except EnvironmentProblem as problem:
+        return str(problem)
+    return "joined"
+
+
+def test_ranks_that_came_name_those_that_did_not():
+    # Two ranks of five; the pool gives both the same address.
+    said = run_ranks(2, _two_of_five)
+    for rank, text in zip((0, 3), said, strict=True):
+        assert text.startswith("Not every rank came to the rendezvous in time.")
+        assert f"rank {rank} of 5 on " in text
+        assert "2 of 5 ranks; missing: 1, 2, 4" in text
+
+
+def _two_of_five() -> str:
+    return _meet_alone(3 * int(os.environ["RANK"]), 5)
 
 
 @pytest.mark.parametrize(

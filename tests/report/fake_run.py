@@ -110,6 +110,7 @@ def write_fake_run(
                         "stage": stage,
                         "heldout_loss": {d: v + random.normal(0, 0.008) for d, v in level.items()},
                         "heldout_tokens": dict.fromkeys(level, 65536),
+                        "heldout_bits_per_byte": {d: v / 4 / 0.6931 for d, v in level.items() if d != "qa"},
                     }
                 )
     write_lines(folder / "metrics.jsonl", metrics)
