@@ -1,10 +1,18 @@
 """The errors that a user can mend, each said in one screen.
 
 Every check on something from outside (a config, a dataset, a checkpoint, a layout, a disk) raises one of
-these. The command line prints them without a traceback and exits with code 2.
+these. The command line prints them without a traceback and exits with the error's `code`.
 """
 
 from __future__ import annotations
+
+# What a process ends with, beside 0 (done), 1 (a bug, with its traceback) and 128 + n (ended by signal n).
+MEND = 2  # there is something for the user to mend
+UNHEALTHY = 3  # training itself is in trouble: numbers that are not finite, spikes, again and again
+HANG = 4  # a rank stood still
+LOST_PEER = 5  # another rank ended first
+CORRUPT = 6  # this machine, or one beside it, computes wrong
+AGAIN = 75  # asked to stop, and nothing is lost: start it again (EX_TEMPFAIL of sysexits.h)
 
 
 class DavinciError(Exception):
@@ -16,7 +24,14 @@ class DavinciError(Exception):
         found: What was there.
         expected: What should have been there.
         do: What to do about it.
+
+    Attributes:
+        code: What a process that says it ends with.
+        label: What the line that says it begins with.
     """
+
+    code = MEND
+    label = "error"
 
     def __init__(
         self,
@@ -74,3 +89,34 @@ class CheckpointError(DavinciError):
 
 class EnvironmentProblem(DavinciError):
     """The machine cannot do what was asked: no space, no such device, a package that is not there."""
+
+
+class LostPeer(EnvironmentProblem):
+    """A collective failed because another rank has gone. To start again may be all that it needs."""
+
+    code = LOST_PEER
+
+
+class Unhealthy(DavinciError):
+    """Training is in trouble that its policy does not pass over: numbers that are not finite, spikes."""
+
+    code = UNHEALTHY
+
+
+class Corrupt(DavinciError):
+    """A rank computed, or holds, other bits than it should."""
+
+    code = CORRUPT
+
+
+class Stopped(DavinciError):
+    """The run was asked to end by a signal, and has, with nothing lost.
+
+    Args:
+        what: One sentence.
+        where: Where the run is.
+        do: How it goes on.
+    """
+
+    code = AGAIN
+    label = "stopped"

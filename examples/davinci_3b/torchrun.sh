@@ -9,8 +9,11 @@
 #
 # Start it again after a failure, in the same way: the run goes on from the newest checkpoint that verifies.
 #
-# It ends with 0; with 2 when there is something for you to mend, and the screen says what; otherwise with the exit code
-# of the rank that failed first.
+# SIGTERM, SIGUSR1 or Ctrl-C ask it to end: it saves at the next step boundary and ends with 75. A second one ends it at
+# once.
+#
+# It ends with 0; with 75 when it was asked to end and has saved; with 2 when there is something for you to mend, and the
+# screen says what; otherwise with the exit code of the rank that failed first (docs/reference/errors.md).
 set -euo pipefail
 
 if (($# == 0)); then
@@ -22,6 +25,7 @@ fi
 
 NNODES=${NNODES:-1}                      # nodes of the run; each starts this script once
 RANKS_PER_NODE=${RANKS_PER_NODE:-gpu}    # ranks on each node: a number, or `gpu` for one a GPU
+MAX_RESTARTS=${MAX_RESTARTS:-0}          # how often ranks are started again on these nodes when one fails
 DEVICE=${DEVICE:-cuda}                   # `cuda` makes a rank that finds no GPU say so; `auto` would take its CPU
 
 # The interpreter that has megatron_davinci: that of the checkout where there is one, otherwise (in a container) python3.
@@ -82,9 +86,11 @@ torchrun=(
   "$PYTHON" -m megatron_davinci.train.agent
   --nnodes "$NNODES"
   --nproc-per-node "$RANKS_PER_NODE"
-  # A rank that dies ends this start on every node. Starting again is left to whoever started this script (slurm.sbatch
-  # requeues): then a node that is broken is replaced, where torchrun could only use it again.
-  --max-restarts 0
+  # How often a rank that dies has all ranks started again. With 0 it ends this start on every node, and starting again
+  # is left to whoever started this script (slurm.sbatch requeues): then a node that is broken is replaced, where
+  # torchrun could only use it again. What another start would meet again (codes 2, 3, 6) and what was asked for (75)
+  # is not started again.
+  --max-restarts "$MAX_RESTARTS"
 )
 if [[ $NNODES == 1 ]]; then
   torchrun+=(--standalone) # a free port of this machine, reached from this machine only

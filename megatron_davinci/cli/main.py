@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 
-from megatron_davinci.errors import DavinciError
+from megatron_davinci.errors import DavinciError, Stopped
 from megatron_davinci.version import __version__
 
 # name -> (module with `add_arguments` and `run`, one line of help)
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        0; 2 when the user has something to mend, with one screen on stderr that says what; 130 after Ctrl-C.
+        0; the code of an error that the user can mend, with one screen on stderr that says it; 130 after Ctrl-C.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
@@ -66,9 +67,13 @@ def guarded(action: Callable[[], int | None], patience: float = 0.0) -> int:
     try:
         return action() or 0
     except DavinciError as error:
+        if isinstance(error, Stopped):
+            patience = 0.0  # all ranks have agreed on it, and leave together
+            if os.environ.get("RANK", "0") != "0":
+                return error.code
         time.sleep(patience)
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
+        print(f"{error.label}: {error}", file=sys.stderr, flush=True)
+        return error.code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

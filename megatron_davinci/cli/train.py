@@ -11,6 +11,8 @@ from typing import Any
 
 from megatron_davinci.cli.main import guarded
 from megatron_davinci.config import RunConfig, check_layout, load_config
+from megatron_davinci.errors import LOST_PEER
+from megatron_davinci.train.signals import WATCH
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,12 +34,13 @@ def run(arguments: argparse.Namespace) -> int:
     from megatron_davinci.train.launch import inside_launcher, launch
 
     if inside_launcher():
+        WATCH.install()
         return train_rank(arguments.config, arguments.overrides, arguments.branch)
     config = load_config(arguments.config, arguments.overrides)
     ranks = default_ranks(config) if arguments.ranks is None else arguments.ranks
     check_layout(config, ranks)
     branch_off(config, arguments.branch)
-    return launch(arguments.config, arguments.overrides, ranks)
+    return launch(arguments.config, arguments.overrides, ranks, grace_seconds=config.health.grace_seconds)
 
 
 def default_ranks(config: RunConfig) -> int:
@@ -98,17 +101,17 @@ def main() -> None:
             lambda: train_rank(arguments.config, arguments.overrides, arguments.branch), patience=_patience()
         )
     except Exception as error:
-        _say_failure(error)
-        code = 1
+        code = _say_failure(error)
     sys.stdout.flush()
     # After an error other ranks may be waiting in a collective; leaving without their consent ends them.
     os._exit(code) if code else sys.exit(0)
 
 
-def _say_failure(error: Exception) -> None:
+def _say_failure(error: Exception) -> int:
     """What no user could have mended: a traceback, or, when another rank went first, that alone.
 
-    The code is 1 and not 2 in both cases: to start the run again may be all that it needs.
+    Returns:
+        1, or 5 when another rank went first.
     """
     from megatron_davinci.platform.distributed import lost_peer
 
@@ -120,6 +123,7 @@ def _say_failure(error: Exception) -> None:
         time.sleep(0.0 if os.environ.get("LOCAL_RANK", "0") == "0" else 3.0)
         print(f"error: {lost}", file=sys.stderr)
     sys.stderr.flush()
+    return 1 if lost is None else LOST_PEER
 
 
 def _patience() -> float:

@@ -12,6 +12,7 @@ from megatron_davinci.config.backends import BackendsConfig
 from megatron_davinci.config.controller import ControllerConfig, controller_problems
 from megatron_davinci.config.curriculum import Stage
 from megatron_davinci.config.data import DataConfig
+from megatron_davinci.config.health import HealthConfig
 from megatron_davinci.config.levers import lever_needs, lever_problems
 from megatron_davinci.config.model import ModelConfig
 from megatron_davinci.config.parallel import ParallelConfig
@@ -52,6 +53,7 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    health: HealthConfig = HealthConfig()
     logging: LoggingConfig = LoggingConfig()
     controller: ControllerConfig = ControllerConfig()
     profile: ProfileConfig = ProfileConfig()

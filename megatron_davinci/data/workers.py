@@ -34,6 +34,12 @@ _PARENT_CHECK_SECONDS = 5
 _PATIENCE_SECONDS = 5.0
 _MOST_FILES = 1 << 16
 _ENDED = -1  # stands for a request's number when a thread answers no more
+_NOT_OURS = {
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+}  # the trainer's; it ends us by the pipe
 _MAIN = "from megatron_davinci.data.workers import main; main()"
 
 
@@ -207,7 +213,7 @@ class ProcessLane:
 
     def join(self) -> None:
         """As `Lane.join`. It has nothing to lose, so one that does not end by itself is ended."""
-        for end in (None, self._process.terminate, self._process.kill):
+        for end in (None, self._process.kill):
             if end is not None:
                 end()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -307,8 +313,9 @@ def serve(
 
 def main() -> None:
     """A worker process. Its arguments: its connection's descriptor, its parent's process id."""
-    # The terminal sends Ctrl-C to all; what follows from it is the trainer's to decide.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C of a terminal and a launcher's signals go to all; what follows from them is the trainer's to decide.
+    for number in _NOT_OURS:
+        signal.signal(number, signal.SIG_IGN)
     connection, parent = Connection(int(sys.argv[1])), int(sys.argv[2])
     _allow_many_files()
     with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
@@ -372,8 +379,8 @@ def _allow_many_files() -> None:
 
 @contextlib.contextmanager
 def _interrupts_held() -> Any:
-    """Hold Ctrl-C back, also from a process that is started here until it ignores it itself."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Hold signals back, also from a process that is started here until it ignores them itself."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_OURS)
     try:
         yield
     finally:

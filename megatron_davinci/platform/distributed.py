@@ -7,14 +7,14 @@ import os
 import re
 import socket
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from megatron_davinci.errors import EnvironmentProblem
+from megatron_davinci.errors import EnvironmentProblem, LostPeer
 from megatron_davinci.platform.device import Platform
 from megatron_davinci.platform.rendezvous import meet
 
@@ -134,7 +134,7 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def lost_peer(error: BaseException) -> EnvironmentProblem | None:
+def lost_peer(error: BaseException) -> LostPeer | None:
     """What a rank says when a collective failed because another rank has gone.
 
     Args:
@@ -148,7 +148,7 @@ def lost_peer(error: BaseException) -> EnvironmentProblem | None:
         return None
     # "[.../gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.2]:59577. This is typically ..."
     said = re.sub(r"^\[[^\]]*\] ", "", str(error).splitlines()[0]).partition(" This is typically")[0]
-    return EnvironmentProblem(
+    return LostPeer(
         "This rank lost another one, and cannot go on without it.",
         where=f"rank {os.environ.get('RANK', '0')} of {os.environ.get('WORLD_SIZE', '1')} on {socket.gethostname()}",
         found=said,
@@ -164,12 +164,19 @@ def broadcast_object(value: Any, source: int = 0) -> Any:
     return box[0]
 
 
-def broadcast_number(value: int, source: int = 0) -> int:
-    """Give every rank the `value` of rank `source`: one collective of 8 bytes, cheap enough for every step."""
+def gather_objects(value: Any) -> list[Any]:
+    """The `value` of every rank, by rank, on every rank."""
+    box: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(box, value)
+    return box
+
+
+def largest(values: Sequence[int]) -> list[int]:
+    """The largest of each number over all ranks: one collective of 8 bytes a number, cheap enough for every step."""
     on_gpu = dist.get_backend() == "nccl"
-    box = torch.tensor(value, dtype=torch.int64, device=torch.cuda.current_device() if on_gpu else "cpu")
-    dist.broadcast(box, src=source)
-    return int(box)
+    box = torch.tensor(values, dtype=torch.int64, device=torch.cuda.current_device() if on_gpu else "cpu")
+    dist.all_reduce(box, op=dist.ReduceOp.MAX)
+    return [int(value) for value in box.tolist()]
 
 
 def _free_port() -> int:

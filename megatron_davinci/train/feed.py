@@ -107,7 +107,7 @@ class Feed:
     def request(self, first_sample: int, batch: int) -> None:
         """Begin to read a global batch in the background."""
         if self._loader is not None:
-            self._loader.request(self._mine(first_sample, batch))
+            self._loader.request(self.numbers(first_sample, batch))
 
     def take(self, first_sample: int, batch: int, stage: int) -> Samples:
         """This rank's rows of a global batch, on the device. They hold until the next are taken.
@@ -127,7 +127,7 @@ class Feed:
         if self._loader is None:
             return Samples(None, None, self._total(0) if transforms and transforms.lengthens else None)
         self._device.wait()
-        numbers = self._mine(first_sample, batch)
+        numbers = self.numbers(first_sample, batch)
         read = self._loader.take(numbers)
         found: Any = read.tokens
         tokens = rows_of(found, self._platform) if isinstance(found, DevicePieces) else None
@@ -191,7 +191,8 @@ class Feed:
             on_slot=self._device.pin,
         )
 
-    def _mine(self, first_sample: int, batch: int) -> np.ndarray:
+    def numbers(self, first_sample: int, batch: int) -> np.ndarray:
+        """This rank's sample numbers of a global batch, in the order of its micro-batches: [rows] int64."""
         return rank_samples(
             first_sample, batch, data_rank=self._rank, data_ranks=self._ranks, micro_batch_size=self._size
         )

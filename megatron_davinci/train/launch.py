@@ -7,7 +7,10 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from megatron_davinci.errors import LOST_PEER
 
 
 def inside_launcher() -> bool:
@@ -15,7 +18,7 @@ def inside_launcher() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def launch(config: str, overrides: Sequence[str], ranks: int) -> int:
+def launch(config: str, overrides: Sequence[str], ranks: int, *, grace_seconds: float = 100.0) -> int:
     """Do what `torchrun --standalone --nproc-per-node=RANKS -m megatron_davinci.train` does, and wait.
 
     torchrun ends with code 1 and a traceback whatever a rank said. Here its agent runs in this process, and the
@@ -25,6 +28,7 @@ def launch(config: str, overrides: Sequence[str], ranks: int) -> int:
         config: Path of the configuration.
         overrides: `key=value` settings.
         ranks: How many ranks to start.
+        grace_seconds: How long they may take to end after a signal.
 
     Returns:
         0, or the exit code of the first rank that failed (2: refused, with the reason said by that rank).
@@ -42,7 +46,7 @@ def launch(config: str, overrides: Sequence[str], ranks: int) -> int:
         max_restarts=0,
     )
     command = [sys.executable, "-u", "-m", "megatron_davinci.train", config, *overrides]
-    return exit_code(lambda: elastic_launch(settings, command[0])(*command[1:]))
+    return exit_code(lambda: elastic_launch(settings, command[0])(*command[1:]), grace_seconds)
 
 
 def quiet() -> None:
@@ -52,25 +56,29 @@ def quiet() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def exit_code(agent: Callable[[], object]) -> int:
+def exit_code(agent: Callable[[], object], grace_seconds: float = 100.0) -> int:
     """Run torchrun's agent until its ranks have ended.
 
     Args:
         agent: Starts the ranks of this machine and waits for them.
+        grace_seconds: How long ranks may take to end after a signal.
 
     Returns:
-        0, or the exit code of the first rank that failed; 128 and the signal's number when a rank or the agent was
-        ended by one.
+        0, or the exit code of the first rank that failed, one that lost it apart; 128 and the signal's number when a
+        rank or the agent was ended by one.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    from megatron_davinci.train.elastic import our_agent
+
     try:
-        agent()
+        with our_agent(grace_seconds):
+            agent()
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
+        rank, failure = cause_of(error.failures)
         if failure.exitcode > 0:
-            return failure.exitcode
+            return int(failure.exitcode)
         number = -failure.exitcode
         print(
             f"error: rank {rank} was ended by signal {number} ({signal.strsignal(number)}), and the others with it.\n"
@@ -81,3 +89,9 @@ def exit_code(agent: Callable[[], object]) -> int:
     except SignalException as ended:
         return 128 + int(ended.sigval)
     return 0
+
+
+def cause_of(failures: Mapping[int, Any]) -> tuple[int, Any]:
+    """The rank that failed first, and how; one that ended because it lost another is no cause."""
+    own = {rank: failure for rank, failure in failures.items() if failure.exitcode != LOST_PEER} or failures
+    return min(own.items(), key=lambda item: item[1].timestamp)

@@ -6,6 +6,7 @@ import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
+from pathlib import Path
 
 import torch.distributed as dist
 
@@ -23,7 +24,7 @@ from megatron_davinci.platform.deterministic import be_deterministic
 from megatron_davinci.platform.device import Platform
 from megatron_davinci.platform.peak import measure_matmul_peak
 from megatron_davinci.platform.stopwatch import stopwatch
-from megatron_davinci.train import checkpoint
+from megatron_davinci.train import boundary, checkpoint
 from megatron_davinci.train.agreement import check_agreement
 from megatron_davinci.train.checkpoint_files import Checkpoint
 from megatron_davinci.train.controller import Controller
@@ -38,6 +39,7 @@ from megatron_davinci.train.progress import RunProgress, Timer, format_seconds
 from megatron_davinci.train.records import Records
 from megatron_davinci.train.run_directory import RunDirectory, command_line
 from megatron_davinci.train.seams import Evaluator
+from megatron_davinci.train.signals import WATCH
 from megatron_davinci.train.source_losses import source_records
 from megatron_davinci.train.step import Stepper, StepResult, wrap_model
 
@@ -81,6 +83,7 @@ class TrainingRun:
         )
         self.consumed_samples = 0
         self.step = 0
+        self._saved = found  # the newest checkpoint
         if found is not None:
             self._resume(found)
 
@@ -176,8 +179,14 @@ class TrainingRun:
         request(self.config.data.loader.prefetch_steps)
         timer = Timer()
         self.timers.begin()
+        WATCH.begin(self.config.health.grace_seconds)
         while ahead:
-            if self.order.revise(ahead[0], feed.discard):
+            agreed = boundary.meet(self.order.edited())
+            if agreed.signal:
+                records.flush()
+                where = self._save_once()
+                raise boundary.stopped(agreed, self.step, self.consumed_samples, where)
+            if self.order.revise(ahead[0], feed.discard, edited=agreed.edited):
                 read_ahead(ahead)
             plan = ahead.popleft()
             self.order.commit(plan)
@@ -210,8 +219,15 @@ class TrainingRun:
             if self._is_due(plan, self.config.checkpoint.every_steps) or not ahead:
                 records.flush()
                 with self.timers.phase("checkpoint"):
-                    self.save()
+                    self._saved = self.save()
                 timer.lap()
+        WATCH.end()
+
+    def _save_once(self) -> Path | None:
+        """Have the present step saved, and say where; None before the first step, which leaves nothing to save."""
+        if self.step and (self._saved is None or self._saved.step != self.step):
+            self._saved = self.save()
+        return None if self._saved is None else self._saved.folder
 
     def _plans(self) -> Iterator[StepPlan]:
         """The steps that are left, in their order."""

@@ -15,7 +15,7 @@ from megatron_davinci.data.journal import Journal, MixRecord, SkipRecord
 from megatron_davinci.data.source import Source
 from megatron_davinci.errors import CheckpointError, DavinciError
 from megatron_davinci.optim.schedule import Schedule, StepPlan
-from megatron_davinci.platform.distributed import broadcast_number, broadcast_object
+from megatron_davinci.platform.distributed import broadcast_object
 from megatron_davinci.train.edits import EditFile
 from megatron_davinci.train.outlook import Outlook, edit_problem, look_ahead
 from megatron_davinci.train.past import Past, shares
@@ -168,18 +168,19 @@ class DataOrder:
         """The mixture that governs a sample, by the journal and what is planned."""
         return [record for record in self.records if record.first_sample <= sample][-1]
 
-    def revise(self, plan: StepPlan, stop_reading: Callable[[], None]) -> bool:
+    def revise(self, plan: StepPlan, stop_reading: Callable[[], None], *, edited: bool) -> bool:
         """Take up what was proposed, and what was asked for in the run directory, since the last step.
 
         Args:
             plan: The next step, which nothing was taken of.
             stop_reading: Discards what was read ahead. Called before the curriculum changes.
+            edited: Whether somebody asked for something, as all ranks have heard of rank 0.
 
         Returns:
             Whether the order changed from this step on, so that steps ahead must be prepared and asked for again.
         """
         planned = self._planned
-        if self._edits_changed():
+        if edited:
             planned = _from_rank_zero(self._replanned(plan) if self._writes else [])
         record, self._proposed = self._proposed, None
         if record is not None and not any(_is_edit(one, record.first_sample) for one in planned):
@@ -193,11 +194,11 @@ class DataOrder:
         self._planned, self._prepared = planned, 0
         return True
 
-    def _edits_changed(self) -> bool:
-        """Whether somebody asked for something since the last time, as rank 0 sees it."""
+    def edited(self) -> bool:
+        """Whether somebody asked for something since the last time. Only rank 0 looks, and has to tell the others."""
         stamp = self._file.stamp() if self._writes else self._stamp
         is_news, self._stamp = stamp != self._stamp, stamp
-        return broadcast_number(int(is_news)) > 0 if dist.is_initialized() else is_news
+        return is_news
 
     def _replanned(self, plan: StepPlan) -> list[MixRecord]:
         """What is planned from a step on, with the edits of now; as it was where they cannot be read."""
@@ -243,6 +244,24 @@ class DataOrder:
             if skip.from_sample < end and plan.first_sample < skip.to_sample:
                 return skip
         return None
+
+    def pass_over(self, first_sample: int, end_sample: int, reason: str) -> None:
+        """Have the journal leave samples out, on disk when this returns, but for those that it does already.
+
+        Every rank calls this. What was read ahead holds where the samples belong to steps that are over.
+
+        Args:
+            first_sample: The first of them.
+            end_sample: The first that is used again.
+            reason: Why, for the reader.
+        """
+        while first_sample < end_sample:
+            first_sample = self.journal.after_skips(first_sample)
+            begins = [skip.from_sample for skip in self.journal.skips if skip.from_sample > first_sample]
+            end = min([end_sample, *begins])
+            if first_sample < end:
+                self.journal.append(SkipRecord(first_sample, end, reason))
+            first_sample = end
 
     def position(self) -> dict[str, Any]:
         """What a checkpoint keeps of the journal."""

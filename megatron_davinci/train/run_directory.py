@@ -64,6 +64,11 @@ class RunDirectory:
         return self.path / "proposals.jsonl"
 
     @property
+    def health(self) -> Path:
+        """One line a step that was not applied, or spiked."""
+        return self.path / "health.jsonl"
+
+    @property
     def tensorboard(self) -> Path:
         """Event files."""
         return self.path / "tensorboard"

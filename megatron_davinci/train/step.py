@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import tee
@@ -28,6 +28,19 @@ from megatron_davinci.train import micro_batches as micro
 from megatron_davinci.train.micro_batches import MicroBatch
 from megatron_davinci.train.phases import PhaseTimers
 from megatron_davinci.train.source_losses import add_by_source
+
+
+class NotApplied(FloatingPointError):
+    """A step's update was not applied, on any rank.
+
+    Args:
+        why: What was found.
+        is_spike: Whether its numbers are finite, and were judged to be a spike.
+    """
+
+    def __init__(self, why: str, *, is_spike: bool = False) -> None:
+        super().__init__(why)
+        self.is_spike = is_spike
 
 
 @dataclass(frozen=True)
@@ -86,6 +99,12 @@ class Stepper:
         config: The run configuration.
         platform: What the run computes on.
         timers: Are told the phases of a step; None for nobody.
+
+    Attributes:
+        judge: Is asked before an update, with the loss and the gradient's norm, both finite: says why it must not be
+            applied, the same on every rank, or None.
+        reports: What was reported of each micro-batch of the last step, [rows, 3]; empty but on the last pipeline
+            stage.
     """
 
     def __init__(
@@ -104,8 +123,11 @@ class Stepper:
         self.has_z_loss = config.train.z_loss > 0
         self._schedule = get_forward_backward_func()
         self._routers = routers(self.wrapped)
+        self.judge: Callable[[float, float], str | None] = _no_spike
+        self.reports: list[Tensor] = []
+        self._loss_now = math.nan
         if optimizer is not None:
-            _refuse_infinite_gradients(optimizer)
+            self._look_before_updates(optimizer)
 
     def train(
         self,
@@ -131,8 +153,7 @@ class Stepper:
             sources: How many sources there are.
 
         Raises:
-            FloatingPointError: The loss or the gradient is not finite, or no label carries loss; the update was
-                not applied.
+            NotApplied: The loss or the gradient is not finite, no label carries loss, or `judge` has refused.
         """
         with self.timers.phase("optimizer"):
             for chunk in self.wrapped:
@@ -142,13 +163,15 @@ class Stepper:
             self._tell_routers(tokens, loss_mask, document_mask)
         batches = micro.split(tokens, loss_mask, document_mask, self.micro_batch_size, self.platform.device)
         reports = self._run(batches, micro_batches, self.micro_batch_size, forward_only=False)
+        self.reports = reports
         by_source = self._gather(reports, source, sources)
         total, count, z_loss = (sum(column) for column in zip(*by_source, strict=True))
         if count == 0:
-            raise FloatingPointError("no label of the global batch carries loss")
+            raise NotApplied("no label of the global batch carries loss")
         loss = total / count
         if not math.isfinite(loss):
-            raise FloatingPointError(f"loss {loss}")
+            raise NotApplied(f"loss {loss}")
+        self._loss_now = loss
         with self.timers.phase("optimizer"):
             _, grad_norm, _ = self.optimizer.step()
         return StepResult(
@@ -237,6 +260,24 @@ class Stepper:
         total = add_by_source(reports, source, sources, self.platform.device)
         return [(loss, weight, z_loss) for loss, weight, z_loss in self._from_last_stage(total).tolist()]
 
+    def _look_before_updates(self, optimizer: Any) -> None:
+        """Have the optimizer's step raise `NotApplied` between measuring the gradient and using it.
+
+        Without a loss scale Megatron-Core looks for no infinities, and a gradient whose norm is NaN is not even
+        clipped: one bad element would be in every weight after the step.
+        """
+        measure = optimizer.get_grad_norm
+
+        def checked() -> float:
+            norm = float(measure())
+            if not math.isfinite(norm):
+                raise NotApplied(f"gradient norm {norm}")
+            if (why := self.judge(self._loss_now, norm)) is not None:
+                raise NotApplied(why, is_spike=True)
+            return norm
+
+        optimizer.get_grad_norm = checked
+
     def _tell_routers(
         self, tokens: Tensor | None, loss_mask: Tensor | None, document_mask: DocumentMask | None
     ) -> None:
@@ -275,21 +316,9 @@ def interleaved_group(micro_batches: int, pipeline: int) -> int:
     )
 
 
-def _refuse_infinite_gradients(optimizer: Any) -> None:
-    """Have the optimizer's step raise `FloatingPointError` between measuring the gradient and using it.
-
-    Without a loss scale Megatron-Core looks for no infinities, and a gradient whose norm is NaN is not even clipped:
-    one bad element would be in every weight after the step.
-    """
-    measure = optimizer.get_grad_norm
-
-    def checked() -> float:
-        norm = float(measure())
-        if not math.isfinite(norm):
-            raise FloatingPointError(f"gradient norm {norm}")
-        return norm
-
-    optimizer.get_grad_norm = checked
+def _no_spike(loss: float, grad_norm: float) -> str | None:
+    """Nothing is a spike."""
+    return None
 
 
 def _forward(batches: Iterator[MicroBatch], model: Any) -> tuple[Tensor, Any]:

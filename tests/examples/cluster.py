@@ -36,6 +36,7 @@ if [[ -n ${FAKE_SRUN:-} ]]; then
   exec bash -c "$FAKE_SRUN"
 fi
 pids=()
+trap 'kill -USR1 "${pids[@]}"' USR1
 for ((n = 0; n < tasks; n++)); do
   SLURM_PROCID=$n "$@" > "$FAKE_SLURM/node-$n.log" 2>&1 &
   pids+=($!)
@@ -43,8 +44,11 @@ for ((n = 0; n < tasks; n++)); do
 done
 highest=0
 for pid in "${pids[@]}"; do
-  wait "$pid"
-  code=$?
+  while :; do
+    wait "$pid"
+    code=$?
+    kill -0 "$pid" 2> /dev/null || break
+  done
   if ((code > highest)); then highest=$code; fi
 done
 exit "$highest"
@@ -148,6 +152,7 @@ def outside(**settings: str) -> dict[str, str]:
         "WORLD_SIZE",
         "LOCAL_RANK",
         "JOIN_TIMEOUT",
+        "MAX_RESTARTS",
         "REQUEUE_AFTER",
         "CONTAINER_COMMAND",
         "DAVINCI_ROOT",

@@ -102,8 +102,17 @@ def test_a_job_that_lost_a_node_is_requeued_and_is_the_run_that_would_have_been(
 
 @pytest.mark.parametrize(
     ("ranks_end_with", "requeue_after", "code", "requeued"),
-    [(0, 0, 0, False), (2, 0, 2, False), (137, 0, 0, True), (1, 0, 0, True), (1, 600, 1, False)],
-    ids=["done", "refused", "killed", "failed", "failed at once"],
+    [
+        (0, 0, 0, False),
+        (2, 0, 2, False),
+        (3, 0, 3, False),
+        (6, 0, 6, False),
+        (75, 600, 0, True),
+        (137, 0, 0, True),
+        (1, 0, 0, True),
+        (1, 600, 1, False),
+    ],
+    ids=["done", "refused", "unhealthy", "corrupt", "saved", "killed", "failed", "failed at once"],
 )
 def test_what_the_job_does_when_its_ranks_end(slurm, ranks_end_with, requeue_after, code, requeued):
     cluster = slurm(FAKE_SRUN=f"exit {ranks_end_with}", REQUEUE_AFTER=str(requeue_after))
@@ -111,14 +120,41 @@ def test_what_the_job_does_when_its_ranks_end(slurm, ranks_end_with, requeue_aft
     assert (ended, bool(cluster.requeued)) == (code, requeued), said
 
 
-def test_a_job_that_is_near_its_time_limit_goes_back_into_the_queue_before_its_ranks_end(slurm):
-    cluster = slurm(FAKE_SRUN='touch "$FAKE_SLURM/running"; exec sleep 3 > /dev/null 2>&1')
+@pytest.mark.parametrize(
+    ("number", "says"), [("USR1", "the time limit is near"), ("TERM", "Slurm ends this job")]
+)
+def test_a_job_that_is_near_its_end_has_its_ranks_save_and_goes_back_into_the_queue(number, says, slurm):
+    fake = (
+        'trap "echo saved >> $FAKE_SLURM/saved; exit 75" USR1; touch "$FAKE_SLURM/running"; sleep 60 & wait'
+    )
+    cluster = slurm(FAKE_SRUN=fake)
     job = cluster.sbatch("config.yaml")
     wait_until((cluster.folder / "running").exists, job)
+    job.send_signal(signal.Signals[f"SIG{number}"])
+    code, said = finish(job)
+    assert code == 0 and says in said
+    assert (cluster.folder / "saved").read_text() == "saved\n"
+    assert cluster.requeued == [cluster.environment["SLURM_JOB_ID"]]
+
+
+@pytest.mark.long
+def test_a_job_that_slurm_warns_loses_no_step(slurm, tmp_path):
+    run_ranks(2, train_here, settings_of(tmp_path, tmp_path / "whole"))
+    run = tmp_path / "run"
+    settings = settings_of(tmp_path, run) | {"checkpoint": {"every_steps": None}}
+    config = written(tmp_path / "config.yaml", settings)
+    cluster = slurm(**CPU)
+    job = cluster.sbatch(config)
+    wait_until(lambda: steps_on_record(run) >= 3, job)
     job.send_signal(signal.SIGUSR1)
     code, said = finish(job)
-    assert code == 0 and "the time limit is near" in said
-    assert cluster.requeued == [cluster.environment["SLURM_JOB_ID"]]
+    assert (code, len(cluster.requeued)) == (0, 1), said
+    last = steps_on_record(run)
+    assert "saved, as it was asked to" in said
+    assert code == 0 and finish(cluster.sbatch(config))[0] == 0
+    starts = json.loads((run / "manifest.json").read_text())["starts"]
+    assert [start["step"] for start in starts] == [0, last]
+    assert numbers(run) == numbers(tmp_path / "whole")
 
 
 def test_a_job_that_slurm_will_not_take_back_has_failed(slurm):

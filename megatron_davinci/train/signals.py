@@ -1,0 +1,182 @@
+"""What a rank does when it is asked to end: SIGTERM, SIGUSR1 (Slurm's warning), SIGINT, SIGHUP.
+
+
+The first signal asks for an orderly end: at the next step boundary all ranks agree, save a checkpoint and leave with
+code 75 ("start again"). Before the first step nothing is there to save: a rank leaves at once, with the same code.
+A second signal, a second or more after the first, ends the rank at once, with 128 and the signal's number; so does a
+step boundary that does not come in time, and SIGQUIT.
+
+Python runs a handler between two of its own instructions, so a rank that waits in a collective would never hear. Here
+the signal's number is written to a pipe the moment it comes, by C, and a thread reads it there.
+
+Imports nothing that takes time: `install` is called before torch is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+
+from megatron_davinci.errors import AGAIN
+
+STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+AT_ONCE = signal.SIGQUIT
+# What reaches a process twice, from a launcher and from whoever told the launcher, is one request.
+ONE_REQUEST_SECONDS = 1.0
+
+
+class SignalWatch:
+    """Hears signals, on a thread of its own. One a process: `WATCH`."""
+
+    def __init__(self) -> None:
+        self._asked = 0
+        self._since = 0.0
+        self._grace: float | None = None  # None before the first step and after the last
+        self._ended = False
+        self._told: list[Callable[[int, str], None]] = []
+        self._read = self._write = -1
+
+    @property
+    def asked(self) -> int:
+        """The number of the signal that asks for an end; 0 where none did."""
+        return self._asked
+
+    @property
+    def waited(self) -> float:
+        """Seconds since the signal."""
+        return time.monotonic() - self._since if self._asked else 0.0
+
+    def install(self) -> None:
+        """Hear signals from here on. For a process that is a rank, from its main thread."""
+        if self._write >= 0:
+            return
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        for number in (*STOPPING, AT_ONCE):
+            # What was ignored from outside stays ignored, as with nohup.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, _heard)
+        os.register_at_fork(after_in_child=self._forget)
+        threading.Thread(target=self._listen, name="signals", daemon=True).start()
+
+    def begin(self, grace_seconds: float) -> None:
+        """Steps are taken from here on: a first signal waits for a boundary, that long.
+
+        Args:
+            grace_seconds: From the signal to the end of the checkpoint.
+        """
+        self._grace = grace_seconds
+
+    def end(self) -> None:
+        """All is done and saved: a signal has nothing left to ask for."""
+        self._ended = True
+
+    def on_leaving(self, tell: Callable[[int, str], None]) -> None:
+        """Have somebody told of the exit code and the reason, before this process leaves at once."""
+        self._told.append(tell)
+
+    def leave(self, code: int, reason: str, *, stacks: bool = False, say: bool = True) -> None:
+        """End this process now, from any thread.
+
+        Args:
+            code: What it ends with.
+            reason: Why, for the reader.
+            stacks: Print what each thread was doing.
+            say: Print the reason.
+        """
+        for tell in self._told:
+            with contextlib.suppress(Exception):
+                tell(code, reason)
+        if stacks:
+            _say(stacks_of_threads())
+        # Mostly every rank of a node has heard the same signal; its first one says it.
+        if say and os.environ.get("LOCAL_RANK", "0") != "0" and code == AGAIN:
+            time.sleep(ONE_REQUEST_SECONDS)
+        if say:
+            _say(f"{'stopped' if code == AGAIN else 'error'}: {reason}\n")
+        os._exit(code)
+
+    def _listen(self) -> None:
+        while True:
+            wait = None
+            if self._asked and self._grace is not None and not self._ended:
+                wait = max(0.0, self._since + self._grace - time.monotonic())
+            try:
+                ready, _, _ = select.select([self._read], [], [], wait)
+            except OSError:
+                return
+            if not ready:
+                self.leave(
+                    128 + self._asked,
+                    f"no checkpoint could be saved within {self._grace:g} s of {signal_name(self._asked)} "
+                    "(health.grace_seconds); the steps since the last one are lost.",
+                    stacks=True,
+                )
+            for number in os.read(self._read, 64):
+                self._hear(number)
+
+    def _hear(self, number: int) -> None:
+        if self._ended or number not in (*STOPPING, AT_ONCE):
+            return
+        name, now = signal_name(number), time.monotonic()
+        if number == AT_ONCE:
+            # The launcher's word to what is left when another rank has failed.
+            self.leave(128 + number, f"{name}: the launcher ended what was left of the run.", say=False)
+        elif not self._asked:
+            if self._grace is None:
+                self.leave(
+                    AGAIN, f"{name} before the first step; nothing was lost.\n  do:       start it again"
+                )
+            self._since, self._asked = now, number
+        elif now - self._since >= ONE_REQUEST_SECONDS:
+            first = signal_name(self._asked)
+            self.leave(128 + number, f"ended at once by {name}, {now - self._since:.0f} s after {first}.")
+
+    def _forget(self) -> None:
+        """In a forked process, which is no rank."""
+        signal.set_wakeup_fd(-1)
+        for number in (*STOPPING, AT_ONCE):
+            if signal.getsignal(number) is _heard:
+                signal.signal(number, signal.SIG_DFL)
+        self._write = -1
+
+
+def signal_name(number: int) -> str:
+    """`SIGTERM` for 15."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def stacks_of_threads() -> str:
+    """What each thread of this process is doing in Python, the main thread first."""
+    frames = sys._current_frames()
+    threads = sorted(threading.enumerate(), key=lambda thread: thread is not threading.main_thread())
+    parts = []
+    for thread in threads:
+        frame = frames.get(thread.ident or -1)
+        if frame is not None and thread is not threading.current_thread():
+            parts.append(f"Thread {thread.name}:\n{''.join(traceback.format_stack(frame))}")
+    return "\n".join(parts)
+
+
+def _heard(number: int, frame: object) -> None:
+    """Replaces what the signal would have done; the thread does the rest."""
+
+
+def _say(text: str) -> None:
+    # Not through sys.stderr, whose lock another thread may hold.
+    with contextlib.suppress(OSError):
+        os.write(2, text.encode())
+
+
+WATCH = SignalWatch()
