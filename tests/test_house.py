@@ -157,5 +157,7 @@ def test_what_a_submission_must_pass_is_make_test():
     assert os.access(script, os.X_OK)
     commands = [line for line in script.read_text().splitlines() if line and not line.startswith("#")]
     assert commands[-1] == "make test"
-    target = re.search(r"^test:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert target and "-m pytest" in target[1]
+    makefile = (ROOT / "Makefile").read_text()
+    target = re.search(r"^test:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
+    assert target and "$(PYTEST)" in target[1]
+    assert re.search(r"^PYTEST := .*-m pytest", makefile, re.MULTILINE)
