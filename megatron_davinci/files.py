@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import json
@@ -62,6 +63,44 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def make_private_folder(folder: Path) -> bool:
+    """Make a folder that is closed to users outside the group; whether it was not there before.
+
+    One that is there keeps its permissions: they were somebody's choice.
+    """
+    if folder.is_dir():
+        return False
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.mkdir(folder, 0o770)
+    except FileExistsError:
+        if not folder.is_dir():
+            raise
+        return False
+    return True
+
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Give two folders each other's names, in one step where the system can, so that `other` is always there."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        renameat2 = None
+    if renameat2 is not None:
+        if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+            return
+        code = ctypes.get_errno()
+        if code not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise OSError(code, os.strerror(code), str(other))
+    between = one.with_name(f"{one.name}-exchanged")
+    os.rename(other, between)
+    os.rename(one, other)
+    os.rename(between, one)
+
+
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Replace `path` in one rename, after its new content is on disk.
 
@@ -89,10 +128,17 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
+def file_digest(path: Path, *, from_disk: bool = False) -> str:
+    """SHA-256 of a file's bytes, in hex.
+
+    Args:
+        path: The file.
+        from_disk: Ask the system to forget its copy in memory first. Only of what is on the disk it does.
+    """
     digest = hashlib.sha256()
     with open(path, "rb") as file:
+        if from_disk and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()

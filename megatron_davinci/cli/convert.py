@@ -57,7 +57,8 @@ def import_checkpoint(checkpoint: Path, out: Path) -> None:
     found = MegatronCheckpoint.of(checkpoint)
     temporary = checkpoint_files.begin(out.parent, 0)
     try:
-        found.write(temporary / "state", checkpoint_files.DigestFile)
+        files = checkpoint_files.NewFiles(temporary)
+        found.write(temporary / "state", files.open)
         description = {
             "step": 0,
             "consumed_samples": 0,
@@ -69,7 +70,7 @@ def import_checkpoint(checkpoint: Path, out: Path) -> None:
                 "iteration": found.iteration,
             },
         }
-        checkpoint_files.commit(temporary, out, description, latest=False)
+        checkpoint_files.commit(temporary, out, description, files.entries, latest=False)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -72,6 +72,7 @@ class RunConfig(Section):
     def _sections_agree(self) -> RunConfig:
         problems = list(cross_problems(self.curriculum, self.data, self.model))
         problems += (placed(said) for said in lever_problems(self))
+        problems += (placed(said) for said in self._retention_problems())
         if not problems:
             problems += (
                 placed(said)
@@ -82,6 +83,16 @@ class RunConfig(Section):
         if problems:
             raise Problems(problems)
         return self
+
+    def _retention_problems(self) -> Iterator[str]:
+        kept, domains = self.checkpoint, list(self.data.validation)
+        if kept.keep_best and not domains:
+            yield "checkpoint.keep_best: which is best is not measured, since data.validation is empty"
+        elif kept.keep_best and kept.best_by not in ("mean", *domains):
+            yield (
+                f"checkpoint.best_by: {kept.best_by} is neither `mean` nor in data.validation "
+                f"({', '.join(domains)})"
+            )
 
     def backend_arguments(self) -> dict[str, Any]:
         """What `platform.backends.choose_backends` is asked, but for the platform."""

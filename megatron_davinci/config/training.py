@@ -72,7 +72,25 @@ class CheckpointConfig(Section):
     every_steps: int | None = Field(
         default=1000, gt=0, description="Besides the one at the end of the run; null for that one only"
     )
+    async_save: bool = Field(
+        default=True,
+        description="Write in the background: training waits only until the state is copied to the host's memory",
+    )
     keep: int = Field(default=2, ge=1, description="How many of the newest stay")
+    keep_every: int | None = Field(
+        default=None, gt=0, description="Those of steps that this divides stay forever"
+    )
+    keep_best: int = Field(
+        default=0, ge=0, description="How many of those with the lowest held-out loss stay besides"
+    )
+    best_by: str = Field(
+        default="mean", description="The held-out loss meant: a domain's, or the `mean` of all domains"
+    )
+    stop_after_failures: int = Field(
+        default=3,
+        ge=1,
+        description="Saves that fail in a row, before the run stops; earlier ones are retried when due",
+    )
     initial_weights: Path | None = Field(
         default=None,
         description="A checkpoint's folder whose weights a new run begins with, instead of random ones",

@@ -254,7 +254,7 @@ _ROWS: tuple[tuple[object, ...], ...] = (
     ("--ckpt-fully-parallel-save", 0, "idle", _FASTER),
     ("--ckpt-fully-parallel-load", 0, "idle", _FASTER),
     ("--ckpt-assume-constant-structure", 0, "idle", _FASTER),
-    ("--async-save", 0, "lost", "checkpoints are written between steps", "none: results are the same"),
+    ("--async-save", 0, "idle", "checkpoints are written in the background anyway"),
     ("--auto-detect-ckpt-format", 0, "idle", "there is one format"),
     ("--exit-on-missing-checkpoint", 0, "lost", "a run directory without a run begins one", "look before you start"),
     ("--finetune", 0, "lost", "weights to begin with are converted first", WEIGHTS),

@@ -179,6 +179,12 @@ def largest(values: Sequence[int]) -> list[int]:
     return [int(value) for value in box.tolist()]
 
 
+def shared_store() -> dist.Store:
+    """The store that the ranks met in. Keys of one attempt to run are not seen by the next."""
+    store: dist.Store = dist.distributed_c10d._get_default_store()
+    return store
+
+
 def _free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))

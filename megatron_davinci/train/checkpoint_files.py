@@ -8,34 +8,46 @@ checkpoints/LATEST     a hint for people; nothing is decided by it
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import os
 import re
 import shutil
+import stat
+import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_davinci.errors import CheckpointError
-from megatron_davinci.files import disk_errors, file_digest, fsync_folder, write_atomically
+from megatron_davinci.errors import CheckpointError, EnvironmentProblem
+from megatron_davinci.files import (
+    disk_errors,
+    exchange,
+    file_digest,
+    fsync_folder,
+    make_private_folder,
+    write_atomically,
+)
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{8,})")
-_DIGEST_SUFFIX = ".sha256"
 
 
 class DigestFile(io.FileIO):
-    """A file that hashes the bytes as they are handed to `write`, and leaves the digest beside it when closed.
+    """A new file that hashes the bytes as they are handed to `write`, and is on the disk when it is closed.
 
-    The digest is of what was meant to be written: damage between here and the disk shows when it is verified.
+    The digest is of what was meant to be written: damage between here and the disk shows when it is verified. A file
+    or link that is there already is an error, never written to or followed.
     """
 
     def __init__(self, name: str, mode: str = "wb") -> None:
-        super().__init__(name, mode)
+        super().__init__(name, mode, opener=_open_new)
         self._digest = hashlib.sha256()
+        self.bytes = 0
         self.failure: OSError | None = None
 
     def write(self, data: Any) -> int:
@@ -50,6 +62,7 @@ class DigestFile(io.FileIO):
         except OSError as error:
             self.failure = self.failure or error
             raise
+        self.bytes += len(view)
         return len(view)
 
     def _write_all(self, view: memoryview) -> None:
@@ -58,11 +71,88 @@ class DigestFile(io.FileIO):
             written += super().write(view[written:]) or 0
 
     def close(self) -> None:
-        """Close, and write the digest."""
-        if not self.closed:
+        """Close; what was written is on the disk then."""
+        if self.closed:
+            return
+        try:
+            if self.failure is None:
+                os.fsync(self.fileno())
+        except OSError as error:
+            self.failure = error
+            raise
+        finally:
             super().close()
-            if "w" in self.mode or "+" in self.mode:
-                Path(f"{self.name!s}{_DIGEST_SUFFIX}").write_text(self._digest.hexdigest())
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """What a manifest says of the file."""
+        return {"bytes": self.bytes, "sha256": self._digest.hexdigest()}
+
+
+def _open_new(name: str, flags: int) -> int:
+    return os.open(name, flags | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+
+
+class NewFiles:
+    """The files that one writer adds to a checkpoint, and what the manifest will say of them.
+
+    Args:
+        folder: The checkpoint's folder from `begin`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._opened: dict[str, DigestFile] = {}
+        self._verified: set[str] = set()
+
+    def open(self, name: str | os.PathLike[str], mode: str = "wb") -> DigestFile:
+        """A new file to write to."""
+        file = DigestFile(str(name), mode)
+        self._opened[self._inside(name)] = file
+        return file
+
+    def write(self, name: str | os.PathLike[str], content: bytes) -> None:
+        """Write a whole file."""
+        with self.open(name) as file:
+            file.write(content)
+
+    def renamed(self, old: str | os.PathLike[str], new: str | os.PathLike[str]) -> None:
+        """Note that a file has another name now."""
+        self._opened[self._inside(new)] = self._opened.pop(self._inside(old))
+
+    @property
+    def failure(self) -> OSError | None:
+        """What the file system refused first, if it refused something."""
+        return next((file.failure for file in self._opened.values() if file.failure), None)
+
+    @property
+    def entries(self) -> dict[str, dict[str, Any]]:
+        """What the manifest will say, by path in the checkpoint."""
+        return {name: file.entry for name, file in self._opened.items()}
+
+    def read_back(self) -> None:
+        """Read what was written from the disk, as far as the system lets go of its copy in memory.
+
+        Raises:
+            EnvironmentProblem: The disk holds something else.
+        """
+        for name, entry in self.entries.items():
+            if name in self._verified:
+                continue
+            path = self._folder / name
+            found = file_digest(path, from_disk=True)
+            if found != entry["sha256"]:
+                raise EnvironmentProblem(
+                    "The disk does not hold what was written to it.",
+                    where=path,
+                    found=f"sha256 {found}",
+                    expected=f"sha256 {entry['sha256']}",
+                    do="check the disk and the machine's memory",
+                )
+            self._verified.add(name)
+
+    def _inside(self, name: str | os.PathLike[str]) -> str:
+        return Path(name).relative_to(self._folder).as_posix()
 
 
 @dataclass(frozen=True)
@@ -94,55 +184,78 @@ def step_folder(checkpoints: Path, step: int) -> Path:
 
 
 def begin(checkpoints: Path, step: int) -> Path:
-    """Make the folder that a checkpoint is written in, beside where it will be, and drop what a crash left."""
+    """Make the folder that a checkpoint is written in, beside where it will be, and drop what a crash left.
+
+    Nobody but its owner can look into it while it is written.
+    """
     with disk_errors(checkpoints, "writing a checkpoint"):
-        checkpoints.mkdir(parents=True, exist_ok=True)
+        make_private_folder(checkpoints)
         for leftover in checkpoints.glob(".step-*.tmp-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+            discard(leftover)
         temporary = checkpoints / f".step-{step:08d}.tmp-{uuid.uuid4().hex[:8]}"
-        (temporary / "state").mkdir(parents=True)
+        os.mkdir(temporary, 0o700)
+        os.mkdir(temporary / "state", 0o700)
     return temporary
 
 
-def commit(temporary: Path, target: Path, description: dict[str, Any], *, latest: bool = True) -> Checkpoint:
+def discard(folder: Path) -> None:
+    """Remove a folder that is no checkpoint; what cannot be removed now is left for the next save."""
+    if folder.is_symlink():
+        with contextlib.suppress(OSError):
+            folder.unlink()
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def commit(
+    temporary: Path,
+    target: Path,
+    description: dict[str, Any],
+    files: Mapping[str, dict[str, Any]] | None = None,
+    *,
+    latest: bool = True,
+) -> Checkpoint:
     """Write the manifest and make the checkpoint visible.
 
     Args:
         temporary: The folder from `begin`, with all files in place.
         target: Its final name.
         description: What the checkpoint is; `files` is added.
+        files: Entries of the manifest that are known (`NewFiles.entries`), of files that are on the disk. What else
+            is there is read for its digest.
         latest: Note it as the newest of a run.
 
     Returns:
         The visible checkpoint. A checkpoint of the same step that was there is replaced.
+
+    Raises:
+        EnvironmentProblem: The file system failed. Whether the checkpoint is visible then depends on where.
     """
+    entries = dict(files or {})
     with disk_errors(target, "writing a checkpoint"):
-        files = {}
-        for path in sorted(p for p in temporary.rglob("*") if p.is_file() and p.suffix != _DIGEST_SUFFIX):
-            sidecar = path.with_name(path.name + _DIGEST_SUFFIX)
-            if sidecar.exists():
-                digest = sidecar.read_text()
-                sidecar.unlink()
-            else:
-                # Small files that Megatron-Core's rank 0 writes by itself (common.pt, .metadata).
-                digest = file_digest(path)
-            with open(path, "rb+") as file:
-                os.fsync(file.fileno())
-            files[path.relative_to(temporary).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
-        manifest = {"format": FORMAT, **description, "files": files}
+        for path in sorted(p for p in temporary.rglob("*") if p.is_file()):
+            name = path.relative_to(temporary).as_posix()
+            if name not in entries:
+                with open(path, "rb+") as file:
+                    os.fsync(file.fileno())
+                entries[name] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+        manifest = {"format": FORMAT, **description, "files": dict(sorted(entries.items()))}
         write_atomically(temporary / "manifest.json", json.dumps(manifest, indent=1))
+        # From here on the group may read it, where it may read the folder that it will be in.
+        mode = 0o700 | (target.parent.stat().st_mode & 0o070)
         for folder in (temporary / "state", temporary):
+            os.chmod(folder, mode)
             fsync_folder(folder)
         if target.exists():
-            replaced = target.with_name(f".{target.name}.tmp-replaced-{uuid.uuid4().hex[:8]}")
-            os.rename(target, replaced)
-            os.rename(temporary, target)
-            shutil.rmtree(replaced, ignore_errors=True)
+            exchange(temporary, target)
+            discard(temporary)
         else:
             os.rename(temporary, target)
         fsync_folder(target.parent)
     if latest:
-        write_atomically(target.parent / "LATEST", target.name + "\n")
+        # Nothing rests on it, so a disk that has no room for it is no reason to lose the checkpoint.
+        with contextlib.suppress(EnvironmentProblem):
+            write_atomically(target.parent / "LATEST", target.name + "\n")
     return Checkpoint(target, manifest)
 
 
@@ -157,6 +270,7 @@ def read(folder: Path, *, verify: bool = True) -> Checkpoint:
         CheckpointError: It is missing or damaged; the message names the file.
     """
     path = folder / "manifest.json"
+    check_owner(folder)
     again = "use an older checkpoint of the run, or copy this one again from where it is whole"
     try:
         manifest = json.loads(path.read_bytes())
@@ -196,6 +310,7 @@ def read(folder: Path, *, verify: bool = True) -> Checkpoint:
             do=again,
         )
     for name, entry in listed.items():
+        check_owner(folder / name, link=False)
         size = (folder / name).stat().st_size
         if size != entry["bytes"]:
             raise CheckpointError(
@@ -235,22 +350,70 @@ def newest_good(checkpoints: Path) -> tuple[Checkpoint | None, list[CheckpointEr
     return None, problems
 
 
-def prune(checkpoints: Path, keep: int, newest: int) -> None:
-    """Remove all but the newest `keep` checkpoints of steps up to `newest`.
+def set_aside(folder: Path) -> Path | None:
+    """Rename a damaged checkpoint, so that it is not looked at again and the run can save its step anew.
 
-    What lies beyond `newest`, the step that was saved last, was passed over when the run was resumed: it is damaged,
-    takes no place among those that are kept, and is left for somebody to look at. A checkpoint that cannot be
-    removed is no reason to stop a run.
+    Returns:
+        Its new name, `step-XXXXXXXX.damaged-TIME`; None where it cannot be renamed.
     """
-    for folder in [path for path in steps(checkpoints) if _step_of(path) <= newest][keep:]:
-        # Renamed first, so that a crash in mid-removal leaves no folder that looks like a checkpoint.
-        doomed = folder.with_name(f".{folder.name}.tmp-pruned-{uuid.uuid4().hex[:8]}")
-        try:
-            os.rename(folder, doomed)
-        except OSError:
-            continue
-        shutil.rmtree(doomed, ignore_errors=True)
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    renamed = folder.with_name(f"{folder.name}.damaged-{stamp}")
+    try:
+        if renamed.exists():
+            renamed = renamed.with_name(f"{renamed.name}-{uuid.uuid4().hex[:4]}")
+        os.rename(folder, renamed)
+    except OSError:
+        return None
+    return renamed
 
 
-def _step_of(folder: Path) -> int:
+def remove(folder: Path) -> bool:
+    """Remove a checkpoint; whether it is gone. One that cannot be removed is no reason to stop a run."""
+    # Renamed first, so that a crash in mid-removal leaves no folder that looks like a checkpoint.
+    doomed = folder.with_name(f".{folder.name}.tmp-pruned-{uuid.uuid4().hex[:8]}")
+    try:
+        os.rename(folder, doomed)
+    except OSError:
+        return False
+    discard(doomed)
+    return True
+
+
+def step_of(folder: Path) -> int:
+    """The step that a checkpoint's folder is named by."""
     return int(folder.name.removeprefix("step-"))
+
+
+def check_owner(path: Path, *, link: bool = True) -> None:
+    """Refuse what somebody else could have put there.
+
+    Who may write into a folder that is not open to everybody was chosen by its owner. Where everybody may write, as
+    in `/tmp`, only what this user or root owns is taken.
+
+    Args:
+        path: A checkpoint's folder, or a file in it.
+        link: Whether it may be a symbolic link.
+
+    Raises:
+        CheckpointError: It is another user's, or a link.
+    """
+    try:
+        found, around = path.lstat(), path.parent.stat()
+    except OSError:
+        return  # the reader says what is missing
+    if not link and stat.S_ISLNK(found.st_mode):
+        raise CheckpointError(
+            "A file of the checkpoint is a link.",
+            where=path,
+            found=os.readlink(path),
+            expected="a file in the checkpoint's folder",
+            do="copy the checkpoint whole",
+        )
+    if around.st_mode & stat.S_IWOTH and found.st_uid not in (0, os.geteuid()):
+        raise CheckpointError(
+            "The checkpoint is another user's, in a folder that everybody may write to.",
+            where=path,
+            found=f"owner {found.st_uid}",
+            expected=f"owner {os.geteuid()}",
+            do=f"if you trust it: chmod o-w {path.parent}",
+        )

@@ -38,6 +38,8 @@ from megatron_davinci.train.profile import StepProfiler, check_profile
 from megatron_davinci.train.progress import RunProgress, Timer, format_seconds
 from megatron_davinci.train.records import Records
 from megatron_davinci.train.run_directory import RunDirectory, command_line
+from megatron_davinci.train.saver import told
+from megatron_davinci.train.saves import saver_of
 from megatron_davinci.train.seams import Evaluator
 from megatron_davinci.train.signals import WATCH
 from megatron_davinci.train.source_losses import source_records
@@ -81,9 +83,9 @@ class TrainingRun:
         self.profiler = StepProfiler(
             config.profile, self.directory.path / "profile", dist.get_rank(), platform, self.timers
         )
+        self.saver = saver_of(config, self.directory, found)
         self.consumed_samples = 0
         self.step = 0
-        self._saved = found  # the newest checkpoint
         if found is not None:
             self._resume(found)
 
@@ -134,6 +136,7 @@ class TrainingRun:
             self.profiler.close()
             feed.close()
             records.close()
+            self.saver.close()
         return self.step
 
     @property
@@ -142,8 +145,8 @@ class TrainingRun:
         stop = self.config.train.stop_after_steps
         return min(self.schedule.total_steps, stop) if stop else self.schedule.total_steps
 
-    def save(self) -> Checkpoint:
-        """Save a checkpoint of the present step."""
+    def save(self) -> None:
+        """Save a checkpoint of the present step. It is on the disk when `saver.finish` has returned."""
         self.stepper.gather_weights()
         description = {
             "step": self.step,
@@ -155,13 +158,7 @@ class TrainingRun:
             "layout": dataclasses.asdict(self.layout),
             "journal": self.order.position() if self.is_main else None,
         }
-        return checkpoint.save(
-            self.directory.checkpoints,
-            self.chunks,
-            self.optimizer,
-            description,
-            keep=self.config.checkpoint.keep,
-        )
+        self.saver.save(self.chunks, self.optimizer, description)
 
     def _steps(self, feed: Feed, progress: RunProgress, records: Records) -> None:
         plans, ahead = self._plans(), deque[StepPlan]()
@@ -190,7 +187,7 @@ class TrainingRun:
                 read_ahead(ahead)
             plan = ahead.popleft()
             self.order.commit(plan)
-            for message in self.order.messages():
+            for message in (*self.order.messages(), *self._saves_told()):
                 progress.message(message)
             self.profiler.before(plan.step)
             with self.timers.phase("data"):
@@ -219,15 +216,24 @@ class TrainingRun:
             if self._is_due(plan, self.config.checkpoint.every_steps) or not ahead:
                 records.flush()
                 with self.timers.phase("checkpoint"):
-                    self._saved = self.save()
+                    self.save()
                 timer.lap()
+        try:
+            self.saver.finish()
+        finally:
+            for message in self._saves_told():
+                progress.message(message)
         WATCH.end()
 
     def _save_once(self) -> Path | None:
-        """Have the present step saved, and say where; None before the first step, which leaves nothing to save."""
-        if self.step and (self._saved is None or self._saved.step != self.step):
-            self._saved = self.save()
-        return None if self._saved is None else self._saved.folder
+        """Have the present step on the disk, and say where; None before the first step: nothing is to be saved."""
+        if self.step and not self.saver.has(self.step):
+            self.save()
+        self.saver.finish()
+        return self.saver.newest
+
+    def _saves_told(self) -> list[str]:
+        return [told(outcome, self.config.checkpoint) for outcome in self.saver.news()]
 
     def _plans(self) -> Iterator[StepPlan]:
         """The steps that are left, in their order."""

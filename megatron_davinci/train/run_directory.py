@@ -13,7 +13,7 @@ from typing import Any
 
 from megatron_davinci.config import RunConfig, dump_config
 from megatron_davinci.errors import DataError
-from megatron_davinci.files import disk_errors, write_atomically, write_json
+from megatron_davinci.files import disk_errors, make_private_folder, write_atomically, write_json
 from megatron_davinci.version import __version__
 
 _PACKAGES = (
@@ -69,6 +69,11 @@ class RunDirectory:
         return self.path / "health.jsonl"
 
     @property
+    def saves(self) -> Path:
+        """One line a save, when it is on the disk or has failed."""
+        return self.path / "saves.jsonl"
+
+    @property
     def tensorboard(self) -> Path:
         """Event files."""
         return self.path / "tensorboard"
@@ -82,7 +87,7 @@ class RunDirectory:
             start: What may differ between starts (layout, device, step).
         """
         with disk_errors(self.path, "making the run directory"):
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_private_folder(self.path)
         path = self.path / "manifest.json"
         manifest: dict[str, Any] = {"name": self.path.name, "created": _now(), "starts": []}
         if path.exists():

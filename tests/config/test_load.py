@@ -62,9 +62,21 @@ def test_a_mistyped_section_too(tmp_path):
 
 def test_a_key_that_is_like_no_other_gets_the_list(tmp_path):
     whole = small.settings(checkpoint={"zzz": 1})
-    assert "unknown key; keys here: every_steps, initial_weights, keep" in refused(
+    assert "unknown key; keys here: async_save, best_by, every_steps, initial_weights, keep" in refused(
         small.write(tmp_path, whole)
     )
+
+
+def test_the_best_checkpoints_are_those_by_a_loss_that_is_measured(tmp_path):
+    best = {"keep_best": 2, "best_by": "code"}
+    assert "checkpoint.keep_best" in (text := refused(small.write(tmp_path, small.settings(checkpoint=best))))
+    assert "data.validation is empty" in text
+    whole = small.settings(checkpoint=best)
+    whole["data"]["validation"] = {"web": "held-out"}
+    text = refused(small.write(tmp_path, whole))
+    assert "checkpoint.best_by" in text and "code is neither `mean` nor in data.validation (web)" in text
+    whole["checkpoint"]["best_by"] = "web"
+    assert load_config(small.write(tmp_path, whole)).checkpoint.best_by == "web"
 
 
 def test_every_problem_is_said_at_once(tmp_path):

@@ -53,7 +53,7 @@ def build(config: RunConfig) -> Any:
 def save(checkpoints: Path, changes: dict[str, Any], tensor: int, pipeline: int, virtual: int) -> None:
     from megatron_davinci.optim.build import build_optimizer, set_hyperparameters
     from megatron_davinci.platform import distributed
-    from megatron_davinci.train import checkpoint
+    from megatron_davinci.train.saver import Saver
     from megatron_davinci.train.step import wrap_model
 
     config = configuration(changes, tensor, pipeline, virtual)
@@ -66,7 +66,9 @@ def save(checkpoints: Path, changes: dict[str, Any], tensor: int, pipeline: int,
     set_hyperparameters(optimizer, learning_rate=0.0, weight_decay=0.0)
     optimizer.step()
     description = {"step": 0, "consumed_samples": 0, "model": config.model.model_dump(mode="json")}
-    checkpoint.save(checkpoints, chunks, optimizer, description, keep=1)
+    saver = Saver(checkpoints, config.checkpoint)
+    saver.save(chunks, optimizer, description)
+    saver.finish()
     distributed.stop()
 
 

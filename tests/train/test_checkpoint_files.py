@@ -3,22 +3,25 @@
 import errno
 import json
 import os
+import stat
 
 import pytest
 
+from megatron_davinci import files
 from megatron_davinci.errors import CheckpointError, EnvironmentProblem
 from megatron_davinci.train import checkpoint_files as cf
 
 
 def write(checkpoints, step=3, content=b"weights"):
     temporary = cf.begin(checkpoints, step)
-    with cf.DigestFile(str(temporary / "state" / "a.distcp"), "wb") as file:
-        file.write(content)
+    files = cf.NewFiles(temporary)
+    files.write(temporary / "state" / "a.distcp", content)
     (temporary / "state" / "common.pt").write_bytes(b"common")
     return cf.commit(
         temporary,
         cf.step_folder(checkpoints, step),
         {"step": step, "consumed_samples": step * 8, "model": {}},
+        files.entries,
     )
 
 
@@ -34,11 +37,15 @@ def test_a_checkpoint_is_read_back_verified(tmp_path):
 def test_the_digest_is_of_the_bytes_handed_to_write(tmp_path):
     temporary = cf.begin(tmp_path, 1)
     path = temporary / "state" / "a.distcp"
-    with cf.DigestFile(str(path), "wb") as file:
+    files = cf.NewFiles(temporary)
+    with files.open(path) as file:
         file.write(b"meant")
         file.write(memoryview(bytearray(b" and meant")))
     path.write_bytes(b"meant and bent!")  # what a bad disk or cable would leave
-    cf.commit(temporary, cf.step_folder(tmp_path, 1), {"step": 1, "consumed_samples": 8, "model": {}})
+    with pytest.raises(EnvironmentProblem, match="does not hold what was written"):
+        files.read_back()
+    description = {"step": 1, "consumed_samples": 8, "model": {}}
+    cf.commit(temporary, cf.step_folder(tmp_path, 1), description, files.entries)
     with pytest.raises(CheckpointError, match="damaged"):
         cf.read(cf.step_folder(tmp_path, 1))
 
@@ -142,18 +149,89 @@ def test_saving_a_step_again_replaces_it(tmp_path):
     assert (cf.read(tmp_path / "step-00000003").state / "a.distcp").read_bytes() == b"new"
 
 
-def test_only_the_newest_are_kept(tmp_path):
-    for step in (2, 4, 6, 100_000_000):
-        write(tmp_path, step)
-    cf.prune(tmp_path, 2, newest=100_000_000)
-    assert [path.name for path in cf.steps(tmp_path)] == ["step-100000000", "step-00000006"]
+def test_a_damaged_one_is_set_aside_under_another_name(tmp_path):
+    write(tmp_path, 3)
+    renamed = cf.set_aside(tmp_path / "step-00000003")
+    assert renamed.name.startswith("step-00000003.damaged-2") and (renamed / "state" / "a.distcp").exists()
+    assert cf.steps(tmp_path) == []
+    write(tmp_path, 3)
+    assert cf.set_aside(tmp_path / "step-00000003") not in (None, renamed)
 
 
-def test_a_damaged_newer_one_takes_no_place_among_those_kept(tmp_path):
-    for step in (2, 4, 6, 16):
-        write(tmp_path, step)
-    cf.prune(tmp_path, 2, newest=6)
-    assert [path.name for path in cf.steps(tmp_path)] == ["step-00000016", "step-00000006", "step-00000004"]
+def test_the_old_one_is_there_until_the_new_one_is(tmp_path, monkeypatch):
+    write(tmp_path, 3, b"old")
+    exchange, seen = cf.exchange, []
+
+    def watched(one, other):
+        exchange(one, other)
+        seen.append((cf.read(other).state / "a.distcp").read_bytes())
+        assert (one / "state" / "a.distcp").read_bytes() == b"old"
+
+    monkeypatch.setattr(cf, "exchange", watched)
+    write(tmp_path, 3, b"new")
+    assert seen == [b"new"]
+
+
+@pytest.mark.parametrize("system_can", [True, False])
+def test_two_folders_exchange_names(tmp_path, monkeypatch, system_can):
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    if not system_can:
+        monkeypatch.setattr(files.ctypes, "CDLL", lambda *_, **__: object())
+    files.exchange(tmp_path / "one", tmp_path / "other")
+    assert (tmp_path / "one" / "other").exists() and (tmp_path / "other" / "one").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "other"]
+
+
+def test_nobody_looks_into_a_checkpoint_while_it_is_written_and_none_but_the_group_after(tmp_path):
+    temporary = cf.begin(tmp_path / "checkpoints", 3)
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in (temporary, temporary / "state")]
+    assert modes == [0o700, 0o700]
+    assert stat.S_IMODE((tmp_path / "checkpoints").stat().st_mode) & 0o007 == 0
+    folder = write(tmp_path / "checkpoints", 5).folder
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700 | (folder.parent.stat().st_mode & 0o070)
+
+
+def test_nothing_is_written_through_a_link_that_lies_in_wait(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"dear")
+    temporary = cf.begin(tmp_path / "checkpoints", 3)
+    (temporary / "state" / "a.distcp").symlink_to(victim)
+    (temporary / "state" / "b.distcp").symlink_to(tmp_path / "made")
+    for name in ("a", "b"):
+        with pytest.raises(FileExistsError):
+            cf.NewFiles(temporary).write(temporary / "state" / f"{name}.distcp", b"bad")
+    assert victim.read_bytes() == b"dear" and not (tmp_path / "made").exists()
+
+
+def test_a_left_over_that_is_a_link_is_removed_and_not_followed(tmp_path):
+    (tmp_path / "dear").mkdir()
+    (tmp_path / "dear" / "file").touch()
+    (tmp_path / "checkpoints").mkdir()
+    link = tmp_path / "checkpoints" / ".step-00000003.tmp-0a"
+    link.symlink_to(tmp_path / "dear")
+    cf.begin(tmp_path / "checkpoints", 3)
+    assert not link.is_symlink() and (tmp_path / "dear" / "file").exists()
+
+
+def test_a_file_of_a_checkpoint_that_is_a_link_is_refused(tmp_path):
+    folder = write(tmp_path / "checkpoints").folder
+    (folder / "state" / "a.distcp").rename(tmp_path / "elsewhere")
+    (folder / "state" / "a.distcp").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match="is a link"):
+        cf.read(folder)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_anothers_checkpoint_is_refused_where_everybody_may_write(tmp_path):
+    folder = write(tmp_path / "checkpoints").folder
+    os.chown(folder, 12345, 12345)
+    assert cf.read(folder).step == 3  # its owner chose who may write there
+    os.chmod(folder.parent, 0o1777)
+    with pytest.raises(CheckpointError, match="another user's"):
+        cf.read(folder)
+    assert cf.newest_good(folder.parent)[0] is None
 
 
 def test_no_checkpoints_is_not_an_error(tmp_path):

@@ -28,6 +28,7 @@ def test_a_run_leaves_everything_that_decided_it(tmp_path):
         "journal.jsonl",
         "manifest.json",
         "metrics.jsonl",
+        "saves.jsonl",
         "tensorboard",
     }
     assert load_config(run / "config.yaml") == tiny_config(

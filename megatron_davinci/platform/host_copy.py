@@ -1,0 +1,83 @@
+"""A copy of tensors in the host's memory, in buffers that are kept for the next copy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_LEFT_FREE = 0.1
+"""Of the memory that is available, what a copy leaves alone."""
+
+
+class HostCopy:
+    """Copies tensors to buffers of the host, pinned where they come from a GPU.
+
+    The first copy of a state allocates; later ones of the same sizes only copy, since memory that was never touched
+    costs several times the copy itself.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: list[Tensor] = []
+
+    def take(self, tensors: Sequence[Tensor]) -> list[Tensor] | None:
+        """Copy tensors, and wait until all are there.
+
+        Args:
+            tensors: Of any device.
+
+        Returns:
+            The copies, with sizes and strides of the originals. They are overwritten by the next call. None where the
+            host has no room for them.
+        """
+        kept = [_fits(buffer, tensor) for buffer, tensor in zip(self._buffers, tensors, strict=False)]
+        kept += [False] * (len(tensors) - len(kept))
+        new = sum(t.numel() * t.element_size() for t, fits in zip(tensors, kept, strict=True) if not fits)
+        if not all(kept):
+            self._buffers = [
+                buffer if fits else buffer.new_empty(0)
+                for buffer, fits in zip(self._buffers, kept, strict=False)
+            ][: len(tensors)]
+            available = available_bytes()
+            if available is not None and new > available * (1 - _LEFT_FREE):
+                self._buffers = []
+                return None
+        buffers = []
+        for number, (tensor, fits) in enumerate(zip(tensors, kept, strict=True)):
+            buffer = self._buffers[number] if fits else _empty_like(tensor)
+            buffer.copy_(tensor.detach(), non_blocking=tensor.is_cuda)
+            buffers.append(buffer)
+        if any(tensor.is_cuda for tensor in tensors):
+            torch.cuda.synchronize()
+        self._buffers = buffers
+        return list(buffers)
+
+
+def available_bytes() -> int | None:
+    """Memory of the host that a process may still take; None where the system does not say."""
+    found = []
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        if limit != "max":
+            found.append(max(0, int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text())))
+    except (OSError, ValueError, IndexError):
+        pass  # what was found so far
+    return min(found, default=None)
+
+
+def _fits(buffer: Tensor, tensor: Tensor) -> bool:
+    return (buffer.dtype, buffer.shape, buffer.is_pinned()) == (
+        tensor.dtype,
+        tensor.shape,
+        tensor.is_cuda,
+    ) and buffer.stride() == tensor.stride()
+
+
+def _empty_like(tensor: Tensor) -> Tensor:
+    return torch.empty_strided(
+        tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu", pin_memory=tensor.is_cuda
+    )

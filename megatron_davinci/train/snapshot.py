@@ -1,0 +1,188 @@
+"""This rank's part of a run's state as it is at one moment, and how it becomes Megatron-Core's `torch_dist` files.
+
+Taking it is done by all ranks together and touches no file. Writing it is one rank's own work and needs no other
+rank, so that it can be done in the background. What the ranks have written is put together by rank 0.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.dist_checkpointing.core import CONFIG_FNAME, CheckpointingConfig
+from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
+from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
+from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+from megatron.core.dist_checkpointing.strategies.state_dict_saver import save_state_dict_async_plan
+from megatron.core.dist_checkpointing.strategies.torch import (
+    MCoreSavePlanner,
+    _replace_state_dict_keys_with_sharded_keys,
+    mcore_to_pyt_state_dict,
+)
+from torch.distributed.checkpoint.filesystem import (
+    FileSystem,
+    SerializationFormat,
+    _StorageInfo,
+    _write_item,
+)
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
+from torch.distributed.checkpoint.planner import SavePlan
+from torch.distributed.checkpoint.storage import WriteResult
+
+from megatron_davinci.platform.host_copy import HostCopy
+from megatron_davinci.train.checkpoint import CONTENT, sharded_state
+from megatron_davinci.train.checkpoint_files import NewFiles
+
+Place = list[Any]
+"""Where an item lies, as JSON: name, offset in the tensor, index, file, first byte, bytes."""
+
+
+class _Writer(FileSystemWriterAsync):
+    """Megatron-Core's writer, which plans without touching the file system: ranks that plan wait for each other."""
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        return plan
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What this rank writes.
+
+    Attributes:
+        writer: Megatron-Core's, with the buckets of items that this rank writes: a file each.
+        metadata: What all ranks write; on rank 0.
+        common: The state that is no tensor; on rank 0.
+        copied: Whether it is a copy, so that training may go on before it is written.
+    """
+
+    writer: _Writer
+    metadata: Metadata | None
+    common: bytes | None
+    copied: bool = False
+
+    def copy(self, host: HostCopy) -> Snapshot:
+        """A copy of it in the host's memory, so that training may change the originals.
+
+        Args:
+            host: Keeps the memory.
+
+        Returns:
+            The copy, which lasts until the next one; itself where the host has no room for it.
+        """
+        tensors = [tensor for _, _, (_, items) in self.writer.write_buckets for _, tensor in items]
+        copies = host.take(tensors)
+        if copies is None:
+            return self
+        taken = iter(copies)
+        self.writer.write_buckets = [
+            (path, name, (described, [(item, next(taken)) for item, _ in items]))
+            for path, name, (described, items) in self.writer.write_buckets
+        ]
+        return replace(self, copied=True)
+
+    def write(self, files: NewFiles) -> list[Place]:
+        """Write this rank's part, and see that the disk has it.
+
+        Args:
+            files: The checkpoint's files of this rank.
+
+        Returns:
+            Where each item lies.
+
+        Raises:
+            OSError: The file system refused something.
+            EnvironmentProblem: The disk holds something else than what was written.
+        """
+        places: list[Place] = []
+        try:
+            for path, name, (described, items) in self.writer.write_buckets:
+                with files.open(path) as stream:
+                    places += [self._write_item(stream, name, *one) for one in (*described, *items)]
+            if self.common is not None:
+                files.write(Path(self.writer.checkpoint_dir) / COMMON_STATE_FNAME, self.common)
+        except Exception as error:
+            # torch's archive writer raises an error of its own for what the file system refused.
+            raise files.failure or error from error
+        files.read_back()
+        return places
+
+    def finish(self, files: NewFiles, places: Sequence[Sequence[Place]]) -> None:
+        """Write what says where everything lies; on rank 0, once every rank has written.
+
+        Args:
+            files: The checkpoint's files of this rank.
+            places: What `write` has returned on each rank.
+
+        Raises:
+            OSError: The file system refused something.
+        """
+        assert self.metadata is not None
+        self.writer.fs = _Recorded(files)
+        self.writer.finish(self.metadata, [[_result(place) for place in one] for one in places])
+        config = CheckpointingConfig("torch_dist", 1)
+        files.write(Path(self.writer.checkpoint_dir) / CONFIG_FNAME, json.dumps(asdict(config)).encode())
+
+    def _write_item(self, stream: Any, name: str, item: Any, data: Any) -> Place:
+        if isinstance(data, torch.Tensor):
+            data = data.to("cpu")
+        done = _write_item(self.writer.transforms, stream, data, item, name, SerializationFormat.TORCH_SAVE)
+        index, stored = done.index, done.storage_data
+        offset = None if index.offset is None else list(index.offset)
+        return [index.fqn, offset, index.index, stored.relative_path, stored.offset, stored.length]
+
+
+def take(chunks: Sequence[Any], optimizer: Any, folder: Path) -> Snapshot:
+    """This rank's part of the state; every rank calls this.
+
+    Args:
+        chunks: The model chunks, not wrapped.
+        optimizer: Megatron-Core's optimizer.
+        folder: The `state` folder that it is to be written in.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        state = {**sharded_state(chunks, optimizer), "content_metadata": dict(CONTENT)}
+        sharded, common = save_preprocess(state, True)
+        named, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded, True)
+        writer = _Writer(str(folder), thread_count=1)
+        planner = MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False)
+        planned = save_state_dict_async_plan(
+            mcore_to_pyt_state_dict(named, False), writer, None, 0, planner=planner
+        )
+    metadata: Metadata | None = planned[0][1]
+    content = None
+    if metadata is not None:
+        buffer = io.BytesIO()
+        torch.save(common, buffer)
+        content = buffer.getvalue()
+    return Snapshot(writer, metadata, content)
+
+
+def _result(place: Place) -> WriteResult:
+    name, offset, index, file, first, length = place
+    at = None if offset is None else torch.Size(offset)
+    return WriteResult(MetadataIndex(name, at, index), length, _StorageInfo(file, first, length))
+
+
+class _Recorded(FileSystem):
+    """The file system as torch's writer uses it, which notes the digest of what is written."""
+
+    def __init__(self, files: NewFiles) -> None:
+        super().__init__()
+        self._files = files
+
+    @contextmanager
+    def create_stream(self, path: Any, mode: str) -> Iterator[Any]:
+        with self._files.open(path, mode) as file:
+            yield file
+
+    def rename(self, path: Any, new_path: Any) -> None:
+        super().rename(path, new_path)
+        self._files.renamed(path, new_path)

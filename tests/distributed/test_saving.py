@@ -1,0 +1,140 @@
+"""A save in the background leaves what a save in the foreground leaves, and disturbs nothing."""
+
+import json
+import threading
+
+import pytest
+
+from megatron_davinci.errors import DavinciError
+from megatron_davinci.platform.checkpoint_metadata import read_metadata
+from megatron_davinci.train import checkpoint_files
+from tests.distributed.test_resume import numbers
+from tests.ranks import RankFailed, run_ranks
+from tests.tiny import tiny_settings, train_here
+
+
+def lines(run):
+    return [json.loads(line) for line in (run / "saves.jsonl").read_text().splitlines()]
+
+
+def files_of(run, step):
+    """Digests of a checkpoint's files; of `.metadata`, which has a random name of the save in it, the content."""
+    found = checkpoint_files.read(checkpoint_files.step_folder(run / "checkpoints", step))
+    described = read_metadata(found.state / ".metadata")
+    stored = {(i.fqn, i.offset): vars(where) for i, where in described.storage_data.items()}
+    digests = {name: entry["sha256"] for name, entry in found.manifest["files"].items()}
+    assert digests.pop("state/.metadata")
+    return digests, stored, described.state_dict_metadata
+
+
+def train_with_a_slow_disk(settings):
+    """Train; the disk takes the shards only when training is three steps further, or is over."""
+    from megatron_davinci.train.loop import TrainingRun
+    from megatron_davinci.train.saver import Saver
+    from megatron_davinci.train.snapshot import Snapshot
+
+    write, step = Snapshot.write, TrainingRun._step
+    settle, moved, waiting, steps = Saver._settle, threading.Condition(), [False], [0]
+
+    def slow(self, files):
+        with moved:
+            begin = steps[0]
+            assert self.copied
+            assert moved.wait_for(lambda: steps[0] >= begin + 3 or waiting[0], timeout=60)
+        return write(self, files)
+
+    def counted(self, *args):
+        with moved:
+            steps[0] += 1
+            moved.notify_all()
+        return step(self, *args)
+
+    def awaited(self):
+        with moved:
+            waiting[0] = True
+            moved.notify_all()
+        settle(self)
+        waiting[0] = False
+
+    Snapshot.write, TrainingRun._step, Saver._settle = slow, counted, awaited
+    return train_here(settings)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "parallel"),
+    [(1, {}), (2, {"tensor": 2}), (2, {"distributed_optimizer": True})],
+    ids=["one rank", "TP2", "DP2, sharded optimizer"],
+)
+def test_in_the_background_the_same_files_are_written(tmp_path, ranks, parallel):
+    runs = {}
+    for name, train, background in (
+        ("background", train_with_a_slow_disk, True),
+        ("foreground", train_here, False),
+    ):
+        settings = tiny_settings(
+            tmp_path,
+            run={"directory": str(tmp_path / name)},
+            parallel=parallel,
+            train={"stop_after_steps": 12},
+            checkpoint={"every_steps": 5, "keep": 9, "async_save": background},
+        )
+        run_ranks(ranks, train, settings)
+        runs[name] = tmp_path / name
+    assert numbers(runs["background"]) == numbers(runs["foreground"])
+    for step in (5, 10, 12):
+        assert files_of(runs["background"], step) == files_of(runs["foreground"], step)
+    assert [(line["step"], line["saved"]) for line in lines(runs["background"])] == [
+        (n, True) for n in (5, 10, 12)
+    ]
+    assert all(line["waited_seconds"] == line["seconds"] for line in lines(runs["foreground"]))
+    assert all(line["waited_seconds"] < line["seconds"] for line in lines(runs["background"]))
+
+
+def train_without_memory(settings):
+    from megatron_davinci.platform import host_copy
+
+    host_copy.available_bytes = lambda: 10_000
+    return train_here(settings)
+
+
+def test_a_host_without_memory_for_a_copy_saves_in_the_foreground(tmp_path):
+    settings = tiny_settings(tmp_path, train={"stop_after_steps": 4}, checkpoint={"every_steps": 2})
+    run_ranks(1, train_without_memory, settings)
+    assert [line["waited_seconds"] == line["seconds"] for line in lines(tmp_path / "run")] == [True, True]
+
+
+def train_with_a_mistake(settings):
+    from megatron_davinci.train.snapshot import Snapshot
+
+    def wrong(self, files):
+        raise TypeError("a mistake of ours")
+
+    Snapshot.write = wrong
+    return train_here(settings)
+
+
+def test_a_mistake_of_ours_is_not_taken_for_the_disks(tmp_path):
+    with pytest.raises(RankFailed, match="a mistake of ours"):
+        run_ranks(1, train_with_a_mistake, tiny_settings(tmp_path, checkpoint={"every_steps": 5}))
+
+
+def train_and_fail(settings, at):
+    """Train; the run ends with an error in the step after a save was begun."""
+    from megatron_davinci.train.loop import TrainingRun
+
+    step = TrainingRun._step
+
+    def failing(self, plan, *args):
+        if plan.step == at:
+            raise DavinciError("The run ends here.")
+        return step(self, plan, *args)
+
+    TrainingRun._step = failing
+    return train_here(settings)
+
+
+def test_a_run_that_ends_by_an_error_still_finishes_the_save_at_work(tmp_path):
+    settings = tiny_settings(tmp_path, checkpoint={"every_steps": 5})
+    with pytest.raises(DavinciError, match="ends here"):
+        run_ranks(2, train_and_fail, settings, 6)
+    assert checkpoint_files.newest_good(tmp_path / "run" / "checkpoints")[0].step == 5
