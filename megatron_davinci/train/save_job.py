@@ -119,7 +119,7 @@ class SaveJob:
         return Outcome(self.step, said["seconds"], waited, said["bytes"], failure)
 
     def forget(self) -> None:
-        """Take the outcome from the store; on rank 0, once every rank has read it."""
+        """Take the outcome from the store; on rank 0, once no rank asks for it any more."""
         shared_store().delete_key(self._key("outcome"))
 
     def _gather(self, files: NewFiles) -> None:

@@ -61,7 +61,6 @@ class Saver:
         self._host = HostCopy()
         self._job: SaveJob | None = None
         self._thread: Thread | None = None
-        self._read: SaveJob | None = None
         self._failures: list[Outcome] = []
         self._news: deque[Outcome] = deque()
 
@@ -176,11 +175,17 @@ class Saver:
         if self._thread is not None:
             self._thread.join()
         job, self._job, self._thread = self._job, None, None
-        outcome = job.outcome()
-        # Every rank has come to this save, so every rank has read the outcome of the one before.
-        if self._read is not None and dist.get_rank() == 0:
-            self._read.forget()
-        self._read = job
+        outcome = None
+        try:
+            outcome = job.outcome()
+        except Bug as error:
+            bug = error
+        # The store may end with rank 0, so no rank goes on before all have read the outcome.
+        dist.barrier()
+        if dist.get_rank() == 0:
+            job.forget()
+        if outcome is None:
+            raise bug
         self._count(outcome, told=True)
 
     def _tell(self, outcome: Outcome) -> None:
