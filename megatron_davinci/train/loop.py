@@ -38,6 +38,7 @@ from megatron_davinci.train.profile import StepProfiler, check_profile
 from megatron_davinci.train.progress import RunProgress, Timer, format_seconds
 from megatron_davinci.train.records import Records
 from megatron_davinci.train.run_directory import RunDirectory, command_line
+from megatron_davinci.train.run_lock import one_trainer
 from megatron_davinci.train.saver import told
 from megatron_davinci.train.saves import saver_of
 from megatron_davinci.train.seams import Evaluator
@@ -388,8 +389,9 @@ def run(config: RunConfig, platform: Platform, make_evaluator: EvaluatorFactory)
     if config.train.cuda_graphs:
         distributed.seed_ranks(config.run.seed, cuda_graphs=True)
     timer = Timer()
-    training = TrainingRun(config, platform, make_evaluator(config))
-    taken = training.train()
+    with one_trainer(config.run.directory):
+        training = TrainingRun(config, platform, make_evaluator(config))
+        taken = training.train()
     if training.is_main and config.logging.progress != "none":
         print(f"Done: step {taken} after {format_seconds(timer.lap())}. Results in {config.run.directory}")
     # Only after success: taking NCCL's groups down can wait for ranks that are still in a collective, and the rank
