@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from megatron_davinci.config.curriculum import Stage
 from megatron_davinci.config.data import DataConfig
@@ -96,6 +96,11 @@ class ControllerConfig(Section):
     domain_upsampling: DomainUpsamplingPolicy = DomainUpsamplingPolicy()
     specialised: SpecialisedPolicy = SpecialisedPolicy()
     loss_weighted: LossWeightedPolicy = LossWeightedPolicy()
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _yaml_s_off_is_false(cls, value: Any) -> Any:
+        return "off" if value is False else value
 
 
 def controller_problems(

@@ -60,3 +60,7 @@ def test_a_policy_that_looks_at_losses_needs_them():
     made = settings()
     made["data"]["validation"] = {"web": "valid/a"}
     assert "data.validation lacks code" in refusal(made)
+
+
+def test_off_may_be_written_as_yaml_reads_it():
+    assert validate(settings(mode=False), where="test").controller.mode == "off"

@@ -1,0 +1,178 @@
+"""The study from beginning to end: data, runs in two rounds, comparison, page."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arms import Arm, Change, fixed_arms, grid_arms, mixture, random_changes
+from conclude import Comparison, compare, summary
+from figures import change_times, outcome, samples_drawn
+from runs import Run, Study, Trainer, mean_loss, train_missing
+from study_page import subtitle_of, write_page
+
+from megatron_davinci.config.mixture import exact_share
+from megatron_davinci.errors import DavinciError
+from megatron_davinci.files import write_json
+from megatron_davinci.train.policies.situation import Bounds
+from megatron_davinci.train.run_directory import read_lines
+
+FINALISTS = 2
+"""So many of the grid are given every seed: the best by the first one."""
+
+
+@dataclass(frozen=True)
+class Design:
+    """Which arms with which seeds.
+
+    Attributes:
+        study: What all runs have in common.
+        pools: Tokens to train on, by domain.
+        seeds: The controller's, and those of all it is compared with.
+        grid: Whether the oracle's further candidates are run.
+    """
+
+    study: Study
+    pools: dict[str, int]
+    seeds: Sequence[int]
+    grid: bool = True
+
+    @property
+    def domains(self) -> list[str]:
+        """As they are configured."""
+        return list(self.pools)
+
+    def bounds(self) -> Bounds:
+        """Of the controller."""
+        settings = self.study.base().controller
+        floors, ceilings = (
+            {name: exact_share(name, text) for name, text in texts.items()}
+            for texts in (settings.floors, settings.ceilings)
+        )
+        return Bounds(floors, ceilings, exact_share("maximum_change", settings.maximum_change))
+
+    def controller(self) -> Arm:
+        """The arm that the study is about: it begins even, since it knows nothing."""
+        policy = self.study.base().controller.policy
+        return Arm(
+            "controller",
+            "controller",
+            f"policy {policy}, from an even mixture on",
+            mixture(dict.fromkeys(self.pools, 1.0)),
+        )
+
+    def first_round(self) -> list[Run]:
+        """What depends on no other run."""
+        bounds = self.bounds()
+        arms = [self.controller(), *fixed_arms(self.pools, bounds)]
+        runs = [Run(self.study, arm, seed) for seed in self.seeds for arm in arms]
+        if self.grid:
+            runs += [Run(self.study, arm, self.seeds[0]) for arm in grid_arms(self.domains, bounds)]
+        return runs
+
+    def second_round(self) -> list[Run]:
+        """What follows from the first round, which is done: random adjustments at the controller's times, a fixed
+        mixture of the amounts that it drew, and further seeds for the best of the grid."""
+        bounds, runs = self.bounds(), []
+        for seed in self.seeds:
+            controlled = Run(self.study, self.controller(), seed)
+            even = controlled.arm.mixture
+            changes: list[Change] = random_changes(change_times(controlled), even, bounds, seed, self.domains)
+            random = Arm("random", "random", "random adjustments, at the controller's times", even)
+            runs.append(Run(self.study, random, seed, tuple(changes)))
+            drawn = samples_drawn(controlled)
+            amounts = mixture({name: float(drawn[name]) for name in self.domains})
+            runs.append(
+                Run(
+                    self.study,
+                    Arm("amounts", "amounts", "what the controller drew, mixed evenly", amounts),
+                    seed,
+                )
+            )
+        if self.grid:
+            first = [Run(self.study, arm, self.seeds[0]) for arm in grid_arms(self.domains, bounds)]
+            first.sort(key=lambda run: mean_loss(read_lines(run.directory.evaluations)[-1]))
+            runs += [Run(self.study, run.arm, seed) for run in first[:FINALISTS] for seed in self.seeds[1:]]
+        return runs
+
+    def done(self) -> list[Run]:
+        """The runs that were trained to their end; of the second round none before the first one is done."""
+        first = self.first_round()
+        found = [run for run in first if run.is_done()]
+        if len(found) < len(first):
+            return found
+        return [*found, *(run for run in self.second_round() if run.is_done())]
+
+    def total(self) -> int:
+        """Runs in all."""
+        grid = len(grid_arms(self.domains, self.bounds())) if self.grid else 0
+        finals = FINALISTS * (len(self.seeds) - 1) if self.grid else 0
+        return len(self.seeds) * 6 + grid + finals
+
+
+def carry_out(design: Design, train: Trainer) -> list[Run]:
+    """Train what is not done, in two rounds.
+
+    Returns:
+        Every run of the study.
+    """
+    first = design.first_round()
+    train_missing(first, train)
+    second = design.second_round()
+    train_missing(second, train)
+    return [*first, *second]
+
+
+def runs_that_are_done(design: Design) -> list[Run]:
+    """Those of the study that were trained to their end.
+
+    Raises:
+        DavinciError: The controller's and a fixed mixture's are not among them, so that nothing can be compared.
+    """
+    done = design.done()
+    seeds = [{run.seed for run in done if run.arm.kind == kind} for kind in ("controller", "fixed")]
+    if not seeds[0] & seeds[1]:
+        raise DavinciError(
+            "There is nothing to compare yet.",
+            where=design.study.out / "runs",
+            found=", ".join(run.name for run in done) or "no run that is done",
+            expected="at least the controller's and one fixed mixture's, with the same seed",
+            do="start the study without --report",
+        )
+    return done
+
+
+def report(
+    design: Design, runs: Sequence[Run], facts: dict[str, Any], say: Callable[[str], None] = print
+) -> tuple[Comparison, Path]:
+    """Compare, and write `summary.json` and the page.
+
+    Returns:
+        The comparison, and where the page is.
+    """
+    comparison = compare([outcome(run) for run in runs])
+    config = design.study.base()
+    one = next(iter(comparison.arms["controller"].values()))
+    everything = {
+        "tokens": int(one.edges[-1]),
+        "parameters": config.model.parameters(),
+        "pools": design.pools,
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        **facts,
+    }
+    out = design.study.out
+    write_json(out / "summary.json", json.loads(json.dumps(summary(comparison, everything))))
+    lacking = design.total() - len(runs)
+    missing = (
+        f"{lacking} of {design.total()} runs are not done; what is shown rests on the others."
+        if lacking
+        else ""
+    )
+    page = write_page(comparison, out, subtitle_of(comparison, config.model.parameters()), missing)
+    say(f"page        {page}")
+    say(f"figures     {out / 'summary.json'}")
+    return comparison, page
