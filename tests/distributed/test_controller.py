@@ -106,14 +106,14 @@ def test_advice_is_written_and_changes_nothing(applied, tmp_path):
 def train_with_nan(settings):
     """Train; the evaluation after step 6 measures NaN."""
     from megatron_davinci.errors import DataError
-    from megatron_davinci.evaluate.heldout import HeldOut, HeldOutEvaluator
+    from megatron_davinci.evaluate.heldout import HeldOutEvaluator
 
     evaluate, calls = HeldOutEvaluator.evaluate, []
 
     def broken(self, loss):
         calls.append(1)
         found = evaluate(self, loss)
-        return HeldOut({**found.loss, "b": float("nan")}, found.tokens) if len(calls) == 2 else found
+        return found._replace(loss={**found.loss, "b": float("nan")}) if len(calls) == 2 else found
 
     HeldOutEvaluator.evaluate = broken
     try:

@@ -36,7 +36,7 @@ def train_watched(settings, folder):
             tokens, mask = samples.tokens.numpy(), samples.loss_mask
             weights = np.ones_like(tokens[:, 1:]) if mask is None else mask.numpy()
             path = folder / f"{dist.get_rank()}-{first_sample}"
-            np.savez(path, ns=self._mine(first_sample, batch), tokens=tokens, weights=weights)
+            np.savez(path, ns=self.numbers(first_sample, batch), tokens=tokens, weights=weights)
         return samples
 
     Feed.take = watched

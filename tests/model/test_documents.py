@@ -187,7 +187,7 @@ def differences_from_the_formula():
 
     differences = []
 
-    @settings(max_examples=30, database=None, derandomize=True)
+    @settings(max_examples=30, database=None, derandomize=True, deadline=None)
     @given(micro_batches())
     def check(case):
         ends, ranks = case
