@@ -23,6 +23,7 @@ COMMANDS = {
         "turn a launch command of Megatron-LM into a configuration",
     ),
     "convert": ("megatron_davinci.cli.convert", "export a checkpoint to Hugging Face"),
+    "doctor": ("megatron_davinci.cli.doctor", "why a run has ended, what is left of it, and what to do"),
     "report": ("megatron_davinci.cli.report", "draw a run's page"),
 }
 
@@ -57,16 +58,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return guarded(lambda: importlib.import_module(COMMANDS[arguments.command][0]).run(arguments))
 
 
-def guarded(action: Callable[[], int | None], patience: float = 0.0) -> int:
+def guarded(
+    action: Callable[[], int | None],
+    patience: float = 0.0,
+    tell: Callable[[DavinciError], None] = lambda error: None,
+) -> int:
     """Run `action`; say errors that the user can mend on one screen, without a traceback.
 
     Args:
         action: Returns an exit code.
         patience: Seconds to wait before saying an error.
+        tell: Is told of it before that.
     """
     try:
         return action() or 0
     except DavinciError as error:
+        tell(error)
         if isinstance(error, Stopped):
             patience = 0.0  # all ranks have agreed on it, and leave together
             if os.environ.get("RANK", "0") != "0":

@@ -12,6 +12,7 @@ from typing import Any
 from megatron_davinci.cli.main import guarded
 from megatron_davinci.config import RunConfig, check_layout, load_config
 from megatron_davinci.errors import LOST_PEER
+from megatron_davinci.train.last_words import LAST_WORDS
 from megatron_davinci.train.signals import WATCH
 
 
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check the configuration here, once, then start the ranks with torchrun."""
-    from megatron_davinci.train.launch import inside_launcher, launch
+    from megatron_davinci.train.launch import Watched, inside_launcher, launch
 
     if inside_launcher():
         WATCH.install()
@@ -40,7 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     ranks = default_ranks(config) if arguments.ranks is None else arguments.ranks
     check_layout(config, ranks)
     branch_off(config, arguments.branch)
-    return launch(arguments.config, arguments.overrides, ranks, grace_seconds=config.health.grace_seconds)
+    watched = Watched(config.run.directory, config.health.grace_seconds)
+    return launch(arguments.config, arguments.overrides, ranks, watched)
 
 
 def default_ranks(config: RunConfig) -> int:
@@ -66,6 +68,7 @@ def branch_off(config: RunConfig, origin: str | None) -> None:
 def train_rank(config_path: str, overrides: list[str], origin: str | None = None) -> int:
     """What one rank does: choose the platform, wire the rooms, train."""
     config = load_config(config_path, overrides)
+    LAST_WORDS.begin(config.run.directory)
     if os.environ.get("RANK", "0") == "0":
         branch_off(
             config, origin
@@ -96,9 +99,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="torchrun -m megatron_davinci.train")
     add_arguments(parser)
     arguments = parser.parse_args()
+    WATCH.on_leaving(LAST_WORDS.end)
     try:
         code = guarded(
-            lambda: train_rank(arguments.config, arguments.overrides, arguments.branch), patience=_patience()
+            lambda: train_rank(arguments.config, arguments.overrides, arguments.branch),
+            patience=_patience(),
+            tell=lambda error: LAST_WORDS.end(error.code, str(error), type(error).__name__),
+        )
+        LAST_WORDS.end(
+            code, "the run, or what it was asked to do, is complete" if code == 0 else "interrupted"
         )
     except Exception as error:
         code = _say_failure(error)
@@ -117,8 +126,10 @@ def _say_failure(error: Exception) -> int:
 
     lost = lost_peer(error)
     if lost is None:
+        LAST_WORDS.end(1, "".join(traceback.format_exception(error)[-3:]), type(error).__name__)
         traceback.print_exc()
     else:
+        LAST_WORDS.end(lost.code, str(lost), type(lost).__name__)
         # Every rank that is left has lost the same one; one a node says it.
         time.sleep(0.0 if os.environ.get("LOCAL_RANK", "0") == "0" else 3.0)
         print(f"error: {lost}", file=sys.stderr)

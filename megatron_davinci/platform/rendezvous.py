@@ -64,7 +64,12 @@ def meet(timeout: timedelta) -> dist.Store:
             expected=f"all within {timeout.total_seconds():g} s (parallel.timeout_seconds)",
             do="look at what the missing ranks have said, and whether their nodes have started",
         )
-    return dist.PrefixStore("default_pg", store)
+    return dist.PrefixStore(f"{_attempt()}/default_pg", store)
+
+
+def _attempt() -> str:
+    """What this start's keys begin with: torchrun's agent keeps its store when it starts the ranks again."""
+    return f"davinci/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
 def _gather(store: dist.Store, rank: int, world: int, timeout: timedelta) -> list[int]:
@@ -72,8 +77,7 @@ def _gather(store: dist.Store, rank: int, world: int, timeout: timedelta) -> lis
 
     The first rank whose time is over gives the verdict for all, so that all end at once and say the same.
     """
-    # torchrun's agent may keep its store when it starts the ranks again.
-    prefix = f"davinci/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    prefix = _attempt()
     verdict = f"{prefix}/verdict"
     store.set(f"{prefix}/here/{rank}", socket.gethostname())
     if store.add(f"{prefix}/came", 1) == world:

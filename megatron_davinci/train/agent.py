@@ -16,7 +16,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 from megatron_davinci.errors import DavinciError, EnvironmentProblem
-from megatron_davinci.train.launch import exit_code, quiet
+from megatron_davinci.train.launch import Watched, exit_code, quiet
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,22 +40,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet()
     try:
         check_gpus(arguments.nproc_per_node, arguments.training_script_args)
-        return exit_code(lambda: meet_and_run(arguments), grace_seconds(arguments.training_script_args))
+        return exit_code(lambda: meet_and_run(arguments), watched(arguments.training_script_args))
     except DavinciError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
 
 
-def grace_seconds(arguments: Sequence[str]) -> float:
-    """How long the ranks may take to end after a signal, by the configuration that they are given."""
+def watched(arguments: Sequence[str]) -> Watched:
+    """What the configuration that the ranks are given says to their launcher."""
     from megatron_davinci.config import load_config
-    from megatron_davinci.config.health import HealthConfig
 
     words = [word for word in arguments if not word.startswith("-")]
     try:
-        return load_config(words[0], words[1:]).health.grace_seconds
+        config = load_config(words[0], words[1:])
     except (DavinciError, IndexError):
-        return HealthConfig().grace_seconds  # the ranks say what is wrong with it
+        return Watched()  # the ranks say what is wrong with it
+    return Watched(config.run.directory, config.health.grace_seconds)
 
 
 def check_gpus(ranks: str, settings: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from megatron_davinci.errors import CheckpointError, DavinciError, EnvironmentProblem
 from megatron_davinci.platform.distributed import broadcast_object
 from megatron_davinci.train import checkpoint_files
-from megatron_davinci.train.checkpoint_files import Checkpoint
+from megatron_davinci.train.checkpoint_files import Checkpoint, TurnedBack
 
 # `fully_reshardable` is the one layout of the optimizer's state that loads on any TP, PP and DP; Megatron-Core's
 # own default raises when it saves.
@@ -123,10 +123,16 @@ def load_weights(folder: Path, chunks: Sequence[Any], model: dict[str, Any]) -> 
     return checkpoint
 
 
-def find(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
+def find(
+    checkpoints: Path, turned_back: Callable[[Checkpoint], str | None] = lambda checkpoint: None
+) -> tuple[Checkpoint | None, list[str]]:
     """Find the newest good checkpoint on rank 0 and tell every rank.
 
     Newer ones that are damaged are renamed, so that their steps can be saved anew and somebody can look at them.
+
+    Args:
+        checkpoints: The run's folder of checkpoints.
+        turned_back: As in `checkpoint_files.newest_good`.
 
     Returns:
         The checkpoint or None, and a line for each newer one that was passed over.
@@ -138,18 +144,20 @@ def find(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
     def search() -> tuple[Checkpoint | None, list[str]]:
         for folder in (checkpoints.parent, checkpoints):
             checkpoint_files.check_owner(folder)
-        found, problems = checkpoint_files.newest_good(checkpoints)
-        if found is None and problems:
+        found, problems = checkpoint_files.newest_good(checkpoints, turned_back)
+        damaged = [one for one in problems if not isinstance(one, TurnedBack)]
+        if found is None and damaged:
             raise CheckpointError(
                 "The run has checkpoints, and none of them is whole.",
                 where=checkpoints,
-                found="\n".join(str(problem) for problem in problems[:3]),
+                found="\n".join(str(problem) for problem in damaged[:3]),
                 do="restore one of them, or begin anew with another run.directory",
             )
         newer = [folder for folder in checkpoint_files.steps(checkpoints) if found and folder > found.folder]
         said = []
         for folder, problem in zip(newer, problems, strict=True):
-            aside = checkpoint_files.set_aside(folder)
+            why = "turned-back" if isinstance(problem, TurnedBack) else "damaged"
+            aside = checkpoint_files.set_aside(folder, why)
             said.append(f"{problem}" + (f"\n  renamed:  {aside}" if aside else ""))
         return found, said
 

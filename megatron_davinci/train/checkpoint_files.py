@@ -18,7 +18,7 @@ import shutil
 import stat
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -339,25 +339,46 @@ def steps(checkpoints: Path) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def newest_good(checkpoints: Path) -> tuple[Checkpoint | None, list[CheckpointError]]:
-    """The newest checkpoint that verifies, and what was wrong with newer ones."""
+class TurnedBack(CheckpointError):
+    """The run has turned back to before this checkpoint, which is whole."""
+
+
+def newest_good(
+    checkpoints: Path, turned_back: Callable[[Checkpoint], str | None] = lambda checkpoint: None
+) -> tuple[Checkpoint | None, list[CheckpointError]]:
+    """The newest checkpoint that verifies, and what was wrong with newer ones.
+
+    Args:
+        checkpoints: The run's folder of checkpoints.
+        turned_back: Says of a whole one why the run does not go on from it; None where it may.
+    """
     problems: list[CheckpointError] = []
     for folder in steps(checkpoints):
         try:
-            return read(folder), problems
+            found = read(folder)
         except CheckpointError as error:
             problems.append(error)
+            continue
+        if (why := turned_back(found)) is None:
+            return found, problems
+        problems.append(
+            TurnedBack("The run has turned back to before a checkpoint.", where=folder, found=why)
+        )
     return None, problems
 
 
-def set_aside(folder: Path) -> Path | None:
-    """Rename a damaged checkpoint, so that it is not looked at again and the run can save its step anew.
+def set_aside(folder: Path, why: str = "damaged") -> Path | None:
+    """Rename a checkpoint, so that it is not looked at again and the run can save its step anew.
+
+    Args:
+        folder: The checkpoint's.
+        why: `damaged`, or `turned-back` for one that is whole.
 
     Returns:
-        Its new name, `step-XXXXXXXX.damaged-TIME`; None where it cannot be renamed.
+        Its new name, `step-XXXXXXXX.WHY-TIME`; None where it cannot be renamed.
     """
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    renamed = folder.with_name(f"{folder.name}.damaged-{stamp}")
+    renamed = folder.with_name(f"{folder.name}.{why}-{stamp}")
     try:
         if renamed.exists():
             renamed = renamed.with_name(f"{renamed.name}-{uuid.uuid4().hex[:4]}")

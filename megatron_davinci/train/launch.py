@@ -8,9 +8,25 @@ import signal
 import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from megatron_davinci.errors import LOST_PEER
+from megatron_davinci.train.last_words import killed_for_memory, launcher_ended
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What a launcher has to know of the run.
+
+    Attributes:
+        directory: The run directory; None where the configuration does not say.
+        grace_seconds: How long ranks may take to end after a signal.
+    """
+
+    directory: Path | None = None
+    grace_seconds: float = 100.0
 
 
 def inside_launcher() -> bool:
@@ -18,7 +34,7 @@ def inside_launcher() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def launch(config: str, overrides: Sequence[str], ranks: int, *, grace_seconds: float = 100.0) -> int:
+def launch(config: str, overrides: Sequence[str], ranks: int, watched: Watched) -> int:
     """Do what `torchrun --standalone --nproc-per-node=RANKS -m megatron_davinci.train` does, and wait.
 
     torchrun ends with code 1 and a traceback whatever a rank said. Here its agent runs in this process, and the
@@ -28,7 +44,7 @@ def launch(config: str, overrides: Sequence[str], ranks: int, *, grace_seconds: 
         config: Path of the configuration.
         overrides: `key=value` settings.
         ranks: How many ranks to start.
-        grace_seconds: How long they may take to end after a signal.
+        watched: What the launcher has to know of the run.
 
     Returns:
         0, or the exit code of the first rank that failed (2: refused, with the reason said by that rank).
@@ -46,7 +62,7 @@ def launch(config: str, overrides: Sequence[str], ranks: int, *, grace_seconds: 
         max_restarts=0,
     )
     command = [sys.executable, "-u", "-m", "megatron_davinci.train", config, *overrides]
-    return exit_code(lambda: elastic_launch(settings, command[0])(*command[1:]), grace_seconds)
+    return exit_code(lambda: elastic_launch(settings, command[0])(*command[1:]), watched)
 
 
 def quiet() -> None:
@@ -56,12 +72,12 @@ def quiet() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def exit_code(agent: Callable[[], object], grace_seconds: float = 100.0) -> int:
+def exit_code(agent: Callable[[], object], watched: Watched) -> int:
     """Run torchrun's agent until its ranks have ended.
 
     Args:
         agent: Starts the ranks of this machine and waits for them.
-        grace_seconds: How long ranks may take to end after a signal.
+        watched: What the launcher has to know of the run.
 
     Returns:
         0, or the exit code of the first rank that failed, one that lost it apart; 128 and the signal's number when a
@@ -72,23 +88,32 @@ def exit_code(agent: Callable[[], object], grace_seconds: float = 100.0) -> int:
 
     from megatron_davinci.train.elastic import our_agent
 
+    before, failures, code = killed_for_memory(), {}, 1
     try:
-        with our_agent(grace_seconds):
+        with our_agent(watched.grace_seconds):
             agent()
+        code = 0
     except ChildFailedError as error:
+        failures = {rank: failure.exitcode for rank, failure in error.failures.items()}
         rank, failure = cause_of(error.failures)
-        if failure.exitcode > 0:
-            return int(failure.exitcode)
-        number = -failure.exitcode
-        print(
-            f"error: rank {rank} was ended by signal {number} ({signal.strsignal(number)}), and the others with it.\n"
-            "  do:       start the same command again; the run goes on from its newest checkpoint",
-            file=sys.stderr,
-        )
-        return 128 + number
+        code = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+        if failure.exitcode < 0:
+            _say_killed(rank, -failure.exitcode, killed_for_memory() - before)
     except SignalException as ended:
-        return 128 + int(ended.sigval)
-    return 0
+        code = 128 + int(ended.sigval)
+    finally:
+        launcher_ended(watched.directory, code, failures, killed_for_memory() - before)
+    return code
+
+
+def _say_killed(rank: int, number: int, for_memory: int) -> None:
+    memory = "; the kernel killed a process for want of memory meanwhile" if for_memory else ""
+    print(
+        f"error: rank {rank} was ended by signal {number} ({signal.strsignal(number)}), and the others with it"
+        f"{memory}.\n"
+        "  do:       start the same command again; the run goes on from its newest checkpoint",
+        file=sys.stderr,
+    )
 
 
 def cause_of(failures: Mapping[int, Any]) -> tuple[int, Any]:

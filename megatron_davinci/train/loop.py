@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -19,7 +20,6 @@ from megatron_davinci.model.build import DTYPES, build_model
 from megatron_davinci.optim.build import build_optimizer, set_hyperparameters
 from megatron_davinci.optim.schedule import Schedule, StepPlan
 from megatron_davinci.platform import distributed
-from megatron_davinci.platform.backends import choose_backends
 from megatron_davinci.platform.deterministic import be_deterministic
 from megatron_davinci.platform.device import Platform
 from megatron_davinci.platform.peak import measure_matmul_peak
@@ -30,6 +30,10 @@ from megatron_davinci.train.checkpoint_files import Checkpoint
 from megatron_davinci.train.controller import Controller
 from megatron_davinci.train.documents import document_masks, uses_documents
 from megatron_davinci.train.feed import Feed, Samples
+from megatron_davinci.train.health import Health, RollBack
+from megatron_davinci.train.health_records import turned_back
+from megatron_davinci.train.introduction import introduction
+from megatron_davinci.train.last_words import LAST_WORDS
 from megatron_davinci.train.order import DataOrder, verified_sources
 from megatron_davinci.train.outlook import widened
 from megatron_davinci.train.phases import PhaseTimers
@@ -45,6 +49,7 @@ from megatron_davinci.train.seams import Evaluator
 from megatron_davinci.train.signals import WATCH
 from megatron_davinci.train.source_losses import source_records
 from megatron_davinci.train.step import Stepper, StepResult, wrap_model
+from megatron_davinci.train.watchdog import Watchdog
 
 EvaluatorFactory = Callable[[RunConfig], Evaluator | None]
 
@@ -71,7 +76,7 @@ class TrainingRun:
         self.transforms = stage_transforms(widened(config, self.order.records), self.sources)
         self.controller = Controller(config, self.order, self.directory)
         self.chunks = build_model(config, platform)
-        found, self.passed_over = checkpoint.find(self.directory.checkpoints)
+        found, self.passed_over = checkpoint.find(self.directory.checkpoints, turned_back(self.order.journal))
         self.begins_with: Checkpoint | None = None
         if found is None and (given := config.checkpoint.initial_weights) is not None:
             # Before the optimizer copies them.
@@ -81,6 +86,10 @@ class TrainingRun:
         self.optimizer = build_optimizer(config, wrapped)
         self.timers = PhaseTimers(stopwatch(platform) if config.logging.phases else None)
         self.stepper = Stepper(wrapped, self.optimizer, config, platform, self.timers)
+        self.health = Health(config, self.order, self.directory, self.stepper)
+        self.watchdog = Watchdog(
+            self.directory.path, config.health.hang, dist.get_rank(), self.layout.world, self.timers
+        )
         self.profiler = StepProfiler(
             config.profile, self.directory.path / "profile", dist.get_rank(), platform, self.timers
         )
@@ -97,7 +106,7 @@ class TrainingRun:
             Steps taken since the run's beginning.
 
         Raises:
-            DavinciError: The loss stopped being finite, or a checkpoint could not be written.
+            DavinciError: Training is in trouble, a checkpoint could not be written, or the run was asked to end.
         """
         mode = self.config.logging.progress if self.is_main else "none"
         progress = progress or RunProgress(
@@ -108,17 +117,11 @@ class TrainingRun:
         )
         # Measured before every start, so that utilization is against this machine as it is now.
         peak = measure_matmul_peak(self.platform, DTYPES[self.config.train.precision])
-        records = Records(
-            self.directory,
-            self.config,
-            self.platform,
-            peak=peak * self.layout.world,
-            first_step=self.step + 1,
-            timers=self.timers,
-        )
         self.order.seal()
-        if self.is_main:
-            self._record_start()
+        start = distributed.broadcast_object(self._record_start() if self.is_main else None)
+        LAST_WORDS.begin(self.directory.path, start)
+        self.watchdog.begin()
+        records = self._records(peak)
         feed = Feed(
             Batches(self.order.curriculum, self.sources),
             self.config.data.loader,
@@ -128,17 +131,64 @@ class TrainingRun:
             transforms=self.transforms,
             digests=self.config.logging.token_digest,
         )
-        self._introduce(progress)
+        for message in introduction(
+            self.config,
+            self.platform,
+            self.layout,
+            self.order,
+            (self.step, self.consumed_samples, self.last_step),
+            self.begins_with,
+            self.passed_over,
+        ):
+            progress.message(message)
         try:
             with progress:
                 self._decide_again(progress)
-                self._steps(feed, progress, records)
+                while True:
+                    self.health.begin()
+                    try:
+                        self._steps(feed, progress, records)
+                        break
+                    except RollBack as back:
+                        records.close()
+                        self._turn_back(back, feed, progress)
+                        records = self._records(peak)
         finally:
+            self.watchdog.close()
             self.profiler.close()
             feed.close()
             records.close()
             self.saver.close()
         return self.step
+
+    def _records(self, peak: float) -> Records:
+        """Where the steps from here on are written."""
+        return Records(
+            self.directory,
+            self.config,
+            self.platform,
+            peak=peak * self.layout.world,
+            first_step=self.step + 1,
+            timers=self.timers,
+        )
+
+    def _turn_back(self, back: RollBack, feed: Feed, progress: RunProgress) -> None:
+        """Go on from the newest good checkpoint at or before a sample, as another start would."""
+        self.watchdog.beat("going back", self.step)
+        for message in self.health.messages():
+            progress.message(message)
+        feed.discard()
+        self.saver.finish()
+        found, passed_over = checkpoint.find(self.directory.checkpoints, turned_back(self.order.journal))
+        if found is None:
+            raise back.without_checkpoint()
+        checkpoint.load(found, self.chunks, self.optimizer)
+        self.step, self.consumed_samples, self.saver.newest = found.step, found.consumed_samples, found.folder
+        if self.is_main:
+            self.directory.truncate_after(self.step)
+        for problem in passed_over:
+            progress.message(f"A checkpoint was passed over. {problem}")
+        progress.message(f"Going back to step {self.step} ({found.folder}).")
 
     @property
     def last_step(self) -> int:
@@ -179,8 +229,10 @@ class TrainingRun:
         self.timers.begin()
         WATCH.begin(self.config.health.grace_seconds)
         while ahead:
+            self.watchdog.beat("step", ahead[0].step)
             agreed = boundary.meet(self.order.edited())
             if agreed.signal:
+                self.watchdog.beat("checkpoint", self.step)
                 records.flush()
                 where = self._save_once()
                 raise boundary.stopped(agreed, self.step, self.consumed_samples, where)
@@ -194,7 +246,19 @@ class TrainingRun:
             with self.timers.phase("data"):
                 samples = feed.take(plan.first_sample, plan.batch, plan.stage)
                 request(1)
-            result = self._step(plan, samples, feed.micro_batches(plan.batch))
+            result = self.health.take(
+                plan,
+                samples,
+                feed.numbers(plan.first_sample, plan.batch),
+                partial(self._step, plan, samples, feed.micro_batches(plan.batch)),
+            )
+            for message in self.health.messages():
+                progress.message(message)
+            if result is None:  # the clock runs through it, as it does when the journal is replayed
+                self.profiler.after(plan.step)
+                timer.lap()
+                self.timers.begin()
+                continue
             self.step, self.consumed_samples = plan.step, plan.first_sample + plan.batch
             seconds = timer.lap()
             self.timers.end_step()
@@ -211,16 +275,19 @@ class TrainingRun:
             )
             progress.step(records.step(plan, result, seconds, sources, samples.tokens_cut, samples.digest))
             if self._is_due(plan, self.config.evaluate_every_steps(plan.stage)) or plan.ends_stage:
+                self.watchdog.beat("evaluation", plan.step)
                 records.flush()
                 self._evaluate(plan, progress, records)
                 timer.lap()
             if self._is_due(plan, self.config.checkpoint.every_steps) or not ahead:
+                self.watchdog.beat("checkpoint", plan.step)
                 records.flush()
                 with self.timers.phase("checkpoint"):
                     self.save()
                 timer.lap()
+        records.flush()
         try:
-            self.saver.finish()
+            self._save_once()  # where the last steps were not applied, it was not due
         finally:
             for message in self._saves_told():
                 progress.message(message)
@@ -254,23 +321,14 @@ class TrainingRun:
             learning_rate=plan.learning_rate,
             weight_decay=self.config.weight_decay(plan.stage),
         )
-        try:
-            return self.stepper.train(
-                samples.tokens,
-                micro_batches,
-                samples.loss_mask,
-                self.document_masks[plan.stage],
-                samples.source,
-                len(self.sources),
-            )
-        except FloatingPointError as error:
-            raise DavinciError(
-                "The loss or its gradient is not finite; the update was not applied.",
-                where=f"step {plan.step}, stage {plan.stage_name}, samples {plan.first_sample} to "
-                f"{plan.first_sample + plan.batch - 1}",
-                found=error,
-                do="lower the learning rate or look at these samples; the newest checkpoint is whole",
-            ) from error
+        return self.stepper.train(
+            samples.tokens,
+            micro_batches,
+            samples.loss_mask,
+            self.document_masks[plan.stage],
+            samples.source,
+            len(self.sources),
+        )
 
     def _is_due(self, plan: StepPlan, every: int | None) -> bool:
         return every is not None and plan.step % every == 0
@@ -319,7 +377,8 @@ class TrainingRun:
         checkpoint.load(found, self.chunks, self.optimizer)
         self.step, self.consumed_samples = found.step, found.consumed_samples
 
-    def _record_start(self) -> None:
+    def _record_start(self) -> int:
+        """Write what this start is, and take away what an earlier one has left; returns the start's number."""
         model = self.config.model
         facts = {
             "seed": self.config.run.seed,
@@ -340,30 +399,10 @@ class TrainingRun:
             "precision": self.config.train.precision,
             "command": command_line(),
         }
-        self.directory.record_start(self.config, facts, start)
+        number = self.directory.record_start(self.config, facts, start)
         self.directory.truncate_after(self.step)
-
-    def _introduce(self, progress: RunProgress) -> None:
-        if self.begins_with is not None:
-            progress.message(f"Beginning with the weights of {self.begins_with.folder}.")
-        for problem in self.passed_over:
-            progress.message(f"A checkpoint was passed over. {problem}")
-        tokens = self.schedule.total_samples * self.config.data.sequence_length
-        progress.message(
-            f"{self.config.model.parameters():,} parameters, {tokens:,} tokens in {self.schedule.total_steps:,} "
-            f"steps, {self.layout}, {self.platform.describe()}, {self.config.train.precision}"
-        )
-        backends = choose_backends(on_cuda=self.platform.name == "cuda", **self.config.backend_arguments())
-        progress.message(f"Backends: {backends}")
-        for skip in self.order.journal.skips:
-            if skip.to_sample > self.consumed_samples:
-                progress.message(
-                    f"Steps with samples {skip.from_sample:,} to {skip.to_sample - 1:,} are left out: {skip.reason}"
-                )
-        if self.step >= self.last_step:
-            progress.message(f"Nothing is left to do: step {self.step} of {self.last_step} is done.")
-        elif self.step:
-            progress.message(f"Going on after step {self.step} ({self.consumed_samples:,} samples).")
+        self.watchdog.clear()
+        return number
 
 
 def run(config: RunConfig, platform: Platform, make_evaluator: EvaluatorFactory) -> int:

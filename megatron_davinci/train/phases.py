@@ -93,6 +93,11 @@ class PhaseTimers:
         """Whether anything is timed."""
         return self._watch is not None
 
+    @property
+    def current(self) -> str | None:
+        """The present phase; None where nothing is timed."""
+        return PHASES[self._current] if self.on else None
+
     def attach(self, chunks: Sequence[Any], optimizer: Any) -> None:
         """Have Megatron-Core tell these timers what it does.
 

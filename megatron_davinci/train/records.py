@@ -149,9 +149,10 @@ class Records:
             )
 
     def close(self) -> None:
-        """Write what is left. A rank may be alone here, after an error."""
+        """Write what is left, once. A rank may be alone here, after an error."""
         self.flush(together=False)
-        for board in self._boards:
+        boards, self._boards = self._boards, []
+        for board in boards:
             board.close()
 
     def _write(self, record: dict[str, Any]) -> None:

@@ -78,13 +78,16 @@ class RunDirectory:
         """Event files."""
         return self.path / "tensorboard"
 
-    def record_start(self, config: RunConfig, facts: dict[str, Any], start: dict[str, Any]) -> None:
+    def record_start(self, config: RunConfig, facts: dict[str, Any], start: dict[str, Any]) -> int:
         """Write `config.yaml` and `manifest.json`; a resumed run adds to `starts`.
 
         Args:
             config: The resolved configuration of this start.
             facts: What decides the data order (`seed`, `data_fingerprints`, ...); `Past.check` has compared them.
             start: What may differ between starts (layout, device, step).
+
+        Returns:
+            The number of this start, from 1.
         """
         with disk_errors(self.path, "making the run directory"):
             make_private_folder(self.path)
@@ -102,6 +105,7 @@ class RunDirectory:
             self.path / "domains.json", {name: config.data.domain(name) for name in config.data.sources}
         )
         write_json(path, manifest)
+        return len(manifest["starts"])
 
     def truncate_after(self, step: int) -> None:
         """Drop metrics, evaluations and proposals of steps after `step`: a resumed run takes these steps again."""

@@ -24,6 +24,7 @@ from megatron_davinci.config import RunConfig
 from megatron_davinci.model.documents import DocumentMask
 from megatron_davinci.model.router import routers
 from megatron_davinci.platform.device import Platform
+from megatron_davinci.platform.distributed import largest
 from megatron_davinci.train import micro_batches as micro
 from megatron_davinci.train.micro_batches import MicroBatch
 from megatron_davinci.train.phases import PhaseTimers
@@ -36,11 +37,12 @@ class NotApplied(FloatingPointError):
     Args:
         why: What was found.
         is_spike: Whether its numbers are finite, and were judged to be a spike.
+        has_cause: Whether this rank has found it, and has not only heard of it.
     """
 
-    def __init__(self, why: str, *, is_spike: bool = False) -> None:
+    def __init__(self, why: str, *, is_spike: bool = False, has_cause: bool = True) -> None:
         super().__init__(why)
-        self.is_spike = is_spike
+        self.is_spike, self.has_cause = is_spike, has_cause
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class Stepper:
 
     Attributes:
         judge: Is asked before an update, with the loss and the gradient's norm, both finite: says why it must not be
-            applied, the same on every rank, or None.
+            applied, or None.
         reports: What was reported of each micro-batch of the last step, [rows, 3]; empty but on the last pipeline
             stage.
     """
@@ -126,6 +128,10 @@ class Stepper:
         self.judge: Callable[[float, float], str | None] = _no_spike
         self.reports: list[Tensor] = []
         self._loss_now = math.nan
+        # Without the distributed optimizer each replica measures its own sum of the gradient, and may find another.
+        self._replicas_measure = (
+            not config.parallel.distributed_optimizer and parallel_state.get_data_parallel_world_size() > 1
+        )
         if optimizer is not None:
             self._look_before_updates(optimizer)
 
@@ -270,10 +276,14 @@ class Stepper:
 
         def checked() -> float:
             norm = float(measure())
-            if not math.isfinite(norm):
-                raise NotApplied(f"gradient norm {norm}")
-            if (why := self.judge(self._loss_now, norm)) is not None:
-                raise NotApplied(why, is_spike=True)
+            finite = math.isfinite(norm)
+            why = self.judge(self._loss_now, norm) if finite else f"gradient norm {norm}"
+            worst = 0 if why is None else 1 if finite else 2
+            if self._replicas_measure:
+                worst = largest([worst])[0]
+            if worst:
+                heard = "the gradient of another replica"
+                raise NotApplied(why or heard, is_spike=worst == 1, has_cause=why is not None)
             return norm
 
         optimizer.get_grad_norm = checked
