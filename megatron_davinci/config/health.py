@@ -71,6 +71,16 @@ class HealthConfig(Section):
         description="End the run when a rank makes no progress, and name it; null leaves that to "
         "parallel.timeout_seconds",
     )
+    recompute_every_steps: int | None = Field(
+        default=None,
+        gt=0,
+        description="Compute the gradient of such a step twice, and compare it bit for bit; null for never",
+    )
+    compare_replicas_every_steps: int | None = Field(
+        default=None,
+        gt=0,
+        description="Compare the weights of data-parallel replicas after such a step; null for never",
+    )
     grace_seconds: float = Field(
         default=100.0,
         gt=0,

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from megatron_davinci.errors import DataError
 
-_NORMAL = 1.4826  # median absolute deviation to standard deviation, under a normal distribution
+NORMAL = 1.4826  # median absolute deviation to standard deviation, under a normal distribution
 
 
 def checked_trajectory(tokens: object, values: object, what: str) -> tuple[NDArray, NDArray]:
@@ -51,7 +51,7 @@ def checked_trajectory(tokens: object, values: object, what: str) -> tuple[NDArr
 
 def robust_scale(residuals: NDArray) -> float:
     """The standard deviation of the bulk of `residuals`: 1.4826 times their median distance from 0."""
-    return float(_NORMAL * np.median(np.abs(residuals))) if len(residuals) else 0.0
+    return float(NORMAL * np.median(np.abs(residuals))) if len(residuals) else 0.0
 
 
 def difference_noise(x: NDArray, y: NDArray) -> float:

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-from megatron_davinci.stats.noise import robust_scale
+from megatron_davinci.stats.noise import NORMAL
 
 # A spike is at least this high, whatever the scatter: a part of the loss's level; a factor of the gradient norm.
 LEAST_LOSS_RISE = 0.02
@@ -85,11 +82,11 @@ class SpikeWindow:
         """
         if regime != self._regime or len(self._loss) < self._least:
             return None
-        level, scatter = expected_next(np.array(self._loss))
+        level, scatter = expected_next(list(self._loss))
         above = loss - level
         if above > self._deviations * scatter and above > LEAST_LOSS_RISE * abs(level):
             return Spike("loss", loss, level, above / max(scatter, 1e-12))
-        level, scatter = expected_next(np.array(self._norm))
+        level, scatter = expected_next(list(self._norm))
         above = math.log(max(grad_norm, 1e-30)) - level
         if above > self._deviations * scatter and above > math.log(LEAST_NORM_FACTOR):
             return Spike("grad_norm", grad_norm, math.exp(level), above / max(scatter, 1e-12))
@@ -102,22 +99,29 @@ class SpikeWindow:
             self._norm.clear()
 
 
-def expected_next(values: NDArray) -> tuple[float, float]:
+def expected_next(values: Sequence[float]) -> tuple[float, float]:
     """What comes after some values, and how far they scatter around their own line.
 
     The slope is that between the medians of the two halves; the level is the median of the last quarter's distances
-    from the line. A line that falls is not drawn on beyond the last value: a loss that falls does so ever slower.
+    from the line, which is drawn up to the last value and not beyond: a loss that falls does so ever slower.
 
     Args:
-        values: [n], n at least 8.
+        values: At least 8.
 
     Returns:
         The expected value, and the standard deviation of the bulk (1.4826 times the median absolute deviation).
     """
+    # Lists and not arrays: of a hundred numbers, `sorted` knows the median before numpy has begun.
     count = len(values)
     half = count // 2
-    first, second = np.median(values[:half]), np.median(values[count - half :])
-    slope = (second - first) / (count - half)
-    off = values - slope * (np.arange(count) - (count - 1))
-    level = float(np.median(off[-max(8, int(_RECENT * count)) :]))
-    return level, robust_scale(off - np.median(off))
+    slope = (_median(values[count - half :]) - _median(values[:half])) / (count - half)
+    off = [value - slope * (i - count + 1) for i, value in enumerate(values)]
+    level = _median(off[-max(8, int(_RECENT * count)) :])
+    middle = _median(off)
+    return level, NORMAL * _median([abs(value - middle) for value in off])
+
+
+def _median(values: Sequence[float]) -> float:
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2

@@ -8,6 +8,7 @@ which it alone has seen. `davinci doctor` reads all of it.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import time
@@ -57,18 +58,49 @@ class LastWords:
             reason: Why, for the reader.
             kind: The error's class, or what else it is.
         """
+        if code:
+            tell_torchrun(reason)
         if self._path is not None and self._facts["ended"] is None:
             self._facts["ended"] = {"code": code, "kind": kind, "reason": reason, "time": now()}
             self._write()
 
     def _write(self) -> None:
         # What a rank has to say must not be what ends it.
-        if self._path is not None:
+        if self._path is not None and not self._is_taken(self._path):
             with contextlib.suppress(DavinciError, OSError):
                 write_json(self._path, self._facts)
 
+    def _is_taken(self, path: Path) -> bool:
+        """Whether the file is that of a rank that lives: this one is of a second trainer, which will be refused."""
+        if self._facts["start"] is not None:
+            return False
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            other = json.loads(path.read_bytes())
+            if other["ended"] is None and other["pid"] != os.getpid():
+                return is_alive(other["host"], other["pid"])
+        return False
+
+
+def is_alive(host: str, pid: int) -> bool:
+    """Whether a process of this node is a rank still; False for one of another node, which nobody can know here."""
+    if host != socket.gethostname() or pid <= 0:
+        return False
+    try:
+        return b"python" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
 
 LAST_WORDS = LastWords()
+
+
+def tell_torchrun(reason: str) -> None:
+    """Leave the reason where torchrun looks for one, to be in the summary that it ends with."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        said = {"message": {"message": reason, "extraInfo": {"timestamp": str(int(time.time()))}}}
+        with contextlib.suppress(OSError), open(path, "w", encoding="utf-8") as file:
+            json.dump(said, file)
 
 
 def launcher_ended(run: Path | None, code: int, failures: dict[int, int], killed_for_memory: int) -> None:

@@ -32,6 +32,7 @@ from megatron_davinci.train.documents import document_masks, uses_documents
 from megatron_davinci.train.feed import Feed, Samples
 from megatron_davinci.train.health import Health, RollBack
 from megatron_davinci.train.health_records import turned_back
+from megatron_davinci.train.integrity import Integrity
 from megatron_davinci.train.introduction import introduction
 from megatron_davinci.train.last_words import LAST_WORDS
 from megatron_davinci.train.order import DataOrder, verified_sources
@@ -87,6 +88,7 @@ class TrainingRun:
         self.timers = PhaseTimers(stopwatch(platform) if config.logging.phases else None)
         self.stepper = Stepper(wrapped, self.optimizer, config, platform, self.timers)
         self.health = Health(config, self.order, self.directory, self.stepper)
+        self.integrity = Integrity(config, self.stepper, platform)
         self.watchdog = Watchdog(
             self.directory.path, config.health.hang, dist.get_rank(), self.layout.world, self.timers
         )
@@ -246,6 +248,7 @@ class TrainingRun:
             with self.timers.phase("data"):
                 samples = feed.take(plan.first_sample, plan.batch, plan.stage)
                 request(1)
+            self.integrity.before(plan)
             result = self.health.take(
                 plan,
                 samples,
@@ -274,6 +277,7 @@ class TrainingRun:
                 result.sources,
             )
             progress.step(records.step(plan, result, seconds, sources, samples.tokens_cut, samples.digest))
+            self.integrity.after(plan)
             if self._is_due(plan, self.config.evaluate_every_steps(plan.stage)) or plan.ends_stage:
                 self.watchdog.beat("evaluation", plan.step)
                 records.flush()

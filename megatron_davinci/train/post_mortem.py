@@ -6,7 +6,6 @@ Nothing is changed, so it may be asked of a run at work too.
 from __future__ import annotations
 
 import json
-import os
 import socket
 import time
 from collections.abc import Iterator
@@ -22,11 +21,11 @@ from megatron_davinci.files import free_bytes
 from megatron_davinci.optim.schedule import Schedule
 from megatron_davinci.train import checkpoint_files
 from megatron_davinci.train.health_records import turned_back
-from megatron_davinci.train.last_words import FOLDER
+from megatron_davinci.train.last_words import FOLDER, is_alive
 from megatron_davinci.train.run_directory import RunDirectory
 
 _TAIL = 1 << 16
-_FRESH = 120.0  # seconds since its last line in which a run on other nodes counts as at work
+LOCK, STALE_SECONDS = "lock", 45.0  # as in `run_lock`, which imports torch
 # What tells most of why a run ended comes first; a rank that lost another, or was ended with it, tells least.
 _TELLING = (CORRUPT, UNHEALTHY, HANG, MEND, 1)
 _NO_CAUSE = (LOST_PEER, 128 + 3)
@@ -230,7 +229,7 @@ def _ranks(found: PostMortem) -> Iterator[RankEnd]:
     codes = _launchers(folder, min((said["began"] for said in left.values()), default=""))
     of_start = later or [said for said in left.values() if said.get("start") == found.starts]
     # Of processes on other nodes only this can be seen from here.
-    fresh = found.age is not None and found.age < _FRESH and not any(said["ended"] for said in of_start)
+    fresh = is_held(found.run) and not any(said["ended"] for said in of_start)
     for rank in range(world):
         said = left.get(rank)
         if said is None or said not in of_start:
@@ -240,10 +239,18 @@ def _ranks(found: PostMortem) -> Iterator[RankEnd]:
         if said.get("ended"):
             end = said["ended"]
             yield RankEnd(*common, "ended", end["code"], end.get("kind", ""), end["reason"], end["time"])
-        elif _is_alive(common[1], common[2]) or (fresh and common[1] != socket.gethostname()):
+        elif is_alive(common[1], common[2]) or (fresh and common[1] != socket.gethostname()):
             yield RankEnd(*common, "at work")
         else:
             yield RankEnd(*common, "gone", codes.get(rank))
+
+
+def is_held(run: Path) -> bool:
+    """Whether the lock of a run has been renewed of late, as a trainer that lives does, wherever it is."""
+    try:
+        return time.time() - (run / LOCK).stat().st_mtime < STALE_SECONDS
+    except OSError:
+        return False
 
 
 def _after(said: dict[str, Any], start: dict[str, Any]) -> bool:
@@ -270,16 +277,6 @@ def killed_for_memory(run: Path) -> list[str]:
             if said["killed_for_memory"]:
                 hosts.append(str(said["host"]))
     return hosts
-
-
-def _is_alive(host: str, pid: int) -> bool:
-    """Whether a process of this node is that rank still."""
-    if host != socket.gethostname() or pid <= 0:
-        return False
-    try:
-        return b"megatron_davinci" in Path(f"/proc/{pid}/cmdline").read_bytes() or pid == os.getpid()
-    except OSError:
-        return False
 
 
 def last_lines(path: Path, count: int) -> list[dict[str, Any]]:
@@ -330,7 +327,7 @@ def _conclude(found: PostMortem) -> None:
     root = _root(found.ranks)
     if root is None:
         # Of a release that left no words, or on nodes that cannot be seen from here.
-        fresh = found.age is not None and found.age < _FRESH
+        fresh = is_held(found.run)
         found.state = "at work" if fresh else "died"
         found.cause = [
             "Its last step is recent."

@@ -105,6 +105,8 @@ class Stepper:
     Attributes:
         judge: Is asked before an update, with the loss and the gradient's norm, both finite: says why it must not be
             applied, or None.
+        compute: Is given what computes a step's gradient from the beginning, and returns its answer; it may call it
+            more than once.
         reports: What was reported of each micro-batch of the last step, [rows, 3]; empty but on the last pipeline
             stage.
     """
@@ -126,6 +128,7 @@ class Stepper:
         self._schedule = get_forward_backward_func()
         self._routers = routers(self.wrapped)
         self.judge: Callable[[float, float], str | None] = _no_spike
+        self.compute: Callable[[Callable[[], list[Tensor]]], list[Tensor]] = once
         self.reports: list[Tensor] = []
         self._loss_now = math.nan
         # Without the distributed optimizer each replica measures its own sum of the gradient, and may find another.
@@ -161,15 +164,20 @@ class Stepper:
         Raises:
             NotApplied: The loss or the gradient is not finite, no label carries loss, or `judge` has refused.
         """
-        with self.timers.phase("optimizer"):
-            for chunk in self.wrapped:
-                chunk.zero_grad_buffer()
-            self.optimizer.zero_grad()
         if self._routers:
             self._tell_routers(tokens, loss_mask, document_mask)
-        batches = micro.split(tokens, loss_mask, document_mask, self.micro_batch_size, self.platform.device)
-        reports = self._run(batches, micro_batches, self.micro_batch_size, forward_only=False)
-        self.reports = reports
+
+        def gradient() -> list[Tensor]:
+            with self.timers.phase("optimizer"):
+                for chunk in self.wrapped:
+                    chunk.zero_grad_buffer()
+                self.optimizer.zero_grad()
+            batches = micro.split(
+                tokens, loss_mask, document_mask, self.micro_batch_size, self.platform.device
+            )
+            return self._run(batches, micro_batches, self.micro_batch_size, forward_only=False)
+
+        self.reports = reports = self.compute(gradient)
         by_source = self._gather(reports, source, sources)
         total, count, z_loss = (sum(column) for column in zip(*by_source, strict=True))
         if count == 0:
@@ -324,6 +332,11 @@ def interleaved_group(micro_batches: int, pipeline: int) -> int:
         for size in range(pipeline, micro_batches + 1)
         if micro_batches % size == 0 or micro_batches % size >= pipeline
     )
+
+
+def once(gradient: Callable[[], list[Tensor]]) -> list[Tensor]:
+    """Compute it."""
+    return gradient()
 
 
 def _no_spike(loss: float, grad_norm: float) -> str | None:

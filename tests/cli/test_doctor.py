@@ -185,6 +185,20 @@ def test_a_damaged_record_is_named(run):
     assert any("manifest.json cannot be read" in line for line in run.asked()[1]["damaged"])
 
 
+def test_a_run_on_other_nodes_is_known_by_its_lock(run):
+    from megatron_davinci.train import post_mortem, run_lock
+
+    assert (post_mortem.LOCK, post_mortem.STALE_SECONDS) == (run_lock.NAME, run_lock.STALE_SECONDS)
+    for rank in (0, 1):
+        run.rank(rank, host="elsewhere", pid=7)
+    assert run.asked()[1]["state"] == "died"
+    run.write("lock", {"host": "elsewhere", "pid": 7})
+    code, said = run.asked()
+    assert (code, said["state"]) == (0, "at work")
+    os.utime(run.path / "lock", (0, 0))
+    assert run.asked()[1]["state"] == "died"
+
+
 def test_where_there_is_no_run_it_says_so(tmp_path):
     assert "There is no run to look at." in davinci("doctor", tmp_path / "nowhere").refusal()
     (tmp_path / "empty").mkdir()
