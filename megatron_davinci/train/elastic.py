@@ -11,7 +11,8 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -42,6 +43,9 @@ class Agent(LocalElasticAgent):
         for number in STOPPING:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._hand_on)
+        # torch closes the others by itself when a rank has ended.
+        context: Any = self._pcontext
+        context.close = partial(_close, context, context.close)
         return started
 
     def _hand_on(self, number: int, frame: FrameType | None) -> None:
@@ -66,9 +70,25 @@ class Agent(LocalElasticAgent):
             self._pcontext.close(signal.SIGKILL, _PATIENCE)
         return result
 
-    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30) -> None:
-        # Only when a rank has failed, or all are done: there is nothing that the others could still save.
-        super()._shutdown(AT_ONCE, min(timeout, _PATIENCE))
+
+def _close(
+    context: Any, close: Callable[..., None], death_sig: signal.Signals | None = None, timeout: int = 30
+) -> None:
+    """End the ranks that are left: at once, and not by a signal that asks them for a checkpoint.
+
+    Args:
+        context: torch's, of the ranks.
+        close: Its own method.
+        death_sig: What torch would send; only SIGKILL is.
+        timeout: Seconds until SIGKILL.
+    """
+    processes = [handler.proc for handler in context.subprocess_handlers.values()]
+    if any(process.poll() == AGAIN for process in processes):
+        # They have saved, and are on their way out.
+        until = time.monotonic() + _PATIENCE
+        while time.monotonic() < until and any(process.poll() is None for process in processes):
+            time.sleep(0.05)
+    close(death_sig if death_sig == signal.SIGKILL else AT_ONCE, min(timeout, _PATIENCE))
 
 
 @contextlib.contextmanager

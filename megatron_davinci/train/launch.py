@@ -14,6 +14,7 @@ from typing import Any
 
 from megatron_davinci.errors import LOST_PEER
 from megatron_davinci.train.last_words import killed_for_memory, launcher_ended
+from megatron_davinci.train.signals import AT_ONCE
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ def _say_killed(rank: int, number: int, for_memory: int) -> None:
 
 
 def cause_of(failures: Mapping[int, Any]) -> tuple[int, Any]:
-    """The rank that failed first, and how; one that ended because it lost another is no cause."""
-    own = {rank: failure for rank, failure in failures.items() if failure.exitcode != LOST_PEER} or failures
+    """The rank that failed first, and how; one that lost another, or was ended with it, is no cause."""
+    after = (LOST_PEER, 128 + AT_ONCE, -AT_ONCE)
+    own = {rank: failure for rank, failure in failures.items() if failure.exitcode not in after} or failures
     return min(own.items(), key=lambda item: item[1].timestamp)

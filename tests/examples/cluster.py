@@ -36,7 +36,8 @@ if [[ -n ${FAKE_SRUN:-} ]]; then
   exec bash -c "$FAKE_SRUN"
 fi
 pids=()
-trap 'kill -USR1 "${pids[@]}"' USR1
+heard=0
+trap 'heard=$((heard + 1)); kill -USR1 "${pids[@]}"' USR1
 for ((n = 0; n < tasks; n++)); do
   SLURM_PROCID=$n "$@" > "$FAKE_SLURM/node-$n.log" 2>&1 &
   pids+=($!)
@@ -45,9 +46,10 @@ done
 highest=0
 for pid in "${pids[@]}"; do
   while :; do
+    before=$heard
     wait "$pid"
     code=$?
-    kill -0 "$pid" 2> /dev/null || break
+    ((heard != before)) || break
   done
   if ((code > highest)); then highest=$code; fi
 done
