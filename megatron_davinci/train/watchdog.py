@@ -142,7 +142,7 @@ class Watchdog:
         count = self._count
         with contextlib.suppress(Exception):
             write_json(self._file("hang.json"), self._standing())
-        until = time.monotonic() + max(2.0, 4 * self._tick)
+        until = time.monotonic() + max(5.0, 4 * self._tick)
         # All of it, though all may have written by then: who is only late gets so much more time.
         while time.monotonic() < until:
             if self._count != count or self._closed.wait(0.1):
