@@ -133,16 +133,20 @@ def interval(found: Difference) -> str:
 
 
 def headline(comparison: Comparison) -> str:
-    """The answer in one line."""
+    """The answer in one line, with its figure."""
+    return f"{answer(comparison)}: {interval(comparison.controller[comparison.best_fixed])}."
+
+
+def answer(comparison: Comparison) -> str:
+    """The answer in words."""
     fixed = comparison.controller[comparison.best_fixed]
-    said = {
+    return {
         "better": f"The controller beats the best fixed mixture ({comparison.best_fixed})",
-        "worse": f"The controller does not beat the best fixed mixture ({comparison.best_fixed}): it is worse",
+        "worse": f"The controller does not beat the best fixed mixture ({comparison.best_fixed}), it is worse",
         "no difference beyond noise": "The controller and the best fixed mixture "
         f"({comparison.best_fixed}) do not differ beyond noise",
-        "unknown": f"One seed: the controller and the best fixed mixture ({comparison.best_fixed})",
+        "unknown": f"One seed: the controller, less the best fixed mixture ({comparison.best_fixed})",
     }[fixed.verdict]
-    return f"{said}: {interval(fixed)}."
 
 
 def conclusion(comparison: Comparison) -> list[str]:

@@ -1,4 +1,4 @@
-"""The study from beginning to end: data, runs in two rounds, comparison, page."""
+"""The study from beginning to end: data, runs in rounds, comparison, page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arms import Arm, Change, fixed_arms, grid_arms, mixture, random_changes
+from arms import Arm, fixed_arms, grid_arms, mixture, random_changes
 from conclude import Comparison, compare, summary
 from figures import change_times, outcome, samples_drawn
 from runs import Run, Study, Trainer, mean_loss, train_missing
@@ -65,47 +65,52 @@ class Design:
             mixture(dict.fromkeys(self.pools, 1.0)),
         )
 
-    def first_round(self) -> list[Run]:
-        """What depends on no other run."""
-        bounds = self.bounds()
-        arms = [self.controller(), *fixed_arms(self.pools, bounds)]
-        runs = [Run(self.study, arm, seed) for seed in self.seeds for arm in arms]
-        if self.grid:
-            runs += [Run(self.study, arm, self.seeds[0]) for arm in grid_arms(self.domains, bounds)]
-        return runs
+    def rounds(self) -> list[Callable[[], list[Run]]]:
+        """The runs, in rounds: what a round is can be said when those before it are done."""
+        rounds = [self.compared, self.controls]
+        return [*rounds, self.candidates, self.finalists] if self.grid else rounds
 
-    def second_round(self) -> list[Run]:
-        """What follows from the first round, which is done: random adjustments at the controller's times, a fixed
-        mixture of the amounts that it drew, and further seeds for the best of the grid."""
+    def compared(self) -> list[Run]:
+        """The controller and the fixed mixtures."""
+        arms = [self.controller(), *fixed_arms(self.pools, self.bounds())]
+        return [Run(self.study, arm, seed) for seed in self.seeds for arm in arms]
+
+    def controls(self) -> list[Run]:
+        """Random adjustments at the controller's times, and a fixed mixture of the amounts that it drew."""
         bounds, runs = self.bounds(), []
         for seed in self.seeds:
             controlled = Run(self.study, self.controller(), seed)
             even = controlled.arm.mixture
-            changes: list[Change] = random_changes(change_times(controlled), even, bounds, seed, self.domains)
-            random = Arm("random", "random", "random adjustments, at the controller's times", even)
-            runs.append(Run(self.study, random, seed, tuple(changes)))
+            times = change_times(controlled)
+            changes = random_changes(times, even, bounds, seed, self.domains)
+            words = "random adjustments, at the controller's times"
+            runs.append(Run(self.study, Arm("random", "random", words, even), seed, tuple(changes)))
             drawn = samples_drawn(controlled)
             amounts = mixture({name: float(drawn[name]) for name in self.domains})
-            runs.append(
-                Run(
-                    self.study,
-                    Arm("amounts", "amounts", "what the controller drew, mixed evenly", amounts),
-                    seed,
-                )
-            )
-        if self.grid:
-            first = [Run(self.study, arm, self.seeds[0]) for arm in grid_arms(self.domains, bounds)]
-            first.sort(key=lambda run: mean_loss(read_lines(run.directory.evaluations)[-1]))
-            runs += [Run(self.study, run.arm, seed) for run in first[:FINALISTS] for seed in self.seeds[1:]]
+            words = "what the controller drew, mixed evenly"
+            runs.append(Run(self.study, Arm("amounts", "amounts", words, amounts), seed))
         return runs
 
+    def candidates(self) -> list[Run]:
+        """The oracle's grid, with the first seed."""
+        return [Run(self.study, arm, self.seeds[0]) for arm in grid_arms(self.domains, self.bounds())]
+
+    def finalists(self) -> list[Run]:
+        """The best of the grid, with the other seeds."""
+        ranked = sorted(
+            self.candidates(), key=lambda run: mean_loss(read_lines(run.directory.evaluations)[-1])
+        )
+        return [Run(self.study, run.arm, seed) for run in ranked[:FINALISTS] for seed in self.seeds[1:]]
+
     def done(self) -> list[Run]:
-        """The runs that were trained to their end; of the second round none before the first one is done."""
-        first = self.first_round()
-        found = [run for run in first if run.is_done()]
-        if len(found) < len(first):
-            return found
-        return [*found, *(run for run in self.second_round() if run.is_done())]
+        """The runs that were trained to their end; of a round none before those before it are done."""
+        found: list[Run] = []
+        for make in self.rounds():
+            runs = make()
+            found += [run for run in runs if run.is_done()]
+            if not all(run.is_done() for run in runs):
+                break
+        return found
 
     def total(self) -> int:
         """Runs in all."""
@@ -115,16 +120,16 @@ class Design:
 
 
 def carry_out(design: Design, train: Trainer) -> list[Run]:
-    """Train what is not done, in two rounds.
+    """Train what is not done, round by round.
 
     Returns:
         Every run of the study.
     """
-    first = design.first_round()
-    train_missing(first, train)
-    second = design.second_round()
-    train_missing(second, train)
-    return [*first, *second]
+    runs: list[Run] = []
+    for make in design.rounds():
+        runs += (made := make())
+        train_missing(made, train)
+    return runs
 
 
 def runs_that_are_done(design: Design) -> list[Run]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from conclude import Comparison, conclusion, nats, reasons
+from conclude import Comparison, answer, conclusion, nats, reasons
 from figures import Difference, Outcome, difference, mean_goal
 from forest import Forest, Row
 
@@ -37,10 +37,10 @@ def write_page(comparison: Comparison, folder: Path, subtitle: str, missing: str
     if missing:
         page.notice(missing)
     page.figures(key_figures(comparison))
-    answer, goal, words = arms_plot(comparison), progress_plot(comparison), conclusion(comparison)
+    first, goal, words = arms_plot(comparison), progress_plot(comparison), conclusion(comparison)
     page.section("The answer", "\n\n".join(words))
     page.plot(
-        answer,
+        first,
         f"Each arm against {comparison.best_fixed}, the best of the three fixed mixtures. Large dot: mean; "
         "small dots: each seed less the same seed's; line: 95% interval by Student's t for paired values, each arm "
         "for itself.",
@@ -65,12 +65,12 @@ def write_page(comparison: Comparison, folder: Path, subtitle: str, missing: str
     page.section("The oracle's grid", grid_words(comparison))
     page.plot(grid_plot(comparison))
     plots: list[Plot] = [
-        answer, domains_plot(comparison), goal, curves, grid_plot(comparison), *mixtures
+        first, domains_plot(comparison), goal, curves, grid_plot(comparison), *mixtures
     ]  # fmt: skip
     for plot in plots:
         name = "".join(c if c.isalnum() else "-" for c in plot.title.lower())
         write_atomically(folder / "plots" / f"{name}.png", plot.png())
-    write_atomically(folder / "study.png", grid_png([answer], columns=1, heading=words[0]))
+    write_atomically(folder / "study.png", grid_png([first], columns=1, heading=answer(comparison)))
     return page.write(folder / "study.html")
 
 
