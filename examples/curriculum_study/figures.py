@@ -9,7 +9,7 @@ from math import sqrt
 
 import numpy as np
 from numpy.typing import NDArray
-from runs import Run
+from study_runs import Run
 
 from megatron_davinci.data import Curriculum
 from megatron_davinci.data.apportion import exact_weight

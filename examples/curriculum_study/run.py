@@ -17,15 +17,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from conclude import conclusion, figures, reasons
 from rich.console import Console
 from rich.table import Table
-from runs import Processes, Study
 from study import Design, carry_out, report, runs_that_are_done
+from study_runs import Processes, Study
 from texts import prepare
 
 from megatron_davinci.cli.main import guarded
 
 HERE = Path(__file__).resolve().parent
-QUICK = ("curriculum.0.tokens=60k", "curriculum.1.tokens=180k", "curriculum.1.learning_rate.decay_tokens=40k",
-         "curriculum.0.evaluate_every_steps=3", "curriculum.1.evaluate_every_steps=6",
+QUICK = ("curriculum.0.tokens=40k", "curriculum.1.tokens=80k", "curriculum.1.learning_rate.decay_tokens=20k",
+         "curriculum.0.evaluate_every_steps=4", "curriculum.1.evaluate_every_steps=8",
          "curriculum.0.learning_rate.warmup_steps=10", "evaluation.sequences=16")  # fmt: skip
 
 
@@ -42,7 +42,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 1 on (default: 3)")
     parser.add_argument("--parallel", type=int, help="runs at a time, a core each (default: the cores)")
     parser.add_argument("--no-grid", action="store_true", help="without the oracle's further candidates")
-    parser.add_argument("--quick", action="store_true", help="a sixth of the tokens: to see how it works")
+    parser.add_argument("--quick", action="store_true", help="a quarter of the tokens: to see how it works")
     parser.add_argument("--report", action="store_true", help="train nothing, draw what is there")
     parser.add_argument("--config", type=Path, default=HERE / "config.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of every run")

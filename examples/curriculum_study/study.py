@@ -12,8 +12,8 @@ from typing import Any
 from arms import Arm, fixed_arms, grid_arms, mixture, random_changes
 from conclude import Comparison, compare, summary
 from figures import change_times, outcome, samples_drawn
-from runs import Run, Study, Trainer, mean_loss, train_missing
 from study_page import subtitle_of, write_page
+from study_runs import Run, Study, Trainer, mean_loss, train_missing
 
 from megatron_davinci.config.mixture import exact_share
 from megatron_davinci.errors import DavinciError

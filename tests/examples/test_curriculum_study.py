@@ -27,8 +27,8 @@ import conclude
 import figures
 import study_page
 import texts
-from runs import Run, Study, train_missing
 from study import Design, carry_out, report, runs_that_are_done
+from study_runs import Run, Study, train_missing
 
 FOLDER = Path(texts.__file__).parent
 DOMAINS = texts.DOMAINS
