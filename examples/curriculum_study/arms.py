@@ -15,6 +15,8 @@ from megatron_davinci.train.policies.situation import Bounds
 Mixture = Mapping[str, Fraction]
 Kind = Literal["controller", "random", "amounts", "fixed", "grid"]
 MILLION = 10**6
+SOON = ("qa", "tables", "digests")
+"""The domains that are learned soonest."""
 
 
 @dataclass(frozen=True)
@@ -91,29 +93,46 @@ def fixed_arms(pools: Mapping[str, int], bounds: Bounds) -> list[Arm]:
 
 
 def grid_arms(domains: Sequence[str], bounds: Bounds) -> list[Arm]:
-    """The oracle's other candidates.
+    """The oracle's other candidates: each domain doubled against the others, and two schedules.
 
-    Without one or both of the domains that saturate, with one of the others doubled, and two schedules that change at
-    half of the tokens. They are drawn up knowing which domains saturate: that is what makes it an oracle.
+    The schedules draw nearly the same amounts in another order: the three domains that are learned soonest doubled in
+    one half of the tokens, the others in the other half.
     """
-    hard = [name for name in domains if name not in ("tables", "digests")]
-
-    def of(kept: Iterable[str], doubled: str | None = None) -> dict[str, Fraction]:
-        weights = {name: (2.0 if name == doubled else 1.0) if name in kept else 0.0 for name in domains}
-        return bounded(weights, bounds)
-
-    even, text = mixture(dict.fromkeys(domains, 1.0)), of(hard)
-    arms = [Arm("text", "grid", "tables and digests at their floors", text)]
-    for one in ("tables", "digests"):
-        arms.append(
-            Arm(f"no {one}", "grid", f"{one} at its floor", of([name for name in domains if name != one]))
-        )
-    arms += [Arm(f"text, {name}", "grid", f"as text, with {name} doubled", of(hard, name)) for name in hard]
-    arms += [
-        Arm("even, then text", "grid", "even for half of the tokens, then text", even, text),
-        Arm("text, then even", "grid", "text for half of the tokens, then even", text, even),
+    arms = []
+    for one in domains:
+        weights = {name: 2.0 if name == one else 1.0 for name in domains}
+        arms.append(Arm(f"more {one}", "grid", f"even, with {one} doubled", bounded(weights, bounds)))
+    soon = {name: 2.0 if name in SOON else 1.0 for name in domains}
+    late = {name: 1.0 if name in SOON else 2.0 for name in domains}
+    first, second = bounded(soon, bounds), bounded(late, bounds)
+    words = ", ".join(name for name in domains if name in SOON)
+    return [
+        *arms,
+        Arm(
+            "easy first",
+            "grid",
+            f"{words} doubled in the first half, the others in the second",
+            first,
+            second,
+        ),
+        Arm(
+            "easy last", "grid", f"{words} doubled in the second half, the others in the first", second, first
+        ),
     ]
-    return arms
+
+
+def combined_arm(helped: Iterable[str], domains: Sequence[str], bounds: Bounds) -> Arm:
+    """Every domain doubled whose doubling alone helped.
+
+    Args:
+        helped: Those.
+        domains: All.
+        bounds: Of the controller.
+    """
+    chosen = set(helped)
+    weights = {name: 2.0 if name in chosen else 1.0 for name in domains}
+    words = ", ".join(name for name in domains if name in chosen) or "none"
+    return Arm("combined", "grid", f"doubled where that alone helped: {words}", bounded(weights, bounds))
 
 
 def random_changes(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arms import Arm, fixed_arms, grid_arms, mixture, random_changes
+from arms import Arm, combined_arm, fixed_arms, grid_arms, mixture, random_changes
 from conclude import Comparison, compare, summary
 from figures import change_times, outcome, samples_drawn
 from study_page import subtitle_of, write_page
@@ -20,9 +20,6 @@ from megatron_davinci.errors import DavinciError
 from megatron_davinci.files import write_json
 from megatron_davinci.train.policies.situation import Bounds
 from megatron_davinci.train.run_directory import read_lines
-
-FINALISTS = 2
-"""So many of the grid are given every seed: the best by the first one."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +93,25 @@ class Design:
         return [Run(self.study, arm, self.seeds[0]) for arm in grid_arms(self.domains, self.bounds())]
 
     def finalists(self) -> list[Run]:
-        """The best of the grid, with the other seeds."""
-        ranked = sorted(
-            self.candidates(), key=lambda run: mean_loss(read_lines(run.directory.evaluations)[-1])
-        )
-        return [Run(self.study, run.arm, seed) for run in ranked[:FINALISTS] for seed in self.seeds[1:]]
+        """The best of the grid with the other seeds; and with all, what its single doublings say together."""
+
+        def loss(run: Run) -> float:
+            return mean_loss(read_lines(run.directory.evaluations)[-1])
+
+        first, candidates = self.seeds[0], self.candidates()
+        even = next(run for run in self.compared() if run.arm.name == "even" and run.seed == first)
+        helped = [
+            name
+            for name in self.domains
+            for run in candidates
+            if run.arm.name == f"more {name}" and loss(run) < loss(even)
+        ]
+        combined = combined_arm(helped, self.domains, self.bounds())
+        best = min(candidates, key=loss).arm
+        return [
+            *(Run(self.study, combined, seed) for seed in self.seeds),
+            *(Run(self.study, best, seed) for seed in self.seeds[1:]),
+        ]
 
     def done(self) -> list[Run]:
         """The runs that were trained to their end; of a round none before those before it are done."""
@@ -115,7 +126,7 @@ class Design:
     def total(self) -> int:
         """Runs in all."""
         grid = len(grid_arms(self.domains, self.bounds())) if self.grid else 0
-        finals = FINALISTS * (len(self.seeds) - 1) if self.grid else 0
+        finals = 2 * len(self.seeds) - 1 if self.grid else 0
         return len(self.seeds) * 6 + grid + finals
 
 

@@ -285,13 +285,14 @@ def grid_words(comparison: Comparison) -> str:
     names = [*comparison.of_kind("fixed"), *comparison.of_kind("grid")]
     once = [name for name in names if len(comparison.arms[name]) < len(comparison.seeds)]
     text = (
-        f"The oracle is the best of {len(names)} fixed mixtures and schedules, chosen by their results; the "
-        "candidates were drawn up knowing which domains saturate. No run could have known either."
+        f"The oracle is the best of {len(names)} fixed mixtures and schedules, chosen by their results, which "
+        "no run could have known."
     )
     if once:
         text += (
-            f" {len(once)} of them ran with the first seed only; the best by it were given all "
-            f"{len(comparison.seeds)} seeds, and the oracle is the best of those."
+            f" {len(once)} of them ran with the first seed only; the best by it was given all "
+            f"{len(comparison.seeds)} seeds, and so was the mixture that doubles every domain whose "
+            "doubling alone helped. The oracle is the best of those with all seeds."
         )
     return text
 

@@ -226,7 +226,7 @@ def test_the_conclusion_is_what_the_figures_say(tmp_path: Path, controller: floa
         ("even", "fixed"): 4.3,
         ("pools", "fixed"): 4.0,
         ("skewed", "fixed"): 4.5,
-        ("text", "grid"): 3.8,
+        ("combined", "grid"): 3.8,
     }
     noise = {1: -0.01, 2: 0.0, 3: 0.01}
     outcomes = [
@@ -234,9 +234,9 @@ def test_the_conclusion_is_what_the_figures_say(tmp_path: Path, controller: floa
         for (name, kind), level in levels.items()
         for seed, common in noise.items()
     ]
-    outcomes.append(made_up(study, "no tables", "grid", 1, 3.0))  # one seed alone is no oracle
+    outcomes.append(made_up(study, "more qa", "grid", 1, 3.0))  # one seed alone is no oracle
     comparison = conclude.compare(outcomes)
-    assert (comparison.best_fixed, comparison.oracle) == ("pools", "text")
+    assert (comparison.best_fixed, comparison.oracle) == ("pools", "combined")
     assert said in conclude.headline(comparison)
     assert conclude.figures(comparison)["oracle_gain"] == pytest.approx(0.2)
     assert conclude.first_change(comparison) == pytest.approx(1 / 3)
