@@ -98,6 +98,9 @@ def figures(comparison: Comparison) -> dict[str, float]:
             found[f"controller_minus_{kind}"] = comparison.controller[name].mean
     found["controller_minus_best_fixed"] = comparison.controller[comparison.best_fixed].mean
     found["controller_minus_oracle"] = comparison.controller[comparison.oracle].mean
+    for name, arm in (("controller", "controller"), ("best_fixed", comparison.best_fixed)):
+        if bits := _bits(comparison.arms[arm]):
+            found[f"{name}_bits_per_byte"] = float(np.mean(list(bits.values())))
     room = -comparison.against_fixed[comparison.oracle].mean
     found["oracle_gain"] = room
     if room > 0:
@@ -196,7 +199,48 @@ def reasons(comparison: Comparison) -> list[str]:
             "show."
         )
     said.append(_by_domain(comparison))
+    moved, net = _path(comparison)
+    if net > 0:
+        said.append(
+            f"The controller moved {moved:.0%} of the tokens' share in all, and ended {net:.0%} from where it began"
+            + (": mostly it went back and forth." if moved > 2 * net else ".")
+        )
+    if "even" in comparison.arms and (calls := saturated_too_early(comparison)):
+        falls = [fall for _, fall in calls]
+        named = sorted({domain for domain, _ in calls}, key=comparison.domains.index)
+        said.append(
+            f"At its decisions it held a domain for saturated {len(calls)} times ({', '.join(named)}). In the even "
+            f"mixture of the same seed, those domains fell by another {np.mean(falls):.2f} nats from there on, "
+            "on average, until the end."
+        )
     return said
+
+
+def saturated_too_early(comparison: Comparison) -> list[tuple[str, float]]:
+    """Each domain that a decision of the controller held for saturated, and how far its loss fell after the same
+    tokens in the even mixture of the same seed."""
+    found = []
+    for seed, one in comparison.arms["controller"].items():
+        if seed not in comparison.arms["even"]:
+            continue
+        even = comparison.arms["even"][seed]
+        for decision in one.decisions:
+            for domain, detail in decision.get("details", {}).items():
+                if isinstance(detail, dict) and detail.get("state") == "saturated" and domain in even.losses:
+                    at = int(np.searchsorted(even.tokens, decision["consumed_tokens"]))
+                    curve = even.losses[domain]
+                    found.append((domain, float(curve[min(at, len(curve) - 1)] - curve[-1])))
+    return found
+
+
+def _path(comparison: Comparison) -> tuple[float, float]:
+    """How far the controller's mixture moved in all, and from its beginning to its end; mean over seeds."""
+    moved, net = [], []
+    for one in comparison.arms["controller"].values():
+        shares = np.stack(list(one.shares.values()), axis=1)
+        moved.append(np.abs(np.diff(shares, axis=0)).sum() / 2)
+        net.append(np.abs(shares[-1] - shares[0]).sum() / 2)
+    return float(np.mean(moved)), float(np.mean(net))
 
 
 def _by_domain(comparison: Comparison) -> str:
