@@ -101,7 +101,7 @@ def figures(comparison: Comparison) -> dict[str, float]:
     for name, arm in (("controller", "controller"), ("best_fixed", comparison.best_fixed)):
         if bits := _bits(comparison.arms[arm]):
             found[f"{name}_bits_per_byte"] = float(np.mean(list(bits.values())))
-    room = -comparison.against_fixed[comparison.oracle].mean
+    room = 0.0 - comparison.against_fixed[comparison.oracle].mean
     found["oracle_gain"] = room
     if room > 0:
         found["gain_fraction_of_oracle"] = -comparison.against_fixed["controller"].mean / room
@@ -160,7 +160,9 @@ def conclusion(comparison: Comparison) -> list[str]:
             found = comparison.controller[name]
             said.append(f"Against {what}: {_verdict(found)}, {interval(found)}.")
     found, room = comparison.controller[comparison.oracle], comparison.against_fixed[comparison.oracle]
-    if comparison.oracle == comparison.best_fixed:
+    if not comparison.of_kind("grid"):
+        said.append("The oracle's grid was not run.")
+    elif comparison.oracle == comparison.best_fixed:
         said.append("No mixture of the oracle's grid is better than the best fixed one.")
     else:
         said.append(
@@ -202,7 +204,7 @@ def reasons(comparison: Comparison) -> list[str]:
     moved, net = _path(comparison)
     if net > 0:
         said.append(
-            f"The controller moved {moved:.0%} of the tokens' share in all, and ended {net:.0%} from where it began"
+            f"The controller moved shares by {moved:.2f} in all (1 is a whole mixture), and ended {net:.2f} from its beginning"
             + (": mostly it went back and forth." if moved > 2 * net else ".")
         )
     if "even" in comparison.arms and (calls := saturated_too_early(comparison)):

@@ -46,6 +46,7 @@ class Forest(Plot):
         rows: From the top down.
         write: How a value is written at its row's end.
         better: Written on the side where it is better, and `worse` on the other.
+        limits: The range of the axis; what lies outside is drawn as an arrow at the edge. None holds everything.
     """
 
     axis: Axis
@@ -53,6 +54,7 @@ class Forest(Plot):
     write: Callable[[float], str]
     better: str = "better"
     worse: str = "worse"
+    limits: tuple[float, float] | None = None
 
     @property
     def size(self) -> tuple[float, float]:
@@ -82,7 +84,7 @@ class Forest(Plot):
         marks = [0.0, *(v for row in self.rows for v in (row.low, row.high, row.value, *row.dots) if _is(v))]
         low, high = min(marks), max(marks)
         room = 0.06 * ((high - low) or 1.0)
-        low, high = low - room, high + room
+        low, high = self.limits or (low - room, high + room)
 
         def at(value: float) -> float:
             return left + (right - left) * (min(max(value, low), high) - low) / (high - low)
@@ -110,7 +112,7 @@ class Forest(Plot):
             )
             if words[index]:
                 canvas.write(drawn, box.left, middle - lift, words[index], vertical="center_baseline")
-            self._row(drawn, at, middle, row)
+            self._row(drawn, at, middle, row, (low, high))
             canvas.write(
                 drawn,
                 box.right,
@@ -130,14 +132,32 @@ class Forest(Plot):
             if canvas.text_width(drawn, text) <= room:
                 canvas.write(drawn, x, y, text, slot="ink", align=align)
 
-    def _row(self, drawn: Any, at: Callable[[float], float], y: float, row: Row) -> None:
+    def _row(
+        self,
+        drawn: Any,
+        at: Callable[[float], float],
+        y: float,
+        row: Row,
+        limits: tuple[float, float],
+    ) -> None:
+        def inside(value: float) -> bool:
+            return limits[0] <= value <= limits[1]
+
         if row.low is not None and row.high is not None:
             canvas.rule(drawn, [(at(row.low), y), (at(row.high), y)], slot=row.colour, width=2.0)
-            for end in (row.low, row.high):
+            for end in filter(inside, (row.low, row.high)):
                 canvas.rule(drawn, [(at(end), y - 3.5), (at(end), y + 3.5)], slot=row.colour, width=2.0)
-        for value in row.dots:
+        for value in filter(inside, row.dots):
             _dot(drawn, at(value), y, row.colour, 2.1, alpha=0.55)
-        _dot(drawn, at(row.value), y, row.colour, 4.2)
+        if inside(row.value):
+            _dot(drawn, at(row.value), y, row.colour, 4.2)
+        for end, sign in ((limits[0], -1), (limits[1], 1)):
+            if any(
+                not inside(v) and (v > end) == (sign > 0) for v in (row.value, row.low or 0, row.high or 0)
+            ):
+                tip = at(end) + 2 * sign
+                back = tip - 6 * sign
+                canvas.rule(drawn, [(back, y + 4), (tip, y), (back, y - 4)], slot=row.colour, width=2.0)
 
     def table(self) -> Table:
         """One row for each arm."""

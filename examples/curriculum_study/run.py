@@ -22,6 +22,7 @@ from study_runs import Processes, Study
 from texts import prepare
 
 from megatron_davinci.cli.main import guarded
+from megatron_davinci.files import write_atomically
 
 HERE = Path(__file__).resolve().parent
 QUICK = ("curriculum.0.tokens=40k", "curriculum.1.tokens=80k", "curriculum.1.learning_rate.decay_tokens=20k",
@@ -44,6 +45,7 @@ def main() -> int:
     parser.add_argument("--no-grid", action="store_true", help="without the oracle's further candidates")
     parser.add_argument("--quick", action="store_true", help="a quarter of the tokens: to see how it works")
     parser.add_argument("--report", action="store_true", help="train nothing, draw what is there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write summary.json there too")
     parser.add_argument("--config", type=Path, default=HERE / "config.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of every run")
     arguments = parser.parse_args()
@@ -68,6 +70,8 @@ def curriculum_study(arguments: argparse.Namespace) -> int:
         cores = len(os.sched_getaffinity(0))
         runs = carry_out(design, Processes(arguments.parallel or cores, design.total(), done, say.print))
     comparison, _ = report(design, runs, {"machine": machine()}, say.print)
+    if arguments.json is not None:
+        write_atomically(arguments.json, (out / "summary.json").read_text(encoding="utf-8"))
     table = Table(header_style="bold")
     for column in ("figure", "value"):
         table.add_column(column, justify="left" if column == "figure" else "right")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ def write_page(comparison: Comparison, folder: Path, subtitle: str, missing: str
         first,
         f"Each arm against {comparison.best_fixed}, the best of the three fixed mixtures. Large dot: mean; "
         "small dots: each seed less the same seed's; line: 95% interval by Student's t for paired values, each arm "
-        "for itself.",
+        "for itself; arrows: beyond the edge.",
     )
     page.section("Why", "\n\n".join(reasons(comparison)))
     page.plot(domains_plot(comparison), "The same differences for each domain by itself.")
@@ -118,7 +119,21 @@ def arms_plot(comparison: Comparison) -> Forest:
         if name == comparison.oracle:
             words = f"oracle: {words}"
         rows.append(_row(comparison, name, comparison.against_fixed[name], words))
-    return Forest(title="Arms against the best fixed mixture", axis=LESS, rows=rows, write=nats)
+    return Forest(
+        title="Arms against the best fixed mixture",
+        axis=LESS,
+        rows=rows,
+        write=nats,
+        limits=limits_of([row for row in rows if row.colour != COLOURS["fixed"]]),
+    )
+
+
+def limits_of(rows: Sequence[Row]) -> tuple[float, float]:
+    """The range of the rows that are asked about: one bad mixture must not press all others into a line."""
+    marks = [0.0, *(v for row in rows for v in (row.low, row.high, row.value, *row.dots) if v is not None)]
+    low, high = min(marks), max(marks)
+    room = 0.25 * ((high - low) or 1.0)
+    return low - room, high + room
 
 
 def grid_plot(comparison: Comparison) -> Forest:
@@ -126,7 +141,14 @@ def grid_plot(comparison: Comparison) -> Forest:
     names = [*comparison.of_kind("fixed"), *comparison.of_kind("grid")]
     names.sort(key=lambda name: comparison.against_fixed[name].mean)
     rows = [_row(comparison, name, comparison.against_fixed[name], comparison.words[name]) for name in names]
-    return Forest(title="Fixed mixtures and schedules", axis=LESS, rows=rows, write=nats)
+    single = [row for row in rows if row.colour != COLOURS["fixed"]]
+    return Forest(
+        title="Fixed mixtures and schedules",
+        axis=LESS,
+        rows=rows,
+        write=nats,
+        limits=limits_of(single) if single else None,
+    )
 
 
 def domains_plot(comparison: Comparison) -> Forest:

@@ -264,3 +264,22 @@ def test_the_easy_and_the_hopeless_domain_are_there_and_split_by_file(tmp_path: 
         assert all(names.values()) and not names["train"] & names["valid"]
         mark = {"tables": "->", "digests": "sha256="}[domain]
         assert all(mark in row["text"] for rows in sides.values() for row in rows)
+
+
+# ---- what the documentation says -------------------------------------------------------------------------
+
+
+def test_the_documentations_figures_are_those_of_the_recorded_study() -> None:
+    root = FOLDER.parents[1]
+    text = (root / "docs" / "recipes" / "curriculum-study.md").read_text(encoding="utf-8")
+    named = re.search(r"benchmarks/results/[\w.-]+\.json", text)
+    assert named
+    recorded = json.loads((root / named[0]).read_text(encoding="utf-8"))
+    rows = {
+        row[0].strip(" `"): row
+        for row in (line.split("|")[1:-1] for line in text.splitlines() if "|" in line)
+    }
+    for name, arm in recorded["arms"].items():
+        assert f"{arm['goal']:.4f}" in rows[name][2], name
+        assert conclude.nats(arm["less_best_fixed"]["mean"]) in rows[name][3], name
+    assert recorded["conclusion"][0] in " ".join(text.split())
