@@ -204,8 +204,8 @@ def reasons(comparison: Comparison) -> list[str]:
     moved, net = _path(comparison)
     if net > 0:
         said.append(
-            f"The controller moved shares by {moved:.2f} in all (1 is a whole mixture), and ended {net:.2f} from its beginning"
-            + (": mostly it went back and forth." if moved > 2 * net else ".")
+            f"The controller moved shares by {moved:.2f} in all (1 is a whole mixture), and ended {net:.2f} from its "
+            "beginning" + (": mostly it went back and forth." if moved > 2 * net else ".")
         )
     if "even" in comparison.arms and (calls := saturated_too_early(comparison)):
         falls = [fall for _, fall in calls]
