@@ -163,7 +163,12 @@ def conclusion(comparison: Comparison) -> list[str]:
     if not comparison.of_kind("grid"):
         said.append("The oracle's grid was not run.")
     elif comparison.oracle == comparison.best_fixed:
-        said.append("No mixture of the oracle's grid is better than the best fixed one.")
+        grid = comparison.of_kind("grid")
+        first = min(grid, key=lambda name: comparison.against_fixed[name].mean)
+        said.append(
+            "No mixture of the oracle's grid that ran with every seed is better than the best fixed one. With the "
+            f"first seed alone, the best is {first}, at {nats(comparison.against_fixed[first].mean)} nats."
+        )
     else:
         said.append(
             f"Against the oracle ({comparison.oracle}), the best of {_tried(comparison)} fixed mixtures and "

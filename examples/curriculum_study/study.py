@@ -114,13 +114,17 @@ class Design:
         ]
 
     def done(self) -> list[Run]:
-        """The runs that were trained to their end; of a round none before those before it are done."""
-        found: list[Run] = []
-        for make in self.rounds():
-            runs = make()
-            found += [run for run in runs if run.is_done()]
-            if not all(run.is_done() for run in runs):
-                break
+        """The runs that were trained to their end; of a round none before those are done that say what it is."""
+        compared = self.compared()
+        found = [run for run in compared if run.is_done()]
+        if all(run in found for run in compared if run.arm.kind == "controller"):
+            found += [run for run in self.controls() if run.is_done()]
+        if self.grid:
+            candidates = self.candidates()
+            found += [run for run in candidates if run.is_done()]
+            even = [run for run in compared if run.arm.name == "even" and run.seed == self.seeds[0]]
+            if all(run in found for run in [*candidates, *even]):
+                found += [run for run in self.finalists() if run.is_done()]
         return found
 
     def total(self) -> int:
