@@ -123,7 +123,7 @@ def train(config_path: str, overrides: list[str], ranks: int | None) -> None:
 
 def export(run: Path) -> Path:
     """Export the newest checkpoint; an older export of it is replaced."""
-    from megatron_davinci.cli.convert import export as export_run
+    from megatron_davinci.cli.convert_to_hf import export as export_run
     from megatron_davinci.train import checkpoint_files
 
     newest, _ = checkpoint_files.newest_good(run / "checkpoints")

@@ -109,7 +109,7 @@ class _Run:
         self._censuses[name] = census
         self._problems += census.problems
         source = self._tried(
-            lambda: Source.open(name, where, self._length, vocab_size=self._config.model.vocab_size)
+            lambda: Source.open(name, where, self._length, vocab_size=self._config.model.tokens)
         )
         if source is not None:
             self._sources[name] = source
@@ -200,7 +200,7 @@ class _Run:
             return {**facts, "counted": False}
         self._problems += census.problems
         opened = self._tried(
-            lambda: Source.open(domain, where, self._length, vocab_size=self._config.model.vocab_size)
+            lambda: Source.open(domain, where, self._length, vocab_size=self._config.model.tokens)
         )
         for name, source in self._sources.items():
             if (

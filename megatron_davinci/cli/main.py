@@ -22,7 +22,7 @@ COMMANDS = {
         "megatron_davinci.cli.import_megatron",
         "turn a launch command of Megatron-LM into a configuration",
     ),
-    "convert": ("megatron_davinci.cli.convert", "export a checkpoint to Hugging Face"),
+    "convert": ("megatron_davinci.cli.convert", "checkpoints to and from Hugging Face, and from Megatron-LM"),
     "doctor": ("megatron_davinci.cli.doctor", "why a run has ended, what is left of it, and what to do"),
     "report": ("megatron_davinci.cli.report", "draw a run's page"),
 }

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from megatron_davinci.config.experts import ExpertsConfig
+from megatron_davinci.config.rope import RopeScaling
 from megatron_davinci.config.section import Section
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -78,6 +79,12 @@ class ModelConfig(Section):
         default=None, description="Mixture of experts; null for one MLP in each layer"
     )
     vocab_size: int = Field(gt=0, description="Rows of the embedding; at least the tokenizer's")
+    vocab_padding: int = Field(
+        default=0,
+        ge=0,
+        description="How many of them, at the end, are no token's: there so that tensor ranks divide the vocabulary, "
+        "out of the softmax, and left out of exports",
+    )
     max_sequence_length: int = Field(
         gt=0, description="Written to the exported config; RoPE itself has no table"
     )
@@ -88,6 +95,9 @@ class ModelConfig(Section):
     )
     tie_embeddings: bool = Field(default=True, description="One matrix for embedding and output")
     rope_base: float = Field(default=10000.0, gt=0, description="Base of RoPE's wavelengths")
+    rope_scaling: RopeScaling | None = Field(
+        default=None, description="Stretched wavelengths, as in Llama 3.1; null for none"
+    )
     norm_epsilon: float = Field(default=1e-6, gt=0, description="Added to RMSNorm's mean square")
     init_std: float = Field(
         default=0.02,
@@ -95,6 +105,11 @@ class ModelConfig(Section):
         description="Standard deviation of initial weights; over sqrt(2 * layers) where they end a residual branch",
     )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="On attention weights and residual branches")
+    family: Literal["qwen2", "llama", "qwen3", "mistral"] | None = Field(
+        default=None,
+        description="What exports to Hugging Face are written as; default: qwen3 with qk_norm, qwen2 with qkv_bias, "
+        "llama with neither",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -115,6 +130,10 @@ class ModelConfig(Section):
                 f"hidden_size ({self.hidden_size}) is not a multiple of num_attention_heads "
                 f"({self.num_attention_heads}): change one, or write head_dim"
             )
+        if self.vocab_padding >= self.vocab_size:
+            raise ValueError(
+                f"vocab_padding ({self.vocab_padding}) leaves no token of vocab_size ({self.vocab_size})"
+            )
         if self.kv_channels % 2:
             raise ValueError(f"head_dim ({self.kv_channels}) is odd: RoPE rotates pairs of channels")
         return self
@@ -123,6 +142,11 @@ class ModelConfig(Section):
     def kv_channels(self) -> int:
         """Channels of one head."""
         return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def tokens(self) -> int:
+        """Token ids that the model knows: the vocabulary without its padding."""
+        return self.vocab_size - self.vocab_padding
 
     def expert_parameters(self) -> int:
         """Count the parameters of all experts of a layer, the router and the shared expert left out."""

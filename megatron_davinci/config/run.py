@@ -123,7 +123,7 @@ def cross_problems(
         known = known and not problems
         yield from problems
         if not problems and model is not None:
-            yield from transform_problems(number, stage, data, model.vocab_size, data.sequence_length)
+            yield from transform_problems(number, stage, data, model.tokens, data.sequence_length)
     whole = [stage for stage in curriculum if stage is not None]
     if data is not None and known and len(whole) == len(curriculum):
         yield from repetition_problems(whole, data)

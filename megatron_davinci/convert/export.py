@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
-import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from torch import Tensor
 
-from megatron_davinci.convert.llama import family_of
-from megatron_davinci.convert.rules import Family, Heads, Rule, to_hf
+from megatron_davinci.convert import resumable
+from megatron_davinci.convert.families import family_of
+from megatron_davinci.convert.family import Family
+from megatron_davinci.convert.resumable import Item, Progress, unfinished, write_tensors
+from megatron_davinci.convert.rules import Heads, Rule, Zeros, hf_shapes, sizes, to_hf
 from megatron_davinci.convert.stored import StoredTensors
-from megatron_davinci.errors import CheckpointError, ConfigError
-from megatron_davinci.files import disk_errors, fsync_folder
+from megatron_davinci.convert.tensor_files import Planned
+from megatron_davinci.convert.tokenizer_files import copy_tokenizer
+from megatron_davinci.errors import CheckpointError
+from megatron_davinci.files import write_json
 
 SHARD_BYTES = 5_000_000_000
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def export_to_hf(
@@ -30,10 +35,12 @@ def export_to_hf(
     eod_id: int | None = None,
     dtype: str | None = None,
     family: Family | None = None,
+    progress: Progress = lambda done, total: None,
+    finish: Callable[[Path], None] = lambda folder: None,
 ) -> Path:
-    """Write a checkpoint as a Hugging Face folder.
+    """Write a checkpoint as a Hugging Face folder, one tensor in memory at a time.
 
-    The folder is written beside `out` and renamed when it is whole.
+    The folder is written beside `out` and renamed when it is whole. Interrupted, it is gone on with by the next call.
 
     Args:
         state: The checkpoint's `state` folder.
@@ -41,8 +48,10 @@ def export_to_hf(
         out: The folder to make; it must not exist.
         tokenizer: Folder whose tokenizer files are copied.
         eod_id: The tokenizer's end-of-document token.
-        dtype: `float32` or `bfloat16`; default: as stored.
-        family: The family to write; default: Qwen2 with biases on queries, keys and values, Llama without.
+        dtype: `float32`, `bfloat16` or `float16`; default: as stored.
+        family: The family to write; default: the one that the model says, or that it is built like.
+        progress: Is told bytes done, and bytes in all.
+        finish: Is given the folder before it appears; what it raises keeps it from appearing.
 
     Returns:
         `out`.
@@ -53,61 +62,90 @@ def export_to_hf(
         EnvironmentProblem: The disk is full.
     """
     family = family or family_of(model)
-    if out.exists():
-        raise ConfigError(
-            "The export's folder is there already.", where=out, do="choose another, or remove it"
-        )
-    if model.get("experts") is not None:
-        raise ConfigError(
-            "A model with experts cannot be exported yet.",
-            where="model.experts",
-            found=f"{model['experts']['number']} experts in each layer",
-            expected=f"none: a {family.name} model has one MLP in each layer",
-            do="keep the checkpoint: Megatron-Core's dist_checkpointing reads it, in any layout",
-        )
-    # Refuses what the family cannot hold, before anything is read.
-    family.hf_config(model, eod_id, dtype or "float32")
-    stored = StoredTensors(state)
-    rules = [rule for rule in family.rules if rule.holds(model)]
-    expected = {rule.stored for rule in rules}
-    if stored.keys() != expected:
-        raise CheckpointError(
-            f"The checkpoint's tensors are not those of a {family.name} model.",
-            where=state,
-            found=f"missing: {', '.join(sorted(expected - stored.keys())) or 'none'}\n"
-            f"unexpected: {', '.join(sorted(stored.keys() - expected)) or 'none'}",
-            do="export with the configuration that wrote the checkpoint",
-        )
-    _check_shapes(stored, rules, model)
-    heads = Heads.of(model)
-    temporary = out.with_name(f".{out.name}.tmp-{uuid.uuid4().hex[:8]}")
-    with disk_errors(out, "exporting"):
-        temporary.mkdir(parents=True)
+    with unfinished(out) as folder:
         try:
-            writer = _Shards(temporary, DTYPES[dtype] if dtype else None)
-            for rule in rules:
-                whole = stored.read(rule.stored)
-                if not rule.per_layer:
-                    writer.add(to_hf(rule, whole, None, heads))
-                    continue
-                for layer in range(model["num_layers"]):
-                    writer.add(to_hf(rule, whole[layer], layer, heads))
-            written = writer.close()
-            _write_configs(temporary, family, model, eod_id, written)
-            if tokenizer is not None:
-                for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-                    if (tokenizer / name).exists():
-                        shutil.copyfile(tokenizer / name, temporary / name)
-            fsync_folder(temporary)
-            temporary.rename(out)
-            fsync_folder(out.parent)
+            # Refuses what the family cannot hold, before anything is read.
+            family.check(model)
+            stored = StoredTensors(state)
+            _check_tensors(stored, family, model)
+            written = DTYPES[dtype] if dtype else _dtype_of(stored, family.rules_of(model))
+            items = plan(stored, family, model, DTYPES[dtype] if dtype else None)
+            identity = {
+                "state": hashlib.sha256((state / ".metadata").read_bytes()).hexdigest(),
+                "model": model,
+                "family": family.name,
+                "dtype": dtype,
+                "shard_bytes": SHARD_BYTES,
+            }
         except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
+            resumable.discard(out)
             raise
+        write_tensors(folder, items, identity, SHARD_BYTES, progress)
+        name = str(written).removeprefix("torch.")
+        write_json(folder / "config.json", family.hf_config(model, eod_id, name))
+        write_json(folder / "generation_config.json", _generation(eod_id))
+        if tokenizer is not None:
+            copy_tokenizer(tokenizer, folder)
+        finish(folder)
     return out
 
 
-def _check_shapes(stored: StoredTensors, rules: list[Rule], model: dict[str, Any]) -> None:
+def plan(
+    stored: StoredTensors, family: Family, model: dict[str, Any], dtype: torch.dtype | None
+) -> list[Item]:
+    """The tensors to write, layer by layer; each is read when it is its turn.
+
+    Args:
+        stored: The checkpoint.
+        family: The family.
+        model: The `model` section of the run's configuration.
+        dtype: Of what is written; None: as stored.
+    """
+    heads = Heads.of(model)
+    rules = family.rules_of(model)
+    layered = [rule for rule in rules if rule.per_layer]
+
+    def item(rule: Rule, layer: int | None) -> Item:
+        kind = dtype or stored.dtype(rule.stored)
+        shapes = hf_shapes(rule, model)
+        planned = [
+            Planned(name.format(layer=layer), kind, shape)
+            for name, shape in zip(rule.hf, shapes, strict=True)
+        ]
+
+        def make() -> list[Tensor]:
+            whole = stored.read(rule.stored) if layer is None else stored.layer(rule.stored, layer)
+            return [part.to(kind) for part in to_hf(rule, whole, layer, heads).values()]
+
+        return Item(planned, make)
+
+    def zeros(one: Zeros, layer: int) -> Item:
+        kind = dtype or stored.dtype(layered[0].stored)
+        shape = tuple(sizes(model)[name] for name in one.shape)
+        return Item(
+            [Planned(one.hf.format(layer=layer), kind, shape)], lambda: [torch.zeros(shape, dtype=kind)]
+        )
+
+    # As the model is computed: what comes before the layers, the layers, what comes behind them.
+    first = rules.index(layered[0])
+    items = [item(rule, None) for rule in rules[:first]]
+    for layer in range(model["num_layers"]):
+        items += [item(rule, layer) for rule in layered]
+        items += [zeros(one, layer) for one in family.zeros_of(model)]
+    return items + [item(rule, None) for rule in rules[first:] if not rule.per_layer]
+
+
+def _check_tensors(stored: StoredTensors, family: Family, model: dict[str, Any]) -> None:
+    rules = family.rules_of(model)
+    expected, present = {rule.stored for rule in rules}, stored.keys()
+    if present != expected:
+        raise CheckpointError(
+            f"The checkpoint's tensors are not those of a {family.name} model.",
+            where=stored.state,
+            found=f"missing: {', '.join(sorted(expected - present)) or 'none'}\n"
+            f"unexpected: {', '.join(sorted(present - expected)) or 'none'}",
+            do="export with the configuration that wrote the checkpoint",
+        )
     differing = [
         f"{rule.stored}: shape {list(stored.shape(rule.stored))}, not {list(rule.stored_shape(model))}"
         for rule in rules
@@ -122,57 +160,36 @@ def _check_shapes(stored: StoredTensors, rules: list[Rule], model: dict[str, Any
         )
 
 
-def _write_configs(
-    folder: Path, family: Family, model: dict[str, Any], eod_id: int | None, dtype: str
-) -> None:
-    config = family.hf_config(model, eod_id, dtype)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    generation = {"bos_token_id": eod_id, "eos_token_id": eod_id, "pad_token_id": eod_id, "do_sample": False}
-    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+def _dtype_of(stored: StoredTensors, rules: list[Rule]) -> torch.dtype:
+    """The dtype that `config.json` names: the one of the widest tensors, should they differ."""
+    return max((stored.dtype(rule.stored) for rule in rules), key=lambda dtype: dtype.itemsize)
 
 
-class _Shards:
-    """Writes tensors to safetensors files of bounded size, with an index when there is more than one."""
+def _generation(eod_id: int | None) -> dict[str, Any]:
+    return {"bos_token_id": eod_id, "eos_token_id": eod_id, "pad_token_id": eod_id, "do_sample": False}
 
-    def __init__(self, folder: Path, dtype: torch.dtype | None) -> None:
-        self._folder, self._dtype = folder, dtype
-        self._pending: dict[str, torch.Tensor] = {}
-        self._bytes = 0
-        self._files: list[tuple[Path, list[str]]] = []
-        self._total = 0
-        self._written = ""
 
-    def add(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Take tensors; a full shard is written."""
-        for name, tensor in tensors.items():
-            tensor = tensor.to(self._dtype) if self._dtype else tensor.clone()
-            size = tensor.numel() * tensor.element_size()
-            if self._pending and self._bytes + size > SHARD_BYTES:
-                self._flush()
-            self._pending[name] = tensor
-            self._bytes += size
-            self._total += size
-            self._written = str(tensor.dtype).removeprefix("torch.")
+def read_config(folder: Path) -> dict[str, Any]:
+    """The parsed `config.json` of a Hugging Face folder.
 
-    def close(self) -> str:
-        """Write what is left, name the files as transformers expects, and return the dtype's name."""
-        self._flush()
-        count = len(self._files)
-        weight_map = {}
-        for index, (path, names) in enumerate(self._files, 1):
-            name = "model.safetensors" if count == 1 else f"model-{index:05d}-of-{count:05d}.safetensors"
-            path.rename(self._folder / name)
-            weight_map.update(dict.fromkeys(names, name))
-        if count > 1:
-            index_file = {"metadata": {"total_size": self._total}, "weight_map": weight_map}
-            (self._folder / "model.safetensors.index.json").write_text(
-                json.dumps(index_file, indent=2) + "\n"
-            )
-        return self._written
-
-    def _flush(self) -> None:
-        if self._pending:
-            path = self._folder / f"shard-{len(self._files)}.safetensors"
-            save_file(self._pending, str(path), metadata={"format": "pt"})
-            self._files.append((path, list(self._pending)))
-            self._pending, self._bytes = {}, 0
+    Raises:
+        CheckpointError: There is none, or it is damaged.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_bytes())
+        if not isinstance(config, dict):
+            raise ValueError(f"a {type(config).__name__}")
+    except FileNotFoundError:
+        raise CheckpointError(
+            "This is no model of Hugging Face.",
+            where=folder,
+            found="no config.json" if folder.is_dir() else "no folder",
+            expected="a folder with config.json and safetensors files",
+            do="check the path; a model on the hub is fetched with `hf download NAME --local-dir FOLDER`",
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            "The model's config.json cannot be read.", where=path, found=error, do="download it again"
+        ) from error
+    return config

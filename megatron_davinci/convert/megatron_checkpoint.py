@@ -12,13 +12,14 @@ import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 from torch import Tensor
 
-from megatron_davinci.convert.llama import family_of
+from megatron_davinci.convert.families import family_of
 from megatron_davinci.convert.megatron_model import model_of
 from megatron_davinci.convert.rules import Rule
 from megatron_davinci.convert.stored import StoredTensors
@@ -26,6 +27,7 @@ from megatron_davinci.convert.write_state import Source, write_state
 from megatron_davinci.errors import CheckpointError
 from megatron_davinci.platform.safe_pickle import Named, NotPlain, read_plain
 
+_Read = Callable[[int | None], Tensor]  # the whole, or a layer
 _TRACKER = "latest_checkpointed_iteration.txt"
 _ITERATION = re.compile(r"iter_(\d{7,})")
 # A norm that is a module of its own has other names than one that is fused into the projection that it feeds.
@@ -93,7 +95,7 @@ class MegatronCheckpoint:
     @property
     def rules(self) -> list[Rule]:
         """What the model's tensors are."""
-        return [rule for rule in family_of(self.model).rules if rule.holds(self.model)]
+        return family_of(self.model).rules_of(self.model)
 
     def _check_tensors(self) -> None:
         present = self.stored.keys()
@@ -120,8 +122,8 @@ class MegatronCheckpoint:
                 do="look whether the model has parts that its arguments do not name",
             )
 
-    def _way(self, rule: Rule) -> tuple[list[str], tuple[int, ...], Callable[[], Tensor]] | None:
-        """The stored keys of a rule's tensor, its shape, and what reads it; None if it is not there."""
+    def _way(self, rule: Rule) -> tuple[list[str], tuple[int, ...], _Read] | None:
+        """The stored keys of a rule's tensor, its shape, and what reads it or a layer; None if it is not there."""
         keys, layers = self.stored.keys(), self.model["num_layers"]
         fused = rule.mcore.partition("{layer}.")[2]
         names = [rule.mcore]
@@ -130,7 +132,7 @@ class MegatronCheckpoint:
         for name in names:
             one = name.replace(".{layer}", "")
             if one in keys:
-                return [one], self.stored.shape(one), lambda one=one: self.stored.read(one)
+                return [one], self.stored.shape(one), partial(_part, self.stored, one)
             # Gate and up projection by themselves, and layers by themselves where they are not all alike.
             halves = [f"{one}_w", f"{one}_v"]
             if all(half in keys for half in halves):
@@ -139,13 +141,18 @@ class MegatronCheckpoint:
             if rule.per_layer and all(layer in keys for layer in each):
                 shapes = {self.stored.shape(layer) for layer in each}
                 if len(shapes) == 1:
-                    return each, (layers, *shapes.pop()), lambda each=each: _stack(self.stored, each)
+                    return each, (layers, *shapes.pop()), partial(_stack, self.stored, each)
         return None
 
-    def _joined(self, keys: list[str], axis: int) -> tuple[list[str], tuple[int, ...], Callable[[], Tensor]]:
+    def _joined(self, keys: list[str], axis: int) -> tuple[list[str], tuple[int, ...], _Read]:
         first, second = (self.stored.shape(key) for key in keys)
         shape = (*first[:axis], first[axis] + second[axis], *first[axis + 1 :])
-        return keys, shape, lambda: torch.cat([self.stored.read(key) for key in keys], dim=axis)
+
+        def read(layer: int | None) -> Tensor:
+            parts = [_part(self.stored, key, layer) for key in keys]
+            return torch.cat(parts, dim=axis if layer is None else axis - 1)
+
+        return keys, shape, read
 
     def write(self, folder: Path, opened: Callable[[str, str], IO[bytes]] = open) -> None:
         """Write the weights as a checkpoint's `state`.
@@ -162,12 +169,17 @@ class MegatronCheckpoint:
             way = self._way(rule)
             assert way is not None  # `of` has looked
             keys, shape, read = way
-            tensors[rule.stored] = Source(self.stored.dtype(keys[0]), shape, read)
+            layer = read if rule.per_layer else None
+            tensors[rule.stored] = Source(self.stored.dtype(keys[0]), shape, partial(read, None), layer)
         write_state(folder, tensors, opened)
 
 
-def _stack(stored: StoredTensors, keys: list[str]) -> Tensor:
-    return torch.stack([stored.read(key) for key in keys])
+def _part(stored: StoredTensors, key: str, layer: int | None) -> Tensor:
+    return stored.read(key) if layer is None else stored.layer(key, layer)
+
+
+def _stack(stored: StoredTensors, keys: list[str], layer: int | None) -> Tensor:
+    return torch.stack([stored.read(key) for key in keys]) if layer is None else stored.read(keys[layer])
 
 
 def _find(path: Path) -> Path:

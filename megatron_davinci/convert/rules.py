@@ -23,17 +23,20 @@ class Heads:
         heads: Query heads.
         groups: Key/value heads.
         dim: Channels of a head.
+        padding: Rows at the end of the vocabulary that are no token's.
     """
 
     heads: int
     groups: int
     dim: int
+    padding: int = 0
 
     @classmethod
     def of(cls, model: dict[str, Any]) -> Heads:
         """Those of a model, from the `model` section of its configuration."""
         heads = model["num_attention_heads"]
-        return cls(heads, model["num_query_groups"], model["head_dim"] or model["hidden_size"] // heads)
+        dim = model["head_dim"] or model["hidden_size"] // heads
+        return cls(heads, model["num_query_groups"], dim, model.get("vocab_padding") or 0)
 
 
 def sizes(model: dict[str, Any]) -> dict[str, int]:
@@ -42,6 +45,7 @@ def sizes(model: dict[str, Any]) -> dict[str, int]:
     return {
         "vocab": model["vocab_size"],
         "hidden": model["hidden_size"],
+        "dim": heads.dim,
         "q": heads.heads * heads.dim,
         "qkv": (heads.heads + 2 * heads.groups) * heads.dim,
         "ffn": model["ffn_hidden_size"],
@@ -107,6 +111,21 @@ class Stacked:
         return torch.cat(list(parts), dim=0)
 
 
+class Padded:
+    """A row a token, and in Megatron-Core rows of zeros behind them, so that tensor ranks divide the vocabulary."""
+
+    def split(self, whole: Tensor, heads: Heads) -> Sequence[Tensor]:
+        """To the tokens' rows."""
+        return (whole[: len(whole) - heads.padding],)
+
+    def merge(self, parts: Sequence[Tensor], heads: Heads) -> Tensor:
+        """From the tokens' rows."""
+        (rows,) = parts
+        if not heads.padding:
+            return rows
+        return torch.cat([rows, rows.new_zeros(heads.padding, *rows.shape[1:])])
+
+
 @dataclass(frozen=True)
 class Rule:
     """One Megatron-Core tensor and its Hugging Face tensors.
@@ -145,27 +164,40 @@ class Rule:
 
     def holds(self, model: dict[str, Any]) -> bool:
         """Whether a model has the tensor."""
-        if self.when is None:
-            return True
-        negated, field = self.when.startswith("not "), self.when.removeprefix("not ")
-        return bool(model[field]) != negated
+        return _holds(self.when, model)
 
 
-class Family(Protocol):
-    """A family of Hugging Face models: its rules, and its configuration."""
+@dataclass(frozen=True)
+class Zeros:
+    """A tensor that Hugging Face's layer has and ours has not. It goes out as zeros, and only zeros come in.
 
-    name: str
-    rules: tuple[Rule, ...]
+    Attributes:
+        hf: Its name.
+        shape: In the names of `sizes`.
+        when: As in `Rule`.
+    """
 
-    def hf_config(self, model: dict[str, Any], eod_id: int | None, dtype: str) -> dict[str, Any]:
-        """The `config.json` of a model.
+    hf: str
+    shape: tuple[str, ...]
+    when: str | None = None
 
-        Args:
-            model: The `model` section of our configuration.
-            eod_id: The end-of-document token, if a tokenizer is known.
-            dtype: Name of the weights' dtype, as torch writes it.
-        """
-        ...
+    def holds(self, model: dict[str, Any]) -> bool:
+        """Whether the model in Hugging Face has it."""
+        return _holds(self.when, model)
+
+
+def _holds(when: str | None, model: dict[str, Any]) -> bool:
+    if when is None:
+        return True
+    negated, field = when.startswith("not "), when.removeprefix("not ")
+    return bool(model.get(field)) != negated
+
+
+def hf_shapes(rule: Rule, model: dict[str, Any]) -> list[tuple[int, ...]]:
+    """The shapes of a rule's Hugging Face tensors, of one layer."""
+    known = sizes(model)
+    whole = torch.empty([known[name] for name in rule.shape], device="meta")
+    return [tuple(part.shape) for part in rule.cut.split(whole, Heads.of(model))]
 
 
 def to_hf(rule: Rule, whole: Tensor, layer: int | None, heads: Heads) -> dict[str, Tensor]:

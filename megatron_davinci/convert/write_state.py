@@ -1,4 +1,4 @@
-"""Writing tensors as Megatron-Core's `torch_dist` files, in one process and one tensor in memory at a time."""
+"""Writing tensors as Megatron-Core's `torch_dist` files, in one process, a layer of a tensor in memory at a time."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -15,7 +16,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystem
-from torch.distributed.checkpoint.planner import WriteItem
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, StorageMeta
+from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemType
 
 from megatron_davinci.files import disk_errors
 
@@ -27,11 +29,13 @@ class Source(NamedTuple):
         dtype: Its dtype.
         shape: Its shape.
         read: Gives it.
+        layer: Gives a layer of it by number, where the first axis is that of layers; each is then written by itself.
     """
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
+    layer: Callable[[int], Tensor] | None = None
 
 
 def write_state(
@@ -50,7 +54,7 @@ def write_state(
     described = {
         key: torch.empty(source.shape, dtype=source.dtype, device="meta") for key, source in tensors.items()
     }
-    writer = dcp.FileSystemWriter(str(folder), single_file_per_rank=True, sync_files=False)
+    writer = _Writer(str(folder), single_file_per_rank=True, sync_files=False)
     writer.fs = _Files(opened)
     with disk_errors(folder, "writing a checkpoint"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -65,14 +69,40 @@ def write_state(
 
 
 class _Late(dcp.DefaultSavePlanner):
-    """Reads a tensor when it is its turn to be written."""
+    """Reads a tensor, or a layer of it, when it is its turn to be written."""
 
     def __init__(self, tensors: Mapping[str, Source]) -> None:
         super().__init__()
         self._tensors = tensors
 
+    def create_local_plan(self) -> SavePlan:
+        plan = super().create_local_plan()
+        self.plan = replace(plan, items=[part for item in plan.items for part in self._parts(item)])
+        return self.plan
+
+    def _parts(self, item: WriteItem) -> Iterator[WriteItem]:
+        source, data = self._tensors[item.index.fqn], item.tensor_data
+        if source.layer is None or data is None:
+            yield item
+            return
+        for layer in range(source.shape[0]):
+            offsets = torch.Size([layer, *[0] * (len(source.shape) - 1)])
+            chunk = ChunkStorageMetadata(offsets, torch.Size([1, *source.shape[1:]]))
+            index = MetadataIndex(item.index.fqn, offsets, layer)
+            yield WriteItem(index, WriteItemType.SHARD, tensor_data=replace(data, chunk=chunk))
+
     def resolve_data(self, write_item: WriteItem) -> Tensor | io.BytesIO:
-        return self._tensors[write_item.index.fqn].read().contiguous()
+        source, index = self._tensors[write_item.index.fqn], write_item.index
+        if source.layer is None or index.offset is None:
+            return source.read().contiguous()
+        return source.layer(index.offset[0])[None].contiguous()
+
+
+class _Writer(dcp.FileSystemWriter):
+    """torch's writer, which names nothing after chance or a place: the same tensors give the same bytes."""
+
+    def storage_meta(self) -> StorageMeta:
+        return StorageMeta()
 
 
 class _Files(FileSystem):

@@ -58,7 +58,7 @@ class HeldOutEvaluator:
         s3 = S3Options(**dict(config.data.s3))
         for domain, path in config.data.validation.items():
             source = Source.open(
-                domain, place(path, s3), config.data.sequence_length, vocab_size=config.model.vocab_size
+                domain, place(path, s3), config.data.sequence_length, vocab_size=config.model.tokens
             )
             windows = choose_windows(source.num_windows, config.evaluation.sequences, ranks, domain)
             size = largest_divisor(len(windows) // ranks, config.train.micro_batch_size)

@@ -119,6 +119,8 @@ def build_model(config: RunConfig, platform: Platform) -> list[GPT]:
             share_embeddings_and_output_weights=config.model.tie_embeddings,
             vp_stage=stage,
             z_loss=config.train.z_loss,
+            rope_scaling=config.model.rope_scaling,
+            vocab_padding=config.model.vocab_padding,
         )
         mark_experts(chunk)
         initialize(chunk, config.run.seed, config.model.init_std)

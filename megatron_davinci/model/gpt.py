@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_model import GPTModel
 from torch import Tensor
 
+from megatron_davinci.config.rope import RopeScaling
 from megatron_davinci.model.documents import Documents
 from megatron_davinci.model.loss import cross_entropy_and_z_loss
+from megatron_davinci.model.rope import scale_frequencies
 
 
 class GPT(GPTModel):
@@ -19,11 +23,22 @@ class GPT(GPTModel):
 
     Args:
         z_loss: Weight of the z-loss, which is added in training and not when the model only evaluates; 0 for none.
+        rope_scaling: Stretched wavelengths; None for none.
+        vocab_padding: Rows at the end of the vocabulary that are no token's. The loss is as if they were not there.
     """
 
-    def __init__(self, *args: Any, z_loss: float = 0.0, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        z_loss: float = 0.0,
+        rope_scaling: RopeScaling | None = None,
+        vocab_padding: int = 0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.z_loss = z_loss
+        self.tokens = self.vocab_size - vocab_padding
+        self.rotary_pos_emb.inv_freq = scale_frequencies(self.rotary_pos_emb.inv_freq, rope_scaling)
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """The loss of each label: [batch, sequence], or [2, batch, sequence] with the z-loss beside it.
@@ -32,10 +47,18 @@ class GPT(GPTModel):
             labels: [batch, sequence] int64.
             logits: [sequence, batch, vocabulary on this rank].
         """
+        if self.tokens < self.vocab_size:
+            logits = self._without_padding(logits)
         if self.z_loss and self.training:
             both = cross_entropy_and_z_loss(logits, labels.transpose(0, 1).contiguous(), self.z_loss)
             return both.transpose(1, 2).contiguous()
         return super().compute_language_model_loss(labels, logits)
+
+    def _without_padding(self, logits: Tensor) -> Tensor:
+        here = logits.shape[-1]
+        first = parallel_state.get_tensor_model_parallel_rank() * here
+        ids = torch.arange(first, first + here, device=logits.device)
+        return logits.masked_fill(ids >= self.tokens, float("-inf"))
 
     def _preprocess(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         decoder_input, rotary, *rest = super()._preprocess(*args, **kwargs)

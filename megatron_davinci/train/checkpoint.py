@@ -177,9 +177,9 @@ def check_same_model(
     Raises:
         CheckpointError: A size or switch of the model differs; every one is listed.
     """
-    ignored = {"preset", "init_std", "dropout"}
+    ignored = {"preset", "init_std", "dropout", "family"}
     # A switch that is younger than the checkpoint was off.
-    saved = {"qk_norm": False, **checkpoint.manifest["model"]}
+    saved = {"qk_norm": False, "rope_scaling": None, "vocab_padding": 0, **checkpoint.manifest["model"]}
     differing = [
         f"model.{key}: {saved.get(key)!r} in the checkpoint, {value!r} in this run"
         for key, value in model.items()

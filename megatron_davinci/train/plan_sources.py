@@ -78,9 +78,7 @@ def _open_local(config: RunConfig) -> dict[str, Source]:
         if not isinstance(path, Path):
             continue
         if (path / FILE_NAME).exists() or Path(f"{path}.idx").exists():
-            found[name] = Source.open(
-                name, path, config.data.sequence_length, vocab_size=config.model.vocab_size
-            )
+            found[name] = Source.open(name, path, config.data.sequence_length, vocab_size=config.model.tokens)
     return found
 
 

@@ -35,9 +35,7 @@ def open_sources(config: RunConfig) -> dict[str, Source]:
     data = config.data
     s3 = S3Options(**dict(data.s3))
     sources = {
-        name: Source.open(
-            name, place(source.path, s3), data.sequence_length, vocab_size=config.model.vocab_size
-        )
+        name: Source.open(name, place(source.path, s3), data.sequence_length, vocab_size=config.model.tokens)
         for name, source in data.sources.items()
     }
     check_declared_sizes(config, sources)

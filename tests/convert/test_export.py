@@ -5,14 +5,16 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from megatron_davinci.convert import export
+from megatron_davinci.convert import export, resumable
 from megatron_davinci.convert.export import export_to_hf
+from megatron_davinci.convert.stored import StoredTensors
 from megatron_davinci.errors import CheckpointError, ConfigError, EnvironmentProblem
 from megatron_davinci.train import checkpoint_files
 from tests.convert import ranks
@@ -37,8 +39,8 @@ def tied(tmp_path_factory) -> Path:
     return saved(tmp_path_factory.mktemp("tied"), TIED)
 
 
-def exported(checkpoint: Path, out: Path, **options: Any) -> Path:
-    found = checkpoint_files.read(checkpoint)
+def exported(checkpoint: Path, out: Path, *, verify: bool = True, **options: Any) -> Path:
+    found = checkpoint_files.read(checkpoint, verify=verify)
     return export_to_hf(found.state, found.manifest["model"], out, **options)
 
 
@@ -164,7 +166,7 @@ def test_what_is_there_is_not_overwritten(tmp_path, tied):
             {"num_layers": 3},
             "decoder.layers.self_attention.linear_qkv.layer_norm_weight: shape [4, 32], not [3, 32]",
         ),
-        ({"qkv_bias": False}, "unexpected: decoder.layers.self_attention.linear_qkv.bias"),
+        ({"family": "llama", "qkv_bias": False}, "unexpected: decoder.layers.self_attention.linear_qkv.bias"),
     ],
 )
 def test_a_checkpoint_of_another_model(tmp_path, tied, changes, message):
@@ -191,17 +193,83 @@ def test_a_folder_that_is_no_checkpoint(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_full_disk_leaves_nothing_behind(tmp_path, tied, monkeypatch):
-    real, calls = export.save_file, []
-
-    def full_at_the_second(tensors, path, **options):
-        calls.append(path)
-        if len(calls) == 2:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(tensors, path, **options)
-
+def test_a_full_disk_leaves_nothing_that_looks_whole(tmp_path, tied, monkeypatch):
     monkeypatch.setattr(export, "SHARD_BYTES", 20_000)
-    monkeypatch.setattr(export, "save_file", full_at_the_second)
-    with pytest.raises(EnvironmentProblem, match="The disk is full"):
+    with monkeypatch.context() as patch:
+        calls = fail_at(patch, 2, OSError(errno.ENOSPC, "No space left on device"))
+        with pytest.raises(EnvironmentProblem, match="The disk is full"):
+            exported(tied, tmp_path / "out")
+    assert len(calls) == 2
+    assert not (tmp_path / "out").exists()
+    (left,) = tmp_path.iterdir()
+    assert left.name == ".out.partial"
+    (kept,) = left.glob("*.safetensors")
+    assert kept.name.startswith("model-00001-of-")
+    with pytest.raises((OSError, ValueError)):
+        load(left)
+
+
+def fail_at(patch: Any, number: int, error: BaseException) -> list[Any]:
+    """Have the flush of the file of that number fail; returns what was flushed."""
+    real, calls = resumable.os.fsync, []
+
+    def fsync(descriptor: int) -> None:
+        if isinstance(descriptor, int) and os.readlink(f"/proc/self/fd/{descriptor}").endswith(".partial"):
+            if Path(f"/proc/self/fd/{descriptor}").resolve().is_file():
+                calls.append(descriptor)
+            if len(calls) == number:
+                raise error
+        real(descriptor)
+
+    patch.setattr(resumable.os, "fsync", fsync)
+    return calls
+
+
+def test_what_was_interrupted_is_gone_on_with_and_comes_out_the_same(tmp_path, tied, monkeypatch):
+    monkeypatch.setattr(export, "SHARD_BYTES", 20_000)
+    whole = content(exported(tied, tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        fail_at(patch, 4, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            exported(tied, tmp_path / "out")
+    left = tmp_path / ".out.partial"
+    kept = {path.name: path.stat().st_mtime_ns for path in left.glob("*.safetensors")}
+    assert len(kept) == 3
+    seen: list[tuple[int, int]] = []
+    out = exported(tied, tmp_path / "out", progress=lambda done, total: seen.append((done, total)))
+    assert content(out) == whole
+    assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept, "they were not written again"
+    assert seen == sorted(seen) and seen[-1][0] == seen[-1][1]
+    assert not left.exists() and not list(tmp_path.glob(".*"))
+
+
+def test_what_was_left_by_another_export_is_not_gone_on_with(tmp_path, tied, monkeypatch):
+    monkeypatch.setattr(export, "SHARD_BYTES", 20_000)
+    half = content(exported(tied, tmp_path / "half", dtype="bfloat16"))
+    with monkeypatch.context() as patch:
+        fail_at(patch, 4, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            exported(tied, tmp_path / "out")
+    assert content(exported(tied, tmp_path / "out", dtype="bfloat16")) == half
+
+
+def test_two_processes_do_not_write_one_export(tmp_path, tied):
+    with (
+        resumable.unfinished(tmp_path / "out"),
+        pytest.raises(ConfigError, match="Another process is writing"),
+    ):
         exported(tied, tmp_path / "out")
-    assert len(calls) == 2 and list(tmp_path.iterdir()) == []
+
+
+def test_a_bit_that_has_turned_is_noticed(tmp_path):
+    checkpoint = saved(tmp_path / "saved", TIED)
+    (path,) = (checkpoint / "state").glob("*.distcp")
+    weights = StoredTensors(checkpoint / "state")
+    key = weights.read("decoder.layers.mlp.linear_fc2.weight", 1, 2).numpy().tobytes()
+    raw = bytearray(path.read_bytes())
+    at = raw.index(key[:64])
+    raw[at + 40] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(CheckpointError, match=r"linear_fc2\.weight: its bytes are not those"):
+        exported(checkpoint, tmp_path / "out", verify=False)
+    assert not (tmp_path / "out").exists()

@@ -13,7 +13,8 @@ import pytest
 import torch
 import yaml
 
-from megatron_davinci.cli.convert import export, import_checkpoint
+from megatron_davinci.cli.convert import import_checkpoint
+from megatron_davinci.cli.convert_to_hf import export
 from megatron_davinci.convert.megatron_checkpoint import MegatronCheckpoint
 from megatron_davinci.convert.stored import StoredTensors
 from megatron_davinci.errors import CheckpointError, ConfigError

@@ -126,7 +126,7 @@ class _Builder:
     def _tokens(self, where: str, text: str) -> np.ndarray:
         """The ids of a text."""
         ids = self._tokenizer.encode_batch([text])[0]
-        length, size = self._config.data.sequence_length, self._config.model.vocab_size
+        length, size = self._config.data.sequence_length, self._config.model.tokens
         if not 0 < len(ids) < length:
             raise ConfigError(
                 "Metadata has to leave room for a document.",
@@ -149,7 +149,7 @@ class _Builder:
         if isinstance(token, int):
             return token  # the configuration was checked against the vocabulary
         found = self._tokenizer.id_of(token)
-        size = self._config.model.vocab_size
+        size = self._config.model.tokens
         if found is None or found >= size:
             raise ConfigError(
                 "A token is not in the vocabulary.",

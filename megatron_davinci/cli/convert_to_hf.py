@@ -1,0 +1,136 @@
+"""`davinci convert to-hf`: a checkpoint becomes a folder that transformers loads."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_davinci.config import RunConfig, load_config
+from megatron_davinci.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from megatron_davinci.train.checkpoint_files import Checkpoint
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument(
+        "run",
+        help="run directory, RUN@STEP for a checkpoint that is not the newest, or a checkpoint's folder",
+    )
+    parser.add_argument("out", type=Path, nargs="?", help="folder to make (default: RUN/hf/step-XXXXXXXX)")
+    parser.add_argument("--tokenizer", type=Path, help="folder of the tokenizer (default: the run's)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: as stored")
+    parser.add_argument("--family", help="write it as this family (default: by the model)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Export."""
+    print(
+        export(
+            arguments.run,
+            arguments.out,
+            dtype=arguments.dtype,
+            tokenizer=arguments.tokenizer,
+            family=arguments.family,
+        )
+    )
+    return 0
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint that is to be exported.
+
+    Attributes:
+        checkpoint: The checkpoint.
+        run: The run directory that it is of; None for one by itself.
+        config: The run's configuration.
+    """
+
+    checkpoint: Checkpoint
+    run: Path | None
+    config: RunConfig | None
+
+
+def find(run_name: str) -> Found:
+    """Find a checkpoint: `RUN`, `RUN@STEP`, or its own folder.
+
+    Raises:
+        CheckpointError: There is none, or it is damaged.
+    """
+    from megatron_davinci.train import checkpoint_files
+
+    # What is read of the tensors is checked as it is read; to hash the optimizer's state too would take longer than
+    # the export.
+    alone = Path(run_name)
+    if (alone / "state").is_dir():
+        return Found(checkpoint_files.read(alone, verify=False), None, None)
+    folder, _, step = run_name.rpartition("@") if "@" in Path(run_name).name else (run_name, "", "")
+    checkpoints = Path(folder) / "checkpoints"
+    if step:
+        if not step.isdigit():
+            raise CheckpointError(
+                "The step is not a number.", where=run_name, expected="RUN@STEP, as in runs/a@500"
+            )
+        folder_of_step = checkpoint_files.step_folder(checkpoints, int(step))
+        checkpoint = checkpoint_files.read(folder_of_step, verify=False)
+    else:
+        newest, problems = checkpoint_files.newest_good(checkpoints)
+        if newest is None:
+            raise CheckpointError(
+                "The run has no good checkpoint.",
+                where=checkpoints,
+                found="\n".join(str(problem) for problem in problems) or "none at all",
+                do="train first, or check the run directory's path",
+            )
+        checkpoint = newest
+    return Found(checkpoint, Path(folder), load_config(Path(folder) / "config.yaml"))
+
+
+def export(
+    run_name: str,
+    out: Path | None = None,
+    *,
+    dtype: str | None = None,
+    tokenizer: Path | None = None,
+    family: str | None = None,
+) -> Path:
+    """Export a checkpoint of a run, or one by itself.
+
+    Args:
+        run_name: `RUN` or `RUN@STEP`, or the folder of a checkpoint.
+        out: The folder to make; default `RUN/hf/step-XXXXXXXX`.
+        dtype: See `convert.export.export_to_hf`.
+        tokenizer: Its folder; default: the run's.
+        family: Name of the family to write; default: by the model.
+    """
+    from megatron_davinci.cli.convert_progress import bar
+    from megatron_davinci.convert.export import export_to_hf
+    from megatron_davinci.convert.families import family_named
+    from megatron_davinci.data.tokenizer import Tokenizer
+
+    found = find(run_name)
+    if out is None:
+        if found.run is None:
+            raise ConfigError(
+                "A checkpoint by itself does not say where its export belongs.",
+                where=run_name,
+                do="name the folder to make: davinci convert to-hf CHECKPOINT OUT",
+            )
+        out = found.run / "hf" / found.checkpoint.folder.name
+    if tokenizer is None and found.config is not None:
+        tokenizer = found.config.data.tokenizer
+    with bar(f"exporting {out.name}") as progress:
+        return export_to_hf(
+            found.checkpoint.state,
+            found.checkpoint.manifest["model"],
+            out,
+            tokenizer=tokenizer,
+            eod_id=Tokenizer.load(tokenizer).eod_id if tokenizer else None,
+            dtype=dtype,
+            family=family_named(family, "--family") if family else None,
+            progress=progress,
+        )

@@ -1,0 +1,15 @@
+"""Mistral: Llama's tensors, and in its first version attention within a window."""
+
+from __future__ import annotations
+
+from megatron_davinci.convert.decoder import decoder
+from megatron_davinci.convert.family import Family
+
+MISTRAL = Family(
+    name="mistral",
+    architecture="MistralForCausalLM",
+    rules=decoder(),
+    switches={"qkv_bias": False, "qk_norm": False},
+    written={"sliding_window": None},
+    windowed=True,
+)
