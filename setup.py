@@ -6,6 +6,7 @@ from setuptools import Extension, find_packages, setup
 CORE = [
     "torch>=2.11,<2.14",
     "megatron-core>=0.16,<0.17",
+    "xxhash>=3.4",  # digests of snapshots in memory, as fast as the memory
     "psutil",  # megatron-core needs it to save a checkpoint, and does not say so
     "numpy",
     "pydantic>=2.7",

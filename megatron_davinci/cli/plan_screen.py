@@ -128,12 +128,28 @@ def _facts(plan: RunPlan, config: RunConfig) -> list[tuple[str, str]]:
             f"{config.checkpoint.keep} that are kept and the one being written"
             + (f"; every {every:,} steps" if every else "; at the end only"),
         ),
+        *_snapshots(plan, config),
         (
             "Step Law",
             f"peak {rate:.2e}, batch {format_tokens(batch)} tokens; chosen {chosen:.2e}, "
             f"{format_tokens(largest * config.data.sequence_length)} (Li et al. 2025, fitted to 1.1B parameters and "
             "100B tokens: a prior)",
         ),
+    ]
+
+
+def _snapshots(plan: RunPlan, config: RunConfig) -> list[tuple[str, str]]:
+    settings = config.snapshots
+    if settings.every_steps is None:
+        return []
+    over = (
+        "without parity" if settings.parity == "never" else f"with parity over {settings.parity_nodes} nodes"
+    )
+    return [
+        (
+            "snapshots",
+            f"{_bytes(plan.snapshot_bytes)} of host memory a rank, {over}; every {settings.every_steps:,} steps",
+        )
     ]
 
 

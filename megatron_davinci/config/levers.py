@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from megatron_davinci.config.snapshots import snapshot_problems
+
 if TYPE_CHECKING:
     from megatron_davinci.config.run import RunConfig
 
@@ -16,6 +18,7 @@ def lever_problems(config: RunConfig) -> list[str]:
         *overlap_problems(config),
         *fp8_problems(config),
         *graph_problems(config),
+        *snapshot_problems(config),
     ]
 
 

@@ -20,6 +20,7 @@ from megatron_davinci.config.problems import Problem, Problems, placed
 from megatron_davinci.config.profile import ProfileConfig
 from megatron_davinci.config.repetition import repetition_problems
 from megatron_davinci.config.section import Section
+from megatron_davinci.config.snapshots import SnapshotsConfig
 from megatron_davinci.config.source_weights import mixture_problems
 from megatron_davinci.config.training import (
     CheckpointConfig,
@@ -52,6 +53,7 @@ class RunConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    snapshots: SnapshotsConfig = SnapshotsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     health: HealthConfig = HealthConfig()
     logging: LoggingConfig = LoggingConfig()

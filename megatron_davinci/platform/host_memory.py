@@ -1,9 +1,9 @@
-"""From host memory to the device: pinned where that helps, and without waiting for the copy."""
+"""Between host memory and the device: pinned where that helps, and without waiting for the copy."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -51,6 +51,41 @@ class HostToDevice:
         if self._copied is not None:
             self._copied.synchronize()
             self._copied = None
+
+
+class DeviceToHost:
+    """Carries tensors to host memory while the device goes on computing; on the CPU, at once.
+
+    Args:
+        platform: Whose device.
+    """
+
+    def __init__(self, platform: Platform) -> None:
+        self._is_cuda = platform.name == "cuda"
+        self._stream = torch.cuda.Stream(platform.device) if self._is_cuda else None
+        self._copied: torch.cuda.Event | None = None
+
+    @contextlib.contextmanager
+    def copying(self) -> Iterator[None]:
+        """What is copied in this block is copied beside what the device does, after what it was given before."""
+        if self._stream is None:
+            yield
+            return
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            yield
+            self._copied = torch.cuda.Event()
+            self._copied.record(self._stream)
+
+    def hold(self) -> None:
+        """Have the device wait for the copy before it does anything further; nobody else waits."""
+        if self._copied is not None:
+            torch.cuda.current_stream().wait_event(self._copied)
+
+    def wait(self) -> None:
+        """Wait until the copy is there."""
+        if self._copied is not None:
+            self._copied.synchronize()
 
 
 def pin_host_memory(address: int, nbytes: int) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
@@ -39,6 +39,7 @@ from megatron_davinci.train.order import DataOrder, verified_sources
 from megatron_davinci.train.outlook import widened
 from megatron_davinci.train.phases import PhaseTimers
 from megatron_davinci.train.planned import pool_sizes
+from megatron_davinci.train.position import position
 from megatron_davinci.train.profile import StepProfiler, check_profile
 from megatron_davinci.train.progress import RunProgress, Timer, format_seconds
 from megatron_davinci.train.records import Records
@@ -48,6 +49,7 @@ from megatron_davinci.train.saver import told
 from megatron_davinci.train.saves import saver_of
 from megatron_davinci.train.seams import Evaluator
 from megatron_davinci.train.signals import WATCH
+from megatron_davinci.train.snapshots import Snapshots
 from megatron_davinci.train.source_losses import source_records
 from megatron_davinci.train.step import Stepper, StepResult, wrap_model
 from megatron_davinci.train.watchdog import Watchdog
@@ -77,7 +79,8 @@ class TrainingRun:
         self.transforms = stage_transforms(widened(config, self.order.records), self.sources)
         self.controller = Controller(config, self.order, self.directory)
         self.chunks = build_model(config, platform)
-        found, self.passed_over = checkpoint.find(self.directory.checkpoints, turned_back(self.order.journal))
+        self.snapshots = Snapshots(config, self.layout, self.directory, platform)
+        found, self.passed_over = self.snapshots.newest(self.order, turned_back(self.order.journal))
         self.begins_with: Checkpoint | None = None
         if found is None and (given := config.checkpoint.initial_weights) is not None:
             # Before the optimizer copies them.
@@ -133,7 +136,8 @@ class TrainingRun:
             transforms=self.transforms,
             digests=self.config.logging.token_digest,
         )
-        for message in introduction(
+        self.snapshots.prepare(self.stepper.wrapped, self.optimizer)
+        said = introduction(
             self.config,
             self.platform,
             self.layout,
@@ -141,10 +145,11 @@ class TrainingRun:
             (self.step, self.consumed_samples, self.last_step),
             self.begins_with,
             self.passed_over,
-        ):
+        )
+        for message in (*self.snapshots.told(), *said):
             progress.message(message)
         try:
-            with progress:
+            with self.snapshots, progress:
                 self._decide_again(progress)
                 while True:
                     self.health.begin()
@@ -181,6 +186,7 @@ class TrainingRun:
             progress.message(message)
         feed.discard()
         self.saver.finish()
+        self.snapshots.settle()
         found, passed_over = checkpoint.find(self.directory.checkpoints, turned_back(self.order.journal))
         if found is None:
             raise back.without_checkpoint()
@@ -201,17 +207,10 @@ class TrainingRun:
     def save(self) -> None:
         """Save a checkpoint of the present step. It is on the disk when `saver.finish` has returned."""
         self.stepper.gather_weights()
-        description = {
-            "step": self.step,
-            "consumed_samples": self.consumed_samples,
-            "consumed_tokens": self.consumed_samples * self.config.data.sequence_length,
-            "model": self.config.model.model_dump(mode="json"),
-            "distributed_optimizer": self.config.parallel.distributed_optimizer,
-            "precision": self.config.train.precision,
-            "layout": dataclasses.asdict(self.layout),
-            "journal": self.order.position() if self.is_main else None,
-        }
-        self.saver.save(self.chunks, self.optimizer, description)
+        self.saver.save(self.chunks, self.optimizer, self._position())
+
+    def _position(self) -> dict[str, Any]:
+        return position(self.config, self.layout, self.order, self.step, self.consumed_samples)
 
     def _steps(self, feed: Feed, progress: RunProgress, records: Records) -> None:
         plans, ahead = self._plans(), deque[StepPlan]()
@@ -242,7 +241,7 @@ class TrainingRun:
                 read_ahead(ahead)
             plan = ahead.popleft()
             self.order.commit(plan)
-            for message in (*self.order.messages(), *self._saves_told()):
+            for message in (*self.order.messages(), *self.snapshots.told(), *self._saves_told()):
                 progress.message(message)
             self.profiler.before(plan.step)
             with self.timers.phase("data"):
@@ -263,6 +262,7 @@ class TrainingRun:
                 self.timers.begin()
                 continue
             self.step, self.consumed_samples = plan.step, plan.first_sample + plan.batch
+            self.snapshots.settle()
             seconds = timer.lap()
             self.timers.end_step()
             if (trace := self.profiler.after(plan.step)) is not None:
@@ -282,6 +282,12 @@ class TrainingRun:
                 self.watchdog.beat("evaluation", plan.step)
                 records.flush()
                 self._evaluate(plan, progress, records)
+                timer.lap()
+            if self.snapshots.is_due(plan.step):
+                self.watchdog.beat("checkpoint", plan.step)
+                records.flush()
+                with self.timers.phase("checkpoint"):
+                    self.snapshots.take(self._position())
                 timer.lap()
             if self._is_due(plan, self.config.checkpoint.every_steps) or not ahead:
                 self.watchdog.beat("checkpoint", plan.step)
@@ -378,7 +384,8 @@ class TrainingRun:
                     do="leave the stages that are over as they were; only what lies ahead may change",
                 )
         self.order.check_extends(found.manifest.get("journal"), found.folder)
-        checkpoint.load(found, self.chunks, self.optimizer)
+        if not self.snapshots.load(found, self.stepper.wrapped, self.optimizer):
+            checkpoint.load(found, self.chunks, self.optimizer)
         self.step, self.consumed_samples = found.step, found.consumed_samples
 
     def _record_start(self) -> int:

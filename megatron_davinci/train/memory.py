@@ -217,3 +217,18 @@ def _micro_batches(config: RunConfig, layout: Layout) -> int:
     """Micro-batches that a rank takes one after the other in the largest batch."""
     largest = max(phase.size for stage in config.curriculum for phase in stage.global_batch_size)
     return max(1, largest // (config.train.micro_batch_size * layout.data))
+
+
+def snapshot_bytes(config: RunConfig, memory: MemoryPlan) -> int:
+    """Bytes of host memory that the snapshots of the fullest rank take: two slots, each with parity; 0 for none.
+
+    Args:
+        config: The run configuration.
+        memory: Of the fullest rank.
+    """
+    settings = config.snapshots
+    if settings.every_steps is None:
+        return 0
+    # Under fp32 what the optimizer updates are the weights themselves: 4 bytes beside the 8 of the moments.
+    state = memory.optimizer * 12 // 8 if config.train.precision == "fp32" else memory.optimizer
+    return 2 * (state if settings.parity == "never" else state + state // (settings.parity_nodes - 1))

@@ -8,7 +8,7 @@ from typing import Any
 from megatron_davinci.config import Layout, RunConfig, check_layout
 from megatron_davinci.optim.schedule import Schedule
 from megatron_davinci.train.laws import step_law
-from megatron_davinci.train.memory import MemoryPlan, plan_memory
+from megatron_davinci.train.memory import MemoryPlan, plan_memory, snapshot_bytes
 from megatron_davinci.train.plan_cost import GPUS, Cost, Gpu, checkpoint_bytes, checkpoint_space, cost
 from megatron_davinci.train.plan_sources import SourcePlan, plan_sources, planned_order, warnings_of
 
@@ -68,6 +68,7 @@ class RunPlan:
         step_law: Peak learning rate and tokens a batch by the Step Law, for this model and these tokens.
         checkpoint_bytes: Of one checkpoint.
         checkpoint_space: Of those that are kept, and the one that is written.
+        snapshot_bytes: Host memory of the fullest rank's snapshots, with parity over `snapshots.parity_nodes` nodes.
     """
 
     parameters: int
@@ -88,6 +89,7 @@ class RunPlan:
     step_law: tuple[float, float]
     checkpoint_bytes: int
     checkpoint_space: int
+    snapshot_bytes: int
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain values, and the steps of each stage by name: `steps_1_1` for stage 1-1."""
@@ -119,6 +121,7 @@ def plan_run(config: RunConfig, ranks: int, gpu: Gpu = GPUS["h100"], mfu: float 
     sources = plan_sources(config, schedule, order, pools, known)
     flops, total = model.flops_per_token(length), schedule.total_samples * length
     without_embeddings = model.parameters(embeddings=False)
+    memory = plan_memory(config, layout)
     stages = [
         _stage_plan(
             config, schedule, number, sources, cost_of=lambda tokens: cost(flops * tokens, gpu, mfu, ranks)
@@ -137,13 +140,14 @@ def plan_run(config: RunConfig, ranks: int, gpu: Gpu = GPUS["h100"], mfu: float 
         sources=sources,
         warnings=warnings_of(config, schedule, sources),
         layout=layout,
-        memory=plan_memory(config, layout),
+        memory=memory,
         gpu=gpu,
         mfu=mfu,
         cost=cost(flops * total, gpu, mfu, ranks),
         step_law=step_law(without_embeddings, total),
         checkpoint_bytes=checkpoint_bytes(config),
         checkpoint_space=checkpoint_space(config),
+        snapshot_bytes=snapshot_bytes(config, memory),
     )
 
 

@@ -101,3 +101,12 @@ def test_instances_divide_the_data_parallel_ranks():
         ConfigError, match=r"data- and context-parallel ranks \(1\) is not a multiple of parallel.opt"
     ):
         check_layout(config, 1)
+
+
+def test_what_a_snapshot_would_not_hold_is_refused():
+    snapshots = {"every_steps": 10}
+    offloaded = {"train": {"precision": "bf16"}, "optimizer": {"cpu_offload": 1.0}, "snapshots": snapshots}
+    assert "found optimizer.cpu_offload" in refusal(**offloaded)
+    fp8 = {"train": {"precision": "bf16", "fp8": {"recipe": "current"}}, "snapshots": snapshots}
+    assert "holds no scales of FP8 layers; found train.fp8.recipe: current" in refusal(**fp8)
+    validate(small.settings(snapshots=snapshots), "test")

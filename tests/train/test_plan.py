@@ -208,6 +208,14 @@ def test_a_checkpoint_is_weights_and_what_the_optimizer_has_in_fp32(config):
     assert plan.checkpoint_space == 4 * plan.checkpoint_bytes
 
 
+def test_snapshots_take_the_optimizer_s_state_twice_and_parity(config):
+    plan = plan_run(config, 64)
+    assert plan.snapshot_bytes == 0
+    settings = config.snapshots.model_copy(update={"every_steps": 10, "parity_nodes": 5})
+    plan = plan_run(config.model_copy(update={"snapshots": settings}), 64)
+    assert plan.snapshot_bytes == pytest.approx(2 * plan.memory.optimizer * 5 / 4, abs=4)
+
+
 def test_each_alternative_of_the_report_is_a_configuration():
     """The lines of overrides at the end of the recipe, as a shell would read them."""
     lines = [line for line in CONFIG.read_text().splitlines() if re.match(r"#   curriculum\.", line)]
