@@ -136,18 +136,6 @@ class CurveGrid:
         found += before
         return found.reshape(-1, len(x))
 
-    def ahead(self, x: NDArray, chosen: NDArray) -> NDArray:
-        """[len(chosen), len(x)] growth of some shapes from the last position on to others, in log-tokens."""
-        x = np.concatenate([self._x[-1:], x])
-        whole = growth(x, self._exponent[chosen, None], self._origin)
-        limbs = np.flatnonzero(self.family[chosen] >= 2)
-        mine = chosen[limbs]
-        before = growth(
-            bent(x, self.at[mine, None], self._width[mine, None]), self._exponent[mine, None], self._origin
-        )
-        whole[limbs] = before + self.ratio[mine, None] * (whole[limbs] - before)
-        return whole[:, 1:] - whole[:, :1]
-
     def weigh(self, y: NDArray, points: float) -> Posterior:
         """Fit level and size to every shape, and weigh the shapes.
 

@@ -53,28 +53,6 @@ class Knee:
 
 
 @dataclass(frozen=True)
-class Forecast:
-    """How a trajectory would go on, as the mean over all curves by their probability.
-
-    Attributes:
-        grid: The curves.
-        chosen: [k] those that have a probability worth counting.
-        weight: [k] of each; sums to 1.
-        size: [k] growth for a shape's unit, in the trajectory's units; positive is better.
-    """
-
-    grid: CurveGrid
-    chosen: NDArray
-    weight: NDArray
-    size: NDArray
-
-    def improvement(self, tokens: ArrayLike) -> NDArray:
-        """[n] what is expected to be gained from the last evaluation until each of `tokens`."""
-        ahead = self.grid.ahead(np.log(np.asarray(tokens, np.float64)), self.chosen)
-        return (self.weight * self.size) @ ahead
-
-
-@dataclass(frozen=True)
 class Saturation:
     """What a trajectory says.
 
@@ -88,7 +66,6 @@ class Saturation:
         knee: The knee, if one was found.
         curve: [n] the fitted curve at the trajectory's positions.
         reason: Why, in words.
-        forecast: How it would go on; None where nothing is known.
     """
 
     state: State
@@ -100,7 +77,6 @@ class Saturation:
     knee: Knee | None
     curve: NDArray
     reason: str
-    forecast: Forecast | None = None
 
 
 def saturation(
@@ -172,7 +148,6 @@ def saturation(
         knee=knee,
         curve=sign * unit * grid.curve(posterior, best),
         reason=reason,
-        forecast=_forecast(grid, posterior, unit),
     )
 
 
@@ -203,12 +178,6 @@ def _knee(grid: CurveGrid, posterior: Posterior, asked: float) -> Knee | None:
     low, middle, high = np.exp(np.interp([0.025, 0.5, 0.975], cumulative, positions))
     ratio = float(weight[mine] @ grid.ratio[mine] / confidence)
     return Knee(float(middle), float(low), float(high), ratio, confidence)
-
-
-def _forecast(grid: CurveGrid, posterior: Posterior, unit: float) -> Forecast:
-    chosen = np.flatnonzero(posterior.weight > 1e-3 * posterior.weight.max())
-    weight = posterior.weight[chosen]
-    return Forecast(grid, chosen, weight / weight.sum(), unit * posterior.size[chosen])
 
 
 def _unknown(tokens: NDArray, y: NDArray, reason: str) -> Saturation:

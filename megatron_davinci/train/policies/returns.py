@@ -8,13 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_davinci.stats.forecast import Forecast, condensed, forecast
 from megatron_davinci.stats.saturation import LEAST_POINTS, Saturation, saturation
-from megatron_davinci.train.policies.situation import Evaluation
+from megatron_davinci.train.policies.situation import Situation
 
-CHUNKS = 60
+PARTS = 100
 """The tokens that are left are handed out in so many parts."""
+LEAST_EVALUATIONS = 6
+"""Below this many evaluations nothing is divided."""
 _REPETITION = 15.387756  # R_D of the data-constrained law (Muennighoff et al., 2023, arXiv 2305.16264)
-_POSITIONS = 32
+_POSITIONS = 16  # where the monitor looks for a knee: a state needs few
 
 
 @dataclass(frozen=True)
@@ -23,18 +26,17 @@ class Outlook:
 
     Attributes:
         tokens: That it has given, of any epoch.
-        monitor: Of its held-out loss against its own tokens.
+        others: That all other units have given, in what they are worth.
         points: Evaluations that this rests on.
+        monitor: Of its held-out loss against its own tokens.
+        forecast: Of its held-out loss; None with too few evaluations.
     """
 
     tokens: float
-    monitor: Saturation
+    others: float
     points: int
-
-    @property
-    def is_known(self) -> bool:
-        """Whether its returns can be told; after twice the fewest evaluations, no growth is an answer too."""
-        return self.monitor.state != "unknown" or self.points >= 2 * LEAST_POINTS
+    monitor: Saturation
+    forecast: Forecast | None
 
     @property
     def state(self) -> str:
@@ -53,74 +55,90 @@ def worth(tokens: NDArray, pool: int) -> NDArray:
     return np.minimum(tokens, pool) - pool * _REPETITION * np.expm1(-repeated / _REPETITION)
 
 
-def look(evaluations: Sequence[Evaluation], unit: str, pool: int = 0) -> Outlook:
-    """The outlook of a unit, from its held-out loss against what the tokens that it gave are worth.
-
-    Args:
-        evaluations: Of the run.
-        unit: The domain or source.
-        pool: Its tokens; 0 for no end.
+def look(situation: Situation, units: Sequence[str]) -> dict[str, Outlook]:
+    """The outlook of some units, each from its held-out loss against what tokens were worth.
 
     Raises:
         DataError: A loss is not finite.
     """
-    tokens: list[float] = []
-    losses: list[float] = []
-    for evaluation in evaluations:
-        if unit not in evaluation.heldout:
-            continue
-        given = evaluation.unit_tokens.get(unit, 0)
-        if given > (tokens[-1] if tokens else 0):
-            tokens.append(given)
-            losses.append(evaluation.heldout[unit])
-    monitor = saturation(
-        worth(np.array(tokens), pool),
-        losses,
-        better="lower",
-        what=f"held-out loss of {unit}",
-        positions=_POSITIONS,
-    )
-    return Outlook(tokens[-1] if tokens else 0, monitor, len(tokens))
+    evaluations = situation.evaluations
+    given = {
+        unit: np.array([e.unit_tokens.get(unit, 0) for e in evaluations], np.float64)
+        for unit in situation.mixture
+    }
+    worths = {unit: worth(tokens, situation.pools.get(unit, 0)) for unit, tokens in given.items()}
+    total = np.sum(list(worths.values()), axis=0)
+    found = {}
+    for unit in units:
+        at = [i for i, e in enumerate(evaluations) if unit in e.heldout and given[unit][i] > 0]
+        own, others = worths[unit][at], (total - worths[unit])[at]
+        losses = np.array([evaluations[i].heldout[unit] for i in at])
+        found[unit] = Outlook(
+            tokens=float(given[unit][-1]),
+            others=float(total[-1] - worths[unit][-1]),
+            points=len(at),
+            monitor=_monitor(own, losses, unit),
+            forecast=forecast(own, others, losses, float(situation.total_tokens))
+            if len(at) >= LEAST_EVALUATIONS
+            else None,
+        )
+    return found
+
+
+def _monitor(own: NDArray, losses: NDArray, unit: str) -> Saturation:
+    rising = np.flatnonzero(np.diff(own, prepend=0.0) > 0)  # a unit with a share of 0 stays where it is
+    tokens, _, values, _ = condensed(own[rising], own[rising], losses[rising])
+    return saturation(tokens, values, better="lower", what=f"held-out loss of {unit}", positions=_POSITIONS)
 
 
 def divide(
     outlooks: Mapping[str, Outlook],
     tokens_left: float,
+    of_all: float,
+    situation: Situation,
     importance: Mapping[str, float],
-    pools: Mapping[str, int],
-) -> dict[str, float]:
-    """Shares of the tokens that are left which gain most by the fitted curves.
+) -> dict[str, float] | None:
+    """Shares of the tokens that are left which are expected to gain most.
 
-    Tokens are handed out in parts, each to the domain with the largest return; with returns that fall, that is the
-    optimum. Returns of repeated tokens fade as in the data-constrained law.
+    Each unit first gets its floor. What is over is handed out in parts, each to the unit with the largest return
+    that is below its ceiling; with returns that fall, that is the optimum. Repeated tokens fade as in the
+    data-constrained law.
 
     Args:
         outlooks: By unit.
         tokens_left: To divide.
+        of_all: Share of all tokens that they are.
+        situation: Its bounds and pools.
         importance: What a nat counts for; 1 where missing.
-        pools: Tokens that there are; without a limit where missing.
 
     Returns:
-        Share by unit; sums to 1.
+        Share by unit; sums to 1. None where more of no unit is expected to bring anything.
     """
     names = sorted(outlooks)
-    part = tokens_left / CHUNKS
-    returns = np.stack(
-        [importance.get(name, 1.0) * _marginal(outlooks[name], part, pools.get(name, 0)) for name in names]
+    gains = np.stack(
+        [
+            importance.get(name, 1.0)
+            * _gains(outlooks[name], tokens_left, tokens_left / of_all, situation.pools.get(name, 0))
+            for name in names
+        ]
     )
-    taken = np.zeros(len(names), dtype=int)
-    for _ in range(CHUNKS):
-        taken[int(np.argmax(returns[np.arange(len(names)), np.minimum(taken, CHUNKS - 1)]))] += 1
-    if not returns.max() > 0:
-        return dict.fromkeys(names, 1 / len(names))
-    return {name: float(count / CHUNKS) for name, count in zip(names, taken, strict=True)}
+    if not gains.max() > 0:
+        return None
+    floors = np.array([float(situation.bounds.floors.get(name, 0)) for name in names]) / of_all
+    ceilings = np.array([float(situation.bounds.ceilings.get(name, 1)) for name in names]) / of_all
+    taken = np.floor(np.minimum(floors, 1) * PARTS + 1e-9).astype(int)
+    most = np.ceil(np.minimum(ceilings, 1) * PARTS - 1e-9).astype(int)
+    returns = np.minimum.accumulate(np.diff(gains, axis=1), axis=1)
+    units = np.arange(len(names))
+    for _ in range(PARTS - int(taken.sum())):
+        further = np.where(taken < most, returns[units, np.minimum(taken, PARTS - 1)], -np.inf)
+        taken[int(np.argmax(further))] += 1
+    return {name: float(count / taken.sum()) for name, count in zip(names, taken, strict=True)}
 
 
-def _marginal(outlook: Outlook, part: float, pool: int) -> NDArray:
-    """[CHUNKS] what each further part would bring, never rising."""
-    forecast = outlook.monitor.forecast
-    if forecast is None:
-        return np.zeros(CHUNKS)
-    given = worth(outlook.tokens + part * np.arange(1, CHUNKS + 1), pool)
-    gained = np.diff(forecast.improvement(given), prepend=0.0)
-    return np.minimum.accumulate(np.maximum(gained, 0.0))
+def _gains(outlook: Outlook, left: float, left_of_all: float, pool: int) -> NDArray:
+    """[PARTS + 1] gained after each part, while all other units get the rest."""
+    if outlook.forecast is None:
+        return np.zeros(PARTS + 1)
+    parts = left * np.arange(PARTS + 1) / PARTS
+    return outlook.forecast.gains(worth(outlook.tokens + parts, pool), outlook.others + left_of_all - parts)

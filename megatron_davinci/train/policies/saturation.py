@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from megatron_davinci.config.controller import ControllerConfig
-from megatron_davinci.train.policies.returns import Outlook, divide, look
+from megatron_davinci.train.policies.returns import LEAST_EVALUATIONS, Outlook, divide, look
 from megatron_davinci.train.policies.situation import Situation, Wish
 
 
@@ -28,12 +28,16 @@ class SaturationPolicy:
         kept = situation.kept()
         formats = [unit for unit in kept if unit in self._settings.format_domains]
         plain = [unit for unit in kept if unit not in formats]
-        seen = {unit: look(situation.evaluations, unit, situation.pools.get(unit, 0)) for unit in plain}
+        seen = look(situation, plain)
         details = {unit: _detail(outlook) for unit, outlook in seen.items()}
-        waiting = [unit for unit in plain if not seen[unit].is_known]
+        waiting = [unit for unit in plain if seen[unit].forecast is None]
         if waiting:
-            words = "; ".join(f"{unit}: {seen[unit].monitor.reason}" for unit in waiting)
-            return Wish(kept, f"not enough is known yet ({words})", details)
+            words = ", ".join(f"{unit} {seen[unit].points}" for unit in waiting)
+            return Wish(
+                kept,
+                f"not enough is known yet: evaluations of {words}; {LEAST_EVALUATIONS} are the fewest",
+                details,
+            )
         if formats and all(seen[unit].state == "saturated" for unit in plain):
             return Wish(
                 {unit: 1 / len(formats) if unit in formats else 0.0 for unit in kept},
@@ -44,7 +48,10 @@ class SaturationPolicy:
         left = situation.tokens_left * self._settings.horizon * free
         if not plain or left <= 0:
             return Wish(kept, "no tokens are left to divide", details)
-        shares = divide(seen, left, self._settings.importance, situation.pools)
+        planned = divide(seen, left, free, situation, self._settings.importance)
+        if planned is None:
+            return Wish(kept, f"{_words(seen)}; no domain of plain text is expected to gain", details)
+        shares = _largest_first(planned)
         mixture = {unit: kept[unit] if unit in formats else free * shares[unit] for unit in kept}
         moves = [
             f"{unit} {kept[unit]:.1%} to {mixture[unit]:.1%}"
@@ -53,6 +60,17 @@ class SaturationPolicy:
         ]
         wished = "by returns of the tokens left: " + (", ".join(moves) or "as it is")
         return Wish(mixture, f"{_words(seen)}; {wished}", details)
+
+
+def _largest_first(planned: Mapping[str, float]) -> dict[str, float]:
+    """Shares for now, of a plan for all tokens that are left.
+
+    What was given cannot be taken back, and after a knee, floors and what other domains teach go on giving. So the
+    later a knee is met, the less is lost; and of what is known well already, a token is the least likely to meet
+    one. Domains with large plans therefore go first, in proportion to their plan's square.
+    """
+    total = sum(share**2 for share in planned.values())
+    return {unit: share**2 / total for unit, share in planned.items()}
 
 
 def _words(seen: Mapping[str, Outlook]) -> str:

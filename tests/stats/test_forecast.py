@@ -1,0 +1,81 @@
+"""What is expected of a loss: it comes about where the curve goes on, and ends where a knee was seen."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatron_davinci.stats.forecast import RATIOS, condensed, forecast
+
+BUDGET = 1e12
+OWN = np.arange(1, 41) * 5e9
+OTHERS = 3 * OWN
+AHEAD = OWN[-1] * np.array([1, 1.25, 1.5])
+AHEAD_OTHERS = 3 * AHEAD
+
+
+def loss(own, knee=np.inf, left=0.05):
+    own = np.where(own > knee, np.minimum(knee, 1e300) * (own / np.minimum(knee, 1e300)) ** left, own)
+    return 1.6 + 2.1 * (1 + own / 1.5e10) ** -0.35
+
+
+def noisy(values, seed=0, deviation=0.004):
+    return values + np.random.default_rng(seed).normal(0, deviation, len(values))
+
+
+def gains(values, hazard=0.0, **way):
+    return forecast(OWN, OTHERS, values, BUDGET).gains(
+        way.get("own", AHEAD), way.get("others", AHEAD_OTHERS), hazard
+    )
+
+
+def test_growth_that_goes_on_is_foreseen():
+    true = loss(AHEAD[0]) - loss(AHEAD)
+    found = np.mean([gains(noisy(loss(OWN), seed)) for seed in range(5)], axis=0)
+    assert found[0] == 0 and found[1:] == pytest.approx(true[1:], rel=0.1)
+
+
+def test_a_knee_ends_what_is_expected_and_the_same_curve_without_it_does_not():
+    knee = OWN[33]
+    f = forecast(OWN, OTHERS, noisy(loss(OWN, knee)), BUDGET)
+    true = loss(AHEAD[0], knee) - loss(AHEAD, knee)
+    assert f.kneed > 0.95 and f.gains(AHEAD, AHEAD_OTHERS)[-1] == pytest.approx(true[-1], abs=0.008)
+    f = forecast(OWN, OTHERS, noisy(loss(OWN)), BUDGET)
+    assert f.kneed < 0.5 and f.gains(AHEAD, AHEAD_OTHERS, 0.0)[-1] > 0.07
+
+
+def test_a_knee_that_may_lie_ahead_lowers_what_is_expected():
+    values = noisy(loss(OWN))
+    certain, risky, sure_end = (gains(values, hazard)[-1] for hazard in (0.0, 0.5, 1e3))
+    assert RATIOS.mean() * certain - 1e-4 <= sure_end < risky < certain
+
+
+def test_noise_alone_promises_little_and_an_outlier_moves_nothing_far():
+    assert 0 <= gains(noisy(np.full(len(OWN), 2.5)))[-1] < 0.004
+    values = noisy(loss(OWN))
+    plain = gains(values)[-1]
+    values[[12, 30]] += 0.1
+    assert gains(values)[-1] == pytest.approx(plain, rel=0.15)
+
+
+def test_nothing_is_expected_of_a_loss_that_rises():
+    assert (gains(noisy(2 + OWN / OWN[-1])) == 0).all()
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.floats(1e-3, 1e3), st.integers(-6, 3))
+def test_units_change_nothing(scale, decades):
+    values = noisy(loss(OWN))
+    ten = 10.0**decades
+    f = forecast(OWN * ten, OTHERS * ten, values * scale, BUDGET * ten)
+    assert f.gains(AHEAD * ten, AHEAD_OTHERS * ten) == pytest.approx(gains(values, 0.3) * scale, rel=0.02)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(5, 200))
+def test_a_condensed_trajectory_keeps_its_sums_and_its_end(count):
+    own = np.cumsum(np.random.default_rng(count).uniform(0.5, 1.5, count)) * 1e9
+    x, others, y, weight = condensed(own, 2 * own, loss(own))
+    assert weight.sum() == count and len(x) <= 48 and (np.diff(x) > 0).all()
+    assert x @ weight == pytest.approx(own.sum()) and others == pytest.approx(2 * x)
+    assert y[-1] == loss(own)[-1] and x[-1] == own[-1]
