@@ -50,6 +50,7 @@ from saturation import noise
 from megatron_davinci.config.controller import ControllerConfig
 from megatron_davinci.train.policies import make_policy
 from megatron_davinci.train.policies.bounded import decide
+from megatron_davinci.train.policies.saturation import largest_first
 from megatron_davinci.train.policies.situation import Bounds, Evaluation, Policy, Situation, Wish
 
 EVALUATIONS = 100
@@ -147,7 +148,7 @@ def optimum(world: World, schedule: NDArray) -> NDArray:
     while part > least:
         trials = schedule + part * moves
         may = ((trials >= float(FLOOR)) & (trials <= float(CEILING))).all(axis=(1, 2))
-        goals = np.where(may, world.goal(trials), np.inf)
+        goals = np.where(may, world.goal(np.maximum(trials, 0)), np.inf)
         if goals.min() < best - 1e-12:
             best, schedule = float(goals.min()), trials[int(np.argmin(goals))]
         else:
@@ -177,7 +178,7 @@ class KnowsCurves:
         moves = pairs.reshape(-1, len(seen))[np.abs(pairs).sum(-1).ravel() > 0]
 
         def goal(trials: NDArray) -> NDArray:
-            known = believed.worth(seen + left * trials) @ world.transfer.T
+            known = believed.worth(seen + left * np.maximum(trials, 0)) @ world.transfer.T
             return believed.losses(known).mean(axis=-1)
 
         best = float(goal(shares))
@@ -189,8 +190,8 @@ class KnowsCurves:
                 best, shares = float(goals.min()), trials[int(np.argmin(goals))]
             else:
                 part /= 2
-        # As the policy does: large plans first.
-        return Wish(dict(zip(world.names, (shares**2).tolist(), strict=True)), "by the true curves")
+        planned = dict(zip(world.names, shares.tolist(), strict=True))
+        return Wish(largest_first(planned, situation), "by the true curves")
 
 
 def policy_named(name: str, world: World) -> Policy:

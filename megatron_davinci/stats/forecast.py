@@ -35,6 +35,9 @@ _STARTS = (3, 4)  # of b and of s
 _ITERATIONS = 8
 _OUTLIER = 2.5  # standard deviations
 _LEAST_WEIGHT = 1e-3
+_TRUST = (
+    0.5  # of a point, as evidence: curves are never of quite the right family, and noise is estimated too
+)
 
 
 @dataclass(frozen=True)
@@ -259,7 +262,8 @@ class _Fits:
         matrix, _ = self._normal()
         variance = self._variance(error)
         penalty = (value - error) / variance
-        log_weight = self._log_prior - max(self._points - 2, 1.0) / 2 * np.log(np.maximum(error, 1e-12))
+        points = _TRUST * self._points
+        log_weight = self._log_prior - max(points - 2, 1.0) / 2 * np.log(np.maximum(error, 1e-12))
         log_weight -= penalty / 2 + np.linalg.slogdet(matrix / variance)[1] / 2
         log_weight[size <= 0] = -np.inf
         log_weight[last + unit * level < 0] -= 10  # a loss that would fall below 0
@@ -272,7 +276,7 @@ class _Fits:
             none = np.zeros(0)
             return Forecast(none, none, none, none, none, none, none, noise)
         # The unscented transform of two dimensions: the middle, and both ways along two axes.
-        root = np.linalg.cholesky(np.linalg.inv(matrix[chosen] / variance))
+        root = np.linalg.cholesky(np.linalg.inv(matrix[chosen] / variance) / _TRUST)
         axes = np.sqrt(3) * np.clip(root, -0.7, 0.7)
         offsets = np.stack([0 * axes[..., 0], axes[..., 0], -axes[..., 0], axes[..., 1], -axes[..., 1]])
         places, sizes = self.theta[chosen] + offsets, []

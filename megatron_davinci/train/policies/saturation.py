@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from megatron_davinci.config.controller import ControllerConfig
 from megatron_davinci.train.policies.returns import LEAST_EVALUATIONS, Outlook, divide, look
 from megatron_davinci.train.policies.situation import Situation, Wish
@@ -51,8 +53,7 @@ class SaturationPolicy:
         planned = divide(seen, left, free, situation, self._settings.importance)
         if planned is None:
             return Wish(kept, f"{_words(seen)}; no domain of plain text is expected to gain", details)
-        shares = _largest_first(planned)
-        mixture = {unit: kept[unit] if unit in formats else free * shares[unit] for unit in kept}
+        mixture = {**kept, **largest_first(planned, situation)}
         moves = [
             f"{unit} {kept[unit]:.1%} to {mixture[unit]:.1%}"
             for unit in plain
@@ -62,15 +63,28 @@ class SaturationPolicy:
         return Wish(mixture, f"{_words(seen)}; {wished}", details)
 
 
-def _largest_first(planned: Mapping[str, float]) -> dict[str, float]:
+def largest_first(planned: Mapping[str, float], situation: Situation) -> dict[str, float]:
     """Shares for now, of a plan for all tokens that are left.
 
     What was given cannot be taken back, and after a knee, floors and what other domains teach go on giving. So the
     later a knee is met, the less is lost; and of what is known well already, a token is the least likely to meet
-    one. Domains with large plans therefore go first, in proportion to their plan's square.
+    one. Domains with large plans therefore go first: shares are in proportion to the square of the plan, as far as
+    bounds allow. What a bound takes from one domain is spread in proportion too.
     """
-    total = sum(share**2 for share in planned.values())
-    return {unit: share**2 / total for unit, share in planned.items()}
+    bounds, units = situation.bounds, sorted(planned)
+    present = np.array([float(situation.mixture[unit]) for unit in units])
+    change = float(bounds.maximum_change)
+    low = np.maximum([float(bounds.floors.get(unit, 0)) for unit in units], present - change)
+    high = np.minimum([float(bounds.ceilings.get(unit, 1)) for unit in units], present + change)
+    wanted = np.maximum(np.array([planned[unit] for unit in units]) ** 2, 1e-9)
+    # The one factor with which the shares sum to what they have now, found by halving on a logarithmic scale.
+    below, above = -30.0, 30.0
+    for _ in range(80):
+        middle = (below + above) / 2
+        total = np.clip(np.exp(middle) * wanted, low, high).sum()
+        below, above = (middle, above) if total < present.sum() else (below, middle)
+    shares = np.clip(np.exp(above) * wanted, low, high)
+    return dict(zip(units, shares.tolist(), strict=True))
 
 
 def _words(seen: Mapping[str, Outlook]) -> str:
