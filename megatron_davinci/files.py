@@ -37,11 +37,18 @@ def disk_errors(path: Path, doing: str) -> Iterator[None]:
         raise EnvironmentProblem(
             f"The disk is full: {doing} failed." if full else f"A file system error: {doing} failed.",
             where=path,
-            found=f"{error.strerror or error}" + (f", {free_bytes(path):,} bytes free" if full else ""),
+            found=f"{error.strerror or error}" + (_free(path) if full else ""),
             do="free space or choose another folder, then start the same command again"
             if full
             else "check the folder's permissions and the disk",
         ) from error
+
+
+def _free(path: Path) -> str:
+    try:
+        return f", {free_bytes(path):,} bytes free"
+    except OSError:
+        return ""
 
 
 def free_bytes(path: Path) -> int:

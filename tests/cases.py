@@ -16,3 +16,8 @@ TIMES_AS_MANY = 20
 def cases(count: int) -> Callable:
     """A decorator for a test under `@given`: `count` examples, twenty times as many under `--long`."""
     return settings(max_examples=count * (TIMES_AS_MANY if os.environ.get(LONG) == "1" else 1), deadline=None)
+
+
+def is_long() -> bool:
+    """Whether this is `make test-long`."""
+    return os.environ.get(LONG) == "1"

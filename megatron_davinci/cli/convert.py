@@ -48,13 +48,14 @@ def import_checkpoint(checkpoint: Path, out: Path) -> None:
 
     from megatron_davinci.convert.megatron_checkpoint import MegatronCheckpoint
     from megatron_davinci.train import checkpoint_files
+    from megatron_davinci.train.new_files import NewFiles
 
     if out.exists():
         raise ConfigError("The checkpoint's folder is there already.", where=out, do="choose another")
     found = MegatronCheckpoint.of(checkpoint)
     temporary = checkpoint_files.begin(out.parent, 0)
     try:
-        files = checkpoint_files.NewFiles(temporary)
+        files = NewFiles(temporary)
         found.write(temporary / "state", files.open)
         description = {
             "step": 0,

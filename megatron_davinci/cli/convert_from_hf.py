@@ -79,6 +79,7 @@ def import_model(
     from megatron_davinci.convert.hf_model import HFModel
     from megatron_davinci.convert.new_tokens import NewTokens
     from megatron_davinci.train import checkpoint_files
+    from megatron_davinci.train.new_files import NewFiles
 
     if out.exists():
         raise ConfigError("The checkpoint's folder is there already.", where=out, do="choose another")
@@ -91,9 +92,10 @@ def import_model(
     new = _new_tokens(folder, extend_with, new_tokens, seed) if extend_with else NewTokens()
     found = HFModel.of(folder, dtype=dtype, vocab_multiple=vocab_multiple, new=new)
     temporary = checkpoint_files.begin(out.parent, 0)
+    files = NewFiles(temporary)
     try:
         with bar(f"importing {folder.name}") as progress:
-            found.write(temporary / "state", checkpoint_files.DigestFile, progress)
+            found.write(temporary / "state", files.open, progress)
         description = {
             "step": 0,
             "consumed_samples": 0,
@@ -106,7 +108,7 @@ def import_model(
                 "new_tokens": new.count,
             },
         }
-        checkpoint_files.commit(temporary, out, description, latest=False)
+        checkpoint_files.commit(temporary, out, description, files.entries, latest=False)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -9,7 +9,7 @@ from megatron_davinci.config import RunConfig
 from megatron_davinci.config.units import format_tokens
 from megatron_davinci.report.numbers import scientific
 from megatron_davinci.train.plan import RunPlan, StagePlan
-from megatron_davinci.train.plan_cost import Gpu
+from megatron_davinci.train.plan_cost import Gpu, checkpoints_kept
 from megatron_davinci.train.plan_layouts import ROOM, Suggested
 
 
@@ -125,7 +125,7 @@ def _facts(plan: RunPlan, config: RunConfig) -> list[tuple[str, str]]:
         (
             "checkpoints",
             f"{_bytes(plan.checkpoint_bytes)} each, {_bytes(plan.checkpoint_space)} with the "
-            f"{config.checkpoint.keep} that are kept and the one being written"
+            f"{checkpoints_kept(config):,} that are kept and the one being written"
             + (f"; every {every:,} steps" if every else "; at the end only"),
         ),
         *_snapshots(plan, config),

@@ -49,7 +49,9 @@ def unfinished(out: Path) -> Iterator[Path]:
         ConfigError: `out` is there already, or another process is writing it.
         EnvironmentProblem: The disk is full or failing.
     """
-    if out.exists():
+    with disk_errors(out, "exporting"):
+        there = out.exists()
+    if there:
         raise ConfigError(
             "The export's folder is there already.", where=out, do="choose another, or remove it"
         )

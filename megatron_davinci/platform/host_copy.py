@@ -29,7 +29,7 @@ class HostCopy:
             tensors: Of any device.
 
         Returns:
-            The copies, with sizes and strides of the originals. They are overwritten by the next call. None where the
+            The copies, dense and of the originals' sizes. They are overwritten by the next call. None where the
             host has no room for them.
         """
         kept = [_fits(buffer, tensor) for buffer, tensor in zip(self._buffers, tensors, strict=False)]
@@ -70,14 +70,11 @@ def available_bytes() -> int | None:
 
 
 def _fits(buffer: Tensor, tensor: Tensor) -> bool:
-    return (buffer.dtype, buffer.shape, buffer.is_pinned()) == (
-        tensor.dtype,
-        tensor.shape,
-        tensor.is_cuda,
-    ) and buffer.stride() == tensor.stride()
+    if buffer.dtype != tensor.dtype or buffer.shape != tensor.shape or buffer.is_pinned() != tensor.is_cuda:
+        return False
+    return buffer.stride() == torch.empty_like(tensor, device="meta").stride()
 
 
 def _empty_like(tensor: Tensor) -> Tensor:
-    return torch.empty_strided(
-        tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu", pin_memory=tensor.is_cuda
-    )
+    # Dense, whatever the original is a part of: no more than it is written.
+    return torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)

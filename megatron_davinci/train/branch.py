@@ -12,7 +12,13 @@ from typing import Any
 from megatron_davinci.config import RunConfig, dump_config
 from megatron_davinci.data.journal import Journal, MixRecord
 from megatron_davinci.errors import CheckpointError, ConfigError
-from megatron_davinci.files import disk_errors, fsync_folder, write_atomically, write_json
+from megatron_davinci.files import (
+    disk_errors,
+    fsync_folder,
+    make_private_folder,
+    write_atomically,
+    write_json,
+)
 from megatron_davinci.optim.schedule import Schedule
 from megatron_davinci.train import checkpoint_files
 from megatron_davinci.train.checkpoint_files import Checkpoint
@@ -51,7 +57,7 @@ def branch(config: RunConfig, origin: str) -> str | None:
     temporary = target.with_name(f".{target.name}.tmp-{uuid.uuid4().hex[:8]}")
     with disk_errors(target, "making a branch of a run"):
         try:
-            temporary.mkdir(parents=True)
+            make_private_folder(temporary)
             _fill(RunDirectory(temporary), RunDirectory(run), found)
             _check(RunDirectory(temporary), config)
             os.rename(temporary, target)
@@ -187,7 +193,7 @@ def _link(found: Checkpoint, target: Path, journal: Journal) -> None:
         **found.manifest,
         "journal": {"records": len(journal.records), "digest": journal.digest()},
     }
-    write_json(target / "manifest.json", manifest)
+    write_json(target / "manifest.json", checkpoint_files.sealed(manifest))
 
 
 def _check(new: RunDirectory, config: RunConfig) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import re
@@ -33,126 +32,9 @@ from megatron_davinci.files import (
     write_atomically,
 )
 
-FORMAT = 1
+FORMAT = 2
+"""Since 2 the manifest has a digest of itself."""
 _NAME = re.compile(r"step-(\d{8,})")
-
-
-class DigestFile(io.FileIO):
-    """A new file that hashes the bytes as they are handed to `write`, and is on the disk when it is closed.
-
-    The digest is of what was meant to be written: damage between here and the disk shows when it is verified. A file
-    or link that is there already is an error, never written to or followed.
-    """
-
-    def __init__(self, name: str, mode: str = "wb") -> None:
-        super().__init__(name, mode, opener=_open_new)
-        self._digest = hashlib.sha256()
-        self.bytes = 0
-        self.failure: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        """Write all of `data`, as a buffered file would.
-
-        What the file system refused is kept in `failure`: torch's archive writer forgets it and raises its own.
-        """
-        view = memoryview(data).cast("B")
-        self._digest.update(view)
-        try:
-            self._write_all(view)
-        except OSError as error:
-            self.failure = self.failure or error
-            raise
-        self.bytes += len(view)
-        return len(view)
-
-    def _write_all(self, view: memoryview) -> None:
-        written = 0
-        while written < len(view):
-            written += super().write(view[written:]) or 0
-
-    def close(self) -> None:
-        """Close; what was written is on the disk then."""
-        if self.closed:
-            return
-        try:
-            if self.failure is None:
-                os.fsync(self.fileno())
-        except OSError as error:
-            self.failure = error
-            raise
-        finally:
-            super().close()
-
-    @property
-    def entry(self) -> dict[str, Any]:
-        """What a manifest says of the file."""
-        return {"bytes": self.bytes, "sha256": self._digest.hexdigest()}
-
-
-def _open_new(name: str, flags: int) -> int:
-    return os.open(name, flags | os.O_EXCL | os.O_NOFOLLOW, 0o666)
-
-
-class NewFiles:
-    """The files that one writer adds to a checkpoint, and what the manifest will say of them.
-
-    Args:
-        folder: The checkpoint's folder from `begin`.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._opened: dict[str, DigestFile] = {}
-        self._verified: set[str] = set()
-
-    def open(self, name: str | os.PathLike[str], mode: str = "wb") -> DigestFile:
-        """A new file to write to."""
-        file = DigestFile(str(name), mode)
-        self._opened[self._inside(name)] = file
-        return file
-
-    def write(self, name: str | os.PathLike[str], content: bytes) -> None:
-        """Write a whole file."""
-        with self.open(name) as file:
-            file.write(content)
-
-    def renamed(self, old: str | os.PathLike[str], new: str | os.PathLike[str]) -> None:
-        """Note that a file has another name now."""
-        self._opened[self._inside(new)] = self._opened.pop(self._inside(old))
-
-    @property
-    def failure(self) -> OSError | None:
-        """What the file system refused first, if it refused something."""
-        return next((file.failure for file in self._opened.values() if file.failure), None)
-
-    @property
-    def entries(self) -> dict[str, dict[str, Any]]:
-        """What the manifest will say, by path in the checkpoint."""
-        return {name: file.entry for name, file in self._opened.items()}
-
-    def read_back(self) -> None:
-        """Read what was written from the disk, as far as the system lets go of its copy in memory.
-
-        Raises:
-            EnvironmentProblem: The disk holds something else.
-        """
-        for name, entry in self.entries.items():
-            if name in self._verified:
-                continue
-            path = self._folder / name
-            found = file_digest(path, from_disk=True)
-            if found != entry["sha256"]:
-                raise EnvironmentProblem(
-                    "The disk does not hold what was written to it.",
-                    where=path,
-                    found=f"sha256 {found}",
-                    expected=f"sha256 {entry['sha256']}",
-                    do="check the disk and the machine's memory",
-                )
-            self._verified.add(name)
-
-    def _inside(self, name: str | os.PathLike[str]) -> str:
-        return Path(name).relative_to(self._folder).as_posix()
 
 
 @dataclass(frozen=True)
@@ -200,11 +82,11 @@ def begin(checkpoints: Path, step: int) -> Path:
 
 def discard(folder: Path) -> None:
     """Remove a folder that is no checkpoint; what cannot be removed now is left for the next save."""
-    if folder.is_symlink():
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):
+        if folder.is_symlink():
             folder.unlink()
-        return
-    shutil.rmtree(folder, ignore_errors=True)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def commit(
@@ -239,7 +121,7 @@ def commit(
                 with open(path, "rb+") as file:
                     os.fsync(file.fileno())
                 entries[name] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
-        manifest = {"format": FORMAT, **description, "files": dict(sorted(entries.items()))}
+        manifest = sealed({**description, "files": dict(sorted(entries.items()))})
         write_atomically(temporary / "manifest.json", json.dumps(manifest, indent=1))
         # From here on the group may read it, where it may read the folder that it will be in.
         mode = 0o700 | (target.parent.stat().st_mode & 0o070)
@@ -257,6 +139,20 @@ def commit(
         with contextlib.suppress(EnvironmentProblem):
             write_atomically(target.parent / "LATEST", target.name + "\n")
     return Checkpoint(target, manifest)
+
+
+def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest with its format and the digest of all that it says, by which a change of it is found."""
+    content = {**manifest, "format": FORMAT}
+    content.pop("digest", None)
+    return {**content, "digest": _digest_of(content)}
+
+
+def _digest_of(manifest: Mapping[str, Any]) -> str:
+    rest = {name: value for name, value in manifest.items() if name != "digest"}
+    # As it will be read: JSON knows no tuples.
+    canonical = json.dumps(json.loads(json.dumps(rest)), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def read(folder: Path, *, verify: bool = True) -> Checkpoint:
@@ -282,12 +178,12 @@ def read(folder: Path, *, verify: bool = True) -> Checkpoint:
         raise CheckpointError(
             "The checkpoint's manifest cannot be read.", where=path, found=error, do=again
         ) from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    if not isinstance(manifest, dict) or manifest.get("format") not in (1, FORMAT):
         raise CheckpointError(
             "The checkpoint's manifest is of another format.",
             where=path,
             found=manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__,
-            expected=f"format {FORMAT}",
+            expected=f"format 1 or {FORMAT}",
             do="use the version of megatron-davinci that wrote it",
         )
     for field, kind in (("step", int), ("consumed_samples", int), ("model", dict), ("files", dict)):
@@ -299,6 +195,14 @@ def read(folder: Path, *, verify: bool = True) -> Checkpoint:
                 expected=kind.__name__,
                 do=again,
             )
+    if manifest["format"] > 1 and (found := _digest_of(manifest)) != manifest.get("digest"):
+        raise CheckpointError(
+            "The checkpoint's manifest is damaged.",
+            where=path,
+            found=f"digest {found}",
+            expected=f"digest {manifest.get('digest')}",
+            do=again,
+        )
     present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {"manifest.json"}
     listed: dict[str, Any] = manifest["files"]
     if present != set(listed):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from megatron_davinci.config import RunConfig
 from megatron_davinci.errors import ConfigError
+from megatron_davinci.optim.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -95,4 +97,14 @@ def checkpoint_bytes(config: RunConfig) -> int:
 
 def checkpoint_space(config: RunConfig) -> int:
     """Bytes that checkpoints take at the most: those that are kept, and the one that is being written."""
-    return checkpoint_bytes(config) * (config.checkpoint.keep + 1)
+    return checkpoint_bytes(config) * (checkpoints_kept(config) + 1)
+
+
+def checkpoints_kept(config: RunConfig) -> int:
+    """How many checkpoints are kept in the end, at the most: the newest, the best, and those that stay forever."""
+    kept, every = config.checkpoint, config.checkpoint.every_steps
+    forever = 0
+    if kept.keep_every is not None and every is not None:
+        steps = Schedule(config.curriculum, config.data.sequence_length).total_steps
+        forever = steps // math.lcm(kept.keep_every, every)
+    return kept.keep + kept.keep_best + forever

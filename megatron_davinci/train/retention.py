@@ -62,17 +62,14 @@ def prune(
     Returns:
         Steps of those that were removed.
     """
-    there = {
-        step: path
-        for path in checkpoint_files.steps(checkpoints)
-        if (step := checkpoint_files.step_of(path)) <= newest
-    }
-    if len(there) <= retention.newest:
-        return []
     try:
+        found = {checkpoint_files.step_of(path): path for path in checkpoint_files.steps(checkpoints)}
+        there = {step: path for step, path in found.items() if step <= newest}
+        if len(there) <= retention.newest:
+            return []
         kept = retention.kept(there, losses() if retention.best else {})
-    except DavinciError:
-        return []  # the record of evaluations is damaged: which is best is not known, so all of them stay
+    except (DavinciError, OSError):
+        return []  # what is there, or which is best, cannot be read: all of them stay
     return [step for step, path in there.items() if step not in kept and checkpoint_files.remove(path)]
 
 

@@ -22,7 +22,7 @@ from megatron_davinci.errors import DavinciError, EnvironmentProblem
 from megatron_davinci.files import disk_errors
 from megatron_davinci.platform.distributed import shared_store
 from megatron_davinci.train import checkpoint_files
-from megatron_davinci.train.checkpoint_files import NewFiles
+from megatron_davinci.train.new_files import NewFiles
 from megatron_davinci.train.snapshot import Snapshot
 
 _LONGEST_PAUSE = 0.25
@@ -138,10 +138,12 @@ class SaveJob:
             said["failure"] = _described(error)
         except BaseException:
             said["bug"] = traceback.format_exc()
-        if "bug" in said or said["failure"] is not None:
-            checkpoint_files.discard(self.temporary)
-        said["seconds"] = time.perf_counter() - self.began
-        _post(self._key("outcome"), said)
+        finally:
+            if "bug" in said or said["failure"] is not None:
+                checkpoint_files.discard(self.temporary)
+            # Every rank waits for this, so it comes whatever has happened.
+            said["seconds"] = time.perf_counter() - self.began
+            _post(self._key("outcome"), said)
 
     def _commit(self, files: NewFiles, posts: list[dict[str, Any]]) -> int:
         assert self.snapshot is not None

@@ -38,7 +38,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from megatron_davinci.platform.host_copy import HostCopy
 from megatron_davinci.train.checkpoint import CONTENT, sharded_state
-from megatron_davinci.train.checkpoint_files import NewFiles
+from megatron_davinci.train.new_files import NewFiles
 
 Place = list[Any]
 """Where an item lies, as JSON: name, offset in the tensor, index, file, first byte, bytes."""
@@ -109,7 +109,9 @@ class Snapshot:
                 files.write(Path(self.writer.checkpoint_dir) / COMMON_STATE_FNAME, self.common)
         except Exception as error:
             # torch's archive writer raises an error of its own for what the file system refused.
-            raise files.failure or error from error
+            if files.failure is None or files.failure is error:
+                raise
+            raise files.failure from error
         files.read_back()
         return places
 

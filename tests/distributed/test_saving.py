@@ -62,8 +62,12 @@ def train_with_a_slow_disk(settings):
 
 @pytest.mark.parametrize(
     ("ranks", "parallel"),
-    [(1, {}), (2, {"tensor": 2}), (2, {"distributed_optimizer": True})],
-    ids=["one rank", "TP2", "DP2, sharded optimizer"],
+    [
+        (2, {"distributed_optimizer": True}),
+        pytest.param(1, {}, marks=pytest.mark.long),
+        pytest.param(2, {"tensor": 2}, marks=pytest.mark.long),
+    ],
+    ids=["DP2, sharded optimizer", "one rank", "TP2"],
 )
 def test_in_the_background_the_same_files_are_written(tmp_path, ranks, parallel):
     runs = {}

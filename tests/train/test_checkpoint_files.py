@@ -10,11 +10,12 @@ import pytest
 from megatron_davinci import files
 from megatron_davinci.errors import CheckpointError, EnvironmentProblem
 from megatron_davinci.train import checkpoint_files as cf
+from megatron_davinci.train.new_files import NewFiles
 
 
 def write(checkpoints, step=3, content=b"weights"):
     temporary = cf.begin(checkpoints, step)
-    files = cf.NewFiles(temporary)
+    files = NewFiles(temporary)
     files.write(temporary / "state" / "a.distcp", content)
     (temporary / "state" / "common.pt").write_bytes(b"common")
     return cf.commit(
@@ -37,7 +38,7 @@ def test_a_checkpoint_is_read_back_verified(tmp_path):
 def test_the_digest_is_of_the_bytes_handed_to_write(tmp_path):
     temporary = cf.begin(tmp_path, 1)
     path = temporary / "state" / "a.distcp"
-    files = cf.NewFiles(temporary)
+    files = NewFiles(temporary)
     with files.open(path) as file:
         file.write(b"meant")
         file.write(memoryview(bytearray(b" and meant")))
@@ -89,6 +90,12 @@ def damage_manifest_field(folder):
     return "consumed_samples"
 
 
+def damage_manifest_value(folder):
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace('"consumed_samples": 40', '"consumed_samples": 48'))
+    return "manifest is damaged"
+
+
 def damage_format(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
@@ -105,6 +112,7 @@ def damage_format(folder):
         damage_no_manifest,
         damage_manifest_json,
         damage_manifest_field,
+        damage_manifest_value,
         damage_format,
     ],
 )
@@ -201,7 +209,7 @@ def test_nothing_is_written_through_a_link_that_lies_in_wait(tmp_path):
     (temporary / "state" / "b.distcp").symlink_to(tmp_path / "made")
     for name in ("a", "b"):
         with pytest.raises(FileExistsError):
-            cf.NewFiles(temporary).write(temporary / "state" / f"{name}.distcp", b"bad")
+            NewFiles(temporary).write(temporary / "state" / f"{name}.distcp", b"bad")
     assert victim.read_bytes() == b"dear" and not (tmp_path / "made").exists()
 
 
@@ -232,6 +240,14 @@ def test_anothers_checkpoint_is_refused_where_everybody_may_write(tmp_path):
     with pytest.raises(CheckpointError, match="another user's"):
         cf.read(folder)
     assert cf.newest_good(folder.parent)[0] is None
+
+
+def test_a_checkpoint_from_before_manifests_had_digests_is_read(tmp_path):
+    folder = write(tmp_path).folder
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["digest"]
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 1}))
+    assert cf.read(folder).step == 3
 
 
 def test_no_checkpoints_is_not_an_error(tmp_path):

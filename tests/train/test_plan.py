@@ -206,6 +206,10 @@ def test_a_checkpoint_is_weights_and_what_the_optimizer_has_in_fp32(config):
     plan = plan_run(config, 256)
     assert plan.checkpoint_bytes == 3_085_938_688 * (2 + 4 + 8)
     assert plan.checkpoint_space == 4 * plan.checkpoint_bytes
+    more = config.checkpoint.model_copy(update={"keep_best": 2, "every_steps": 600, "keep_every": 900})
+    more_of_them = plan_run(config.model_copy(update={"checkpoint": more}), 256)
+    forever = plan.total_steps // 1800
+    assert forever > 1 and more_of_them.checkpoint_space == (4 + 2 + forever) * plan.checkpoint_bytes
 
 
 def test_snapshots_take_the_optimizer_s_state_twice_and_parity(config):

@@ -28,9 +28,11 @@ def test_a_run_leaves_everything_that_decided_it(tmp_path):
         "journal.jsonl",
         "manifest.json",
         "metrics.jsonl",
+        "ranks",
         "saves.jsonl",
         "tensorboard",
     }
+    assert run.stat().st_mode & 0o007 == 0  # nobody outside the group looks into it
     assert load_config(run / "config.yaml") == tiny_config(
         tmp_path, logging={"progress": "none", "tensorboard": True}, checkpoint={"every_steps": 20, "keep": 2}
     )
