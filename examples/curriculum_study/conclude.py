@@ -206,6 +206,15 @@ def reasons(comparison: Comparison) -> list[str]:
             "show."
         )
     said.append(_by_domain(comparison))
+    if "even" in comparison.arms:
+        said.append(
+            "Over domains and seeds, what the controller's losses differ by from the even mixture's goes with how "
+            "much it drew: the correlation with the logarithm of a domain's share is "
+            f"{_correlation(comparison, 1.0):.2f}".replace("-", "−")
+            + " for the share of all tokens, and "
+            + f"{_correlation(comparison, 0.2):.2f}".replace("-", "−")
+            + " for that of the last fifth."
+        )
     moved, net = _path(comparison)
     if net > 0:
         said.append(
@@ -238,6 +247,23 @@ def saturated_too_early(comparison: Comparison) -> list[tuple[str, float]]:
                     curve = even.losses[domain]
                     found.append((domain, float(curve[min(at, len(curve) - 1)] - curve[-1])))
     return found
+
+
+def _correlation(comparison: Comparison, part: float) -> float:
+    """Between the logarithm of a domain's share of the last `part` of the tokens and the loss beyond the even
+    mixture's, over domains and seeds of the controller; 0 where nothing varies."""
+    logs, beyond = [], []
+    for seed, one in comparison.arms["controller"].items():
+        if (even := comparison.arms["even"].get(seed)) is None:
+            continue
+        begin = (1 - part) * one.edges[-1]
+        widths = np.diff(np.maximum(one.edges, begin))
+        for domain, shares in one.shares.items():
+            logs.append(np.log(max(float(widths @ shares) / widths.sum(), 1e-6)))
+            beyond.append(one.losses[domain][-1] - even.losses[domain][-1])
+    if np.ptp(logs) < 1e-9 or np.ptp(beyond) < 1e-9:
+        return 0.0
+    return float(np.corrcoef(logs, beyond)[0, 1])
 
 
 def _path(comparison: Comparison) -> tuple[float, float]:
