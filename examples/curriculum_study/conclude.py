@@ -197,13 +197,16 @@ def reasons(comparison: Comparison) -> list[str]:
         )
     for name in comparison.of_kind("amounts"):
         found = comparison.controller[name]
+        meaning = {
+            "better": "that is what the order is worth",
+            "worse": "that is what its order has cost",
+            "no difference beyond noise": "the order does not show",
+            "unknown": "one seed proves nothing about the order",
+        }[found.verdict]
         said.append(
-            "A fixed mixture with the amounts of each domain that the controller came to draw: the controller is "
-            f"{_verdict(found)} than that, {interval(found)}. That difference is what the order is worth."
-            if found.verdict in ("better", "worse")
-            else "A fixed mixture with the amounts of each domain that the controller came to draw: "
-            f"{found.verdict}, {interval(found)}. So amounts count here, and the order in which they come does not "
-            "show."
+            "Against a fixed mixture of the amounts that the controller came to draw itself: "
+            f"{_verdict(found)}, {interval(found)}; {meaning}. That mixture is "
+            f"{interval(comparison.against_fixed[name])} from the best fixed one."
         )
     said.append(_by_domain(comparison))
     if "even" in comparison.arms:
