@@ -61,6 +61,7 @@ bench: setup
 	$(BIN)/python benchmarks/tokenize.py --json $(OUT)/tokenize.json
 	$(BIN)/python benchmarks/saturation.py --json $(OUT)/saturation.json
 	$(BIN)/python benchmarks/controller_world.py --json $(OUT)/controller_world.json
+	$(BIN)/python benchmarks/convert.py --json $(OUT)/convert.json
 
 gpu-check: setup
 	$(BIN)/python -m pytest -m gpu

@@ -6,7 +6,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from megatron_davinci.cli import convert_from_hf, convert_to_hf
+from megatron_davinci.cli import convert_from_hf, convert_release, convert_to_hf
 from megatron_davinci.config.model import ModelConfig
 from megatron_davinci.errors import ConfigError
 
@@ -17,6 +17,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     convert_to_hf.add_arguments(directions.add_parser("to-hf", help="write a folder that transformers loads"))
     convert_from_hf.add_arguments(
         directions.add_parser("from-hf", help="take the weights of a Hugging Face model")
+    )
+    convert_release.add_release_arguments(
+        directions.add_parser("release", help="write all kept checkpoints of a run as a tree of folders")
+    )
+    convert_release.add_push_arguments(
+        directions.add_parser("push", help="upload such folders to the Hugging Face hub, with your token")
     )
     from_megatron = directions.add_parser(
         "from-megatron", help="take the weights of a GPT checkpoint that Megatron-LM saved (torch_dist)"
@@ -33,6 +39,10 @@ def run(arguments: argparse.Namespace) -> int:
         return convert_to_hf.run(arguments)
     if arguments.direction == "from-hf":
         return convert_from_hf.run(arguments)
+    if arguments.direction in ("release", "push"):
+        return {"release": convert_release.release, "push": convert_release.push}[arguments.direction](
+            arguments
+        )
     import_checkpoint(arguments.checkpoint, arguments.out)
     return 0
 

@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "tokenizer writes the new one with, zeros (default: mean)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of --new-tokens normal")
+    parser.add_argument("--skip-verify", action="store_true", help="do not hold it against transformers")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -49,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         extend_with=arguments.extend_with,
         new_tokens=arguments.new_tokens,
         seed=arguments.seed,
+        verify=not arguments.skip_verify,
     )
     return 0
 
@@ -62,6 +64,7 @@ def import_model(
     extend_with: Path | None = None,
     new_tokens: str = "mean",
     seed: int = 0,
+    verify: bool = True,
 ) -> None:
     """Make a checkpoint of ours of a Hugging Face model, and say how a run begins with it.
 
@@ -73,8 +76,10 @@ def import_model(
         extend_with: Folder of a tokenizer whose new tokens get rows.
         new_tokens: What these begin with.
         seed: Of what is drawn.
+        verify: Hold it against transformers before it appears.
     """
     from megatron_davinci.cli.convert_progress import bar
+    from megatron_davinci.cli.convert_verify import verified
     from megatron_davinci.config.model import ModelConfig
     from megatron_davinci.convert.hf_model import HFModel
     from megatron_davinci.convert.new_tokens import NewTokens
@@ -96,6 +101,18 @@ def import_model(
     try:
         with bar(f"importing {folder.name}") as progress:
             found.write(temporary / "state", files.open, progress)
+        verification = None
+        if verify:
+            said = verified(
+                folder,
+                temporary / "state",
+                found.family,
+                found.model,
+                tokenizer=folder,
+                dtype=found.dtype,
+                tokens=new.first if new.count else None,
+            )
+            verification = said.facts()
         description = {
             "step": 0,
             "consumed_samples": 0,
@@ -106,6 +123,7 @@ def import_model(
                 "folder": str(folder.resolve()),
                 "family": found.family.name,
                 "new_tokens": new.count,
+                "verification": verification,
             },
         }
         checkpoint_files.commit(temporary, out, description, files.entries, latest=False)

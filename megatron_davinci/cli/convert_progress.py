@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
@@ -25,13 +27,25 @@ def bar(what: str) -> Iterator[Callback]:
     Args:
         what: What is being done, in a word or two.
     """
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, disable=not sys.stderr.isatty(), transient=True) as progress:
+    with _shown(what, DownloadColumn(), TransferSpeedColumn()) as callback:
+        yield callback
+
+
+@contextmanager
+def layers(what: str) -> Iterator[Callback]:
+    """Show layers done.
+
+    Args:
+        what: What is being done, in a word or two.
+    """
+    with _shown(what, MofNCompleteColumn(), TextColumn("layers")) as callback:
+        yield callback
+
+
+@contextmanager
+def _shown(what: str, *columns: ProgressColumn) -> Iterator[Callback]:
+    shown = (TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn())
+    screen = Console(stderr=True)
+    with Progress(*shown, console=screen, disable=not screen.is_terminal, transient=True) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

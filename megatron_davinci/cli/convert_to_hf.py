@@ -21,8 +21,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="run directory, RUN@STEP for a checkpoint that is not the newest, or a checkpoint's folder",
     )
     parser.add_argument("out", type=Path, nargs="?", help="folder to make (default: RUN/hf/step-XXXXXXXX)")
+    parser.add_argument(
+        "--run",
+        type=Path,
+        metavar="DIR",
+        dest="of_run",
+        help="whose a checkpoint's folder is, for card and tokenizer",
+    )
     parser.add_argument("--tokenizer", type=Path, help="folder of the tokenizer (default: the run's)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: as stored")
+    parser.add_argument("--skip-verify", action="store_true", help="do not hold it against transformers")
+    parser.add_argument("--licence", metavar="ID", help="for the model card, such as apache-2.0")
     parser.add_argument("--family", help="write it as this family (default: by the model)")
 
 
@@ -35,6 +44,9 @@ def run(arguments: argparse.Namespace) -> int:
             dtype=arguments.dtype,
             tokenizer=arguments.tokenizer,
             family=arguments.family,
+            verify=not arguments.skip_verify,
+            licence=arguments.licence,
+            of_run=arguments.of_run,
         )
     )
     return 0
@@ -97,6 +109,9 @@ def export(
     dtype: str | None = None,
     tokenizer: Path | None = None,
     family: str | None = None,
+    verify: bool = True,
+    licence: str | None = None,
+    of_run: Path | None = None,
 ) -> Path:
     """Export a checkpoint of a run, or one by itself.
 
@@ -106,13 +121,20 @@ def export(
         dtype: See `convert.export.export_to_hf`.
         tokenizer: Its folder; default: the run's.
         family: Name of the family to write; default: by the model.
+        verify: Hold it against transformers before it appears.
+        licence: For the model card.
+        of_run: The run directory that a checkpoint's folder is of.
     """
     from megatron_davinci.cli.convert_progress import bar
-    from megatron_davinci.convert.export import export_to_hf
-    from megatron_davinci.convert.families import family_named
+    from megatron_davinci.cli.convert_verify import verified
+    from megatron_davinci.convert.card import Release, write_card
+    from megatron_davinci.convert.export import DTYPES, export_to_hf, read_config
+    from megatron_davinci.convert.families import family_named, family_of
     from megatron_davinci.data.tokenizer import Tokenizer
 
     found = find(run_name)
+    if of_run is not None and found.run is None:
+        found = Found(found.checkpoint, of_run, load_config(of_run / "config.yaml"))
     if out is None:
         if found.run is None:
             raise ConfigError(
@@ -123,14 +145,38 @@ def export(
         out = found.run / "hf" / found.checkpoint.folder.name
     if tokenizer is None and found.config is not None:
         tokenizer = found.config.data.tokenizer
+    state, model = found.checkpoint.state, found.checkpoint.manifest["model"]
+    written = family_named(family, "--family") if family else family_of(model)
+
+    def finish(folder: Path) -> None:
+        said = None
+        if verify:
+            kind = DTYPES[dtype] if dtype else None
+            said = verified(folder, state, written, model, tokenizer=tokenizer, dtype=kind)
+        write_card(
+            folder,
+            Release(
+                family=written,
+                model=model,
+                checkpoint=found.checkpoint.manifest,
+                dtype=read_config(folder)["torch_dtype"],
+                run=found.run,
+                verification=said.facts() if said else None,
+                verified=str(said) if said else None,
+                licence=licence,
+                tokenizer=(folder / "tokenizer.json").exists(),
+            ),
+        )
+
     with bar(f"exporting {out.name}") as progress:
         return export_to_hf(
-            found.checkpoint.state,
-            found.checkpoint.manifest["model"],
+            state,
+            model,
             out,
             tokenizer=tokenizer,
             eod_id=Tokenizer.load(tokenizer).eod_id if tokenizer else None,
             dtype=dtype,
-            family=family_named(family, "--family") if family else None,
+            family=written,
             progress=progress,
+            finish=finish,
         )

@@ -86,7 +86,12 @@ def export_to_hf(
         write_json(folder / "generation_config.json", _generation(eod_id))
         if tokenizer is not None:
             copy_tokenizer(tokenizer, folder)
-        finish(folder)
+        try:
+            finish(folder)
+        except CheckpointError:
+            # What was found wrong is not gone on with.
+            resumable.discard(out)
+            raise
     return out
 
 

@@ -86,10 +86,10 @@ def test_every_model_of_every_family_comes_back_to_the_bit(tmp_path_factory, dra
     family, changes = drawn
     folder = tmp_path_factory.mktemp("model")
     hf_models.save(folder / "hf", family, changes)
-    import_model(folder / "hf", folder / "ours", vocab_multiple=multiple)
+    import_model(folder / "hf", folder / "ours", vocab_multiple=multiple, verify=False)
     model = checkpoint_files.read(folder / "ours").manifest["model"]
     assert model["vocab_size"] % multiple == 0 and model["vocab_padding"] < multiple
-    back = export(str(folder / "ours"), folder / "back")
+    back = export(str(folder / "ours"), folder / "back", verify=False)
     expected, found = hf_models.weights(folder / "hf"), hf_models.weights(back)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
