@@ -206,7 +206,9 @@ def main() -> None:
     if ever:
         figures["sequential_false_alarm_fraction"] = float(np.mean(ever))
     print(f"conditions: {CONDITIONS}\n")
-    common.write(arguments.json, figures, {"conditions": CONDITIONS, "trajectories": count})
+    common.write(
+        arguments.json, figures, {"conditions": CONDITIONS, "trajectories": count, "seed": arguments.seed}
+    )
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from megatron_davinci.data import MixRecord
 from megatron_davinci.errors import DataError
 from megatron_davinci.train.policies import make_policy
 from megatron_davinci.train.policies.bounded import as_text, decide, within_bounds
+from megatron_davinci.train.policies.saturation import largest_first
 from megatron_davinci.train.policies.situation import Bounds, Evaluation, Situation
 
 TOTAL = 1000
@@ -53,6 +54,23 @@ def test_any_wish_becomes_a_mixture_within_bounds_that_sums_to_one_exactly(case)
         for n in free
     ):
         assert all(abs(float(found[n]) - free[n]) < 2e-6 * len(free) for n in free), "a wish that may be, is"
+
+
+@settings(max_examples=100, deadline=None)
+@given(bounded_mixtures())
+def test_large_plans_go_first_within_bounds_and_what_a_bound_takes_is_spread_in_proportion(case):
+    present, bounds, wish = case
+    plan = {name: value / sum(wish.values()) for name, value in wish.items()}
+    found = largest_first(plan, Situation((), present, bounds, TOTAL))
+    assert sum(found.values()) == pytest.approx(1, abs=1e-6)
+    free = []
+    for name, share in found.items():
+        low = max(bounds.floors[name], present[name] - bounds.maximum_change)
+        high = min(bounds.ceilings[name], present[name] + bounds.maximum_change)
+        assert float(low) - 1e-9 <= share <= float(high) + 1e-9
+        if float(low) + 1e-6 < share < float(high) - 1e-6 and plan[name] > 1e-3:
+            free.append(share / plan[name] ** 2)
+    assert not free or max(free) == pytest.approx(min(free), rel=1e-3)
 
 
 def test_a_wish_alone_would_leave_the_bounds():
