@@ -7,7 +7,10 @@ import os
 import socket
 import traceback
 from collections.abc import Callable
+from multiprocessing import forkserver
 from typing import Any
+
+from tests.faults import shim
 
 _CONTEXT = mp.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.preload"])
@@ -24,6 +27,9 @@ def start_ranks(
 
     With `parents` they may start processes of their own, and must be ended by whoever started them.
     """
+    # With the library by which tests/faults makes files fail; it does nothing until a test arms it.
+    with shim.preloaded():
+        forkserver.ensure_running()
     port = _free_port()
     started = []
     for rank in range(world):
@@ -84,6 +90,7 @@ def _rank_main(
 ) -> None:
     from megatron_davinci.errors import DavinciError
 
+    shim.forget()
     os.chdir(folder)
     os.environ.update(
         RANK=str(rank),

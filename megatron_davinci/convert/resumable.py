@@ -162,6 +162,8 @@ def _finished(folder: Path, identity: dict[str, Any], names: list[str]) -> dict[
     try:
         found: dict[str, Any] = json.loads((folder / RECORD).read_bytes())
         if found["of"] == digest and isinstance(found["files"], list):
+            for left in folder.glob(".*.tmp-*"):
+                left.unlink()  # of a small file whose writing was interrupted
             return found
     except (OSError, ValueError, KeyError, TypeError):
         pass
