@@ -30,6 +30,8 @@ def expert_settings(config: RunConfig, *, grouped: bool) -> dict[str, Any]:
         "moe_ffn_hidden_size": config.model.ffn_hidden_size,
         "moe_shared_expert_intermediate_size": experts.shared_ffn_hidden_size,
         "moe_router_topk": experts.top_k,
+        # A softmax over a single score is 1 whatever the score, and the router would learn nothing from the loss.
+        "moe_router_pre_softmax": experts.top_k == 1,
         "moe_router_load_balancing_type": _BALANCE[experts.balance],
         "moe_aux_loss_coeff": 0.0 if experts.balance == "none" else experts.balance_coefficient,
         "moe_z_loss_coeff": experts.router_z_loss or None,

@@ -88,7 +88,7 @@ def test_a_checkpoint_has_the_weights_of_the_last_update(tmp_path):
             tmp_path,
             parallel={"device": "cpu", **parallel},
             run={"directory": str(tmp_path / directory), "seed": 7},
-            train={"micro_batch_size": 2, "precision": "fp32", "threads": 1, "stop_after_steps": stop},
+            train={"micro_batch_size": 1, "precision": "fp32", "threads": 1, "stop_after_steps": stop},
         )
 
     run_ranks(4, train_here, settings("whole", 8))

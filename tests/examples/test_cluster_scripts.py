@@ -74,7 +74,8 @@ def test_a_job_that_lost_a_node_is_requeued_and_is_the_run_that_would_have_been(
     cluster = slurm(**CPU, REQUEUE_AFTER="0")
 
     job = cluster.sbatch(config)
-    wait_until(lambda: steps_on_record(run) >= 6, job)
+    # Of a step, once its save in the background is on the disk too.
+    wait_until(lambda: steps_on_record(run) >= 6 and any((run / "checkpoints").glob("step-*")), job)
     cluster.kill(lost)
     code, said = finish(job)
     assert steps_on_record(run) < 16, "the job was done before its node was killed"
