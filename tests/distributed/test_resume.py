@@ -59,7 +59,12 @@ def undisturbed(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "parallel", [{}, {"tensor": 2, "sequence": True}, {"pipeline": 2}], ids=["DP2", "TP2+SP", "PP2"]
+    "parallel",
+    [
+        pytest.param({}, id="DP2"),
+        pytest.param({"tensor": 2, "sequence": True}, id="TP2+SP", marks=pytest.mark.long),
+        pytest.param({"pipeline": 2}, id="PP2"),
+    ],
 )
 def test_kill_9_in_the_middle_and_resume_is_bitwise_the_same_run(parallel, undisturbed, tmp_path):
     root, _ = undisturbed
@@ -87,13 +92,17 @@ def test_kill_9_in_the_middle_and_resume_is_bitwise_the_same_run(parallel, undis
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        ((2, {"tensor": 2}), (1, {})),
-        ((1, {}), (2, {})),
-        ((4, {"tensor": 2, "pipeline": 2}), (2, {})),
-        ((2, INTERLEAVED), (1, {})),
-        ((2, {"pipeline": 2, "pipeline_layers": [0, 2]}), (2, INTERLEAVED)),
+        pytest.param((2, {"tensor": 2}), (1, {}), id="TP2 to TP1", marks=pytest.mark.long),
+        pytest.param((1, {}), (2, {}), id="DP1 to DP2", marks=pytest.mark.long),
+        pytest.param((4, {"tensor": 2, "pipeline": 2}), (2, {}), id="TP2xPP2 to DP2"),
+        pytest.param((2, INTERLEAVED), (1, {}), id="interleaved to one rank"),
+        pytest.param(
+            (2, {"pipeline": 2, "pipeline_layers": [0, 2]}),
+            (2, INTERLEAVED),
+            id="uneven to interleaved",
+            marks=pytest.mark.long,
+        ),
     ],
-    ids=["TP2 to TP1", "DP1 to DP2", "TP2xPP2 to DP2", "interleaved to one rank", "uneven to interleaved"],
 )
 def test_resume_on_another_layout(before, after, undisturbed, tmp_path):
     root, expected = undisturbed
