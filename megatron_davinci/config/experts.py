@@ -13,8 +13,8 @@ class ExpertsConfig(Section):
     """Every layer's MLP becomes `number` of them, of `model.ffn_hidden_size` channels; a token goes through `top_k`.
 
     A router scores the experts with one matrix. The best `top_k` scores, through a softmax, weigh the outputs; with
-    one expert a token, its share of the softmax over all scores does (Switch Transformer, arXiv:2101.03961, eq. 2). No
-    token is dropped, whatever the load.
+    one expert a token, its share of the softmax over all scores does (Switch Transformer, arXiv:2101.03961, eq. 2).
+    No token is dropped, whatever the load.
     """
 
     number: int = Field(gt=1, description="Experts in each layer")
