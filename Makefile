@@ -30,7 +30,7 @@ quickstart: setup
 	$(BIN)/python examples/quickstart/run.py
 
 # A file's tests stay together, since they share what is dear to make.
-PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=25
 
 test: setup
 	$(PYTEST)

@@ -33,6 +33,8 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     # Ranks and Megatron-Core print nothing that a test needs; a test run is one thread a rank.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # What is printed here goes to a pipe, however wide the terminal of whoever runs the tests.
+    os.environ.pop("COLUMNS", None)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ[LONG] = "1" if config.getoption("--long") else "0"

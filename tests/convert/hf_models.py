@@ -121,6 +121,7 @@ def resave(source: Path, folder: Path, model: dict[str, Any], layout: tuple[int,
     from megatron_davinci.platform import distributed
     from megatron_davinci.platform.device import choose
     from megatron_davinci.train import checkpoint
+    from megatron_davinci.train.saver import Saver
     from megatron_davinci.train.step import wrap_model
     from tests.config import small
 
@@ -139,5 +140,7 @@ def resave(source: Path, folder: Path, model: dict[str, Any], layout: tuple[int,
     set_hyperparameters(optimizer, learning_rate=0.0, weight_decay=0.0)
     optimizer.step()
     description = {"step": 0, "consumed_samples": 0, "model": config.model.model_dump(mode="json")}
-    checkpoint.save(folder, chunks, optimizer, description, keep=1)
+    saver = Saver(folder, config.checkpoint)
+    saver.save(chunks, optimizer, description)
+    saver.finish()
     distributed.stop()

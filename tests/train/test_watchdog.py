@@ -100,7 +100,10 @@ def run_with(tmp_path, plant):
         train={"stop_after_steps": 14},
     )
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
-    return [rank for rank, _ in start_ranks(2, a_rank, tmp_path / "config.yaml", plant, tmp_path / "marker")]
+    started = start_ranks(2, a_rank, tmp_path / "config.yaml", plant, tmp_path / "marker")
+    for rank, connection in started:
+        rank.connection = connection  # a rank that cannot send what it returns ends with code 1
+    return [rank for rank, _ in started]
 
 
 @pytest.mark.parametrize(
@@ -146,5 +149,6 @@ def test_what_takes_long_and_goes_on_is_no_hang(tmp_path):
         rank.join(120)
     assert [rank.exitcode for rank in ranks] == [0, 0]
     left = tmp_path / "run" / "ranks"
-    assert sorted(path.name for path in left.iterdir()) == ["rank-00000.json", "rank-00001.json"]
+    # Stacks may be there, written when the step was late; nobody has been said to stand still.
+    assert not [path.name for path in left.iterdir() if "hang" in path.name]
     assert json.loads((left / "rank-00001.json").read_text())["ended"]["code"] == 0
