@@ -123,7 +123,10 @@ def test_what_the_job_does_when_its_ranks_end(slurm, ranks_end_with, requeue_aft
 
 @pytest.mark.parametrize(
     ("number", "says", "ends", "requeued"),
-    [("USR1", "the time limit is near", 0, 1), ("TERM", "Slurm ends this job", 75, 0)],
+    [
+        ("USR1", "the time limit is near", 0, 1),
+        pytest.param("TERM", "Slurm ends this job", 75, 0, marks=pytest.mark.long),
+    ],
 )
 def test_a_job_that_is_near_its_end_has_its_ranks_save(number, says, ends, requeued, slurm):
     # What Slurm ends, it requeues by itself, after preemption; after scancel nobody should.
