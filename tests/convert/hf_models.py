@@ -117,13 +117,11 @@ def resave(source: Path, folder: Path, model: dict[str, Any], layout: tuple[int,
     """On each rank: load a checkpoint's weights on a layout, and save them from there."""
     from megatron_davinci.config import validate
     from megatron_davinci.model.build import build_model
-    from megatron_davinci.optim.build import build_optimizer, set_hyperparameters
     from megatron_davinci.platform import distributed
     from megatron_davinci.platform.device import choose
     from megatron_davinci.train import checkpoint
-    from megatron_davinci.train.saver import Saver
-    from megatron_davinci.train.step import wrap_model
     from tests.config import small
+    from tests.convert.ranks import save_chunks
 
     tensor, pipeline = layout
     parallel = {"tensor": tensor, "pipeline": pipeline, "sequence": tensor > 1}
@@ -132,15 +130,4 @@ def resave(source: Path, folder: Path, model: dict[str, Any], layout: tuple[int,
     distributed.start(platform, **config.parallel.groups)
     chunks = build_model(config, platform)
     checkpoint.load_weights(source, chunks, config.model.model_dump(mode="json"))
-    wrapped = wrap_model(chunks, config)
-    optimizer = build_optimizer(config, wrapped)
-    # An optimizer has a state to save once it has stepped; this step moves nothing.
-    for chunk in wrapped:
-        chunk.zero_grad_buffer()
-    set_hyperparameters(optimizer, learning_rate=0.0, weight_decay=0.0)
-    optimizer.step()
-    description = {"step": 0, "consumed_samples": 0, "model": config.model.model_dump(mode="json")}
-    saver = Saver(folder, config.checkpoint)
-    saver.save(chunks, optimizer, description)
-    saver.finish()
-    distributed.stop()
+    save_chunks(chunks, config, folder)

@@ -51,13 +51,17 @@ def build(config: RunConfig) -> Any:
 
 
 def save(checkpoints: Path, changes: dict[str, Any], tensor: int, pipeline: int, virtual: int) -> None:
+    config = configuration(changes, tensor, pipeline, virtual)
+    save_chunks(build(config), config, checkpoints)
+
+
+def save_chunks(chunks: Any, config: RunConfig, checkpoints: Path) -> None:
+    """Save a rank's part of a model as the checkpoint of step 0, and leave the groups."""
     from megatron_davinci.optim.build import build_optimizer, set_hyperparameters
     from megatron_davinci.platform import distributed
     from megatron_davinci.train.saver import Saver
     from megatron_davinci.train.step import wrap_model
 
-    config = configuration(changes, tensor, pipeline, virtual)
-    chunks = build(config)
     wrapped = wrap_model(chunks, config)
     optimizer = build_optimizer(config, wrapped)
     # An optimizer has a state to save once it has stepped; this step moves nothing.
