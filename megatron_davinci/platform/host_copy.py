@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from megatron_davinci.platform.available_memory import available_bytes
 
 _LEFT_FREE = 0.1
 """Of the memory that is available, what a copy leaves alone."""
@@ -40,8 +41,7 @@ class HostCopy:
                 buffer if fits else buffer.new_empty(0)
                 for buffer, fits in zip(self._buffers, kept, strict=False)
             ][: len(tensors)]
-            available = available_bytes()
-            if available is not None and new > available * (1 - _LEFT_FREE):
+            if new > available_bytes() * (1 - _LEFT_FREE):
                 self._buffers = []
                 return None
         buffers = []
@@ -53,20 +53,6 @@ class HostCopy:
             torch.cuda.synchronize()
         self._buffers = buffers
         return list(buffers)
-
-
-def available_bytes() -> int | None:
-    """Memory of the host that a process may still take; None where the system does not say."""
-    found = []
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        if limit != "max":
-            found.append(max(0, int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text())))
-    except (OSError, ValueError, IndexError):
-        pass  # what was found so far
-    return min(found, default=None)
 
 
 def _fits(buffer: Tensor, tensor: Tensor) -> bool:

@@ -273,21 +273,6 @@ def digest_of(region: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def available_bytes() -> int:
-    """Memory that this machine, or this container, has left without taking it from anybody."""
-    import psutil
-
-    found = int(psutil.virtual_memory().available)
-    group = Path("/sys/fs/cgroup")
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        limit, used = int((group / "memory.max").read_text()), int((group / "memory.current").read_text())
-        # What was read from files counts as used, and goes where memory is wanted.
-        lines = (line.split() for line in (group / "memory.stat").read_text().splitlines())
-        cached = next(int(value) for name, value in lines if name == "inactive_file")
-        found = min(found, limit - used + cached)
-    return max(0, found)
-
-
 def boot_id() -> str:
     """What tells this machine from every other, and from itself before it was started."""
     try:

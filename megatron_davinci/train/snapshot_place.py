@@ -18,13 +18,8 @@ from megatron_davinci.config import Layout, RunConfig
 from megatron_davinci.config.snapshots import SnapshotsConfig
 from megatron_davinci.errors import EnvironmentProblem
 from megatron_davinci.platform import parity
-from megatron_davinci.platform.snapshot_memory import (
-    Keeper,
-    RankMemory,
-    available_bytes,
-    boot_id,
-    memory_bytes,
-)
+from megatron_davinci.platform.available_memory import available_bytes
+from megatron_davinci.platform.snapshot_memory import Keeper, RankMemory, boot_id, memory_bytes
 from megatron_davinci.train.snapshot_recall import gathered, memory_name
 from megatron_davinci.version import __version__
 
