@@ -54,7 +54,7 @@ def quickstart(config_path: str, overrides: list[str], ranks: int | None) -> int
 
     prepare_data(say)
     say.rule("[b]4/7[/b] train through four sub-stages")
-    train(config_path, overrides, ranks)
+    train(config, config_path, overrides, ranks)
     say.rule("[b]5/7[/b] compare with a bigram model of the same tokens")
     from compare import compare
 
@@ -107,12 +107,13 @@ def prepare_data(say: Console) -> None:
         say.print(f"{folder}: {manifest.documents:,} documents, {manifest.tokens:,} tokens")
 
 
-def train(config_path: str, overrides: list[str], ranks: int | None) -> None:
+def train(config: RunConfig, config_path: str, overrides: list[str], ranks: int | None) -> None:
     """Do what `davinci train` does: start the ranks, and go on from a checkpoint if there is one."""
     from megatron_davinci.platform.device import count_gpus
-    from megatron_davinci.train.launch import launch
+    from megatron_davinci.train.launch import Watched, launch
 
-    code = launch(config_path, overrides, ranks or min(count_gpus() or 2, 2))
+    watched = Watched(config.run.directory, config.health.grace_seconds)
+    code = launch(config_path, overrides, ranks or min(count_gpus() or 2, 2), watched)
     if code:
         raise DavinciError(
             "Training stopped.",
