@@ -8,12 +8,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= benchmarks/results
 
-.PHONY: help setup quickstart test test-long lint docs docs-refresh bench gpu-check gpu-bench-train clean
+.PHONY: help setup quickstart test test-long faults lint docs docs-refresh bench gpu-check gpu-bench-train clean
 
 help:
 	@echo "make quickstart   train, evaluate and convert a small model on this machine (about 12 minutes)"
 	@echo "make test         every test that needs no GPU"
 	@echo "make test-long    the same tests with more seeds, and the long ones"
+	@echo "make faults       kill runs 200 times, and see what becomes of them (about half an hour)"
 	@echo "make lint         ruff, mypy, the import contract"
 	@echo "make bench        every CPU benchmark, JSON into $(OUT)"
 	@echo "make gpu-check    the tests marked gpu"
@@ -37,6 +38,10 @@ test: setup
 
 test-long: setup
 	$(PYTEST) --long
+
+faults: setup
+	@mkdir -p $(OUT)
+	$(BIN)/python benchmarks/faults.py --json $(OUT)/faults.json
 
 lint: setup
 	$(BIN)/ruff format --check .
@@ -62,6 +67,10 @@ bench: setup
 	$(BIN)/python benchmarks/saturation.py --json $(OUT)/saturation.json
 	$(BIN)/python benchmarks/controller_world.py --json $(OUT)/controller_world.json
 	$(BIN)/python benchmarks/convert.py --json $(OUT)/convert.json
+	$(BIN)/python benchmarks/async_save.py --json $(OUT)/async_save.json
+	$(BIN)/python benchmarks/snapshots.py --json $(OUT)/snapshots.json
+	$(BIN)/python benchmarks/health.py --json $(OUT)/health.json
+	$(BIN)/python benchmarks/corruption.py --json $(OUT)/corruption.json
 
 gpu-check: setup
 	$(BIN)/python -m pytest -m gpu

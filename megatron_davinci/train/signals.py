@@ -15,6 +15,7 @@ Imports nothing that takes time: `install` is called before torch is imported.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import select
 import signal
@@ -30,6 +31,7 @@ STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 AT_ONCE = signal.SIGQUIT
 # What reaches a process twice, from a launcher and from whoever told the launcher, is one request.
 ONE_REQUEST_SECONDS = 1.0
+_PR_SET_PDEATHSIG = 1
 
 
 class SignalWatch:
@@ -66,6 +68,7 @@ class SignalWatch:
                 signal.signal(number, _heard)
         os.register_at_fork(after_in_child=self._forget)
         threading.Thread(target=self._listen, name="signals", daemon=True).start()
+        end_with_launcher()
 
     def begin(self, grace_seconds: float) -> None:
         """Steps are taken from here on: a first signal waits for a boundary, that long.
@@ -147,6 +150,21 @@ class SignalWatch:
             if signal.getsignal(number) is _heard:
                 signal.signal(number, signal.SIG_DFL)
         self._write = -1
+
+
+def end_with_launcher() -> None:
+    """Have the kernel end this rank when the launcher that started it dies, however it dies.
+
+    A launcher that is killed outright can end nobody. Its ranks would train on, hold the run's lock, and lose what
+    they save next, since the store that they meet in is the launcher's.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return  # nobody who would start it again: a rank by itself, or under another launcher
+    launcher = os.getppid()
+    with contextlib.suppress(OSError, AttributeError):  # Linux has it
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(AT_ONCE), 0, 0, 0)
+    if os.getppid() != launcher:
+        os.kill(os.getpid(), AT_ONCE)  # it died before the kernel was told
 
 
 def signal_name(number: int) -> str:

@@ -62,10 +62,11 @@ def undisturbed(tmp_path_factory):
     "parallel",
     [
         pytest.param({}, id="DP2"),
-        pytest.param({"tensor": 2, "sequence": True}, id="TP2+SP", marks=pytest.mark.long),
+        pytest.param({"tensor": 2, "sequence": True}, id="TP2+SP"),
         pytest.param({"pipeline": 2}, id="PP2"),
     ],
 )
+@pytest.mark.long  # tests/faults/test_kills.py kills more
 def test_kill_9_in_the_middle_and_resume_is_bitwise_the_same_run(parallel, undisturbed, tmp_path):
     root, _ = undisturbed
     whole = tiny_settings(

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tests.faults.mutants import apply
 from tests.faults.shim import Mode, armed
 from tests.tiny import tiny_config
 
@@ -138,40 +139,10 @@ class State:
         return next(iter(saver.news()), None)
 
 
-def mutate(name: str) -> None:
-    """Have the package do a thing wrongly, to see that the trials notice."""
-    from megatron_davinci.train import checkpoint_files, save_job
-
-    if name == "visible before it is whole":
-        rename = os.rename
-
-        def copy(old: Any, new: Any) -> None:
-            if ".tmp-" in str(old) and os.path.isdir(old):
-                shutil.copytree(old, new)
-                shutil.rmtree(old)
-            else:
-                rename(old, new)
-
-        checkpoint_files.os.rename = copy
-    elif name == "old ones are removed first":
-        commit = save_job.SaveJob._commit
-
-        def remove_and_commit(self: Any, *given: Any) -> int:
-            shutil.rmtree(self.target.parent / "step-00000010", ignore_errors=True)
-            return commit(self, *given)
-
-        save_job.SaveJob._commit = remove_and_commit  # type: ignore[method-assign]
-    elif name == "files are not synced":
-        os.fsync = lambda file: None
-    elif name == "a failure is not said":
-        outcome = save_job.SaveJob.outcome
-        save_job.SaveJob.outcome = lambda self: replace(outcome(self), failure=None)  # type: ignore[method-assign]
-
-
 def order(root: str, mutant: str = "") -> list[str]:
     """What is wrong with the order in which a save syncs what it does: a power cut may undo what is not synced."""
     state = State(Path(root))
-    mutate(mutant)
+    apply(mutant)
     with armed(state.checkpoints, 0, Mode.COUNT) as calls:
         state.save(10)
     folder, unsynced, wrong, visible = str(state.checkpoints), set(), [], None
@@ -205,7 +176,7 @@ def saves(
     (checkpoints / ".step-00000015.tmp-dead" / "state" / "half").write_bytes(b"half")
     shutil.copytree(checkpoints, kept)
     whole = {number: content(kept / f"step-{number:08d}") for number in (10, 20)}
-    mutate(mutant)
+    apply(mutant)
 
     def once(call: int, mode: Mode) -> Any:
         shutil.rmtree(checkpoints)
