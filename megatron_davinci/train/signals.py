@@ -43,6 +43,7 @@ class SignalWatch:
         self._grace: float | None = None  # None before the first step and after the last
         self._ended = False
         self._told: list[Callable[[int, str], None]] = []
+        self._launcher: int | None = None
         self._read = self._write = -1
 
     @property
@@ -68,7 +69,7 @@ class SignalWatch:
                 signal.signal(number, _heard)
         os.register_at_fork(after_in_child=self._forget)
         threading.Thread(target=self._listen, name="signals", daemon=True).start()
-        end_with_launcher()
+        self._launcher = end_with_launcher()
 
     def begin(self, grace_seconds: float) -> None:
         """Steps are taken from here on: a first signal waits for a boundary, that long.
@@ -132,7 +133,7 @@ class SignalWatch:
         name, now = signal_name(number), time.monotonic()
         if number == AT_ONCE:
             # The launcher's word to what is left when another rank has failed.
-            self.leave(128 + number, f"{name}: the launcher ended what was left of the run.", say=False)
+            self.leave(128 + number, self._why_at_once(name), say=False)
         elif not self._asked:
             if self._grace is None:
                 self.leave(
@@ -143,6 +144,13 @@ class SignalWatch:
             first = signal_name(self._asked)
             self.leave(128 + number, f"ended at once by {name}, {now - self._since:.0f} s after {first}.")
 
+    def _why_at_once(self, name: str) -> str:
+        if self._launcher is not None and _has_ended(self._launcher):
+            return (
+                "the launcher that started this rank has died: it was killed, by hand or for want of memory."
+            )
+        return f"{name}: the launcher ended what was left of the run."
+
     def _forget(self) -> None:
         """In a forked process, which is no rank."""
         signal.set_wakeup_fd(-1)
@@ -152,19 +160,32 @@ class SignalWatch:
         self._write = -1
 
 
-def end_with_launcher() -> None:
+def end_with_launcher() -> int | None:
     """Have the kernel end this rank when the launcher that started it dies, however it dies.
 
     A launcher that is killed outright can end nobody. Its ranks would train on, hold the run's lock, and lose what
     they save next, since the store that they meet in is the launcher's.
+
+    Returns:
+        The launcher's process number; None where nobody would start this rank again.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return  # nobody who would start it again: a rank by itself, or under another launcher
+        return None  # a rank by itself, or under another launcher
     launcher = os.getppid()
     with contextlib.suppress(OSError, AttributeError):  # Linux has it
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(AT_ONCE), 0, 0, 0)
     if os.getppid() != launcher:
         os.kill(os.getpid(), AT_ONCE)  # it died before the kernel was told
+    return launcher
+
+
+def _has_ended(process: int) -> bool:
+    """Whether a process has ended, also where threads of it have not yet, or nobody has asked for its code."""
+    try:
+        with open(f"/proc/{process}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
+    except OSError:
+        return True
 
 
 def signal_name(number: int) -> str:

@@ -78,6 +78,22 @@ def test_a_signal_to_the_launcher_is_a_checkpoint_and_code_75(config):
     assert (run / "checkpoints" / f"step-{last:08d}" / "manifest.json").exists()
 
 
+@pytest.mark.long
+def test_ranks_end_with_a_launcher_that_is_killed(config):
+    run = config.parent / "run"
+    launcher = start("megatron_davinci.cli.main", "train", str(config), "--ranks", "2")
+    try:
+        wait_for_step(run, 5, launcher)
+        ranks = ranks_of(launcher)
+        launcher.kill()
+        gone, left = psutil.wait_procs(ranks, timeout=20)
+    finally:
+        end(launcher)
+    assert len(gone) == 2 and left == []
+    said = [json.loads(path.read_text()) for path in (run / "ranks").glob("rank-*.json")]
+    assert any("the launcher that started this rank has died" in json.dumps(one) for one in said), said
+
+
 AGENTS = ("megatron_davinci.train.agent", "torch.distributed.run")
 
 

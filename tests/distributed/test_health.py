@@ -23,10 +23,7 @@ LAYOUTS = {
 }
 layouts = pytest.mark.parametrize(
     "parallel",
-    [
-        pytest.param(v, id=k, marks=[] if k in ("DP2", "PP2") else pytest.mark.long)
-        for k, v in LAYOUTS.items()
-    ],
+    [pytest.param(v, id=k, marks=[] if k == "DP2" else pytest.mark.long) for k, v in LAYOUTS.items()],
 )
 
 

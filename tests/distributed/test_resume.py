@@ -119,6 +119,7 @@ def test_resume_on_another_layout(before, after, undisturbed, tmp_path):
     assert max(abs(f[2] - e[2]) / e[2] for f, e in zip(found, expected, strict=True)) <= 1e-5
 
 
+@pytest.mark.long
 def test_experts_go_on_with_more_and_with_fewer_ranks_for_them(tmp_path):
     # Weights and optimizer: with one expert-parallel rank, with two, with two that split the rest too, with one.
     settings = tiny_settings(tmp_path)
@@ -140,6 +141,7 @@ def test_experts_go_on_with_more_and_with_fewer_ranks_for_them(tmp_path):
     assert max(abs(a[3] - b[3]) / b[3] for a, b in zip(parts, whole, strict=True)) <= 1e-4
 
 
+@pytest.mark.long  # what tests/faults/test_kills.py kills has dropout
 def test_dropout_is_a_function_of_the_clock(undisturbed, tmp_path):
     root, without = undisturbed
     model = {**tiny_settings(root)["model"], "dropout": 0.1}

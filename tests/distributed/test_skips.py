@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from megatron_davinci.data import Journal, SkipRecord
 from tests.ranks import run_ranks
 from tests.tiny import tiny_settings, train_here
@@ -43,6 +45,7 @@ def test_steps_of_skipped_samples_are_not_taken_and_no_other_step_moves(tmp_path
     assert found[7][2] != whole[10][2], "the model at step 11 has not seen what was left out"
 
 
+@pytest.mark.long
 def test_the_run_with_a_skip_is_the_same_however_it_is_cut_and_laid_out(tmp_path):
     # The skip covers the end of the first stage, so the second begins in it (step 31).
     skip = SkipRecord(176, 208, "damaged documents")

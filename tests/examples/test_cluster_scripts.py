@@ -66,7 +66,8 @@ def steps_on_record(run):
 
 
 # Node 0 is the rendezvous as well, and has the rank that writes the record.
-@pytest.mark.parametrize("lost", [1, pytest.param(0, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("lost", [1, 0])
 def test_a_job_that_lost_a_node_is_requeued_and_is_the_run_that_would_have_been(lost, slurm, tmp_path):
     run_ranks(2, train_here, settings_of(tmp_path, tmp_path / "whole"))
     run = tmp_path / "run"
@@ -125,13 +126,15 @@ def test_what_the_job_does_when_its_ranks_end(slurm, ranks_end_with, requeue_aft
     ("number", "says", "ends", "requeued"),
     [
         ("USR1", "the time limit is near", 0, 1),
-        pytest.param("TERM", "Slurm ends this job", 75, 0, marks=pytest.mark.long),
+        ("TERM", "Slurm ends this job", 75, 0),
     ],
 )
 def test_a_job_that_is_near_its_end_has_its_ranks_save(number, says, ends, requeued, slurm):
     # What Slurm ends, it requeues by itself, after preemption; after scancel nobody should.
     fake = (
-        'trap "echo saved >> $FAKE_SLURM/saved; exit 75" USR1; touch "$FAKE_SLURM/running"; sleep 60 & wait'
+        'trap "echo saved >> $FAKE_SLURM/saved; exit 75" USR1; touch "$FAKE_SLURM/running"; '
+        # What it leaves must not hold the pipe that the test reads to its end.
+        "sleep 60 > /dev/null 2>&1 & wait"
     )
     cluster = slurm(FAKE_SRUN=fake)
     job = cluster.sbatch("config.yaml")
