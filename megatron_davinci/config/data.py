@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 
 from megatron_davinci.config.section import Section
 from megatron_davinci.config.units import Tokens
 
 
 def _s3_or_local(value: Any) -> Any:
+    if isinstance(value, str) and "@" in value.partition("://")[2].partition("/")[0]:
+        raise ValueError(
+            "should be s3://BUCKET/KEY without credentials, which are the environment's; found an @"
+        )
     # A Path would make `s3:/bucket` of `s3://bucket`.
     return (
         value
@@ -66,6 +70,17 @@ class S3Config(Section):
     )
     cache_bytes: int = Field(default=8_000_000_000, ge=0, description="What the folder may hold; 0: no cache")
     block_bytes: int = Field(default=262_144, ge=4096, description="What one request asks for at least")
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _no_credentials(cls, url: str | None) -> str | None:
+        # It goes into the run's record. The message must not repeat what it found.
+        if url is not None and ("@" in url or not url.startswith(("http://", "https://"))):
+            raise ValueError(
+                "should be http://HOST or https://HOST without a user name and password, which are the "
+                "environment's (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY); found something else"
+            )
+        return url
 
 
 class DataConfig(Section):
