@@ -233,7 +233,7 @@ def end_keeper(run: Path, node: int) -> None:
     import psutil
 
     from megatron_davinci.platform.snapshot_memory import boot_id, keeper_address
-    from megatron_davinci.train.snapshot_place import identity
+    from megatron_davinci.train.snapshot_names import identity
 
     address = keeper_address(identity(run) or "", f"{boot_id()}/{node}")
     for process in psutil.process_iter(["cmdline"]):

@@ -72,6 +72,9 @@ def _facts(found: PostMortem) -> Iterator[tuple[str, str]]:
     lost = found.step - (found.newest_good.step if found.newest_good else 0)
     if lost > 0 and found.state not in ("complete", "at work"):
         yield "", f"{lost:,} step{'s' if lost > 1 else ''} after it will be taken again"
+    if found.in_memory is not None and found.state not in ("complete", "at work"):
+        held = found.in_memory
+        yield "or from memory", f"step {held.step:,}: ranks {_runs(held.ranks)} on this machine, not verified"
     yield from _listed("damaged", found.damaged)
     yield from _listed(
         "unfinished",
@@ -197,6 +200,7 @@ def as_json(found: PostMortem) -> dict[str, Any]:
             "consumed_samples": good.consumed_samples,
             "verified": found.verified,
         },
+        "in_memory": None if found.in_memory is None else vars(found.in_memory),
         "damaged": found.damaged,
         "unfinished": [{"folder": name, "bytes": size} for name, size in found.left_over],
         "put_aside": found.aside,

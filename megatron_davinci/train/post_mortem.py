@@ -23,6 +23,7 @@ from megatron_davinci.train import checkpoint_files
 from megatron_davinci.train.health_records import turned_back
 from megatron_davinci.train.last_words import FOLDER, is_alive
 from megatron_davinci.train.run_directory import RunDirectory
+from megatron_davinci.train.snapshots_here import HeldHere, held_here
 
 _TAIL = 1 << 16
 LOCK, STALE_SECONDS = "lock", 45.0  # as in `run_lock`, which imports torch
@@ -75,6 +76,7 @@ class PostMortem:
         ranks: How the ranks of the last start have ended.
         newest_good: The newest checkpoint that the next start will go on from.
         verified: Whether its bytes have been compared with their digests.
+        in_memory: The newest snapshot that this machine's memory holds, where it is newer; None for none.
         damaged: What is wrong with newer ones, and with files of the run.
         left_over: Folders that an unfinished save has left, with their bytes.
         aside: Checkpoints that were put aside.
@@ -99,6 +101,7 @@ class PostMortem:
     ranks: list[RankEnd] = field(default_factory=list)
     newest_good: checkpoint_files.Checkpoint | None = None
     verified: bool = True
+    in_memory: HeldHere | None = None
     damaged: list[str] = field(default_factory=list)
     left_over: list[tuple[str, int]] = field(default_factory=list)
     aside: list[str] = field(default_factory=list)
@@ -131,6 +134,10 @@ def examine(run: Path, *, verify: bool = True) -> PostMortem:
     config = _config(found)
     _record(found, directory, config)
     _checkpoints(found, directory, verify)
+    if config is not None and config.snapshots.every_steps is not None:
+        newest = next(iter(held_here(run, config.snapshots)), None)
+        if newest is not None and newest.step > (found.newest_good.step if found.newest_good else 0):
+            found.in_memory = newest
     found.ranks = list(_ranks(found))
     _conclude(found)
     _advise(found, directory)
@@ -394,6 +401,9 @@ def _advise(found: PostMortem, directory: RunDirectory) -> None:
         if good is not None
         else "it begins anew, since nothing was saved"
     )
+    if found.in_memory is not None:
+        step = f"step {found.in_memory.step:,}"
+        back = f"it goes on after {step}, from memory, if its ranks begin where they were; otherwise {back}"
     if found.state in ("complete", "at work"):
         found.code = 0
         return

@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 import socket
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -20,20 +18,12 @@ from megatron_davinci.errors import EnvironmentProblem
 from megatron_davinci.platform import parity
 from megatron_davinci.platform.available_memory import available_bytes
 from megatron_davinci.platform.snapshot_memory import Keeper, RankMemory, boot_id, memory_bytes
-from megatron_davinci.train.snapshot_recall import gathered, memory_name
+from megatron_davinci.train.snapshot_names import memory_name
+from megatron_davinci.train.snapshot_recall import gathered
 from megatron_davinci.version import __version__
 
 _NAMED = 4
 """Nodes or ranks that a message names."""
-
-
-def identity(directory: Path) -> str | None:
-    """What tells a run from another one in the same place; None before it has begun."""
-    try:
-        manifest = json.loads((directory / "manifest.json").read_bytes())
-        return f"{os.path.realpath(directory)}\0{manifest['created']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def kind_of(config: RunConfig, layout: Layout) -> str:
@@ -48,13 +38,6 @@ def kind_of(config: RunConfig, layout: Layout) -> str:
         "versions": [__version__, importlib.metadata.version("megatron-core"), torch.__version__],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def node_here(settings: SnapshotsConfig) -> str:
-    """What is lost together with this rank: its machine, or a part of the machine's ranks."""
-    if settings.ranks_per_node is None:
-        return boot_id()
-    return f"{boot_id()}/{int(os.environ.get('LOCAL_RANK', '0')) // settings.ranks_per_node}"
 
 
 def groups_of(nodes: Sequence[str], settings: SnapshotsConfig) -> list[list[int]]:

@@ -16,15 +16,10 @@ from megatron_davinci.platform import parity
 from megatron_davinci.platform.distributed import broadcast_object
 from megatron_davinci.platform.snapshot_memory import Keeper, Part, RankMemory, digest_of
 from megatron_davinci.train.snapshot_choice import Candidate, Held, candidates, rebuildable, why_not
+from megatron_davinci.train.snapshot_names import memory_name, rank_of
 from megatron_davinci.train.snapshot_state import described
 
 _CHUNK = 256 << 20
-_NAME = "rank-"
-
-
-def memory_name(rank: int) -> str:
-    """What the keeper holds a rank's memory under."""
-    return f"{_NAME}{rank}"
 
 
 @dataclass(frozen=True)
@@ -63,8 +58,8 @@ class Recall:
         self._kind, self._rank, self._world = kind, dist.get_rank(), dist.get_world_size()
         self._timeout = timeout
         self.messages: list[str] = []
-        names = [name for name in keeper.names() if name.startswith(_NAME)]
-        here = (node, [int(name.removeprefix(_NAME)) for name in names])
+        ranks = [rank for name in keeper.names() if (rank := rank_of(name)) is not None]
+        here = (node, ranks)
         nodes = gathered(here)
         self._memory: dict[int, RankMemory] = {}
         local = [rank for rank, (other, _) in enumerate(nodes) if other == node]

@@ -38,7 +38,8 @@ from megatron_davinci.train import snapshot_place as place
 from megatron_davinci.train.checkpoint_files import Checkpoint
 from megatron_davinci.train.order import DataOrder
 from megatron_davinci.train.run_directory import RunDirectory
-from megatron_davinci.train.snapshot_recall import Recall, Recalled, gathered, gloo_group, memory_name
+from megatron_davinci.train.snapshot_names import identity, memory_name, node_here
+from megatron_davinci.train.snapshot_recall import Recall, Recalled, gathered, gloo_group
 from megatron_davinci.train.snapshot_state import RankState
 
 _IN_MEMORY = Path("a snapshot in memory")
@@ -66,7 +67,7 @@ class Snapshots:
         self._timeout = timedelta(seconds=config.parallel.timeout_seconds)
         self._layout = str(layout)
         self._kind = place.kind_of(config, layout)
-        self._node = place.node_here(self._settings)
+        self._node = node_here(self._settings)
         self._keeper: Keeper | None = None
         self._recall: Recall | None = None
         self._recalled: Recalled | None = None
@@ -132,7 +133,7 @@ class Snapshots:
     ) -> Recalled | None:
         if not self.is_on:
             return None
-        run = broadcast_object(place.identity(self._directory.path) if dist.get_rank() == 0 else None)
+        run = broadcast_object(identity(self._directory.path) if dist.get_rank() == 0 else None)
         if run is None:
             return None
         keeper = Keeper(keeper_address(run, self._node), self._settings.keep_alive_seconds, start=False)
@@ -163,7 +164,7 @@ class Snapshots:
         if not self.is_on:
             return
         self._state = RankState(wrapped, optimizer)
-        run = broadcast_object(place.identity(self._directory.path) if dist.get_rank() == 0 else None)
+        run = broadcast_object(identity(self._directory.path) if dist.get_rank() == 0 else None)
         self._start = broadcast_object(uuid.uuid4().hex if dist.get_rank() == 0 else None)
         places = gathered((self._node, self._state.nbytes))
         nodes = [node for node, _ in places]

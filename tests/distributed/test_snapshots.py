@@ -12,6 +12,8 @@ from megatron_davinci.config import validate
 from megatron_davinci.data import Journal, SkipRecord
 from megatron_davinci.errors import EnvironmentProblem
 from megatron_davinci.platform.snapshot_memory import Keeper, RankMemory, boot_id, keeper_address
+from megatron_davinci.train.snapshots_here import HeldHere, held_here
+from tests.cli.screen import davinci
 from tests.distributed.test_resume import numbers
 from tests.ranks import run_ranks, start_ranks
 from tests.tiny import LENGTH, tiny_settings, train_here
@@ -261,6 +263,17 @@ def test_a_damaged_snapshot_is_computed_from_parity_and_two_are_passed_over(dead
         "The snapshot in memory of step 9 was passed over: the digest does not match of rank 0, 1, and parity makes "
         "up for one lost node of a group."
     )
+
+
+def test_the_doctor_says_what_is_in_memory(dead):
+    settings, run = dead
+    config = validate(settings, where="tests")
+    assert held_here(run, config.snapshots) == [HeldHere(9, [0, 1]), HeldHere(6, [0, 1])]
+    said = davinci("doctor", run)
+    assert "step 8: step-00000008" in said.out
+    assert "step 9: ranks 0-1 on this machine" in said.out
+    assert "it goes on after step 9, from memory" in " ".join(said.out.split())
+    assert held_here(run.parent, config.snapshots) == []
 
 
 @pytest.mark.long
