@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--skip-verify", action="store_true", help="do not hold it against transformers")
     parser.add_argument("--licence", metavar="ID", help="for the model card, such as apache-2.0")
     parser.add_argument("--family", help="write it as this family (default: by the model)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one a core)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -47,6 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
             verify=not arguments.skip_verify,
             licence=arguments.licence,
             of_run=arguments.of_run,
+            threads=arguments.threads,
         )
     )
     return 0
@@ -112,6 +114,7 @@ def export(
     verify: bool = True,
     licence: str | None = None,
     of_run: Path | None = None,
+    threads: int | None = None,
 ) -> Path:
     """Export a checkpoint of a run, or one by itself.
 
@@ -124,6 +127,7 @@ def export(
         verify: Hold it against transformers before it appears.
         licence: For the model card.
         of_run: The run directory that a checkpoint's folder is of.
+        threads: CPU threads; default: one a core.
     """
     from megatron_davinci.cli.convert_progress import bar
     from megatron_davinci.cli.convert_verify import verified
@@ -132,6 +136,10 @@ def export(
     from megatron_davinci.convert.families import family_named, family_of
     from megatron_davinci.data.tokenizer import Tokenizer
 
+    if threads is not None and threads < 1:
+        raise ConfigError(
+            "A conversion needs a thread.", where="--threads", found=threads, expected="1 or more"
+        )
     found = find(run_name)
     if of_run is not None and found.run is None:
         found = Found(found.checkpoint, of_run, load_config(of_run / "config.yaml"))
@@ -152,7 +160,7 @@ def export(
         said = None
         if verify:
             kind = DTYPES[dtype] if dtype else None
-            said = verified(folder, state, written, model, tokenizer=tokenizer, dtype=kind)
+            said = verified(folder, state, written, model, tokenizer=tokenizer, dtype=kind, threads=threads)
         write_card(
             folder,
             Release(

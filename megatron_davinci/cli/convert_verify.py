@@ -29,6 +29,7 @@ def verified(
     tokenizer: Path | None = None,
     dtype: torch.dtype | None = None,
     tokens: int | None = None,
+    threads: int | None = None,
 ) -> Verification:
     """Hold a Hugging Face folder and a checkpoint's `state` against each other; say so on stderr.
 
@@ -40,6 +41,7 @@ def verified(
         tokenizer: Where a tokenizer is, if anywhere.
         dtype: What was converted to, if not kept.
         tokens: How many of the vocabulary both have; default: all.
+        threads: CPU threads; default: one a core.
     """
     from megatron_davinci.cli.convert_progress import layers
     from megatron_davinci.convert.stored import StoredTensors
@@ -47,7 +49,7 @@ def verified(
     from megatron_davinci.model.layerwise import alone
 
     with (
-        alone(model) as ours,
+        alone(model, threads) as ours,
         layers(f"verifying {folder.name.strip('.').removesuffix('.partial')}") as progress,
     ):
         found = verify(

@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the plan."""
     from megatron_davinci.cli.plan_screen import show_layouts, show_plan
+    from megatron_davinci.cli.train import check_exports
     from megatron_davinci.files import write_json
     from megatron_davinci.train.plan import plan_run
     from megatron_davinci.train.plan_cost import choose_gpu
@@ -64,6 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     gpu = choose_gpu(arguments.gpu, arguments.peak_tflops, arguments.gpu_memory)
     config = load_config(arguments.config, arguments.overrides)
+    check_exports(config)
     ranks = config.parallel.model_ranks if arguments.ranks is None else arguments.ranks
     plan = plan_run(config, ranks, gpu, arguments.mfu)
     show_plan(plan, config)

@@ -40,6 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     ranks = default_ranks(config) if arguments.ranks is None else arguments.ranks
     check_layout(config, ranks)
+    check_exports(config)
     branch_off(config, arguments.branch)
     watched = Watched(config.run.directory, config.health.grace_seconds)
     return launch(arguments.config, arguments.overrides, ranks, watched)
@@ -53,6 +54,14 @@ def default_ranks(config: RunConfig) -> int:
     from megatron_davinci.platform.device import count_gpus
 
     return count_gpus() or needed
+
+
+def check_exports(config: RunConfig) -> None:
+    """Refuse a run whose exports beside training could not be made; see `train.export_check`."""
+    if config.checkpoint.export_hf is not None:
+        from megatron_davinci.train.export_check import check_export
+
+        check_export(config)
 
 
 def branch_off(config: RunConfig, origin: str | None) -> None:
@@ -111,6 +120,7 @@ def main() -> None:
         )
     except Exception as error:
         code = _say_failure(error)
+    WATCH.ignore()
     sys.stdout.flush()
     # After an error other ranks may be waiting in a collective; leaving without their consent ends them.
     os._exit(code) if code else sys.exit(0)

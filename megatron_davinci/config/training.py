@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from megatron_davinci.config.export import ExportConfig
 from megatron_davinci.config.fp8 import FP8Config
 from megatron_davinci.config.recompute import RecomputeConfig
 from megatron_davinci.config.section import Section
@@ -91,10 +92,23 @@ class CheckpointConfig(Section):
         ge=1,
         description="Saves that fail in a row, before the run stops; earlier ones are retried when due",
     )
+    export_hf: ExportConfig | None = Field(
+        default=None, description="Exports to Hugging Face in the background; null for none"
+    )
     initial_weights: Path | None = Field(
         default=None,
         description="A checkpoint's folder whose weights a new run begins with, instead of random ones",
     )
+
+    @model_validator(mode="after")
+    def _exports_what_is_saved(self) -> CheckpointConfig:
+        every = None if self.export_hf is None else self.export_hf.every
+        if every is not None and (self.every_steps is None or every % self.every_steps):
+            raise ValueError(
+                f"export_hf.every ({every}) is not a multiple of every_steps ({self.every_steps or 'null'}): only "
+                "what is saved can be exported"
+            )
+        return self
 
 
 class EvaluationConfig(Section):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from megatron_davinci.config.model import ModelConfig
 from megatron_davinci.convert.family import Family
+from megatron_davinci.convert.origin import MANIFEST, digest_of
 from megatron_davinci.files import file_digest, write_atomically, write_json
 from megatron_davinci.report.numbers import number, percent, quantity
 from megatron_davinci.report.plots import grid_png
@@ -19,7 +19,7 @@ from megatron_davinci.report.run_plots import overview_plots
 from megatron_davinci.report.run_story import RunStory
 from megatron_davinci.version import __version__
 
-CURVES, CARD, MANIFEST = "curves.png", "README.md", "training_manifest.json"
+CURVES, CARD = "curves.png", "README.md"
 
 
 @dataclass(frozen=True)
@@ -298,13 +298,11 @@ def _manifest(folder: Path, release: Release, files: RunFiles | None) -> dict[st
         key: release.checkpoint.get(key)
         for key in ("step", "consumed_samples", "consumed_tokens", "precision", "layout")
     }
-    state = {name: entry["sha256"] for name, entry in (release.checkpoint.get("files") or {}).items()}
-    text = "".join(f"{name} {digest}\n" for name, digest in sorted(state.items()))
     return {
         "format": 1,
         "family": release.family.name,
         "model": release.model,
-        "checkpoint": {**checkpoint, "sha256": hashlib.sha256(text.encode()).hexdigest()},
+        "checkpoint": {**checkpoint, "sha256": digest_of(release.checkpoint)},
         "verification": release.verification,
         "run": run,
         "files": {path.name: {"bytes": path.stat().st_size, "sha256": file_digest(path)} for path in weights},

@@ -89,9 +89,14 @@ class Layerwise:
 
 
 @contextmanager
-def alone(model: Mapping[str, Any]) -> Iterator[Layerwise]:
-    """A `Layerwise` in a world of one rank, which ends with the block."""
-    platform = choose("cpu")
+def alone(model: Mapping[str, Any], threads: int | None = None) -> Iterator[Layerwise]:
+    """A `Layerwise` in a world of one rank, which ends with the block.
+
+    Args:
+        model: The `model` section of a configuration.
+        threads: CPU threads; default: one a core.
+    """
+    platform = choose("cpu", threads)
     begun = not dist.is_initialized()
     if begun:
         # Not by the environment, which may be that of a run.

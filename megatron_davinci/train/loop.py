@@ -26,9 +26,11 @@ from megatron_davinci.platform.peak import measure_matmul_peak
 from megatron_davinci.platform.stopwatch import stopwatch
 from megatron_davinci.train import boundary, checkpoint
 from megatron_davinci.train.agreement import check_agreement
+from megatron_davinci.train.background_export import BackgroundExport
 from megatron_davinci.train.checkpoint_files import Checkpoint
 from megatron_davinci.train.controller import Controller
 from megatron_davinci.train.documents import document_masks, uses_documents
+from megatron_davinci.train.export_check import check_export
 from megatron_davinci.train.feed import Feed, Samples
 from megatron_davinci.train.health import Health, RollBack
 from megatron_davinci.train.health_records import turned_back
@@ -38,12 +40,11 @@ from megatron_davinci.train.last_words import LAST_WORDS
 from megatron_davinci.train.order import DataOrder, verified_sources
 from megatron_davinci.train.outlook import widened
 from megatron_davinci.train.phases import PhaseTimers
-from megatron_davinci.train.planned import pool_sizes
-from megatron_davinci.train.position import position
+from megatron_davinci.train.position import facts_of, position, start_of
 from megatron_davinci.train.profile import StepProfiler, check_profile
 from megatron_davinci.train.progress import RunProgress, Timer, format_seconds
 from megatron_davinci.train.records import Records
-from megatron_davinci.train.run_directory import RunDirectory, command_line
+from megatron_davinci.train.run_directory import RunDirectory
 from megatron_davinci.train.run_lock import one_trainer
 from megatron_davinci.train.saver import told
 from megatron_davinci.train.saves import saver_of
@@ -71,6 +72,7 @@ class TrainingRun:
         self.layout: Layout = check_layout(config, dist.get_world_size())
         self.schedule = Schedule(config.curriculum, config.data.sequence_length)
         check_profile(config.profile, self.layout.world, self.schedule.total_steps)
+        check_export(config)
         self.directory = RunDirectory(config.run.directory)
         self.is_main = dist.get_rank() == 0
         self.sources: dict[str, Source] = verified_sources(config)
@@ -98,7 +100,8 @@ class TrainingRun:
         self.profiler = StepProfiler(
             config.profile, self.directory.path / "profile", dist.get_rank(), platform, self.timers
         )
-        self.saver = saver_of(config, self.directory, found)
+        self.exports = BackgroundExport(config, self.directory, self.last_step, is_main=self.is_main)
+        self.saver = saver_of(config, self.directory, found, self.exports)
         self.consumed_samples = 0
         self.step = 0
         if found is not None:
@@ -137,6 +140,7 @@ class TrainingRun:
             digests=self.config.logging.token_digest,
         )
         self.snapshots.prepare(self.stepper.wrapped, self.optimizer)
+        self.exports.begin(self.step)
         said = introduction(
             self.config,
             self.platform,
@@ -149,7 +153,7 @@ class TrainingRun:
         for message in (*self.snapshots.told(), *said):
             progress.message(message)
         try:
-            with self.snapshots, progress:
+            with self.snapshots, self.exports, progress:
                 self._decide_again(progress)
                 while True:
                     self.health.begin()
@@ -311,7 +315,8 @@ class TrainingRun:
         return self.saver.newest
 
     def _saves_told(self) -> list[str]:
-        return [told(outcome, self.config.checkpoint) for outcome in self.saver.news()]
+        saved = [told(outcome, self.config.checkpoint) for outcome in self.saver.news()]
+        return [*saved, *self.exports.told()]
 
     def _plans(self) -> Iterator[StepPlan]:
         """The steps that are left, in their order."""
@@ -390,27 +395,11 @@ class TrainingRun:
 
     def _record_start(self) -> int:
         """Write what this start is, and take away what an earlier one has left; returns the start's number."""
-        model = self.config.model
-        facts = {
-            "seed": self.config.run.seed,
-            "sequence_length": self.config.data.sequence_length,
-            "data_fingerprints": {name: source.fingerprint for name, source in self.sources.items()},
-            "windows": {name: source.num_windows for name, source in self.sources.items()},
-            "pools": pool_sizes(self.config, self.sources),
-            "model": {
-                "parameters": model.parameters(),
-                **model.model_dump(mode="json", exclude={"preset"}),
-            },
-        }
-        start = {
-            "step": self.step,
-            "device": self.platform.describe(),
-            "ranks": self.layout.world,
-            "layout": str(self.layout),
-            "precision": self.config.train.precision,
-            "command": command_line(),
-        }
-        number = self.directory.record_start(self.config, facts, start)
+        number = self.directory.record_start(
+            self.config,
+            facts_of(self.config, self.sources),
+            start_of(self.config, self.layout, self.platform, self.step),
+        )
         self.directory.truncate_after(self.step)
         self.watchdog.clear()
         return number
@@ -442,9 +431,10 @@ def run(config: RunConfig, platform: Platform, make_evaluator: EvaluatorFactory)
     with one_trainer(config.run.directory):
         training = TrainingRun(config, platform, make_evaluator(config))
         taken = training.train()
-    if training.is_main and config.logging.progress != "none":
-        print(f"Done: step {taken} after {format_seconds(timer.lap())}. Results in {config.run.directory}")
-    # Only after success: taking NCCL's groups down can wait for ranks that are still in a collective, and the rank
-    # that failed has something to say first.
-    distributed.stop()
+        say = print if training.is_main and config.logging.progress != "none" else (lambda line: None)
+        say(f"Done: step {taken} after {format_seconds(timer.lap())}. Results in {config.run.directory}")
+        # Only after success: taking NCCL's groups down can wait for ranks that are still in a collective, and the
+        # rank that failed has something to say first.
+        distributed.stop()
+        training.exports.finish(say)
     return taken

@@ -74,6 +74,11 @@ class RunDirectory:
         return self.path / "saves.jsonl"
 
     @property
+    def exports(self) -> Path:
+        """One line an export that was made beside training, or was not."""
+        return self.path / "exports.jsonl"
+
+    @property
     def tensorboard(self) -> Path:
         """Event files."""
         return self.path / "tensorboard"

@@ -9,6 +9,7 @@ from typing import Any
 
 from megatron_davinci.config import RunConfig
 from megatron_davinci.errors import EnvironmentProblem
+from megatron_davinci.train.background_export import BackgroundExport
 from megatron_davinci.train.checkpoint_files import Checkpoint
 from megatron_davinci.train.retention import losses_by_step
 from megatron_davinci.train.run_directory import RunDirectory, append_line, read_lines
@@ -16,8 +17,17 @@ from megatron_davinci.train.save_job import Outcome
 from megatron_davinci.train.saver import Saver
 
 
-def saver_of(config: RunConfig, directory: RunDirectory, found: Checkpoint | None) -> Saver:
-    """What saves the checkpoints of a run that goes on from one, or begins."""
+def saver_of(
+    config: RunConfig, directory: RunDirectory, found: Checkpoint | None, exports: BackgroundExport
+) -> Saver:
+    """What saves the checkpoints of a run.
+
+    Args:
+        config: The run configuration.
+        directory: The run directory.
+        found: The checkpoint that the run goes on from; None where it begins.
+        exports: Is told of each save.
+    """
 
     def losses() -> Mapping[int, float]:
         return losses_by_step(read_lines(directory.evaluations), config.checkpoint.best_by)
@@ -26,6 +36,10 @@ def saver_of(config: RunConfig, directory: RunDirectory, found: Checkpoint | Non
         # A disk that is full has no room for this either, and the run has said it.
         with suppress(EnvironmentProblem):
             append_line(directory.saves, line_of(outcome))
+        if outcome.failure is None:
+            exports.saved(outcome.step)
+        else:
+            exports.save_failed()
 
     newest = None if found is None else found.folder
     return Saver(directory.checkpoints, config.checkpoint, losses, record, newest=newest)

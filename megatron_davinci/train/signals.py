@@ -42,6 +42,7 @@ class SignalWatch:
         self._since = 0.0
         self._grace: float | None = None  # None before the first step and after the last
         self._ended = False
+        self._late = 0
         self._told: list[Callable[[int, str], None]] = []
         self._launcher: int | None = None
         self._read = self._write = -1
@@ -50,6 +51,11 @@ class SignalWatch:
     def asked(self) -> int:
         """The number of the signal that asks for an end; 0 where none did."""
         return self._asked
+
+    @property
+    def late(self) -> int:
+        """The number of the first signal that came when all was done and saved; 0 where none did."""
+        return self._late
 
     @property
     def waited(self) -> float:
@@ -80,8 +86,17 @@ class SignalWatch:
         self._grace = grace_seconds
 
     def end(self) -> None:
-        """All is done and saved: a signal has nothing left to ask for."""
+        """All is done and saved: a signal has nothing left to ask for, and is only noted."""
         self._ended = True
+
+    def ignore(self) -> None:
+        """This process is leaving by itself, with what it was to say said; from its main thread.
+
+        Python gives signals back their own effect while it takes itself down, which may take a while.
+        """
+        for number in STOPPING:
+            if signal.getsignal(number) is _heard:
+                signal.signal(number, signal.SIG_IGN)
 
     def on_leaving(self, tell: Callable[[int, str], None]) -> None:
         """Have somebody told of the exit code and the reason, before this process leaves at once."""
@@ -128,7 +143,10 @@ class SignalWatch:
                 self._hear(number)
 
     def _hear(self, number: int) -> None:
-        if self._ended or number not in (*STOPPING, AT_ONCE):
+        if number not in (*STOPPING, AT_ONCE):
+            return
+        if self._ended:
+            self._late = self._late or number
             return
         name, now = signal_name(number), time.monotonic()
         if number == AT_ONCE:

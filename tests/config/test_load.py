@@ -62,8 +62,9 @@ def test_a_mistyped_section_too(tmp_path):
 
 def test_a_key_that_is_like_no_other_gets_the_list(tmp_path):
     whole = small.settings(checkpoint={"zzz": 1})
-    assert "unknown key; keys here: async_save, best_by, every_steps, initial_weights, keep" in refused(
-        small.write(tmp_path, whole)
+    assert (
+        "unknown key; keys here: async_save, best_by, every_steps, export_hf, initial_weights, keep"
+        in refused(small.write(tmp_path, whole))
     )
 
 
