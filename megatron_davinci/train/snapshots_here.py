@@ -56,7 +56,7 @@ def held_here(run: Path, settings: SnapshotsConfig) -> list[HeldHere]:
 def _look(address: str, keep_alive: float, found: dict[int, set[int]]) -> None:
     keeper = Keeper(address, keep_alive, start=False)
     try:
-        for rank in filter(None.__ne__, map(rank_of, keeper.names())):
+        for rank in [rank for name in keeper.names() if (rank := rank_of(name)) is not None]:
             descriptor = keeper.get(memory_name(rank))
             if descriptor is None:
                 continue
