@@ -1,6 +1,16 @@
-"""Packaging of megatron-davinci: dependencies and extras. The other metadata is in pyproject.toml."""
+"""Packaging of megatron-davinci: dependencies, extras, what is compiled. The other metadata is in pyproject.toml."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).parent
+sys.path.insert(0, str(ROOT))  # an isolated build does not see the package that it builds
 
 # What every command needs, on every platform. Nothing here needs CUDA or a compiler.
 CORE = [
@@ -62,7 +72,49 @@ NATIVE = Extension(
     optional=True,
 )
 
+KERNELS = "megatron_davinci.kernels"
+
+
+class BuildExtensions(build_ext):
+    """Besides, CUDA kernels as a library where there is nvcc; where there is none, NVRTC compiles them when they run.
+
+    DAVINCI_BUILD_CUDA=0 leaves them out, 1 makes it an error when they cannot be made.
+    """
+
+    def run(self):
+        super().run()
+        from megatron_davinci.errors import EnvironmentProblem
+        from megatron_davinci.kernels import compilers
+
+        wanted = os.environ.get("DAVINCI_BUILD_CUDA", "")
+        nvcc = None if wanted == "0" else compilers.find_nvcc()
+        if nvcc is None:
+            if wanted == "1":
+                raise SystemExit("DAVINCI_BUILD_CUDA is 1, and there is no nvcc on the path or in CUDA_HOME")
+            return
+        package = self.get_finalized_command("build_py").get_package_dir(KERNELS)
+        folder = Path(package) if self.inplace else Path(self.build_lib) / KERNELS.replace(".", "/")
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            compilers.build_library(folder / "_cuda.so", nvcc, ROOT / "csrc" / "kernels")
+        except EnvironmentProblem as error:
+            if wanted == "1":
+                raise SystemExit(str(error)) from error
+            print(f"The CUDA kernels were not made ahead of time. {error}", file=sys.stderr)
+
+
+class BuildPackage(build_py):
+    """Besides, the kernels' sources, which NVRTC and the emulator compile. A checkout has them where they are."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib) / KERNELS.replace(".", "/") / "csrc"
+            shutil.copytree(ROOT / "csrc" / "kernels", target, dirs_exist_ok=True)
+
+
 setup(
+    cmdclass={"build_ext": BuildExtensions, "build_py": BuildPackage},
     packages=find_packages(include=["megatron_davinci", "megatron_davinci.*"]),
     package_data={"megatron_davinci": ["py.typed", "report/*.html", "report/*.css"]},
     ext_modules=[NATIVE],

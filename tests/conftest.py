@@ -22,7 +22,11 @@ settings.register_profile("long", derandomize=False, print_blob=True, **_profile
 TESTS = Path(__file__).parent
 # What the marker `needs` names, and the module that cannot be imported where it is not installed. DAVINCI_REQUIRE
 # lists those (`dali,…`) that must be there: their tests fail instead of being skipped.
-TOOLS = {"dali": "nvidia.dali", "wandb": "wandb"}
+TOOLS = {
+    "dali": "nvidia.dali",
+    "wandb": "wandb",
+    **{name: f"tests.kernels.need_{name}" for name in ("nvrtc", "nvcc", "emulator")},
+}
 _seconds: dict[str, float] = defaultdict(float)
 
 

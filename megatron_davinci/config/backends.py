@@ -28,3 +28,8 @@ class BackendsConfig(Section):
         default="auto",
         description="Whose fused AdamW; auto: on GPUs Transformer Engine's, else apex's, else torch's",
     )
+    loss: Literal["auto", "megatron", "davinci"] = Field(
+        default="auto",
+        description="megatron: Megatron-Core's cross entropy; davinci: this package's, which overwrites the logits "
+        "and keeps nothing of their size; auto: Megatron-Core's",
+    )

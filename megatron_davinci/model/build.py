@@ -8,6 +8,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional as F
 
 from megatron_davinci.config import RunConfig
+from megatron_davinci.kernels.ways import require_kernels
 from megatron_davinci.model.experts import expert_settings, mark_experts
 from megatron_davinci.model.gpt import GPT
 from megatron_davinci.model.initialize import initialize
@@ -100,6 +101,9 @@ def build_model(config: RunConfig, platform: Platform) -> list[GPT]:
         dtype of `train.precision`.
     """
     backends = choose_backends(on_cuda=platform.name == "cuda", **config.backend_arguments())
+    own_loss = backends.loss.name == "davinci"
+    if own_loss:
+        require_kernels(platform.device, "backends.loss: davinci")
     mcore = transformer_config(config, transformer_engine=backends.layers.name == "transformer_engine")
     if config.parallel.overlap_tensor:
         start_tensor_overlap(config)
@@ -121,6 +125,7 @@ def build_model(config: RunConfig, platform: Platform) -> list[GPT]:
             z_loss=config.train.z_loss,
             rope_scaling=config.model.rope_scaling,
             vocab_padding=config.model.vocab_padding,
+            own_loss=own_loss,
         )
         mark_experts(chunk)
         initialize(chunk, config.run.seed, config.model.init_std)

@@ -10,6 +10,7 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from torch import Tensor
 
 from megatron_davinci.config.rope import RopeScaling
+from megatron_davinci.kernels.cross_entropy import vocab_parallel_cross_entropy
 from megatron_davinci.model.documents import Documents
 from megatron_davinci.model.loss import cross_entropy_and_z_loss
 from megatron_davinci.model.rope import scale_frequencies
@@ -25,6 +26,7 @@ class GPT(GPTModel):
         z_loss: Weight of the z-loss, which is added in training and not when the model only evaluates; 0 for none.
         rope_scaling: Stretched wavelengths; None for none.
         vocab_padding: Rows at the end of the vocabulary that are no token's. The loss is as if they were not there.
+        own_loss: Take the cross entropy of `kernels`, which overwrites the logits, instead of Megatron-Core's.
     """
 
     def __init__(
@@ -33,11 +35,13 @@ class GPT(GPTModel):
         z_loss: float = 0.0,
         rope_scaling: RopeScaling | None = None,
         vocab_padding: int = 0,
+        own_loss: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.z_loss = z_loss
         self.tokens = self.vocab_size - vocab_padding
+        self.own_loss = own_loss
         self.rotary_pos_emb.inv_freq = scale_frequencies(self.rotary_pos_emb.inv_freq, rope_scaling)
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
@@ -47,6 +51,20 @@ class GPT(GPTModel):
             labels: [batch, sequence] int64.
             logits: [sequence, batch, vocabulary on this rank].
         """
+        if self.own_loss:
+            losses = vocab_parallel_cross_entropy(
+                logits,
+                labels.transpose(0, 1).contiguous(),
+                group=parallel_state.get_tensor_model_parallel_group(),
+                tokens=self.tokens,
+                z_loss=self.z_loss if self.training else 0.0,
+            )
+            of_labels = losses.cross_entropy.transpose(0, 1).contiguous()
+            return (
+                of_labels
+                if losses.z_loss is None
+                else torch.stack([of_labels, losses.z_loss.transpose(0, 1)])
+            )
         if self.tokens < self.vocab_size:
             logits = self._without_padding(logits)
         if self.z_loss and self.training:

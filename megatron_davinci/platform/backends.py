@@ -1,4 +1,4 @@
-"""Whose layers, attention, norms and optimizer run: chosen here, from what was asked for and what is installed."""
+"""Whose layers, attention, norms, optimizer and loss run: chosen here, by what is asked for and installed."""
 
 from __future__ import annotations
 
@@ -51,9 +51,10 @@ class Backends:
     attention: Choice
     norm: Choice
     optimizer: Choice
+    loss: Choice = Choice("megatron", "the default")
 
     def __str__(self) -> str:
-        places = ("layers", "attention", "norm", "optimizer")
+        places = ("layers", "attention", "norm", "optimizer", "loss")
         return "; ".join(f"{p}: {getattr(self, p).name} ({getattr(self, p).why})" for p in places)
 
 
@@ -95,6 +96,7 @@ def choose_backends(
     attention: str = "auto",
     norm: str = "auto",
     optimizer: str = "auto",
+    loss: str = "auto",
     documents: bool = False,
     half: bool = False,
     needs_engine: tuple[str, ...] = (),
@@ -109,6 +111,7 @@ def choose_backends(
         attention: `auto`, `sdpa`, `flash_attn` or `transformer_engine`.
         norm: `auto`, `local`, `transformer_engine` or `apex`.
         optimizer: `auto`, `torch`, `transformer_engine` or `apex`.
+        loss: `auto`, `megatron` or `davinci`.
         documents: Whether attention will be confined to documents.
         half: Whether the run computes in half precision.
         needs_engine: Settings that act in Transformer Engine's layers only; elsewhere they would be ignored.
@@ -153,6 +156,7 @@ def choose_backends(
         attends = Choice("sdpa", "attention is confined to documents")
     normalises = choose("norm", norm, "local", preferred)
     optimizes = choose("optimizer", optimizer, "torch", ("transformer_engine", "apex"))
+    takes_loss = choose("loss", loss, "davinci" if loss == "davinci" else "megatron", ())
     if documents and attends.name == "transformer_engine":
         problems.append(
             "backends.attention: transformer_engine, but a stage or the evaluation has a document mask, which it "
@@ -186,7 +190,7 @@ def choose_backends(
             found="\n".join(problems),
             do="install what is named (docs/install-gpu.md says how), or take it out of the configuration",
         )
-    return Backends(chosen, attends, normalises, optimizes)
+    return Backends(chosen, attends, normalises, optimizes, takes_loss)
 
 
 def _find(name: str, module: str) -> Package:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from megatron_davinci.config import Layout, RunConfig
+from megatron_davinci.kernels.ways import way_for
 from megatron_davinci.platform.backends import choose_backends
 from megatron_davinci.platform.device import Platform
 from megatron_davinci.train.checkpoint_files import Checkpoint
@@ -41,7 +42,10 @@ def introduction(
         f"{config.model.parameters():,} parameters, {tokens:,} tokens in {order.schedule.total_steps:,} steps, "
         f"{layout}, {platform.describe()}, {config.train.precision}"
     )
-    yield f"Backends: {choose_backends(on_cuda=platform.name == 'cuda', **config.backend_arguments())}"
+    backends = choose_backends(on_cuda=platform.name == "cuda", **config.backend_arguments())
+    yield f"Backends: {backends}"
+    if backends.loss.name == "davinci":
+        yield f"Kernels: {way_for(platform.device)}"
     for skip in order.journal.skips:
         if skip.to_sample > consumed_samples:
             yield f"Steps with samples {skip.from_sample:,} to {skip.to_sample - 1:,} are left out: {skip.reason}"

@@ -1,0 +1,197 @@
+"""Ops on fresh random shapes against float64, in units of the rounding error that they may have.
+
+A bound is made of roundings: so many of fp32 (half an ulp, `U`) along the way from an input to an output, each as
+large as the number that is rounded, and one of the output's dtype. Error over bound is then at most 1, unless
+something is wrong.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from megatron_davinci.kernels import cross_entropy_passes as passes
+from megatron_davinci.kernels.cross_entropy import IGNORED, vocab_parallel_cross_entropy
+
+U = 2.0**-24
+ROUNDING = {torch.float32: U, torch.bfloat16: 2.0**-8, torch.float64: 2.0**-53}
+TINY = 2.0**-126  # below, floats have fewer bits
+
+
+@dataclass
+class Worst:
+    """The largest error over bound of what was compared, and of what."""
+
+    ratio: float = 0.0
+    what: str = ""
+    compared: int = field(default=0)
+
+    def see(self, what: str, found: Tensor, exact: Tensor, bound: Tensor) -> None:
+        """Compare; what is no number must be none on both sides, and an infinity the same one."""
+        found, exact = found.double(), exact.double()
+        finite = exact.isfinite()
+        bad = torch.where(finite, ~found.isfinite(), ~(found.isnan() & exact.isnan()) & (found != exact))
+        error = torch.where(finite & ~bad, (found - exact).abs() / (bound + TINY), 0.0)
+        ratio = math.inf if bad.any() else (float(error.max()) if error.numel() else 0.0)
+        self.compared += found.numel()
+        if ratio > self.ratio:
+            self.ratio, self.what = ratio, what
+
+
+def integers(generator: torch.Generator, low: int, high: int) -> int:
+    """One of low to high."""
+    return int(torch.randint(low, high + 1, (), generator=generator))
+
+
+def size(generator: torch.Generator, high: int) -> int:
+    """1 to high, small ones as often as large ones."""
+    return max(1, int(high ** float(torch.rand((), generator=generator))))
+
+
+def chance(generator: torch.Generator, probability: float) -> bool:
+    """True with a probability."""
+    return bool(torch.rand((), generator=generator) < probability)
+
+
+def placed(values: Tensor, generator: torch.Generator, device: torch.device) -> Tensor:
+    """The same values at a random address: rows need not begin where 16 bytes do."""
+    offset = integers(generator, 0, 7)
+    room = torch.empty(values.numel() + offset, dtype=values.dtype, device=device)
+    made = room.new_empty(0)  # not a view, which autograd would treat otherwise
+    made.set_(room.untyped_storage(), offset, values.shape, values.contiguous().stride())
+    return made.copy_(values)
+
+
+def cross_entropy(seed: int, device: torch.device, widest: int = 3000) -> Worst:
+    """Losses and gradients of a random case, the vocabulary whole or in parts."""
+    g = torch.Generator().manual_seed(seed)
+    rows, width, parts = integers(g, 1, 5), size(g, widest), (1, 1, 2, 3)[integers(g, 0, 3)]
+    dtype = (torch.float32, torch.bfloat16)[integers(g, 0, 1)]
+    whole = width * parts
+    tokens = integers(g, 1, whole) if chance(g, 0.5) else whole
+    logits = (torch.randn(rows, whole, generator=g) * (0.1, 1, 10)[integers(g, 0, 2)]).to(dtype)
+    labels = torch.randint(tokens, (rows,), generator=g)
+    labels[torch.rand(rows, generator=g) < 0.2] = IGNORED
+    if chance(g, 0.2):
+        logits[integers(g, 0, rows - 1), integers(g, 0, whole - 1)] = -math.inf
+    weights = torch.rand(rows, generator=g) if chance(g, 0.5) else None
+    z_loss = 1e-2 if chance(g, 0.5) else 0.0
+    by = torch.randn(2, rows, generator=g)
+
+    exact = CrossEntropy(logits, labels, tokens, z_loss, weights, by)
+    worst = Worst()
+    logits, labels, by = placed(logits, g, device), labels.to(device), by.to(device)
+    weights = None if weights is None else weights.to(device)
+    if parts == 1:
+        leaf = logits.clone().requires_grad_()
+        losses = vocab_parallel_cross_entropy(
+            _Into.apply(leaf, logits), labels, tokens=tokens, z_loss=z_loss, weights=weights
+        )
+        whole_loss = (losses.cross_entropy * by[0]).sum()
+        if losses.z_loss is not None:
+            whole_loss = whole_loss + (losses.z_loss * by[1]).sum()
+        whole_loss.backward()
+        worst.see("loss", losses.cross_entropy.detach().cpu(), exact.losses[0], exact.bound_losses[0])
+        if losses.z_loss is not None:
+            worst.see("z-loss", losses.z_loss.detach().cpu(), exact.losses[1], exact.bound_losses[1])
+        worst.see("gradient", leaf.grad.cpu(), exact.gradient, exact.bound_gradient)
+        return worst
+    pieces = [placed(piece, g, device) for piece in logits.detach().chunk(parts, -1)]
+    place = (tokens, IGNORED)
+    found = [passes.statistics(piece, labels, n * width, *place) for n, piece in enumerate(pieces)]
+    largest = torch.stack([one[0] for one in found]).amax(0)
+    factors = [torch.where(one[0] == largest, 1.0, (one[0] - largest).exp()) for one in found]
+    log_z = largest + sum(one[1] * factor for one, factor in zip(found, factors, strict=True)).log()
+    target = sum(one[2] for one in found)
+    loss = torch.where(labels == IGNORED, 0.0, log_z - target)
+    if weights is not None:
+        loss = loss * weights
+    worst.see("loss", loss.cpu(), exact.losses[0], exact.bound_losses[0])
+    weight = 1.0 if weights is None else weights
+    shift = by[1] * weight * 2 * z_loss * log_z if z_loss else torch.zeros_like(log_z)
+    scale = by[0] * weight + shift
+    for n, piece in enumerate(pieces):
+        passes.gradient_(piece, labels, log_z, n * width, *place)
+        passes.scaled_(piece, labels, scale, shift, n * width, *place)
+        part = slice(n * width, (n + 1) * width)
+        worst.see(
+            f"gradient of part {n}", piece.cpu(), exact.gradient[:, part], exact.bound_gradient[:, part]
+        )
+    return worst
+
+
+class _Into(torch.autograd.Function):
+    """A copy in a given place: what a product makes, which is no leaf, at an address of the test's choice."""
+
+    @staticmethod
+    def forward(ctx, tensor, place):
+        ctx.mark_dirty(place)
+        return place.copy_(tensor)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient.clone(), None
+
+
+class CrossEntropy:
+    """Losses, the gradient of `sum(by * losses)`, and what rounding may make of them.
+
+    Args:
+        logits: [rows, vocabulary].
+        labels: [rows].
+        tokens: Logits from this one on are padding.
+        z_loss: Weight of the z-loss.
+        weights: [rows] or None.
+        by: [2, rows], gradients of both losses.
+    """
+
+    def __init__(
+        self, logits: Tensor, labels: Tensor, tokens: int, z_loss: float, weights: Tensor | None, by: Tensor
+    ) -> None:
+        x = logits.double()
+        x[:, tokens:] = -math.inf
+        keep = labels != IGNORED
+        weight = keep.double() if weights is None else keep * weights.double()
+        label = labels.clamp(min=0)
+        log_z = x.logsumexp(-1)
+        target = x.gather(-1, label.unsqueeze(-1)).squeeze(-1)
+        zero = torch.zeros_like(log_z)
+        self.losses = torch.stack(
+            [torch.where(keep, log_z - target, 0) * weight, z_loss * log_z.square() * weight]
+        )
+        one_hot = torch.nn.functional.one_hot(label, x.shape[-1]).double()
+        probability = (x - log_z.unsqueeze(-1)).exp()
+        by = by.double() * weight
+        shift = by[1] * 2 * z_loss * log_z if z_loss else zero
+        scale = by[0] + shift
+        left = probability - one_hot
+        self.gradient = scale.unsqueeze(-1) * left + shift.unsqueeze(-1) * one_hot
+        self.gradient[~keep] = 0.0
+
+        # An exponential: its argument is a difference (1) times log2(e) (1), and exp2 is off by 2 ulp (4).
+        spread = torch.where(x.isfinite(), (x - x.amax(-1, keepdim=True)).abs(), 0.0).amax(-1)
+        a_power = 2 * spread + 5
+        # A thread's logits one after the other, each with a rescaled sum; then 5 joins in a warp and 5 of warps.
+        steps = math.ceil(x.shape[-1] / 512) + 8 + 10 + 3
+        e_log_z = U * (a_power + 4 * steps) + 4 * U * (1 + log_z.abs())
+        e_loss = e_log_z + U * (log_z.abs() + 3 * (log_z - target).abs())
+        e_z = 2 * z_loss * log_z.abs() * e_log_z + 4 * U * self.losses[1].abs()
+        self.bound_losses = torch.stack([e_loss * weight, e_z * weight.clamp(min=1e-30)])
+        e = ROUNDING[logits.dtype]
+        e_power = torch.where(x.isfinite(), (x - log_z.unsqueeze(-1)).abs(), 0.0) * 2 * U + 6 * U
+        e_left = probability * (e_log_z.unsqueeze(-1) + e_power) + (e + 2 * U) * left.abs()
+        size_, e_scale = scale.abs(), 4 * U * (by.abs().sum(0) + 2 * shift.abs())
+        e_shift = 2 * z_loss * by[1].abs() * e_log_z + 4 * U * shift.abs()
+        self.bound_gradient = (
+            size_.unsqueeze(-1) * e_left
+            + (e_scale + e_shift).unsqueeze(-1) * left.abs()
+            + e_shift.unsqueeze(-1) * one_hot
+            + (e + 3 * U) * (self.gradient.abs() + size_.unsqueeze(-1) * e_left)
+        )
+
+
+TRIALS = {"cross_entropy": cross_entropy}
+"""A random case of each op, by a seed."""

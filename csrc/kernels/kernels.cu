@@ -1,0 +1,7 @@
+// All kernels as one translation unit: what nvcc and the emulator's g++ compile. NVRTC compiles a file at a time.
+#include "cross_entropy.cu"
+
+#if !defined(__CUDACC_RTC__)
+// Of the sources that this library was made from; `davinci` refuses one that was made from others.
+DAVINCI_EXPORT const char* davinci_kernels_digest() { return DAVINCI_DIGEST; }
+#endif

@@ -1,0 +1,152 @@
+// What lets one kernel source be compiled by nvcc, by NVRTC and, for the emulator, by g++.
+//
+// A kernel is declared with DAVINCI_KERNEL, which also makes its launcher: a C function that takes raw pointers, sizes
+// and a stream, so that nothing here needs a header of torch or Python, and a library fits any version of either.
+#pragma once
+
+#if defined(DAVINCI_EMULATOR)
+#include "emulator.h"
+#elif !defined(__CUDACC_RTC__)
+#include <cuda_runtime.h>
+#endif
+
+#if !defined(DAVINCI_EMULATOR)
+#define DAVINCI_SHARED(type, name, count) __shared__ type name[count]
+#endif
+
+#define DAVINCI_UNWRAP(...) __VA_ARGS__
+#define DAVINCI_EXPORT extern "C" __attribute__((visibility("default")))
+
+// DAVINCI_KERNEL(name, threads, (parameters), (arguments)) { body }
+// Threads of a block are fixed by the kernel; the number of blocks is the caller's, and every kernel is right for any.
+#if defined(__CUDACC_RTC__)
+#define DAVINCI_KERNEL(name, threads, parameters, arguments) \
+  extern "C" __global__ void __launch_bounds__(threads) name parameters
+#elif defined(DAVINCI_EMULATOR)
+#define DAVINCI_KERNEL(name, threads, parameters, arguments)                                           \
+  static void name parameters;                                                                         \
+  DAVINCI_EXPORT int davinci_##name(long long blocks, DAVINCI_UNWRAP parameters, void*) {              \
+    return emulator::launch(blocks, threads, [=] { name arguments; });                                 \
+  }                                                                                                    \
+  DAVINCI_EXPORT int davinci_threads_##name() { return threads; }                                      \
+  static void name parameters
+#else
+#define DAVINCI_KERNEL(name, threads, parameters, arguments)                                           \
+  extern "C" __global__ void __launch_bounds__(threads) name parameters;                               \
+  DAVINCI_EXPORT int davinci_##name(long long blocks, DAVINCI_UNWRAP parameters, void* stream) {       \
+    name<<<(unsigned)blocks, threads, 0, (cudaStream_t)stream>>> arguments;                            \
+    return (int)cudaGetLastError();                                                                    \
+  }                                                                                                    \
+  DAVINCI_EXPORT int davinci_threads_##name() { return threads; }                                      \
+  extern "C" __global__ void __launch_bounds__(threads) name parameters
+#endif
+
+namespace davinci {
+
+// NVRTC has no <cstdint>.
+using i64 = long long;
+using u64 = unsigned long long;
+using u32 = unsigned int;
+using u16 = unsigned short;
+using u8 = unsigned char;
+using f32 = float;
+
+__device__ __forceinline__ u32 bits_of(float value) {
+#if defined(__CUDA_ARCH__)
+  return __float_as_uint(value);
+#else
+  u32 bits;
+  __builtin_memcpy(&bits, &value, 4);
+  return bits;
+#endif
+}
+
+__device__ __forceinline__ float float_of(u32 bits) {
+#if defined(__CUDA_ARCH__)
+  return __uint_as_float(bits);
+#else
+  float value;
+  __builtin_memcpy(&value, &bits, 4);
+  return value;
+#endif
+}
+
+// The upper half of a float, rounded to nearest, ties to even, as the hardware and torch do.
+struct bf16 {
+  u16 bits;
+};
+
+__device__ __forceinline__ float load(float value) { return value; }
+__device__ __forceinline__ float load(bf16 value) { return float_of((u32)value.bits << 16); }
+
+template <class T>
+__device__ __forceinline__ T store(float value);
+template <>
+__device__ __forceinline__ float store<float>(float value) {
+  return value;
+}
+template <>
+__device__ __forceinline__ bf16 store<bf16>(float value) {
+  u32 bits = bits_of(value);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return bf16{0x7fc0};  // NaN
+  bits += 0x7fffu + ((bits >> 16) & 1u);
+  return bf16{(u16)(bits >> 16)};
+}
+
+constexpr float kLog2E = 1.4426950408889634f;
+__device__ __forceinline__ float infinity() { return float_of(0x7f800000u); }
+__device__ __forceinline__ float not_a_number() { return float_of(0x7fc00000u); }
+// exp as the hardware has it: a power of two, of a rounded product. Relative error about 2 + |x| units of 2^-24.
+__device__ __forceinline__ float exponential(float x) { return exp2f(x * kLog2E); }
+
+// 16 bytes, which one instruction moves.
+template <class T>
+struct alignas(16) Vector {
+  static constexpr int kWidth = 16 / sizeof(T);
+  T at[kWidth];
+};
+
+// A row of any length at any address: elements before the first and after the last whole vector are alone.
+template <class T>
+struct Split {
+  i64 head, vectors, tail;  // elements, vectors, first element of the tail
+  __device__ __forceinline__ Split(const T* row, i64 columns) {
+    const i64 past = (i64)(((u64)row & 15) / sizeof(T));
+    head = past ? Vector<T>::kWidth - past : 0;
+    if (head > columns) head = columns;
+    vectors = (columns - head) / Vector<T>::kWidth;
+    tail = head + vectors * Vector<T>::kWidth;
+  }
+};
+
+// Calls visit(column, value) for each element of a row, divided over the threads of a block.
+template <int kThreads, class T, class Visit>
+__device__ __forceinline__ void visit_row(const T* row, i64 columns, Visit visit) {
+  const Split<T> split(row, columns);
+  for (i64 i = threadIdx.x; i < split.head; i += kThreads) visit(i, load(row[i]));
+  const Vector<T>* body = reinterpret_cast<const Vector<T>*>(row + split.head);
+  for (i64 v = threadIdx.x; v < split.vectors; v += kThreads) {
+    const Vector<T> block = body[v];
+#pragma unroll
+    for (int k = 0; k < Vector<T>::kWidth; ++k) visit(split.head + v * Vector<T>::kWidth + k, load(block.at[k]));
+  }
+  for (i64 i = split.tail + threadIdx.x; i < columns; i += kThreads) visit(i, load(row[i]));
+}
+
+// Replaces each element of a row by change(column, value).
+template <int kThreads, class T, class Change>
+__device__ __forceinline__ void change_row(T* row, i64 columns, Change change) {
+  const Split<T> split(row, columns);
+  for (i64 i = threadIdx.x; i < split.head; i += kThreads) row[i] = store<T>(change(i, load(row[i])));
+  Vector<T>* body = reinterpret_cast<Vector<T>*>(row + split.head);
+  for (i64 v = threadIdx.x; v < split.vectors; v += kThreads) {
+    Vector<T> block = body[v];
+#pragma unroll
+    for (int k = 0; k < Vector<T>::kWidth; ++k)
+      block.at[k] = store<T>(change(split.head + v * Vector<T>::kWidth + k, load(block.at[k])));
+    body[v] = block;
+  }
+  for (i64 i = split.tail + threadIdx.x; i < columns; i += kThreads) row[i] = store<T>(change(i, load(row[i])));
+}
+
+}  // namespace davinci

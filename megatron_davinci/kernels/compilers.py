@@ -1,0 +1,185 @@
+"""nvcc and g++: the library ahead of time, the emulator, and what ptxas says of each kernel.
+
+Nothing but the standard library is imported, since `setup.py` calls this too.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_davinci.errors import EnvironmentProblem
+from megatron_davinci.kernels import sources
+
+TARGETS = (80, 90, 100)
+"""Compute capabilities, times 10, that the library has machine code for. Newer ones take the last one's PTX."""
+
+_PTXAS = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\d+)a?'")
+_SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+_REGISTERS = re.compile(r"Used (\d+) registers")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What ptxas says of a kernel for one target.
+
+    Attributes:
+        kernel: Its symbol.
+        target: Compute capability, times 10.
+        registers: A thread.
+        spills: Bytes that a thread writes to or reads from local memory because registers were too few.
+        stack: Bytes of its stack frame.
+    """
+
+    kernel: str
+    target: int
+    registers: int
+    spills: int
+    stack: int
+
+
+def find_nvcc() -> Path | None:
+    """nvcc: on the path, in CUDA_HOME, where CUDA's installer puts it, or from a package; None where none is."""
+    found = shutil.which("nvcc")
+    if found:
+        return Path(found)
+    places = [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    places.append(Path("/usr/local/cuda"))
+    places += (path for entry in sys.path if entry for path in sorted(Path(entry).glob("nvidia/cu*")))
+    return next((nvcc for place in places if (nvcc := place / "bin" / "nvcc").is_file()), None)
+
+
+def find_host_compiler() -> str | None:
+    """The C++ compiler that Python's extensions are built with, or g++; None where there is none."""
+    named = (sysconfig.get_config_var("CXX") or "g++").split()[0]
+    return next((path for name in (named, "g++", "c++") if (path := shutil.which(name))), None)
+
+
+def build_library(out: Path, nvcc: Path, where: Path | None = None) -> None:
+    """Make the library with machine code for `TARGETS`, and the last one's PTX.
+
+    Args:
+        out: The library's path; it is there whole or not at all.
+        nvcc: The compiler.
+        where: The sources' folder; default: the package's.
+
+    Raises:
+        EnvironmentProblem: nvcc fails.
+    """
+    codes = [f"-gencode=arch=compute_{t},code=sm_{t}" for t in TARGETS[:-1]]
+    last = TARGETS[-1]
+    codes.append(f"-gencode=arch=compute_{last},code=[sm_{last},compute_{last}]")
+    flags = ["-std=c++17", "-O3", "--shared", "--threads", "0", "-cudart", "static"]
+    flags += ["-Xcompiler", "-fPIC,-fvisibility=hidden"]
+    _make(out, [str(nvcc), *flags, *codes], where)
+
+
+def ptxas(target: int, nvcc: Path, where: Path | None = None) -> list[Compiled]:
+    """Compile all kernels for one target and say what ptxas said.
+
+    Raises:
+        EnvironmentProblem: nvcc fails.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        flags = ["-std=c++17", "-O3", "-cubin", "-Xptxas", "-v"]
+        flags.append(f"-gencode=arch=compute_{target},code=sm_{target}")
+        said = _make(Path(scratch) / "kernels.cubin", [str(nvcc), *flags], where)
+    found: list[Compiled] = []
+    kernel, stack, spills = "", 0, 0
+    for line in said.splitlines():
+        if match := _PTXAS.search(line):
+            kernel = match[1]
+        elif match := _SPILLS.search(line):
+            stack, spills = int(match[1]), int(match[2]) + int(match[3])
+        elif match := _REGISTERS.search(line):
+            found.append(Compiled(kernel, target, int(match[1]), spills, stack))
+    return found
+
+
+def emulator(*, sanitize: bool = False, where: Path | None = None, out: Path | None = None) -> Path:
+    """The emulator's library; it is made once for the same sources.
+
+    Args:
+        sanitize: With AddressSanitizer: who loads it must have its runtime preloaded (`sanitizer_runtime`).
+        where: The sources' folder; default: the package's.
+        out: The library's path; default: in the user's cache.
+
+    Raises:
+        EnvironmentProblem: There is no C++ compiler, or it fails.
+    """
+    compiler = find_host_compiler()
+    if compiler is None:
+        raise EnvironmentProblem(
+            "The kernels' emulator is asked for, and there is no C++ compiler to make it.",
+            where="DAVINCI_KERNELS=emulator",
+            do="install g++ 9 or newer, or unset the variable",
+        )
+    if out is None:
+        kind = "asan" if sanitize else "plain"
+        out = _cache() / f"emulator-{sources.digest(where)}-{kind}.so"
+        if out.exists():
+            return out
+        out.parent.mkdir(parents=True, exist_ok=True)
+    # Products and sums stay apart, as they are written: what a test sees does not depend on the host's compiler.
+    flags = [
+        "-x",
+        "c++",
+        "-std=c++17",
+        "-O1",
+        "-fPIC",
+        "-shared",
+        "-ffp-contract=off",
+        "-Wno-unknown-pragmas",
+    ]
+    flags += ["-fvisibility=hidden", "-DDAVINCI_EMULATOR"]
+    if sanitize:
+        flags += ["-g", "-fsanitize=address", "-fno-omit-frame-pointer"]
+    _make(out, [compiler, *flags], where)
+    return out
+
+
+def sanitizer_runtime() -> Path | None:
+    """What LD_PRELOAD must name for a library with AddressSanitizer; None where the compiler has none."""
+    compiler = find_host_compiler()
+    if compiler is None:
+        return None
+    command = [compiler, "-print-file-name=libasan.so"]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return Path(said).resolve() if os.path.isabs(said) else None
+
+
+def _cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "megatron-davinci" / "kernels"
+
+
+def _make(out: Path, command: list[str], where: Path | None) -> str:
+    """Compile the sources into `out`, beside it first; returns what the compiler said."""
+    whole = (where or sources.folder()) / sources.WHOLE
+    handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}-", suffix=out.suffix)
+    os.close(handle)
+    beside = Path(name)
+    try:
+        command = [*command, f'-DDAVINCI_DIGEST="{sources.digest(where)}"', str(whole), "-o", str(beside)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            lines = done.stderr.strip().splitlines()
+            telling = [line for line in lines if "error" in line][:8] or lines[-8:]
+            raise EnvironmentProblem(
+                "The kernels do not compile.",
+                where=whole,
+                found="\n".join([f"{command[0]} ends with {done.returncode}", *telling]),
+                do="use CUDA 12.8 or newer and g++ 9 or newer; DAVINCI_KERNELS=reference runs without",
+            )
+        beside.chmod(0o755)
+        beside.replace(out)
+    finally:
+        beside.unlink(missing_ok=True)
+    return done.stdout + done.stderr

@@ -1,0 +1,44 @@
+"""What the kernels are called and take: the one place that says so in Python."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel of `csrc/kernels`. A launcher takes the number of blocks before, and the stream after, what is here.
+
+    Attributes:
+        name: Its name, without the suffix that says the dtype.
+        source: The file that it is in.
+        threads: Of a block.
+        arguments: A letter for each: `p` pointer, `l` 64-bit integer, `f` float.
+        suffixes: The dtypes that it is there for: `fp32`, `bf16`.
+    """
+
+    name: str
+    source: str
+    threads: int
+    arguments: str
+    suffixes: tuple[str, ...]
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """Its names in a library."""
+        return tuple(f"{self.name}_{suffix}" for suffix in self.suffixes)
+
+
+_FLOATS = ("fp32", "bf16")
+
+OPS: dict[str, tuple[Kernel, ...]] = {
+    "cross_entropy": (
+        Kernel("cross_entropy_statistics", "cross_entropy.cu", 512, "ppppplllll", _FLOATS),
+        Kernel("cross_entropy_gradient", "cross_entropy.cu", 512, "ppplllll", _FLOATS),
+        Kernel("cross_entropy_whole", "cross_entropy.cu", 512, "ppppllll", _FLOATS),
+        Kernel("cross_entropy_scaled", "cross_entropy.cu", 512, "pppplllll", _FLOATS),
+    ),
+}
+"""The kernels of each op."""
+
+KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernels in OPS.values() for kernel in kernels}

@@ -1,0 +1,275 @@
+"""By which way ops run on a device: decided here and nowhere else, once."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from megatron_davinci.errors import EnvironmentProblem
+from megatron_davinci.kernels import compilers, nvrtc
+from megatron_davinci.kernels.library import KernelError, Library
+from megatron_davinci.kernels.table import KERNELS, OPS
+from megatron_davinci.platform import cuda_launch
+
+SWITCH = "DAVINCI_KERNELS"
+"""An environment variable: one of `NAMES`, which must then be possible. Default: the best that is."""
+
+SANITIZE = "DAVINCI_EMULATOR_ASAN"
+"""An environment variable: 1 emulates with AddressSanitizer, whose runtime must be preloaded."""
+
+NAMES = ("ahead_of_time", "run_time", "emulator", "reference")
+PACKAGED = Path(__file__).with_name("_cuda.so")
+"""What `setup.py` makes where there is nvcc."""
+
+SUFFIXES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+_ASKED = "asked for"
+_MOST_BLOCKS = 2**31 - 1
+_EMULATED_BLOCKS = 3  # so that blocks take several rows each, as on a GPU with more rows than blocks
+
+_log = logging.getLogger(__name__)
+
+
+class Way:
+    """A way to run ops on one device.
+
+    Attributes:
+        name: One of `NAMES`.
+        why: A few words for whoever asks.
+    """
+
+    name = "reference"
+    most_blocks = _MOST_BLOCKS
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.why})"
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether it launches kernels: plain torch is the way that does not."""
+        return self.name != "reference"
+
+    def launch(self, name: str, blocks: int, of: Tensor, *arguments: Tensor | int | float) -> None:
+        """Start a kernel on the current stream of the tensors' device.
+
+        Args:
+            name: Of the kernel, without the dtype's suffix.
+            blocks: How many; as many as there is independent work, fewer are started where that is better.
+            of: The tensor whose dtype and device it is for.
+            arguments: What it takes; tensors are contiguous and on one device.
+
+        Raises:
+            KernelError: It could not be started.
+        """
+        raise NotImplementedError("plain torch has no kernels")
+
+
+class _Loaded(Way):
+    """Kernels of a library: on a GPU, or emulated."""
+
+    def __init__(self, name: str, why: str, library: Library) -> None:
+        super().__init__(why)
+        self.name = name
+        self._library = library
+        if name == "emulator":
+            self.most_blocks = _EMULATED_BLOCKS
+
+    def launch(self, name: str, blocks: int, of: Tensor, *arguments: Tensor | int | float) -> None:
+        kernel, suffix = KERNELS[name], SUFFIXES[of.dtype]
+        blocks, given = _limited(blocks, self.most_blocks), _addresses(arguments)
+        if of.device.type != "cuda":
+            self._library.launch(kernel, suffix, blocks, given, 0)
+            return
+        with cuda_launch.on(of.device):
+            self._library.launch(kernel, suffix, blocks, given, cuda_launch.current_stream(of.device))
+
+
+class _RunTime(Way):
+    """Kernels that NVRTC compiles when they are first used."""
+
+    name = "run_time"
+
+    def __init__(self, why: str, compiler: nvrtc.Compiler, capability: int) -> None:
+        super().__init__(why)
+        self._compiler, self._capability = compiler, capability
+        self._modules: dict[str, nvrtc.Module] = {}
+
+    def launch(self, name: str, blocks: int, of: Tensor, *arguments: Tensor | int | float) -> None:
+        kernel, suffix = KERNELS[name], SUFFIXES[of.dtype]
+        with cuda_launch.on(of.device):
+            module = self._modules.get(kernel.source)
+            if module is None:
+                module = nvrtc.Module(self._compiler.compile(kernel.source, self._capability))
+                self._modules[kernel.source] = module
+            stream = cuda_launch.current_stream(of.device)
+            module.launch(kernel, suffix, _limited(blocks, self.most_blocks), _addresses(arguments), stream)
+
+
+def _limited(blocks: int, most: int) -> int:
+    return max(1, min(blocks, most))
+
+
+def _addresses(arguments: Sequence[Tensor | int | float]) -> list[int | float]:
+    return [one.data_ptr() if isinstance(one, Tensor) else one for one in arguments]
+
+
+_asked: str | None = None  # by `using`
+
+
+@contextmanager
+def using(name: str) -> Iterator[None]:
+    """Have ops run by a way in a `with`, as the environment variable does for a process.
+
+    Raises:
+        EnvironmentProblem: It is no way's name.
+    """
+    global _asked
+    before, _asked = _asked, _checked(name)
+    try:
+        yield
+    finally:
+        _asked = before
+
+
+def way_for(device: torch.device) -> Way:
+    """The way on a device.
+
+    Raises:
+        EnvironmentProblem: One was asked for by name and cannot be taken.
+    """
+    asked = _asked if _asked is not None else _checked(os.environ.get(SWITCH, "auto"))
+    return _way(device.type, device.index or 0, asked)
+
+
+def require_kernels(device: torch.device, setting: str) -> None:
+    """Refuse a device on which ops would run in plain torch though that is not the device's way.
+
+    Args:
+        device: What is computed on.
+        setting: What asks for kernels by name.
+
+    Raises:
+        EnvironmentProblem: It is a GPU, and its kernels cannot be run.
+    """
+    way = way_for(device)
+    if device.type == "cuda" and not way.has_kernels and way.why != _ASKED:
+        raise EnvironmentProblem(
+            "Kernels are asked for by name, and cannot run on this device.",
+            where=setting,
+            found=way.why,
+            do=f"see `davinci doctor --kernels`; {SWITCH}=reference computes the same in plain torch",
+        )
+
+
+def way_of(op: str, *tensors: Tensor) -> Way:
+    """The way of an op on these tensors: plain torch where its kernels do not take them, which is said once.
+
+    Args:
+        op: A name of `OPS`.
+        tensors: Its arguments, the one whose dtype says which kernel first.
+
+    Raises:
+        ValueError: They are on several devices.
+    """
+    first = tensors[0]
+    if any(tensor.device != first.device for tensor in tensors):
+        raise ValueError(f"{op}: tensors are on {', '.join(sorted({str(one.device) for one in tensors}))}")
+    way = way_for(first.device)
+    if not way.has_kernels:
+        return way
+    suffix = SUFFIXES.get(first.dtype)
+    if suffix not in OPS[op][0].suffixes:
+        return _declined(op, f"there is no kernel for {first.dtype}")
+    if not all(tensor.is_contiguous() for tensor in tensors):
+        return _declined(op, "a tensor is not contiguous")
+    return way
+
+
+@cache
+def _declined(op: str, why: str) -> Way:
+    _log.warning("%s runs in plain torch: %s", op, why)
+    return Way(why)
+
+
+def _checked(name: str) -> str:
+    if name not in ("auto", *NAMES):
+        raise EnvironmentProblem(
+            "There is no such way to run kernels.",
+            where=SWITCH,
+            found=name,
+            expected=f"auto, {', '.join(NAMES)}",
+            do="take one of these, or unset the variable",
+        )
+    return name
+
+
+@cache
+def _way(kind: str, index: int, asked: str) -> Way:
+    if asked == "reference":
+        return Way(_ASKED)
+    device = torch.device(kind, index) if kind == "cuda" else torch.device(kind)
+    if kind == "cpu" and asked in ("auto", "emulator"):
+        if asked == "auto":
+            return Way("the platform is cpu")
+        path = compilers.emulator(sanitize=os.environ.get(SANITIZE) == "1")
+        return _Loaded("emulator", f"asked for, {path}", Library(path))
+    refused: list[str] = []
+    if kind != "cuda":
+        refused.append(f"the device is a {kind}")
+    if not refused and asked in ("auto", "ahead_of_time"):
+        found = _ahead_of_time(device)
+        if isinstance(found, Way):
+            return found
+        refused.append(found)
+    if kind == "cuda" and asked in ("auto", "run_time"):
+        found = _run_time(device)
+        if isinstance(found, Way):
+            return found
+        refused.append(found)
+    if kind == "cuda" and asked == "emulator":
+        refused.append("the emulator computes on a cpu")
+    why = "; ".join(refused)
+    if asked != "auto":
+        raise EnvironmentProblem(
+            f"Kernels are asked for {asked.replace('_', ' ')}, which cannot be.",
+            where=SWITCH,
+            found=why,
+            do="see `davinci doctor --kernels`, or unset the variable",
+        )
+    return Way(why)
+
+
+def _ahead_of_time(device: torch.device) -> Way | str:
+    """The way, or why it cannot be taken."""
+    if not PACKAGED.exists():
+        return "no library was made ahead of time: nvcc was not there at installation"
+    capability = cuda_launch.capability(device)
+    if capability < compilers.TARGETS[0]:
+        return f"the library has nothing for compute capability {capability / 10}"
+    try:
+        return _Loaded("ahead_of_time", str(PACKAGED), Library(PACKAGED))
+    except OSError as error:
+        return str(error)
+
+
+def _run_time(device: torch.device) -> Way | str:
+    """The way, or why it cannot be taken."""
+    compiler = nvrtc.find_compiler()
+    if compiler is None:
+        return "NVRTC was not found: CUDA builds of torch bring it along"
+    capability = cuda_launch.capability(device)
+    try:
+        if capability < compiler.targets()[0]:
+            return f"NVRTC {compiler.version()} makes no code for compute capability {capability / 10}"
+        return _RunTime(f"NVRTC {compiler.version()}", compiler, capability)
+    except KernelError as error:
+        return str(error)
