@@ -25,6 +25,7 @@ TESTS = Path(__file__).parent
 TOOLS = {
     "dali": "nvidia.dali",
     "wandb": "wandb",
+    "lm_eval": "lm_eval",
     **{name: f"tests.kernels.need_{name}" for name in ("nvrtc", "nvcc", "emulator")},
 }
 _seconds: dict[str, float] = defaultdict(float)
