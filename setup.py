@@ -27,6 +27,7 @@ CORE = [
     "tokenizers>=0.20",
     "jinja2>=3.1",
     "matplotlib>=3.8",
+    "scipy>=1.11",  # Student's t, central and not, for comparisons of runs
 ]
 
 EXTRAS = {

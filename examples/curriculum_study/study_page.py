@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from conclude import Comparison, answer, conclusion, nats, reasons
 from figures import Difference, Outcome, difference, mean_goal
-from forest import Forest, Row
 
 from megatron_davinci.files import write_atomically
 from megatron_davinci.report.axes import Axis, Stage
 from megatron_davinci.report.colors import assign
+from megatron_davinci.report.forest import Forest, Row
 from megatron_davinci.report.numbers import NOTHING, percent, quantity
 from megatron_davinci.report.page import KeyFigure, Page
 from megatron_davinci.report.plots import LinePlot, Plot, Series, StackedArea, grid_png

@@ -1,0 +1,203 @@
+"""`davinci lab`: ask a question by runs that differ in one thing, and hear how sure the answer is."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path("runs/lab")
+
+TEMPLATE = """\
+# A design: a question, arms that differ in one thing, and what decides (docs/concepts/lab.md).
+question: {question}
+base: {base}
+# Keys that the arms may differ in; a difference in any other is refused.
+varies: [curriculum.0.learning_rate]
+arms:
+  control: {{}}
+  changed:
+    set: {{curriculum.0.learning_rate.peak: 1.0e-3}}
+    words: half the peak
+seeds: [1, 2, 3]
+metrics:
+  # The first one decides. `margin` is the smallest difference that matters.
+  - {{name: heldout_loss.mean, margin: 0.02}}
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    new = commands.add_parser("new", help="write a design to fill in")
+    new.add_argument("design", type=Path)
+    new.add_argument("--base", default="config.yaml", help="run configuration, relative to the design")
+    new.add_argument("--question", default="Does half the learning rate lose anything?")
+    for name, help_text in (
+        ("check", "look for what could explain a difference beside the factor; start nothing"),
+        ("run", "train the runs that are not done, then draw the page"),
+        ("report", "draw the page of what is there"),
+    ):
+        command = commands.add_parser(name, help=help_text)
+        command.add_argument("design", type=Path)
+        if name != "check":
+            command.add_argument("--out", type=Path, default=ROOT, help=f"the lab's folder (default: {ROOT})")
+        if name == "run":
+            command.add_argument("--parallel", type=int, help="runs at a time (default: the cores, one each)")
+            command.add_argument("--retry", action="store_true", help="start runs again that failed before")
+    power = commands.add_parser("power", help="how many seeds show a difference")
+    power.add_argument("--noise", type=float, required=True, help="standard deviation of a pair's difference")
+    power.add_argument("--effect", type=float, required=True, help="the difference to be shown")
+    power.add_argument("--alpha", type=float, default=0.05)
+    log = commands.add_parser("log", help="add a dated entry to the lab book")
+    log.add_argument("text")
+    log.add_argument("--design", type=Path, help="with this design's verdict")
+    log.add_argument("--book", type=Path, default=Path("LABBOOK.md"))
+    log.add_argument("--out", type=Path, default=ROOT)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do what is asked."""
+    actions = {
+        "new": _new,
+        "check": _check,
+        "run": _run,
+        "report": _report,
+        "power": _power,
+        "log": _log,
+    }
+    return actions[arguments.action](arguments)
+
+
+def _new(arguments: argparse.Namespace) -> int:
+    from megatron_davinci.errors import ConfigError
+    from megatron_davinci.files import write_atomically
+
+    if arguments.design.exists():
+        raise ConfigError(
+            "There is a file already.", where=arguments.design, do="give another name, or remove it"
+        )
+    text = TEMPLATE.format(question=arguments.question, base=arguments.base)
+    write_atomically(arguments.design, text)
+    print(f"Written: {arguments.design}. Fill it in, then: davinci lab check {arguments.design}")
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from megatron_davinci.config.section import shown
+    from megatron_davinci.config.units import format_tokens
+    from megatron_davinci.lab.arms import arms_of, runs_of
+    from megatron_davinci.lab.control import cost_of, differences, refuse
+    from megatron_davinci.lab.design import load_design
+    from megatron_davinci.lab.runner import unique
+
+    design = load_design(arguments.design)
+    arms = arms_of(design)
+    refuse(design, arms, arguments.design)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"[bold]{design.question}[/bold]")
+    first = [arm for arm in arms if arm.size == arms[0].size]
+    table = Table(header_style="bold")
+    for column in ("differs", *(arm.name for arm in first)):
+        table.add_column(column)
+    for key, values in differences(first).items():
+        table.add_row(key, *(shown(value) for value in values.values()))
+    console.print(table)
+    runs = unique(runs_of(design, arms))
+    tokens = sum(cost_of(run.arm.config).tokens for run in runs)
+    console.print(
+        f"The arms differ in nothing else. {len(runs)} runs, {format_tokens(tokens)} tokens in all; "
+        f"{design.metrics[0].name} decides, and a difference of {design.metrics[0].margin:g} matters."
+    )
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from megatron_davinci.lab.arms import arms_of, runs_of
+    from megatron_davinci.lab.control import refuse
+    from megatron_davinci.lab.design import load_design
+    from megatron_davinci.lab.outcomes import Outcome
+    from megatron_davinci.lab.runner import carry_out
+
+    design = load_design(arguments.design)
+    arms = arms_of(design)
+    refuse(design, arms, arguments.design)
+    metric = design.metrics[0].name
+
+    def say(one: Outcome, done: int, total: int) -> None:
+        value = one.metric(metric)
+        said = f"{metric} {value:.4f}" if value is not None else one.state
+        print(f"{done:4} of {total}  {one.run.label:<40} {said}", flush=True)
+
+    parallel = arguments.parallel or len(os.sched_getaffinity(0))
+    carry_out(arguments.out, runs_of(design, arms), parallel=parallel, retry=arguments.retry, say=say)
+    return _report(arguments)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from megatron_davinci.lab.arms import arms_of, runs_of
+    from megatron_davinci.lab.control import refuse
+    from megatron_davinci.lab.design import load_design
+    from megatron_davinci.lab.outcomes import outcome_of
+    from megatron_davinci.lab.report import write_index, write_report
+    from megatron_davinci.lab.verdict import in_words, judge
+
+    design = load_design(arguments.design)
+    arms = arms_of(design)
+    refuse(design, arms, arguments.design)
+    runs = runs_of(design, arms)
+    outcomes = [outcome_of(arguments.out, run) for run in runs]
+    verdict = judge(design, arms, runs, outcomes)
+    folder = arguments.out / "designs" / arguments.design.stem
+    page = write_report(folder, design, arms, runs, outcomes, verdict)
+    write_index(arguments.out)
+    print(design.question)
+    for one in verdict.deciding:
+        print(f"  {in_words(one, verdict.control)}")
+    for warning in verdict.warnings:
+        print(f"  note: {warning}")
+    if verdict.noise is not None:
+        need = "more than 1,000" if verdict.seeds_needed is None else verdict.seeds_needed
+        print(
+            f"  Noise of a pair: {verdict.noise:.4f}. Seeds that show {design.metrics[0].margin:g} in four cases of "
+            f"five: {need}; this design has {len(design.seeds)}."
+        )
+    print(page)
+    return 0 if all(one.state == "done" for one in outcomes) else 1
+
+
+def _power(arguments: argparse.Namespace) -> int:
+    from megatron_davinci.stats.comparison import pairs_needed, power
+
+    need = pairs_needed(arguments.effect, arguments.noise, alpha=arguments.alpha)
+    if need is None:
+        print(
+            f"More than 1,000 seeds: {arguments.effect:g} is too little against a noise of {arguments.noise:g}."
+        )
+        return 0
+    print(f"{need} seeds show a difference of {arguments.effect:g} in four cases of five.")
+    for seeds in sorted({2, 3, 5, 8, need}):
+        print(
+            f"  {seeds:4} seeds: {100 * power(arguments.effect, arguments.noise, seeds, arguments.alpha):5.1f}%"
+        )
+    return 0
+
+
+def _log(arguments: argparse.Namespace) -> int:
+    from megatron_davinci.errors import DataError
+    from megatron_davinci.lab.book import add_entry
+
+    verdict = ""
+    if arguments.design is not None:
+        path = arguments.out / "designs" / arguments.design.stem / "lab.md"
+        if not path.exists():
+            raise DataError(
+                "The design has no verdict yet.", where=path, do=f"davinci lab report {arguments.design}"
+            )
+        verdict = path.read_text(encoding="utf-8")
+    sys.stdout.write(add_entry(arguments.book, arguments.text, verdict))
+    return 0

@@ -1,0 +1,332 @@
+"""A design's page: question, verdict, differences with intervals, curves, what arms differ in, cost, what failed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_davinci.config.section import shown
+from megatron_davinci.files import write_atomically, write_json
+from megatron_davinci.lab.arms import Arm, Run
+from megatron_davinci.lab.control import cost_of, differences
+from megatron_davinci.lab.design import Design
+from megatron_davinci.lab.outcomes import Outcome
+from megatron_davinci.lab.verdict import Comparison, Verdict, as_json, in_words
+from megatron_davinci.report.axes import Axis
+from megatron_davinci.report.colors import assign
+from megatron_davinci.report.forest import Forest, Row
+from megatron_davinci.report.numbers import NOTHING, duration, quantity
+from megatron_davinci.report.page import KeyFigure, Page
+from megatron_davinci.report.plots import LinePlot, Plot, Series
+
+TOKENS = Axis("tokens", "tokens", zero=True)
+
+
+def signed(value: float) -> str:
+    """A difference, with its sign."""
+    return f"{value:+.4f}".replace("-", "−")
+
+
+def answer(verdict: Verdict) -> str:
+    """The verdict in a line."""
+    words = [one.word for one in verdict.deciding]
+    if len(words) == 1:
+        return in_words(verdict.deciding[0], verdict.control)
+    counts = {word: words.count(word) for word in dict.fromkeys(words)}
+    return (
+        f"Against {verdict.control}: " + ", ".join(f"{count} {word}" for word, count in counts.items()) + "."
+    )
+
+
+def write_report(
+    folder: Path,
+    design: Design,
+    arms: Sequence[Arm],
+    runs: Sequence[Run],
+    outcomes: Sequence[Outcome],
+    verdict: Verdict,
+) -> Path:
+    """Write `lab.html`, `lab.md`, `runs.csv`, `verdict.json` and `plots/`.
+
+    Args:
+        folder: Where to.
+        design: The design.
+        arms: Its arms.
+        runs: Its runs.
+        outcomes: One for each run.
+        verdict: What follows.
+
+    Returns:
+        The page.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "verdict.json", as_json(verdict))
+    write_atomically(folder / "runs.csv", runs_csv(design, runs, outcomes))
+    write_atomically(folder / "lab.md", markdown(design, arms, outcomes, verdict))
+    page = Page(design.question, _subtitle(design, arms, runs))
+    for warning in verdict.warnings:
+        page.notice(warning)
+    page.figures(_key_figures(verdict))
+    page.section("Verdict", "\n\n".join(in_words(one, verdict.control) for one in verdict.deciding))
+    plots: list[Plot] = []
+
+    def show(plot: Plot | None, caption: str = "") -> None:
+        if plot is not None:
+            page.plot(plot, caption)
+            plots.append(plot)
+
+    for metric in design.metrics:
+        show(
+            _forest(verdict, metric.name),
+            "Large dot: mean over seeds; small dots: each seed's run less the control's of the same seed; line: 95% "
+            "interval by Student's t for pairs, each arm for itself.",
+        )
+    page.section("How sure", _sure(verdict))
+    page.section("On the way")
+    for size in dict.fromkeys(arm.size for arm in arms):
+        show(_curves(design, runs, outcomes, size), "Mean over seeds of the metric that decides.")
+    show(_domains(verdict, arms, runs, outcomes), "Held-out loss at the end by domain, arm less control.")
+    page.section("What the arms differ in")
+    page.table(
+        *_difference_table(arms), caption="Every key that arms do not share a value of; nothing else differs."
+    )
+    page.section("Figures")
+    page.table(*_arm_table(design, arms, runs, outcomes), caption="Mean over seeds at the end; ± over seeds.")
+    page.section("Cost")
+    page.table(*_cost_table(arms, runs, outcomes))
+    failed = [one for one in outcomes if one.state == "failed"]
+    if failed:
+        page.section("What failed")
+        for one in failed:
+            page.text_block(one.why, label=one.run.label)
+    page.section("Runs", collapsed=True)
+    rows = [[one.run.label, one.state, f"{one.step} of {one.steps}", one.run.identity] for one in outcomes]
+    page.table(["run", "state", "steps", "directory (runs/…)"], rows)
+    for plot in plots:
+        name = "".join(c if c.isalnum() else "-" for c in plot.title.lower()).strip("-")
+        write_atomically(folder / "plots" / f"{name}.png", plot.png())
+    return page.write(folder / "lab.html")
+
+
+def _subtitle(design: Design, arms: Sequence[Arm], runs: Sequence[Run]) -> str:
+    names = len(dict.fromkeys(arm.name for arm in arms))
+    sizes = f", {len(design.ladder)} sizes" if design.ladder else ""
+    tokens = quantity(cost_of(arms[0].config).tokens)
+    return f"{names} arms{sizes}, {len(design.seeds)} seeds, {len(runs)} runs, {tokens} tokens a run"
+
+
+def _key_figures(verdict: Verdict) -> list[KeyFigure]:
+    found = [
+        KeyFigure("Verdict", one.word, f"{one.arm}{f' at {one.size}' if one.size else ''}")
+        for one in verdict.deciding[:3]
+    ]
+    metric = verdict.design.metrics[0]
+    noise = NOTHING if verdict.noise is None else f"{verdict.noise:.4f}"
+    power = NOTHING if verdict.power is None else f"{100 * verdict.power:.0f}%"
+    return [
+        *found,
+        KeyFigure("Noise of a pair", noise, f"{metric.name}, one standard deviation"),
+        KeyFigure("Power", power, f"for a difference of {metric.margin:g}"),
+    ]
+
+
+def _sure(verdict: Verdict) -> str:
+    metric, count = verdict.design.metrics[0], len(verdict.deciding)
+    said = [
+        f"A difference counts when its p-value, by a paired t-test over seeds"
+        f"{f' corrected for {count} comparisons by Holm' if count > 1 else ''}, is below {verdict.design.alpha:g}; "
+        f"two arms are equivalent when two one-sided tests exclude a difference of {metric.margin:g} or more."
+    ]
+    if verdict.noise is not None:
+        need = "more than 1,000" if verdict.seeds_needed is None else str(verdict.seeds_needed)
+        said.append(
+            f"With a noise of {verdict.noise:.4f} a pair, {need} seeds show a difference of {metric.margin:g} in "
+            f"four cases of five; this design has {len(verdict.design.seeds)}."
+        )
+    return "\n\n".join(said)
+
+
+def _forest(verdict: Verdict, metric: str) -> Forest | None:
+    there = [one for one in verdict.by(metric) if one.found is not None]
+    if not there:
+        return None
+    colours = assign(one.arm for one in there)
+    rows = [_row(one, colours[one.arm]) for one in there]
+    lower = there[0].metric.better == "lower"
+    return Forest(
+        title=f"{metric}, less that of {verdict.control}",
+        axis=Axis(
+            metric, "nats per token" if metric.startswith(("heldout_loss", "train")) else "bits per byte"
+        ),
+        rows=rows,
+        write=signed,
+        better="better" if lower else "worse",
+        worse="worse" if lower else "better",
+        note=f"a difference of {there[0].metric.margin:g} matters",
+    )
+
+
+def _row(one: Comparison, colour: str) -> Row:
+    found = one.found
+    assert found is not None
+    known = found.pairs > 1
+    name = f"{one.arm} at {one.size}" if one.size else one.arm
+    return Row(
+        name=name,
+        value=found.mean,
+        low=found.low if known else None,
+        high=found.high if known else None,
+        dots=list(found.each.values()),
+        colour=colour,
+        words=one.word,
+    )
+
+
+def _curves(design: Design, runs: Sequence[Run], outcomes: Sequence[Outcome], size: str) -> LinePlot | None:
+    metric = design.metrics[0].name
+    by_arm: dict[str, list[tuple[list[float], list[float]]]] = {}
+    for run, outcome in zip(runs, outcomes, strict=True):
+        curve = outcome.curve(metric)
+        if run.arm.size == size and len(curve[0]) > 1:
+            by_arm.setdefault(run.arm.name, []).append(curve)
+    if not by_arm:
+        return None
+    colours, series = assign(by_arm), []
+    for name, curves in by_arm.items():
+        shortest = min(len(tokens) for tokens, _ in curves)
+        mean = np.mean([values[:shortest] for _, values in curves], axis=0)
+        series.append(Series(name=name, x=curves[0][0][:shortest], y=mean, colour=colours[name]))
+    title = f"{metric} over the run{f' at {size}' if size else ''}"
+    return LinePlot(title=title, x=TOKENS, y=Axis(metric, "nats per token"), series=series, skip_start=0.1)
+
+
+def _domains(
+    verdict: Verdict, arms: Sequence[Arm], runs: Sequence[Run], outcomes: Sequence[Outcome]
+) -> Forest | None:
+    from megatron_davinci.stats.comparison import paired
+
+    ends: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
+    for run, one in zip(runs, outcomes, strict=True):
+        if one.state == "done" and one.evaluations:
+            ends.setdefault((run.arm.size, run.arm.name), {})[run.seed] = one.evaluations[-1]["heldout_loss"]
+    rows = []
+    for arm in arms:
+        ours, theirs = ends.get((arm.size, arm.name), {}), ends.get((arm.size, verdict.control), {})
+        shared = set(ours) & set(theirs)
+        if arm.name == verdict.control or not shared:
+            continue
+        domains = list(next(iter(ours.values())))
+        colours = assign(domains)
+        for domain in domains:
+            found = paired({s: ours[s][domain] for s in shared}, {s: theirs[s][domain] for s in shared})
+            known = found.pairs > 1
+            name = domain if len(verdict.deciding) == 1 else f"{domain}: {arm.name} {arm.size}".rstrip()
+            rows.append(
+                Row(name, found.mean, found.low if known else None, found.high if known else None,
+                    list(found.each.values()), colours[domain])
+            )  # fmt: skip
+    if not rows or len(rows) > 40:
+        return None
+    return Forest(
+        title=f"By domain, less {verdict.control}",
+        axis=Axis("held-out loss", "nats per token"),
+        rows=rows,
+        write=signed,
+    )
+
+
+def _difference_table(arms: Sequence[Arm]) -> tuple[list[str], list[list[str]]]:
+    first = [arm for arm in arms if arm.size == arms[0].size]
+    names = [arm.name for arm in first]
+    rows = [[key, *(shown(values[name]) for name in names)] for key, values in differences(first).items()]
+    return ["key", *names], rows
+
+
+def _arm_table(
+    design: Design, arms: Sequence[Arm], runs: Sequence[Run], outcomes: Sequence[Outcome]
+) -> tuple[list[str], list[list[str]]]:
+    rows = []
+    for arm in arms:
+        row = [f"{arm.name} at {arm.size}" if arm.size else arm.name]
+        for metric in design.metrics:
+            values = [
+                value
+                for run, one in zip(runs, outcomes, strict=True)
+                if run.arm is arm and (value := one.metric(metric.name)) is not None
+            ]
+            spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
+            row.append(f"{np.mean(values):.4f}{spread} ({len(values)})" if values else NOTHING)
+        rows.append(row)
+    return ["arm", *(metric.name for metric in design.metrics)], rows
+
+
+def _cost_table(
+    arms: Sequence[Arm], runs: Sequence[Run], outcomes: Sequence[Outcome]
+) -> tuple[list[str], list[list[str]]]:
+    rows = []
+    for arm in arms:
+        cost = cost_of(arm.config)
+        took = sum(one.seconds for run, one in zip(runs, outcomes, strict=True) if run.arm is arm)
+        name = f"{arm.name} at {arm.size}" if arm.size else arm.name
+        rows.append([name, quantity(cost.tokens), quantity(cost.flops), duration(took)])
+    return ["arm", "tokens a run", "FLOPs a run", "time of all its steps"], rows
+
+
+def runs_csv(design: Design, runs: Sequence[Run], outcomes: Sequence[Outcome]) -> str:
+    """A line for each run: arm, size, seed, state, metrics."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["arm", "size", "seed", "state", "identity", *(metric.name for metric in design.metrics)])
+    for run, one in zip(runs, outcomes, strict=True):
+        values: list[Any] = [one.metric(metric.name) for metric in design.metrics]
+        row = ["" if value is None else f"{value:.6f}" for value in values]
+        writer.writerow([run.arm.name, run.arm.size, run.seed, one.state, run.identity, *row])
+    return out.getvalue()
+
+
+def markdown(design: Design, arms: Sequence[Arm], outcomes: Sequence[Outcome], verdict: Verdict) -> str:
+    """The same in Markdown, for a lab book or a pull request."""
+    said = [f"# {design.question}", "", f"**{answer(verdict)}**", ""]
+    said += [f"- {warning}" for warning in verdict.warnings] + ([""] if verdict.warnings else [])
+    said += ["| arm | metric | difference | 95% interval | seeds | verdict |", "|---|---|---|---|---|---|"]
+    for one in verdict.comparisons:
+        found = one.found
+        name = f"{one.arm} at {one.size}" if one.size else one.arm
+        interval = f"{signed(found.low)} to {signed(found.high)}" if found and found.pairs > 1 else NOTHING
+        mean, pairs = (signed(found.mean), found.pairs) if found else (NOTHING, 0)
+        said.append(f"| {name} | {one.metric.name} | {mean} | {interval} | {pairs} | {one.word} |")
+    headers, rows = _difference_table(arms)
+    said += [
+        "",
+        "What the arms differ in:",
+        "",
+        "| " + " | ".join(headers) + " |",
+        "|---" * len(headers) + "|",
+    ]
+    said += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    said += ["", _sure(verdict).replace("\n\n", " "), ""]
+    return "\n".join(said)
+
+
+def write_index(root: Path) -> Path:
+    """Write `index.html`: all designs of a lab with their verdicts, whatever they are."""
+    rows = []
+    for path in sorted(root.glob("designs/*/verdict.json")):
+        said = json.loads(path.read_text(encoding="utf-8"))
+        words = [
+            one["verdict"] for one in said["comparisons"] if one["metric"] == said["comparisons"][0]["metric"]
+        ]
+        counted = ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
+        rows.append(
+            [said["question"], counted if len(words) > 1 else words[0], len(said["seeds"]), path.parent.name]
+        )
+    page = Page("Questions and verdicts", f"{len(rows)} designs")
+    page.section("Designs")
+    page.table(["question", "verdict", "seeds", "page (designs/…/lab.html)"], rows)
+    return page.write(root / "index.html")

@@ -1,0 +1,247 @@
+"""From outcomes to verdicts: better, worse, equivalent, not enough evidence; and none where it would be unfounded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from megatron_davinci.lab.arms import Arm, Run
+from megatron_davinci.lab.design import Design, Metric
+from megatron_davinci.lab.outcomes import Outcome
+from megatron_davinci.stats.comparison import Paired, holm, paired, pairs_needed, pooled_deviation, power
+
+Word = Literal["better", "worse", "equivalent", "not enough evidence", "refused"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An arm against the control, by one metric, at one size.
+
+    Attributes:
+        arm: The arm's name.
+        size: Of the ladder; empty where there is none.
+        metric: Its metric.
+        values: The arm's by seed.
+        control: The control's by seed.
+        found: The paired difference, arm less control; None where no seed has both.
+        word: The verdict.
+        why: Why it is refused; empty otherwise.
+        p: Of no difference, corrected for all comparisons by this metric.
+        p_same: Of a difference of the margin or more, corrected likewise.
+    """
+
+    arm: str
+    size: str
+    metric: Metric
+    values: dict[int, float]
+    control: dict[int, float]
+    found: Paired | None
+    word: Word
+    why: str = ""
+    p: float = 1.0
+    p_same: float = 1.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a design has shown so far.
+
+    Attributes:
+        design: The design.
+        control: The control's name.
+        comparisons: By metric, size and arm.
+        warnings: Effects that shrink or turn over the ladder, and what is missing.
+        noise: Standard deviation of a pair's difference by the first metric, over all comparisons; None if unknown.
+        seeds_needed: Pairs that would show the margin with a power of 0.8 under that noise; None if unknown or many.
+        power: Of this design, for an effect of the margin, under that noise; None if unknown.
+    """
+
+    design: Design
+    control: str
+    comparisons: list[Comparison]
+    warnings: list[str] = field(default_factory=list)
+    noise: float | None = None
+    seeds_needed: int | None = None
+    power: float | None = None
+
+    def by(self, metric: str) -> list[Comparison]:
+        """Those of one metric."""
+        return [one for one in self.comparisons if one.metric.name == metric]
+
+    @property
+    def deciding(self) -> list[Comparison]:
+        """Those of the metric that decides."""
+        return self.by(self.design.metrics[0].name)
+
+
+def judge(design: Design, arms: Sequence[Arm], runs: Sequence[Run], outcomes: Sequence[Outcome]) -> Verdict:
+    """Compare every arm with the control of its size.
+
+    Args:
+        design: The design, whose control check has passed.
+        arms: Its arms.
+        runs: Its runs.
+        outcomes: One for each run.
+    """
+    control = arms[0].name
+    by_arm: dict[tuple[str, str], dict[int, Outcome]] = {}
+    for run, outcome in zip(runs, outcomes, strict=True):
+        by_arm.setdefault((run.arm.size, run.arm.name), {})[run.seed] = outcome
+    comparisons: list[Comparison] = []
+    for metric in design.metrics:
+        drafts = [
+            _draft(metric, arm, by_arm[arm.size, arm.name], by_arm[arm.size, control], design.seeds)
+            for arm in arms
+            if arm.name != control
+        ]
+        comparisons += _decide(drafts, design.alpha)
+    verdict = Verdict(design, control, comparisons)
+    noise = pooled_deviation([one.found for one in verdict.deciding if one.found is not None])
+    margin = design.metrics[0].margin
+    return Verdict(
+        design,
+        control,
+        comparisons,
+        warnings=[*_missing(outcomes), *_over_sizes(verdict)],
+        noise=noise,
+        seeds_needed=None if noise is None else pairs_needed(margin, noise, alpha=design.alpha),
+        power=None if noise is None else power(margin, noise, len(design.seeds), design.alpha),
+    )
+
+
+def _draft(
+    metric: Metric,
+    arm: Arm,
+    ours: Mapping[int, Outcome],
+    theirs: Mapping[int, Outcome],
+    seeds: Sequence[int],
+) -> Comparison:
+    values = {seed: value for seed, one in ours.items() if (value := one.metric(metric.name)) is not None}
+    control = {seed: value for seed, one in theirs.items() if (value := one.metric(metric.name)) is not None}
+    shared = sorted(set(values) & set(control))
+    missing = [seed for seed in seeds if seed not in shared]
+    why = ""
+    if missing:
+        why = f"no pair of runs with seed {', '.join(map(str, missing))} has come to its end"
+    elif len(shared) < 2:
+        why = "one seed tells no effect from noise"
+    found = paired(values, control) if shared else None
+    word: Word = "refused" if why else "not enough evidence"
+    return Comparison(arm.name, arm.size, metric, values, control, found, word, why)
+
+
+def _decide(drafts: Sequence[Comparison], alpha: float) -> list[Comparison]:
+    """Words for the comparisons of one metric, corrected for their number."""
+    judged = [one for one in drafts if one.word != "refused" and one.found is not None]
+    different = holm([one.found.p_difference for one in judged if one.found])
+    same = holm([one.found.p_equivalence(one.metric.margin) for one in judged if one.found])
+    words = {
+        id(one): (p, q, _word(one, p, q, alpha)) for one, p, q in zip(judged, different, same, strict=True)
+    }
+    found = []
+    for one in drafts:
+        p, q, word = words.get(id(one), (1.0, 1.0, one.word))
+        found.append(
+            Comparison(one.arm, one.size, one.metric, one.values, one.control, one.found, word, one.why, p, q)
+        )
+    return found
+
+
+def _word(one: Comparison, p: float, p_same: float, alpha: float) -> Word:
+    assert one.found is not None
+    if p_same < alpha:
+        return "equivalent"  # whatever else: the difference is smaller than matters
+    if p >= alpha:
+        return "not enough evidence"
+    lower = one.found.mean < 0
+    return "better" if lower == (one.metric.better == "lower") else "worse"
+
+
+def _missing(outcomes: Sequence[Outcome]) -> list[str]:
+    said = []
+    for state, words in (("failed", "failed"), ("begun", "not at its end"), ("to do", "not begun")):
+        names = [one.run.label for one in outcomes if one.state == state]
+        if names:
+            said.append(f"{len(names)} run{'s' if len(names) > 1 else ''} {words}: " + "; ".join(names[:6]))
+    return said
+
+
+def _over_sizes(verdict: Verdict) -> list[str]:
+    """Where an effect at the largest size is not the one at the smallest."""
+    said, sizes = [], list(verdict.design.ladder)
+    if len(sizes) < 2:
+        return []
+    for arm in dict.fromkeys(one.arm for one in verdict.deciding):
+        there = {one.size: one for one in verdict.deciding if one.arm == arm and one.found is not None}
+        if sizes[0] not in there or sizes[-1] not in there:
+            continue
+        small, large = there[sizes[0]].found, there[sizes[-1]].found
+        assert small is not None
+        assert large is not None
+        known = small.low > 0 or small.high < 0
+        if known and (large.low > 0 > small.mean or large.high < 0 < small.mean):
+            said.append(
+                f"{arm} crosses over: its effect at {sizes[0]} is {small.mean:+.4f}, at {sizes[-1]} "
+                f"{large.mean:+.4f}. What holds at the small size does not at the large one."
+            )
+        elif known and abs(large.mean) < abs(small.mean) / 2:
+            said.append(
+                f"{arm}'s effect shrinks with size: {small.mean:+.4f} at {sizes[0]}, {large.mean:+.4f} at "
+                f"{sizes[-1]}. At larger sizes it may be nothing, or the reverse."
+            )
+    return said
+
+
+def in_words(one: Comparison, control: str) -> str:
+    """A verdict as a sentence, with its figures."""
+    at = f" at {one.size}" if one.size else ""
+    if one.word == "refused" or one.found is None:
+        return f"{one.arm}{at}: no verdict, since {one.why}."
+    figures = (
+        f"{one.metric.name} {one.found.mean:+.4f} (95% interval {one.found.low:+.4f} to {one.found.high:+.4f}, "
+        f"{one.found.pairs} seeds)"
+    ).replace("-", "−")
+    margin = f"{one.metric.margin:g}"
+    return {
+        "better": f"{one.arm}{at} is better than {control}: {figures}.",
+        "worse": f"{one.arm}{at} is worse than {control}: {figures}.",
+        "equivalent": f"{one.arm}{at} and {control} are equivalent within {margin}: {figures}.",
+        "not enough evidence": f"{one.arm}{at} against {control}: not enough evidence for a difference, nor for "
+        f"equivalence within {margin}: {figures}.",
+    }[one.word]
+
+
+def as_json(verdict: Verdict) -> dict[str, Any]:
+    """All figures, for programs."""
+
+    def plain(one: Comparison) -> dict[str, Any]:
+        found = one.found
+        known = found is not None and found.pairs > 1
+        return {
+            "arm": one.arm,
+            "size": one.size,
+            "metric": one.metric.name,
+            "margin": one.metric.margin,
+            "verdict": one.word,
+            "why": one.why,
+            "mean": None if found is None else round(found.mean, 6),
+            "low": round(found.low, 6) if known and found is not None else None,
+            "high": round(found.high, 6) if known and found is not None else None,
+            "p": round(one.p, 6),
+            "p_equivalence": round(one.p_same, 6),
+            "by_seed": {} if found is None else {str(seed): round(d, 6) for seed, d in found.each.items()},
+            "values": {str(seed): round(value, 6) for seed, value in one.values.items()},
+            "control_values": {str(seed): round(value, 6) for seed, value in one.control.items()},
+        }
+
+    return {
+        "question": verdict.design.question,
+        "control": verdict.control,
+        "seeds": verdict.design.seeds,
+        "comparisons": [plain(one) for one in verdict.comparisons],
+        "warnings": verdict.warnings,
+        "noise_of_a_pair": None if verdict.noise is None else round(verdict.noise, 6),
+        "power_for_the_margin": None if verdict.power is None else round(verdict.power, 4),
+        "seeds_needed_for_the_margin": verdict.seeds_needed,
+    }
