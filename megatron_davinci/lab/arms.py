@@ -96,7 +96,8 @@ def arms_of(design: Design) -> list[Arm]:
 def _sides(design: Design) -> dict[str, tuple[Path | None, Setting, str]]:
     if design.arms:
         return {name: (arm.config, arm.set, arm.words) for name, arm in design.arms.items()}
-    names, found = list(design.factors), {}
+    names = list(design.factors)
+    found: dict[str, tuple[Path | None, Setting, str]] = {}
     for levels in _combinations(design):
         setting = {
             design.factors[name].key: design.factors[name].levels[level] for name, level in zip(names, levels)

@@ -81,7 +81,11 @@ class Forest(Plot):
         right = (
             box.right - max((canvas.text_width(drawn, text, bold=True) for text in texts), default=0.0) - 12
         )
-        marks = [0.0, *(v for row in self.rows for v in (row.low, row.high, row.value, *row.dots) if _is(v))]
+        marks = [0.0]
+        for row in self.rows:
+            marks += [
+                v for v in (row.low, row.high, row.value, *row.dots) if v is not None and math.isfinite(v)
+            ]
         low, high = min(marks), max(marks)
         room = 0.06 * ((high - low) or 1.0)
         low, high = self.limits or (low - room, high + room)
@@ -178,10 +182,6 @@ class Forest(Plot):
         """Title, and each arm's difference."""
         parts = [f"{row.name} {self.write(row.value)}" for row in self.rows]
         return f"{self.title}, {self.axis.caption}: " + "; ".join(parts) + "."
-
-
-def _is(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
 
 
 def _dot(drawn: Any, x: float, y: float, slot: str, radius: float, alpha: float = 1.0) -> None:

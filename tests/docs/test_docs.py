@@ -16,6 +16,7 @@ from megatron_davinci.cli import main as cli
 from megatron_davinci.cli.train import add_arguments as add_train_arguments
 from megatron_davinci.config import RunConfig, load_config, validate
 from megatron_davinci.errors import ConfigError
+from megatron_davinci.lab.design import Design
 from megatron_davinci.train.plan import plan_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -232,6 +233,9 @@ def shown_settings() -> list[tuple[str, dict]]:
     ("name", "settings"), shown_settings(), ids=lambda value: value if isinstance(value, str) else ""
 )
 def test_every_configuration_that_is_shown_is_valid(name, settings):
+    if "question" in settings:  # a design of the lab
+        Design.model_validate(settings)
+        return
     if "run" not in settings:  # some sections, or parts of them: laid over the quickstart's
         settings = laid_over(yaml.safe_load(QUICKSTART.read_text()), settings)
     validate(settings, where=name)
