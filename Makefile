@@ -24,7 +24,7 @@ setup: $(STAMP)
 $(STAMP): setup.py pyproject.toml constraints.txt $(wildcard csrc/*/*)
 	@test -n "$(PYTHON)" || { echo "megatron-davinci needs Python 3.11 or 3.12; none was found. Set PYTHON=/path/to/python3.12"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[data,eval,dev]'
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[data,darwin,eval,dev]'
 	@touch $(STAMP)
 
 quickstart: setup

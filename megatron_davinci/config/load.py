@@ -39,7 +39,21 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: The file cannot be read, a key is unknown, or a value is impossible. Every problem is
             listed, each with its line.
     """
-    path = Path(path)
+    settings, lines = read_settings(Path(path), "sections run, model, data, curriculum, ...")
+    applied = {_apply(settings, override): override for override in overrides}
+    return validate(settings, where=str(path), lines={**lines, **applied})
+
+
+def read_settings(path: Path, expected: str) -> tuple[dict[str, Any], dict[Path_, int]]:
+    """The plain settings in a YAML file, and the line of each key.
+
+    Args:
+        path: The file.
+        expected: What its top level holds, for the message.
+
+    Raises:
+        ConfigError: It cannot be read, is not YAML, is no mapping, or says something twice.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -58,7 +72,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
             "The configuration is empty or not a mapping.",
             where=path,
             found=type(settings).__name__,
-            expected="sections run, model, data, curriculum, ...",
+            expected=expected,
         )
     lines: dict[Path_, int] = {}
     twice: list[str] = []
@@ -67,11 +81,10 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(
             "The configuration says something twice.",
             where=path,
-            found=_one_screen(twice),
+            found=one_screen(twice),
             do="keep one of the two; YAML alone would silently take the last",
         )
-    applied = {_apply(settings, override): override for override in overrides}
-    return validate(settings, where=str(path), lines={**lines, **applied})
+    return settings, lines
 
 
 def validate(settings: dict[str, Any], where: str, lines: Written | None = None) -> RunConfig:
@@ -98,7 +111,7 @@ def validate(settings: dict[str, Any], where: str, lines: Written | None = None)
             if len(problems) == 1
             else f"The configuration has {len(problems)} problems.",
             where=where,
-            found=_one_screen(problems),
+            found=one_screen(problems),
             do="mend what is named; docs/reference/configuration.md lists every key",
         ) from None
 
@@ -106,6 +119,11 @@ def validate(settings: dict[str, Any], where: str, lines: Written | None = None)
 def dump_config(config: RunConfig) -> str:
     """The resolved configuration as YAML that `load_config` reads back to an equal one."""
     return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def problems_of(error: ValidationError, root: type[BaseModel], lines: Written) -> list[str]:
+    """What pydantic found wrong with another kind of file than a run configuration: a line for each problem."""
+    return [said for item in error.errors() for said in _describe(item, lines, root)]
 
 
 class _Dumper(yaml.SafeDumper):
@@ -120,7 +138,8 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _represent_text)
 
 
-def _one_screen(problems: list[str]) -> str:
+def one_screen(problems: list[str]) -> str:
+    """Problems, a line each; the first dozen."""
     shown_, rest = problems[:_MOST_PROBLEMS], len(problems) - _MOST_PROBLEMS
     return "\n".join([*shown_, f"and {rest} more"] if rest > 0 else shown_)
 
@@ -212,7 +231,7 @@ def _between_sections(settings: dict[str, Any]) -> Iterator[Problem]:
     )
 
 
-def _describe(item: Any, lines: Written) -> list[str]:
+def _describe(item: Any, lines: Written, root: type[BaseModel] = RunConfig) -> list[str]:
     """What one error of pydantic's says: a line for each problem."""
     # Tags of a union are in angle brackets.
     location: Path_ = tuple(part for part in item["loc"] if not str(part).startswith("<"))
@@ -220,7 +239,7 @@ def _describe(item: Any, lines: Written) -> list[str]:
     if isinstance(error, Problems):
         return [_located((*location, *place), said, lines) for place, said in error.problems]
     if item["type"] == "extra_forbidden":
-        keys = _keys_at(location[:-1])
+        keys = _keys_at(location[:-1], root)
         nearest = difflib.get_close_matches(str(location[-1]), keys, n=1, cutoff=0.5)
         hint = f"; did you mean {nearest[0]}?" if nearest else f"; keys here: {', '.join(sorted(keys))}"
         return [_located(location, f"unknown key{hint}", lines)]
@@ -250,9 +269,9 @@ def _located(location: Path_, said: str, lines: Written) -> str:
     return name + (f" ({'; '.join(marks)})" if marks else "") + f": {said}"
 
 
-def _keys_at(location: Path_) -> list[str]:
+def _keys_at(location: Path_, root: type[BaseModel] = RunConfig) -> list[str]:
     """The keys that the schema knows at a place, found by walking the annotations."""
-    annotation: Any = RunConfig
+    annotation: Any = root
     for part in location:
         candidates = _unwrap(annotation)
         step: Any = None

@@ -184,7 +184,7 @@ def _stream(file: IO[bytes], piece: Piece) -> Iterator[Record]:
     text: IO[bytes] = (
         gzip.GzipFile(fileobj=file)  # type: ignore[assignment]
         if zstd is None
-        else io.BufferedReader(_ZstdStream(file, zstd), _BLOCK)
+        else io.BufferedReader(ZstdStream(file, zstd), _BLOCK)
     )
     number = 0
     while True:
@@ -309,7 +309,7 @@ def _zstandard() -> Any:
     return zstandard
 
 
-class _ZstdStream(io.RawIOBase):
+class ZstdStream(io.RawIOBase):
     """The decompressed bytes of Zstandard frames; unlike the library's reader it tells when the last is cut short."""
 
     def __init__(self, file: IO[bytes], library: Any) -> None:

@@ -1,0 +1,193 @@
+"""`davinci data run | steps`: raw files to a corpus, by a recipe of steps; and the catalogue of steps."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from megatron_davinci.darwin.corpus import Corpus
+    from megatron_davinci.darwin.run import Progress
+
+
+def add_actions(actions: Any) -> None:
+    """Declare the actions' arguments.
+
+    Args:
+        actions: The sub-parsers of `davinci data`.
+    """
+    run_ = actions.add_parser("run", help="make a corpus from raw files by a recipe, or go on with one")
+    run_.add_argument("recipe", type=Path, help="YAML file: sources, steps, output")
+    run_.add_argument("--workers", type=int, help="processes (default: one for each core)")
+    run_.add_argument("--restart", action="store_true", help="do away with what an earlier run has left")
+    steps = actions.add_parser("steps", help="list the steps that a recipe can name, by level")
+    steps.add_argument("step", nargs="?", help="a step, to see its parameters")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the chosen action."""
+    _needs_packages()
+    return ACTIONS[arguments.action](arguments)
+
+
+def _needs_packages() -> None:
+    from megatron_davinci.errors import EnvironmentProblem
+
+    try:
+        import datatrove  # noqa: F401
+        import orjson  # noqa: F401
+        import zstandard  # noqa: F401
+    except ImportError as error:
+        raise EnvironmentProblem(
+            "Making a corpus needs packages that are not installed.",
+            found=error,
+            do="pip install 'megatron-davinci[darwin]'",
+        ) from error
+
+
+def run_recipe(arguments: argparse.Namespace) -> int:
+    """Make the corpus, and say what became of its documents."""
+    from megatron_davinci.darwin.recipe import load_recipe
+    from megatron_davinci.darwin.run import run_recipe as make
+
+    loaded = load_recipe(arguments.recipe)
+    with _shown(loaded.recipe.name) as progress:
+        corpus = make(loaded, arguments.workers, arguments.restart, progress)
+    show_corpus(corpus)
+    return 0
+
+
+def show_corpus(corpus: Corpus) -> None:
+    """Print what became of the documents, by source and by step."""
+    from megatron_davinci.cli.screen import Screen
+    from megatron_davinci.config.units import format_tokens
+
+    screen, counts = Screen(), corpus.counts
+    rows = []
+    for name, source in corpus.manifest["sources"].items():
+        given = source["input"]
+        for level, kept in source["levels"].items() or [("–", {})]:
+            tokens = format_tokens(kept["tokens"]) if "tokens" in kept else "–"
+            rows.append(
+                [name, level, f"{given['documents']:,}", f"{kept.get('documents', 0):,}",
+                 f"{kept.get('characters', 0):,}", tokens, source["licence"] or "–"]
+            )  # fmt: skip
+    screen.table(
+        f"{corpus.manifest['name']}: {counts['output']:,} of {counts['input']:,} documents",
+        [("source", "left"), ("level", "right"), ("read", "right"), ("kept", "right"), ("characters", "right"),
+         ("tokens", "right"), ("licence", "left")],
+        rows,
+    )  # fmt: skip
+    gone = [
+        [kind, *key.split("/", 1), f"{count:,}"]
+        for kind in ("dropped", "quarantined")
+        for key, count in sorted(counts[kind].items(), key=lambda item: -item[1])
+    ]
+    if gone:
+        screen.console.print()
+        screen.table(
+            "turned away",
+            [("documents", "right"), ("", "left"), ("by", "left"), ("why", "left")],
+            [[count, kind, step, reason] for kind, step, reason, count in gone],
+        )
+    away = sum(sum(counts[kind].values()) for kind in ("dropped", "quarantined"))
+    screen.console.print(
+        f"\n{counts['input']:,} read = {counts['output']:,} kept + {away:,} turned away, counted in the files.\n"
+        f"{corpus.folder / 'documents'}",
+        soft_wrap=True,
+    )
+
+
+def list_steps(arguments: argparse.Namespace) -> int:
+    """Print the catalogue, or what one step takes."""
+    import difflib
+
+    from megatron_davinci.cli.screen import Screen
+    from megatron_davinci.darwin.catalogue import LEVELS, STEPS
+    from megatron_davinci.errors import ConfigError
+
+    screen = Screen()
+    if arguments.step is None:
+        for level, about in LEVELS.items():
+            chosen = sorted(
+                (step for step in STEPS.values() if step.level == level), key=lambda step: step.name
+            )
+            if chosen:
+                rows = [[step.name, step.about] for step in chosen]
+                screen.table(f"level {level}: {about}", [("step", "left"), ("", "left")], rows)
+                screen.console.print()
+        return 0
+    if arguments.step not in STEPS:
+        nearest = difflib.get_close_matches(arguments.step, STEPS, n=1, cutoff=0.4)
+        raise ConfigError(
+            "There is no such step.",
+            found=arguments.step,
+            expected=nearest[0] if nearest else ", ".join(STEPS),
+        )
+    step = STEPS[arguments.step]
+    described = _described(step.Parameters.__doc__ or "")
+    rows = [
+        [
+            name,
+            str(field.default) if not field.is_required() else "required",
+            described.get(name, "names of sources"),
+        ]
+        for name, field in step.Parameters.model_fields.items()
+    ]
+    screen.table(
+        f"{step.name}, level {step.level}: {step.about}",
+        [("parameter", "left"), ("default", "left"), ("", "left")],
+        rows,
+    )
+    return 0
+
+
+def _described(docstring: str) -> dict[str, str]:
+    """The lines of a Google-style `Attributes:` section, by name."""
+    _, _, section = docstring.partition("Attributes:")
+    found: dict[str, str] = {}
+    name = ""
+    for line in section.splitlines():
+        head, colon, rest = line.strip().partition(": ")
+        if colon and head.isidentifier() and line.startswith(" " * 12) and not line.startswith(" " * 13):
+            name = head
+            found[name] = rest
+        elif line.strip() and name:
+            found[name] += " " + line.strip()
+    return found
+
+
+@contextmanager
+def _shown(title: str) -> Iterator[Callable[[Progress], None]]:
+    """How far a run is: a bar on a screen, a line a pass elsewhere."""
+    if not sys.stdout.isatty():
+        said: set[int] = set()
+
+        def say(progress: Progress) -> None:
+            if progress.number not in said and progress.done == progress.tasks:
+                said.add(progress.number)
+                print(
+                    f"{title}: pass {progress.number} of {progress.passes} done: {progress.what}",
+                    file=sys.stderr,
+                )
+
+        yield say
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, transient=True) as bar:
+        task = bar.add_task(title)
+        yield lambda progress: bar.update(
+            task,
+            description=f"{progress.number}/{progress.passes} {progress.what[:48]}",
+            completed=progress.done,
+            total=progress.tasks,
+        )
+
+
+ACTIONS: dict[str, Callable[[argparse.Namespace], int]] = {"run": run_recipe, "steps": list_steps}

@@ -1,0 +1,31 @@
+"""All steps that a recipe can name, by level."""
+
+from __future__ import annotations
+
+from megatron_davinci.darwin import code_rules, exact, gopher, normalise, rules, web_rules
+from megatron_davinci.darwin.step import Step
+
+LEVELS = {
+    0: "acquisition",
+    1: "normalisation to text, nothing filtered",
+    2: "rules: deterministic, explainable",
+    3: "selection by light models, text untouched",
+}
+
+STEPS: dict[str, type[Step]] = {
+    step.name: step
+    for step in (
+        normalise.ExtractHtml,
+        normalise.NormaliseText,
+        rules.Length,
+        rules.Garble,
+        rules.Language,
+        rules.Licence,
+        gopher.GopherQuality,
+        gopher.GopherRepetition,
+        web_rules.C4,
+        web_rules.FineWeb,
+        code_rules.CodeQuality,
+        exact.ExactDedup,
+    )
+}

@@ -1,0 +1,212 @@
+"""A finished corpus: the count that nothing was lost, the manifest, and its files."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_davinci.darwin.parts import read_part
+from megatron_davinci.darwin.plan import FORMAT, Plan
+from megatron_davinci.darwin.tally import Tally
+from megatron_davinci.errors import DataError
+from megatron_davinci.files import file_digest, write_json
+from megatron_davinci.version import __version__
+
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A corpus on disk.
+
+    Attributes:
+        folder: Where it lies.
+        manifest: `corpus.json`.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @classmethod
+    def load(cls, folder: Path) -> Corpus:
+        """Open a corpus.
+
+        Raises:
+            DataError: There is none, or it is not done.
+        """
+        path = folder / "corpus.json"
+        if not path.exists():
+            raise DataError(
+                "There is no finished corpus.",
+                where=path,
+                do="make it, or go on with it, by `davinci data run RECIPE`",
+            )
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest.get("format") != FORMAT:
+            raise DataError(
+                "The corpus was written by another version.",
+                where=path,
+                found=manifest.get("format"),
+                expected=FORMAT,
+            )
+        return cls(folder, manifest)
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """Documents: `input`, `output`, `dropped` and `quarantined` by step and reason."""
+        counts: dict[str, Any] = self.manifest["documents"]
+        return counts
+
+    def files(self, kind: str = "documents") -> list[Path]:
+        """Files of `documents`, `dropped` or `quarantine`, in order."""
+        return files_in(self.folder / kind)
+
+    def records(self, kind: str = "documents") -> Iterator[dict[str, Any]]:
+        """Their records, in order."""
+        for path in self.files(kind):
+            yield from read_part(path)
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Whole files in a folder and those below it, in order."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+
+
+def finish(plan: Plan, passes: int) -> Corpus:
+    """Count what came out against what went in, and write the manifest.
+
+    Raises:
+        DataError: A document is missing or was written twice.
+    """
+    counts = [
+        [
+            json.loads((plan.work / f"{number:02d}" / "counts" / f"{task:05d}.json").read_text())
+            for task in range(plan.tasks)
+        ]
+        for number in range(passes)
+    ]
+    total = Tally.merged(each for pass_ in counts for each in pass_)
+    documents = by_fate(total)
+    check(plan.out, documents, [sum(each["entered"] for each in pass_) for pass_ in counts])
+    files = {
+        str(path.relative_to(plan.out)): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+        for path in files_in(plan.out / "documents")
+    }
+    dumped = total.dump()
+    manifest = {
+        "format": FORMAT,
+        "name": plan.recipe.name,
+        "version": __version__,
+        "documents": documents,
+        "sources": _by_source(plan, total),
+        "operations": plan.operations(),
+        "input": {
+            "files": len(plan.files),
+            "bytes": sum(file.size for file in plan.files),
+            "tasks": plan.tasks,
+        },
+        "files": files,
+    }
+    statistics = {key: dumped[key] for key in ("documents", "characters", "histograms", "examples")}
+    write_json(plan.out / "statistics.json", statistics)
+    write_json(plan.out / "seconds.json", dumped["seconds"])
+    write_json(plan.out / "corpus.json", manifest)
+    return Corpus(plan.out, manifest)
+
+
+def by_fate(total: Tally) -> dict[str, Any]:
+    """Documents by what became of them, over all sources."""
+    found: dict[str, Any] = {"input": 0, "output": 0, "dropped": Counter(), "quarantined": Counter()}
+    for key, count in total.documents.items():
+        _, what, *rest = key.split("/")
+        if what in ("dropped", "quarantined"):
+            found[what]["/".join(rest)] += count
+        elif what in ("input", "kept"):
+            found["input" if what == "input" else "output"] += count
+    return found | {kind: dict(sorted(found[kind].items())) for kind in ("dropped", "quarantined")}
+
+
+def check(out: Path, documents: dict[str, Any], entered: list[int]) -> None:
+    """Input = output + dropped + quarantined, as counted and as the files hold.
+
+    Args:
+        out: The corpus.
+        documents: `by_fate`.
+        entered: Documents that entered each pass.
+
+    Raises:
+        DataError: They differ.
+    """
+    written = {
+        kind: sum(records_in(path) for path in files_in(out / kind))
+        for kind in ("documents", "dropped", "quarantine")
+    }
+    counted = {
+        "documents": documents["output"],
+        "dropped": sum(documents["dropped"].values()),
+        "quarantine": sum(documents["quarantined"].values()),
+    }
+    if written != counted or documents["input"] != sum(written.values()) or documents["input"] != entered[0]:
+        raise DataError(
+            "Documents are missing, or were written twice.",
+            where=out,
+            found=f"{documents['input']:,} read; written: "
+            + ", ".join(
+                f"{count:,} in {kind} ({counted[kind]:,} counted)" for kind, count in written.items()
+            ),
+            expected="input = output + dropped + quarantined",
+            do="begin anew with --restart; this is a fault of megatron-davinci, please report it",
+        )
+
+
+def records_in(path: Path) -> int:
+    """Records of a file of documents, without looking into them."""
+    if path.name.endswith(".parquet"):
+        import pyarrow.parquet
+
+        with pyarrow.parquet.ParquetFile(path) as table:
+            return int(table.metadata.num_rows)
+    with open(path, "rb") as raw:
+        file: Any = raw
+        if path.name.endswith(".zst"):
+            import zstandard
+
+            file = io.BufferedReader(
+                zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True), _BLOCK
+            )
+        lines = 0
+        while block := file.read(_BLOCK):
+            lines += block.count(b"\n")
+        return lines
+
+
+def _by_source(plan: Plan, total: Tally) -> dict[str, Any]:
+    """By source: what went in, what came out at which level, languages, licence of the recipe."""
+    found: dict[str, Any] = {}
+    for source in plan.recipe.sources:
+        prefix = f"{source.name}/"
+        levels: dict[str, dict[str, int]] = {}
+        for key, count in sorted(total.levels.items()):
+            name, level, unit = key.split("/")
+            if name == source.name:
+                levels.setdefault(level, {})[unit] = count
+        languages = {
+            key.rsplit("/", 1)[1]: count
+            for key, count in total.documents.items()
+            if key.startswith(f"{prefix}language/")
+        }
+        found[source.name] = {
+            "licence": source.licence,
+            "input": {
+                "documents": total.documents[f"{prefix}input"],
+                "characters": total.characters[f"{prefix}input"],
+            },
+            "levels": levels,
+            "languages": dict(sorted(languages.items())),
+        }
+    return found

@@ -1,0 +1,183 @@
+"""A recipe as passes over the documents: a step that needs all of them ends one, and its verdicts begin the next."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_davinci.darwin.exact import UniqueIds
+from megatron_davinci.darwin.inventory import InputFile, deal, take_inventory
+from megatron_davinci.darwin.pipeline import acquire_hash, acquire_settings
+from megatron_davinci.darwin.recipe import LoadedRecipe, Recipe
+from megatron_davinci.darwin.step import GlobalStep, Step
+from megatron_davinci.errors import ConfigError, DataError
+from megatron_davinci.files import write_json
+
+FORMAT = 1
+
+
+@dataclass
+class Pass:
+    """One pass.
+
+    Attributes:
+        before: The global step whose verdicts it begins with; None for the first pass.
+        steps: What it applies.
+        after: The global step that it sketches for; None for the last pass.
+    """
+
+    before: GlobalStep | None
+    steps: list[Step]
+    after: GlobalStep | None
+
+
+@dataclass
+class Plan:
+    """What will be done, the same at every start.
+
+    Attributes:
+        recipe: The recipe.
+        out: The corpus's folder.
+        steps: All steps in order, the check of identifiers included where a source gives them.
+        files: The input.
+        deal: Where each task begins in `files`, and the end.
+    """
+
+    recipe: Recipe
+    out: Path
+    steps: list[Step]
+    files: list[InputFile]
+    deal: list[int]
+
+    @property
+    def tasks(self) -> int:
+        """Tasks of every pass."""
+        return len(self.deal) - 1
+
+    @property
+    def work(self) -> Path:
+        """Where passes lie until the corpus is done."""
+        return self.out / "work"
+
+    def passes(self) -> list[Pass]:
+        """The passes."""
+        passes = [Pass(None, [], None)]
+        for step in self.steps:
+            if isinstance(step, GlobalStep):
+                passes[-1].after = step
+                passes.append(Pass(step, [], None))
+            else:
+                passes[-1].steps.append(step)
+        return passes
+
+    def operations(self) -> list[dict[str, Any]]:
+        """Every operation with all its parameters, by the hash that documents name it with."""
+        limit = self.recipe.limits.document_bytes
+        found = [
+            {
+                "name": "acquire",
+                "level": 0,
+                "parameters": acquire_hash(source, limit),
+                "settings": acquire_settings(source, limit),
+            }
+            for source in self.recipe.sources
+        ]
+        found += [
+            {
+                "name": step.name,
+                "level": step.level,
+                "version": step.version,
+                "parameters": step.hash,
+                "settings": step.settings,
+                "sources": step.parameters.sources,
+                **({"model": step.model} if step.model else {}),
+            }
+            for step in self.steps
+        ]
+        return found
+
+
+def make_plan(loaded: LoadedRecipe, restart: bool = False) -> Plan:
+    """The plan of a recipe; of one that has been begun, the plan it was begun with.
+
+    Args:
+        loaded: The recipe.
+        restart: Do away with what another run has left in the corpus's folder.
+
+    Raises:
+        ConfigError: Another recipe was begun in the folder, or a source names no file.
+        DataError: The folder is something else, or an input file has changed since.
+    """
+    recipe, out = loaded.recipe, loaded.recipe.out.absolute()
+    mark = out / "plan.json"
+    if restart and mark.exists():
+        for name in ("work", "documents", "dropped", "quarantine"):
+            shutil.rmtree(out / name, ignore_errors=True)
+        for name in (
+            "corpus.json",
+            "statistics.json",
+            "seconds.json",
+            "recipe.yaml",
+            "report.html",
+            "plan.json",
+        ):
+            (out / name).unlink(missing_ok=True)
+    if out.exists() and not mark.exists() and any(out.iterdir()):
+        raise DataError(
+            "The corpus's folder holds something else.",
+            where=out,
+            found=", ".join(sorted(path.name for path in out.iterdir())[:5]),
+            expected="an empty folder, none, or a corpus that was begun",
+            do="name another folder as `out`",
+        )
+    steps = recipe.make_steps()
+    if any(source.id_field for source in recipe.sources):
+        steps.insert(0, UniqueIds(UniqueIds.Parameters()))
+    saying = {
+        "format": FORMAT,
+        "sources": [source.model_dump(mode="json") for source in recipe.sources],
+        "steps": [[step.name, step.hash, step.parameters.sources] for step in steps],
+        "limits": recipe.limits.model_dump(mode="json"),
+        "output": recipe.output.model_dump(mode="json"),
+    }
+    if mark.exists():
+        begun = json.loads(mark.read_text())
+        _compare(begun["saying"], saying, mark)
+        files = [InputFile(*file) for file in begun["files"]]
+        _check_files(files, mark, done=(out / "corpus.json").exists())
+        return Plan(recipe, out, steps, files, begun["deal"])
+    files = take_inventory(loaded)
+    dealt = deal(files, recipe.limits.task_bytes)
+    write_json(mark, {"saying": saying, "deal": dealt, "files": files})
+    return Plan(recipe, out, steps, files, dealt)
+
+
+def _compare(begun: dict[str, Any], now: dict[str, Any], mark: Path) -> None:
+    differ = [key for key in now if begun.get(key) != now[key]]
+    if differ:
+        raise ConfigError(
+            "Another recipe was begun in this folder.",
+            where=mark,
+            found="other " + ", ".join(differ),
+            expected="the recipe that it was begun with",
+            do="name another folder as `out`, or begin anew with --restart",
+        )
+
+
+def _check_files(files: list[InputFile], mark: Path, done: bool) -> None:
+    changed = [
+        file.path
+        for file in files
+        if not done and (not Path(file.path).exists() or Path(file.path).stat().st_size != file.size)
+    ]
+    if changed:
+        raise DataError(
+            "Input files have changed since the run was begun.",
+            where=mark,
+            found="\n".join(changed[:5]) + (f"\nand {len(changed) - 5} more" if len(changed) > 5 else ""),
+            expected="the same files, with the same sizes",
+            do="put them back, or begin anew with --restart",
+        )

@@ -1,0 +1,184 @@
+"""The recipe of a corpus: sources, steps, output. YAML in, typed and checked, every problem named at once."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from megatron_davinci.config.load import one_screen, problems_of, read_settings
+from megatron_davinci.config.problems import Problem, Problems
+from megatron_davinci.config.section import Section
+from megatron_davinci.darwin.catalogue import STEPS
+from megatron_davinci.darwin.step import Step
+from megatron_davinci.errors import ConfigError
+
+Format = Literal["auto", "jsonl", "parquet", "html", "text", "code"]
+
+
+class SourceRecipe(Section):
+    """Files that belong together.
+
+    Attributes:
+        name: Of the source: the corpus has a folder of that name.
+        paths: Files or patterns (`text/**/*.html`, `**` for any folders); relative ones from the recipe on.
+        exclude: Patterns of files to leave out.
+        format: What they hold; `auto` goes by each file's ending. Compression (gzip, Zstandard) is seen by itself.
+        licence: Of documents that do not name their own.
+        text_field: Of a JSON line or a table.
+        id_field: That names a document within the source; without it, its file and row do.
+        licence_field: Likewise.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    paths: list[str] = Field(min_length=1)
+    exclude: list[str] = Field(default=[])
+    format: Format = "auto"
+    licence: str | None = None
+    text_field: str = "text"
+    id_field: str | None = None
+    licence_field: str | None = None
+
+
+class Limits(Section):
+    """What one document, file or task may take.
+
+    Attributes:
+        document_bytes: A document with more is quarantined, without being read into memory.
+        task_bytes: About so many bytes of input are one task, which is what a resumed run repeats.
+    """
+
+    document_bytes: int = Field(default=32_000_000, gt=0)
+    task_bytes: int = Field(default=64_000_000, gt=0)
+
+
+class Output(Section):
+    """How the corpus is written.
+
+    Attributes:
+        format: What `davinci data tokenize` takes: lines of JSON, plain or compressed, or Parquet.
+        tokenizer: Folder of a tokenizer, to count tokens by; without one only characters are counted.
+    """
+
+    format: Literal["jsonl", "jsonl.zst", "parquet"] = "jsonl.zst"
+    tokenizer: Path | None = None
+
+
+class Recipe(Section):
+    """A corpus.
+
+    Attributes:
+        name: Of the corpus.
+        out: The folder to make, beside the working folder where it is not absolute.
+        sources: In order of preference: of duplicates, the first is kept.
+        steps: Names of the catalogue's steps, or a mapping of a name to its parameters, in order.
+        limits: What one document may take.
+        output: How the corpus is written.
+    """
+
+    name: str = Field(min_length=1)
+    out: Path
+    sources: list[SourceRecipe] = Field(min_length=1)
+    steps: list[str | dict[str, Any]]
+    limits: Limits = Limits()
+    output: Output = Output()
+
+    @field_validator("steps", mode="before")
+    @classmethod
+    def _steps_are_mappings_of_one(cls, value: Any) -> Any:
+        for index, entry in enumerate(value if isinstance(value, list) else []):
+            if isinstance(entry, dict) and len(entry) != 1:
+                raise Problems([((index,), "should be a step's name, or `name: {parameters}`")])
+        return value
+
+    @model_validator(mode="after")
+    def _steps_and_sources_fit(self) -> Recipe:
+        problems = list(self._problems())
+        if problems:
+            raise Problems(problems)
+        return self
+
+    def _problems(self) -> Iterator[Problem]:
+        names = [source.name for source in self.sources]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                yield ("sources", index, "name"), f"{name!r} is another source's name too"
+        for index, entry in enumerate(self.steps):
+            name, given = _parts(entry)
+            if name not in STEPS:
+                yield ("steps", index), f"there is no step {name!r}" + _nearest(name, list(STEPS))
+                continue
+            kind = STEPS[name].Parameters
+            try:
+                parameters = kind.model_validate(given)
+            except ValidationError as error:
+                for said in problems_of(error, kind, {}):
+                    place, _, what = said.partition(": ")
+                    keys = tuple(place.split("."))
+                    yield ("steps", index, name, *(keys if keys != ("the configuration",) else ())), what
+                continue
+            for wanted in parameters.sources or []:
+                if wanted not in names:
+                    yield (
+                        ("steps", index, name, "sources"),
+                        f"there is no source {wanted!r}" + _nearest(wanted, names),
+                    )
+
+    def make_steps(self) -> list[Step]:
+        """The steps, ready to be opened; new ones at every call."""
+        made = []
+        for entry in self.steps:
+            name, given = _parts(entry)
+            kind = STEPS[name]
+            made.append(kind(kind.Parameters.model_validate(given)))
+        return made
+
+
+def _parts(entry: str | dict[str, Any]) -> tuple[str, Any]:
+    if isinstance(entry, str):
+        return entry, {}
+    [(name, given)] = entry.items()
+    return str(name), {} if given is None else given
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"; did you mean {nearest[0]}?" if nearest else f"; there are {', '.join(names)}"
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A recipe and the file that it is from.
+
+    Attributes:
+        recipe: What it says.
+        path: The file, from whose folder relative input paths count.
+    """
+
+    recipe: Recipe
+    path: Path
+
+
+def load_recipe(path: Path) -> LoadedRecipe:
+    """Read a recipe.
+
+    Raises:
+        ConfigError: The file cannot be read, or there is something wrong with it: every problem, each with its line.
+    """
+    settings, lines = read_settings(path, "name, out, sources, steps")
+    try:
+        return LoadedRecipe(Recipe.model_validate(settings), path)
+    except ValidationError as error:
+        problems = problems_of(error, Recipe, lines)
+        raise ConfigError(
+            "The recipe has a problem."
+            if len(problems) == 1
+            else f"The recipe has {len(problems)} problems.",
+            where=path,
+            found=one_screen(problems),
+            do="mend what is named; `davinci data steps` lists every step with its parameters",
+        ) from None

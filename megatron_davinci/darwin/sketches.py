@@ -1,0 +1,59 @@
+"""Arrays on disk, whole or not at all, and names in them."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_davinci.darwin.parts import TEMPORARY
+from megatron_davinci.files import disk_errors
+
+
+def save(path: Path, **arrays: NDArray[Any]) -> None:
+    """Write arrays to `path.NAME.npy`, each whole or not at all.
+
+    Raises:
+        EnvironmentProblem: The disk is full or fails.
+    """
+    for name, array in arrays.items():
+        target = path.with_name(f"{path.name}.{name}.npy")
+        beside = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}-{target.name}")
+        with disk_errors(target, f"writing {target.name}"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with open(beside, "xb") as file:
+                np.save(file, array, allow_pickle=False)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, target)
+
+
+class Arrays:
+    """What `save` wrote, by name; mapped when it is asked for, not read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._loaded: dict[str, NDArray[Any]] = {}
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        if name not in self._loaded:
+            file = self._path.with_name(f"{self._path.name}.{name}.npy")
+            self._loaded[name] = np.load(file, mmap_mode="r", allow_pickle=False)
+        return self._loaded[name]
+
+    def name(self, index: int) -> str:
+        """The string at an index of what `names` packed."""
+        begin, end = self["name_ends"][index : index + 2]
+        return self["names"][begin:end].tobytes().decode("utf-8", "surrogatepass")
+
+
+def names(strings: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Strings as two arrays for `save`: their bytes one behind another, and where each begins and ends."""
+    encoded = [string.encode("utf-8", "surrogatepass") for string in strings]
+    ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+    return {"names": np.frombuffer(b"".join(encoded), np.uint8), "name_ends": ends}
