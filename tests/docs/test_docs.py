@@ -15,6 +15,7 @@ import yaml
 from megatron_davinci.cli import main as cli
 from megatron_davinci.cli.train import add_arguments as add_train_arguments
 from megatron_davinci.config import RunConfig, load_config, validate
+from megatron_davinci.darwin.recipe import Recipe
 from megatron_davinci.errors import ConfigError
 from megatron_davinci.lab.design import Design
 from megatron_davinci.train.plan import plan_run
@@ -235,6 +236,9 @@ def shown_settings() -> list[tuple[str, dict]]:
 def test_every_configuration_that_is_shown_is_valid(name, settings):
     if "question" in settings:  # a design of the lab
         Design.model_validate(settings)
+        return
+    if "sources" in settings:  # a recipe of a corpus
+        Recipe.model_validate(settings)
         return
     if "run" not in settings:  # some sections, or parts of them: laid over the quickstart's
         settings = laid_over(yaml.safe_load(QUICKSTART.read_text()), settings)
