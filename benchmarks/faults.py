@@ -11,7 +11,9 @@ Seconds from a kill to the next step are counted to the first new step on record
 to notice and without the start of the next processes up to the first line of their program.
 
 figures: kills, bitwise_equal_fraction, samples_lost, samples_repeated, damaged_loaded, older_loaded, damaged_planted,
-    exports_whole_fraction, survivors_ended_fraction, kill_to_step_seconds_median, kill_to_step_seconds_most, runs,
+    exports_whole_fraction, survivors_ended_fraction (without being killed), survivors_ended_by_themselves_fraction
+    (within two seconds, before they were told to as a launcher tells them), kill_to_step_seconds_median,
+    kill_to_step_seconds_most, runs,
     kills_<kind>, mutants, mutants_caught_fraction, clean_accepted_fraction, seconds
 """
 
@@ -99,7 +101,8 @@ def killing(folder: Path, count: int, a_run: int, launched_every: int, seed: int
         "older_loaded": sum(one.older_loaded for one in ended),
         "damaged_planted": sum(len(one.damaged) for one in ended),
         "exports_whole_fraction": sum(whole for _, whole in exported) / len(exported),
-        "survivors_ended_fraction": sum(kill.noticed for _, kill in every) / len(every),
+        "survivors_ended_fraction": sum(kill.ended for _, kill in every) / len(every),
+        "survivors_ended_by_themselves_fraction": sum(kill.noticed for _, kill in every) / len(every),
         "kill_to_step_seconds_median": statistics.median(seconds) if seconds else float("nan"),
         "kill_to_step_seconds_most": max(seconds, default=float("nan")),
         "kills_followed_by_a_step": len(seconds),

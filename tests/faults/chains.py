@@ -16,6 +16,7 @@ import psutil
 
 from tests.faults import trials
 from tests.faults.kills import (
+    BY_THEMSELVES_SECONDS,
     FORKED,
     LAUNCHED,
     RANKS,
@@ -44,7 +45,8 @@ class Kill:
         place: Where rank 0 was, as far as is known.
         at: When, by the monotonic clock.
         steps: Steps on record then.
-        noticed: Whether what was left of the run ended by itself.
+        noticed: Whether what was left of the run ended by itself, before it was told to.
+        ended: Whether it ended without being killed.
         seconds: From it to the first new step of the next start, less the time until that start's program began;
             None where the next start did not come to a step.
     """
@@ -54,6 +56,7 @@ class Kill:
     at: float
     steps: int
     noticed: bool = True
+    ended: bool = True
     seconds: float | None = None
 
 
@@ -252,7 +255,10 @@ def chain(
         attempt = Attempt(undisturbed.root, settings, launched=kind in LAUNCHED, mutant=mutant)
         kill = kill_once(attempt, kind, chance) if kind is not None else None
         # An attempt that nothing hit goes on to its end.
-        noticed = attempt.end(SURVIVORS_SECONDS if kill is not None else 240.0)
+        if kill is None:
+            noticed, ended = attempt.end(240.0)
+        else:
+            noticed, ended = attempt.end(SURVIVORS_SECONDS, alone=BY_THEMSELVES_SECONDS)
         _check_start(run, attempt, good, result, snapshots)
         if waiting is not None and attempt.first_step_at is not None and attempt.launcher is None:
             waiting.seconds = attempt.first_step_at - waiting.at - (attempt.board.read(0)[0] - attempt.began)
@@ -263,7 +269,7 @@ def chain(
                     f"ended with {attempt.code()}: {said.read_text()[-600:] if said.exists() else ''}"
                 )
             break
-        kill.noticed, waiting = noticed, kill
+        kill.noticed, kill.ended, waiting = noticed, ended, kill
         result.kills.append(kill)
         result.problem = result.problem or undisturbed.problem(run, whole=False)
         if not snapshots and chance.random() < 0.15 and (step := damage(run, chance)) is not None:

@@ -11,6 +11,7 @@ import contextlib
 import json
 import mmap
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -34,8 +35,10 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 FORKED = ("rank 0", "last rank", "all ranks", "save", "evaluation", "recovery", "loader worker")
 LAUNCHED = ("launcher", "import")
-SURVIVORS_SECONDS = 30.0
-"""How long what is left of a run may take to notice that a part of it was killed."""
+BY_THEMSELVES_SECONDS = 2.0
+"""How long what is left of a run is given to notice that a part of it was killed, before it is told to end."""
+SURVIVORS_SECONDS = 20.0
+"""How long it may take to end in all; what is there then is ended, and counted."""
 
 
 def settings_of(root: Path, name: str, layout: str, *, snapshots: bool = False) -> dict[str, Any]:
@@ -278,19 +281,33 @@ class Attempt:
             time.sleep(0.001)
         return False
 
-    def end(self, seconds: float) -> bool:
-        """Wait until nothing of it is left, and end what is left then; whether all of it ended by itself."""
+    def end(self, seconds: float, *, alone: float | None = None) -> tuple[bool, bool]:
+        """Wait until nothing of it is left, and end what is left then.
+
+        Args:
+            seconds: How long.
+            alone: After so many of them, ranks that were forked are told to end, as their launcher would tell them
+                at once; None for never.
+
+        Returns:
+            Whether all of it ended by itself, and whether it ended without being killed.
+        """
         self.ranks()
         left = list(self._ranks.values())
-        if self.launcher is not None:
-            left.append(psutil.Process(self.launcher.pid)) if self.launcher.poll() is None else None
-        end = time.monotonic() + seconds
-        while time.monotonic() < end and any(runs(one) for one in left):
+        if self.launcher is not None and self.launcher.poll() is None:
+            left.append(psutil.Process(self.launcher.pid))
+        began, told = time.monotonic(), False
+        while time.monotonic() < began + seconds and any(runs(one) for one in left):
             self.look()
             if self.launcher is not None:
                 self.launcher.poll()
             for process, _ in self._forked:
                 process.join(0)
+            if self._forked and alone is not None and not told and time.monotonic() > began + alone:
+                told = True
+                for one in left:
+                    with contextlib.suppress(psutil.Error):
+                        one.send_signal(signal.SIGQUIT)
             time.sleep(0.01)
         hung = [one for one in left if runs(one)]
         for one in hung:
@@ -301,7 +318,7 @@ class Attempt:
             connection.close()
         if self.launcher is not None:
             self.launcher.wait()
-        return not hung
+        return not told and not hung, not hung
 
     def code(self) -> int | None:
         """The exit code of rank 0 or the launcher, once it has ended."""

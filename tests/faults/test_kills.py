@@ -21,7 +21,7 @@ def test_a_run_that_is_killed_again_and_again(layout, tmp_path):
     assert len(done.kills) >= number // 2, "it was done before it was killed"
     assert (done.samples_lost, done.samples_repeated) == (0, 0)
     assert done.damaged_loaded == done.older_loaded == 0
-    assert all(kill.noticed for kill in done.kills)
+    assert all(kill.ended for kill in done.kills)
 
 
 @pytest.mark.long
