@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from megatron_davinci.darwin import code_rules, exact, gopher, normalise, rules, web_rules
+from megatron_davinci.darwin import (
+    code_rules,
+    decontaminate,
+    exact,
+    gopher,
+    near,
+    normalise,
+    rules,
+    web_rules,
+)
 from megatron_davinci.darwin.step import Step
 
 LEVELS = {
@@ -27,5 +36,7 @@ STEPS: dict[str, type[Step]] = {
         web_rules.FineWeb,
         code_rules.CodeQuality,
         exact.ExactDedup,
+        near.MinhashDedup,
+        decontaminate.Decontaminate,
     )
 }

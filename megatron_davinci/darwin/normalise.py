@@ -114,8 +114,7 @@ class ExtractHtml(Step):
     parameters: Parameters
     extractor: ClassVar[Any] = staticmethod(html_to_text)
 
-    @property
-    def model(self) -> str:
+    def find_model(self) -> str:
         """The library with its version: another one may extract another text."""
         return f"resiliparse {version('resiliparse')}"
 

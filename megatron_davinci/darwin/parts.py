@@ -16,10 +16,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import orjson
+
 from megatron_davinci.errors import DataError
 from megatron_davinci.files import disk_errors, fsync_folder
 
 _ROWS = 1000
+_OPTIONS = orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
 TEMPORARY = ".part-"
 
 
@@ -99,10 +102,8 @@ class Parts:
 
 def dump(record: dict[str, Any]) -> bytes:
     """A line of JSON. What JSON has no word for is written as its text."""
-    import orjson
-
     try:
-        return orjson.dumps(record, default=str, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS)
+        return orjson.dumps(record, default=str, option=_OPTIONS)
     except TypeError:  # an integer beyond 64 bits, half a surrogate pair in a field
         return (json.dumps(record, default=str) + "\n").encode("ascii")
 
@@ -172,8 +173,6 @@ def read_part(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         DataError: It is damaged.
     """
-    import orjson
-
     try:
         if path.name.endswith(".parquet"):
             yield from _read_parquet(path)

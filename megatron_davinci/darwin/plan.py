@@ -133,7 +133,9 @@ def make_plan(loaded: LoadedRecipe, restart: bool = False) -> Plan:
             expected="an empty folder, none, or a corpus that was begun",
             do="name another folder as `out`",
         )
-    steps = recipe.make_steps()
+    steps = recipe.make_steps(loaded.path.absolute().parent)
+    for step in steps:
+        step.check()
     if any(source.id_field for source in recipe.sources):
         steps.insert(0, UniqueIds(UniqueIds.Parameters()))
     saying = {

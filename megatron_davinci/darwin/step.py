@@ -7,6 +7,7 @@ looks at all sketches and says which documents go, and the next pass over the do
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -73,20 +74,31 @@ class Step:
     def __init__(self, parameters: StepParameters) -> None:
         self.parameters = parameters
 
-    @property
+    @cached_property
     def settings(self) -> dict[str, Any]:
         """The parameters that decide what the step does to a document."""
         return self.parameters.model_dump(mode="json", exclude={"sources"}) | self.files()
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """Names the step with all its parameters."""
         return parameters_hash(self.name, self.version, self.settings)
 
-    @property
+    @cached_property
     def model(self) -> str | None:
         """The model that the step asks, with its version; None for a rule."""
+        return self.find_model()
+
+    def find_model(self) -> str | None:
+        """What `model` is."""
         return None
+
+    def check(self) -> None:
+        """Look at what the parameters name, before anything starts.
+
+        Raises:
+            DavinciError: It is not there, or not what the step can use.
+        """
 
     def files(self) -> dict[str, Any]:
         """Digests of the files that the step reads, so that another content is another operation."""
