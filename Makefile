@@ -71,6 +71,7 @@ bench: setup
 	$(BIN)/python benchmarks/snapshots.py --json $(OUT)/snapshots.json
 	$(BIN)/python benchmarks/health.py --json $(OUT)/health.json
 	$(BIN)/python benchmarks/corruption.py --json $(OUT)/corruption.json
+	$(BIN)/python benchmarks/darwin.py --json $(OUT)/darwin.json
 
 gpu-check: setup
 	$(BIN)/python -m pytest -m gpu

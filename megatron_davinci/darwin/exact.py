@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import xxhash
 from datatrove.data import Document
 from pydantic import Field
 
@@ -95,7 +95,7 @@ class ExactDedup(KeyedStep):
             text = " ".join(text.split())
         if self.parameters.ignore == "case":
             text = unicodedata.normalize("NFKC", text).casefold()
-        return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        return xxhash.xxh3_128_digest(text.encode("utf-8", "surrogatepass"))
 
 
 class UniqueIds(KeyedStep):
@@ -109,4 +109,4 @@ class UniqueIds(KeyedStep):
 
     def key(self, document: Document) -> bytes:
         """The hash of the identifier."""
-        return hashlib.blake2b(document.id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        return xxhash.xxh3_128_digest(document.id.encode("utf-8", "surrogatepass"))

@@ -19,7 +19,7 @@ _LINE_ENDS = re.compile("\r\n?|\u2028|\u0085")
 _INVISIBLE = re.compile(
     "[\u00ad\u200b\u2060\ufeff]"
 )  # soft hyphen, zero-width space, word joiner, byte-order mark
-_TRAILING = re.compile(r"[ \t\u00a0]+(?=\n|\Z)")
+_TRAILING = re.compile(r"[ \t\u00a0](?:\n|\Z)")
 _START_SECONDS = 120.0
 
 
@@ -55,9 +55,12 @@ class NormaliseText(Step):
             text = _INVISIBLE.sub("", text)
             if self.parameters.unicode == "NFC":
                 text = unicodedata.normalize("NFC", text)
-        text = _TRAILING.sub("", text)
+        if _TRAILING.search(text):
+            text = "\n".join([line.rstrip(" \t\u00a0") for line in text.split("\n")])
         most = "\n" * (self.parameters.blank_lines + 1)
-        text = re.sub(f"\n{{{len(most) + 1},}}", most, text).strip("\n")
+        if most + "\n" in text:
+            text = re.sub(f"\n{{{len(most) + 1},}}", most, text)
+        text = text.strip("\n")
         if text == document.text:
             return KEEP
         return Outcome(text=text, notes={"control_characters": controls} if controls else None)

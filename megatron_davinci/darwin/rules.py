@@ -125,12 +125,12 @@ class Language(Step):
         Attributes:
             keep: Codes of ISO 639-1 that stay; None keeps all, with their language noted.
             min_score: The model's probability below which the language counts as unknown.
-            characters: That are looked at, from the middle of the text; more costs time and says the same.
+            characters: That are looked at, from the middle of the text.
         """
 
         keep: list[str] | None = Field(default=["en"])
         min_score: float = Field(default=0.5, ge=0, le=1)
-        characters: int = Field(default=20_000, ge=100)
+        characters: int = Field(default=5_000, ge=100)
 
     parameters: Parameters
 

@@ -108,7 +108,7 @@ class FineWeb(Step):
         lines = [line for line in document.text.split("\n") if line.strip()]
         if not lines:
             return Outcome(drop="empty")
-        marks = sum(line.endswith(TERMINAL) for line in lines) / len(lines)
+        marks = sum(line[-1] in TERMINAL for line in lines) / len(lines)
         if marks < rule.min_end_marks:
             return Outcome(drop="few_end_marks")
         if sum(len(line) <= rule.short_line for line in lines) / len(lines) > rule.max_short_lines:

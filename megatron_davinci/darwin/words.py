@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 _WORD = re.compile(r"\w+|[^\w\s]+")
 _LETTERS = re.compile(r"\w+")
 PUNCTUATION = frozenset(PUNCTUATION_SET)
-TERMINAL = tuple(sorted(TERMINAL_PUNCTUATION))
+TERMINAL = frozenset(TERMINAL_PUNCTUATION)  # single characters
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
