@@ -19,6 +19,7 @@ from megatron.core import parallel_state
 from megatron_davinci.config.training import CheckpointConfig
 from megatron_davinci.errors import DavinciError, EnvironmentProblem
 from megatron_davinci.files import free_bytes
+from megatron_davinci.platform.gathered_state import GatheredState
 from megatron_davinci.platform.host_copy import HostCopy
 from megatron_davinci.train import checkpoint_files
 from megatron_davinci.train.checkpoint import on_rank_zero
@@ -58,7 +59,7 @@ class Saver:
         self._checkpoints, self._config = checkpoints, config
         self._retention = Retention(config.keep, config.keep_every, config.keep_best)
         self._losses, self._record = losses, record
-        self._host = HostCopy()
+        self._host, self._gathered = HostCopy(), GatheredState()
         self._job: SaveJob | None = None
         self._thread: Thread | None = None
         self._failures: list[Outcome] = []
@@ -90,9 +91,10 @@ class Saver:
             seconds = time.perf_counter() - began
             self._count(Outcome(step, seconds, seconds, failure=error))
             return
-        snapshot = take(chunks, optimizer, temporary / "state")
-        if self._config.async_save and not wait:
-            snapshot = snapshot.copy(self._host)
+        background = self._config.async_save and not wait
+        snapshot = take(chunks, optimizer, temporary / "state", self._gathered if background else None)
+        if background:
+            snapshot = snapshot.copy(self._host, self._gathered)
         target = checkpoint_files.step_folder(self._checkpoints, step)
         job = SaveJob(
             next(_numbers), snapshot, temporary, target, description, began, after=lambda: self._prune(step)

@@ -27,15 +27,17 @@ from megatron.core.dist_checkpointing.strategies.torch import (
     mcore_to_pyt_state_dict,
 )
 from torch.distributed.checkpoint.filesystem import (
+    DEFAULT_SUFFIX,
     FileSystem,
     SerializationFormat,
     _StorageInfo,
     _write_item,
 )
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
-from torch.distributed.checkpoint.planner import SavePlan
+from torch.distributed.checkpoint.planner import SavePlan, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
 
+from megatron_davinci.platform.gathered_state import GatheredState
 from megatron_davinci.platform.host_copy import HostCopy
 from megatron_davinci.train.checkpoint import CONTENT, sharded_state
 from megatron_davinci.train.new_files import NewFiles
@@ -49,6 +51,17 @@ class _Writer(FileSystemWriterAsync):
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         return plan
+
+    def prepare_write_data(self, plan: SavePlan, planner: Any) -> None:
+        # Megatron-Core's copies each part of a larger tensor; here it is copied into the host's memory, or as it is
+        # written.
+        items = [(item, planner.resolve_data(item)) for item in plan.items]
+        described = [(item, data) for item, data in items if item.type == WriteItemType.BYTE_IO]
+        tensors = [(item, data.detach()) for item, data in items if item.type != WriteItemType.BYTE_IO]
+        name = f"{plan.storage_data.prefix}0{DEFAULT_SUFFIX}"
+        self.write_buckets = (
+            [(str(Path(self.checkpoint_dir) / name), name, (described, tensors))] if items else []
+        )
 
 
 @dataclass(frozen=True)
@@ -67,22 +80,27 @@ class Snapshot:
     common: bytes | None
     copied: bool = False
 
-    def copy(self, host: HostCopy) -> Snapshot:
+    def copy(self, host: HostCopy, gathered: GatheredState) -> Snapshot:
         """A copy of it in the host's memory, so that training may change the originals.
 
         Args:
             host: Keeps the memory.
+            gathered: What it holds is a copy already.
 
         Returns:
             The copy, which lasts until the next one; itself where the host has no room for it.
         """
         tensors = [tensor for _, _, (_, items) in self.writer.write_buckets for _, tensor in items]
-        copies = host.take(tensors)
+        live = [not gathered.holds(tensor) for tensor in tensors]
+        copies = host.take([tensor for tensor, is_live in zip(tensors, live, strict=True) if is_live])
         if copies is None:
             return self
         taken = iter(copies)
+        safe = iter(
+            [next(taken) if is_live else tensor for tensor, is_live in zip(tensors, live, strict=True)]
+        )
         self.writer.write_buckets = [
-            (path, name, (described, [(item, next(taken)) for item, _ in items]))
+            (path, name, (described, [(item, next(safe)) for item, _ in items]))
             for path, name, (described, items) in self.writer.write_buckets
         ]
         return replace(self, copied=True)
@@ -134,21 +152,26 @@ class Snapshot:
     def _write_item(self, stream: Any, name: str, item: Any, data: Any) -> Place:
         if isinstance(data, torch.Tensor):
             data = data.to("cpu")
+            if data.untyped_storage().size() != data.numel() * data.itemsize:
+                data = data.clone()  # of a part, torch would write the whole
         done = _write_item(self.writer.transforms, stream, data, item, name, SerializationFormat.TORCH_SAVE)
         index, stored = done.index, done.storage_data
         offset = None if index.offset is None else list(index.offset)
         return [index.fqn, offset, index.index, stored.relative_path, stored.offset, stored.length]
 
 
-def take(chunks: Sequence[Any], optimizer: Any, folder: Path) -> Snapshot:
+def take(
+    chunks: Sequence[Any], optimizer: Any, folder: Path, gathered: GatheredState | None = None
+) -> Snapshot:
     """This rank's part of the state; every rank calls this.
 
     Args:
         chunks: The model chunks, not wrapped.
         optimizer: Megatron-Core's optimizer.
         folder: The `state` folder that it is to be written in.
+        gathered: Where the optimizer's state is gathered; it lasts until that is used again.
     """
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), (gathered or GatheredState()).used_by(optimizer):
         warnings.simplefilter("ignore", FutureWarning)
         state = {**sharded_state(chunks, optimizer), "content_metadata": dict(CONTENT)}
         sharded, common = save_preprocess(state, True)

@@ -142,3 +142,58 @@ def test_a_run_that_ends_by_an_error_still_finishes_the_save_at_work(tmp_path):
     with pytest.raises(DavinciError, match="ends here"):
         run_ranks(2, train_and_fail, settings, 6)
     assert checkpoint_files.newest_good(tmp_path / "run" / "checkpoints")[0].step == 5
+
+
+def both_gathered(root, parallel, model):
+    """Megatron-Core's gathered state and ours, twice, with a step between; whether they are the same to the bit."""
+    import torch
+
+    from megatron_davinci.optim.build import set_hyperparameters
+    from megatron_davinci.platform.gathered_state import GatheredState
+    from tests.faults.trials import State
+
+    state, ours, same = State(root, model=model, **parallel), GatheredState(), []
+    several = getattr(state.optimizer, "chained_optimizers", [state.optimizer])
+    for number in range(2):
+        for one in several:
+            expected = one.get_parameter_state_dp_zero()
+            with ours.used_by(state.optimizer):
+                found = one.get_parameter_state_dp_zero()
+            if expected is None:
+                same.append(found is None)
+                continue
+            for place in range(len(one.gbuf_ranges)):
+                for dtype, tensors in expected[place].items():
+                    same += [
+                        torch.equal(tensors[k], found[place][dtype][k])
+                        for k in ("param", "exp_avg", "exp_avg_sq")
+                    ]
+                    same.append(tensors["numel_unpadded"] == found[place][dtype]["numel_unpadded"])
+                    same.append(
+                        ours.holds(found[place][dtype]["param"][3:5]) and not ours.holds(tensors["param"])
+                    )
+        for chunk in state.chunks:
+            for parameter in chunk.parameters():
+                parameter.main_grad.copy_(torch.randn_like(parameter) + number)
+        set_hyperparameters(state.optimizer, learning_rate=1e-2, weight_decay=0.1)
+        state.optimizer.step()
+    return same
+
+
+@pytest.mark.parametrize(
+    ("ranks", "parallel", "model"),
+    [
+        pytest.param(1, {}, {}, id="one rank"),
+        pytest.param(2, {}, {}, id="DP2"),
+        pytest.param(
+            4,
+            {"expert": 2},
+            {"ffn_hidden_size": 32, "experts": {"number": 4}},
+            id="DP4, EP2",
+            marks=pytest.mark.long,
+        ),
+    ],
+)
+def test_the_state_is_gathered_as_megatron_core_gathers_it(ranks, parallel, model, tmp_path):
+    answers = run_ranks(ranks, both_gathered, tmp_path, parallel, model)
+    assert all(answers[0]) and len(answers[0]) >= 10 and all(all(one) for one in answers)

@@ -79,7 +79,9 @@ class State:
         background: Save in the background.
     """
 
-    def __init__(self, root: Path, *, background: bool = True, **parallel: int) -> None:
+    def __init__(
+        self, root: Path, *, background: bool = True, model: dict[str, Any] | None = None, **parallel: int
+    ) -> None:
         from megatron_davinci.model.build import build_model
         from megatron_davinci.optim.build import build_optimizer, set_hyperparameters
         from megatron_davinci.platform import distributed
@@ -90,6 +92,7 @@ class State:
         self.config = tiny_config(
             root,
             parallel=parallel,
+            model=model or {},
             checkpoint={"async_save": background, "keep": 2, "stop_after_failures": 10**6},
         )
         platform = choose("cpu", threads=1)
@@ -108,10 +111,10 @@ class State:
 
         take, planned = saver.take, []
 
-        def again(chunks: Any, optimizer: Any, folder: Path) -> Any:
+        def again(chunks: Any, optimizer: Any, folder: Path, gathered: Any = None) -> Any:
             if not planned:
                 with armed(self.checkpoints, 0, Mode.COUNT) as calls:
-                    planned.append(take(chunks, optimizer, folder))
+                    planned.append(take(chunks, optimizer, folder, gathered))
                 assert calls.names == []
             writer = planned[0].writer
             writer.checkpoint_dir, writer.path = str(folder), folder
