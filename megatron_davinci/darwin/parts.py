@@ -18,6 +18,7 @@ from typing import Any
 
 import orjson
 
+from megatron_davinci.data.text_inputs import ZstdStream
 from megatron_davinci.errors import DataError
 from megatron_davinci.files import disk_errors, fsync_folder
 
@@ -173,26 +174,40 @@ def read_part(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         DataError: It is damaged.
     """
+    for line in lines_of_part(path):
+        try:
+            yield orjson.loads(line)
+        except ValueError as error:
+            raise _damaged(path, error) from error
+
+
+def lines_of_part(path: Path) -> Iterator[bytes]:
+    """Its records as lines of JSON, not looked into.
+
+    Raises:
+        DataError: It is damaged.
+    """
     try:
         if path.name.endswith(".parquet"):
-            yield from _read_parquet(path)
+            yield from map(dump, _read_parquet(path))
             return
         with open(path, "rb") as raw:
-            file: Any = raw
             if path.name.endswith(".zst"):
                 import zstandard
 
-                file = io.BufferedReader(
-                    zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True), 1 << 20
-                )
-            for line in file:
-                yield orjson.loads(line)
+                yield from io.BufferedReader(ZstdStream(raw, zstandard), 1 << 20)
+            else:
+                yield from raw
     except Exception as error:
-        if isinstance(error, OSError | ValueError) or type(error).__name__ == "ZstdError":
-            raise DataError(
-                "A file of documents is damaged.", where=path, found=error, do="run the recipe with --restart"
-            ) from error
+        if isinstance(error, OSError | ValueError | EOFError) or type(error).__name__ == "ZstdError":
+            raise _damaged(path, error) from error
         raise
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(
+        "A file of documents is damaged.", where=path, found=error, do="run the recipe with --restart"
+    )
 
 
 def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:

@@ -22,18 +22,6 @@ from tests.darwin.making import SOURCES, digests, made, prose, raw_files, recipe
 from tests.darwin.test_rules import document
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("darwin")
-    raw_files(folder / "raw")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def corpus(folder):
-    return made(recipe(folder))
-
-
 def test_every_document_knows_its_level_source_licence_and_history(corpus):
     records = list(corpus.records())
     assert len({record["id"] for record in records}) == len(records) == corpus.counts["output"]
