@@ -71,6 +71,15 @@ def _check_groups(found: _Problems, config: RunConfig) -> None:
     """Megatron-Core shares a key/value head among several tensor ranks where all have the same number of them."""
     model, tensor = config.model, config.parallel.tensor
     groups = model.num_query_groups
+    if model.qk_norm_scope == "all_heads" and groups % tensor:
+        found.must_divide(
+            groups,
+            tensor,
+            "model.num_query_groups",
+            "parallel.tensor",
+            "; a norm over all heads (model.qk_norm_scope) needs each key/value head on one tensor rank",
+        )
+        return
     if groups % tensor and tensor % groups:
         found.lines.append(
             f"model.num_query_groups ({groups}) is neither a multiple nor a divisor of parallel.tensor ({tensor})"

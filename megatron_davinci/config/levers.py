@@ -29,10 +29,15 @@ def lever_needs(config: RunConfig) -> dict[str, tuple[str, ...]]:
         f"train.fp8.recipe: {train.fp8.recipe}": train.fp8.recipe != "none",
         "parallel.overlap_tensor": parallel.overlap_tensor,
     }
+    ours = {
+        "model.norm_placement: post": config.model.norm_placement == "post",
+        "model.qk_norm_scope: all_heads": config.model.qk_norm_scope == "all_heads",
+    }
     return {
         "needs_engine": tuple(name for name, asked in engine.items() if asked),
         "needs_package": ("optimizer.cpu_offload",) if config.optimizer.cpu_offload else (),
         "needs_cuda": ("train.cuda_graphs",) if train.cuda_graphs else (),
+        "needs_local": tuple(name for name, asked in ours.items() if asked),
     }
 
 
@@ -139,6 +144,10 @@ def recompute_problems(config: RunConfig) -> list[str]:
     here, other = ("mlp", "moe") if config.model.experts is None else ("moe", "mlp")
     if other in recompute.modules:
         return [f"train.recompute.modules names {other}, and the model's layers have none: write {here}"]
+    if "layernorm" in recompute.modules and config.model.norm_placement == "post":
+        return [
+            "train.recompute.modules names layernorm, the norms before blocks: model.norm_placement is post"
+        ]
     if recompute.granularity != "full":
         return []
     if parallel.pipeline_layers is None and config.model.num_layers % parallel.chunks:

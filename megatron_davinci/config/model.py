@@ -90,8 +90,14 @@ class ModelConfig(Section):
     )
     head_dim: int | None = Field(default=None, gt=0, description="Default: hidden_size / num_attention_heads")
     qkv_bias: bool = Field(default=True, description="Biases on query, key and value projections (Qwen2)")
-    qk_norm: bool = Field(
-        default=False, description="RMSNorm of each head's queries and keys, before they are rotated"
+    qk_norm: bool = Field(default=False, description="RMSNorm of queries and keys, before they are rotated")
+    qk_norm_scope: Literal["head", "all_heads"] = Field(
+        default="head",
+        description="What one norm of `qk_norm` spans: each head by itself (Qwen3), or all heads together (OLMo 2)",
+    )
+    norm_placement: Literal["pre", "post"] = Field(
+        default="pre",
+        description="pre: a norm before each block; post: behind it, before it is added to the residual (OLMo 2)",
     )
     tie_embeddings: bool = Field(default=True, description="One matrix for embedding and output")
     rope_base: float = Field(default=10000.0, gt=0, description="Base of RoPE's wavelengths")
@@ -105,10 +111,10 @@ class ModelConfig(Section):
         description="Standard deviation of initial weights; over sqrt(2 * layers) where they end a residual branch",
     )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="On attention weights and residual branches")
-    family: Literal["qwen2", "llama", "qwen3", "mistral"] | None = Field(
+    family: Literal["qwen2", "llama", "qwen3", "mistral", "olmo2"] | None = Field(
         default=None,
-        description="What exports to Hugging Face are written as; default: qwen3 with qk_norm, qwen2 with qkv_bias, "
-        "llama with neither",
+        description="What exports to Hugging Face are written as; default: olmo2 with norms behind the blocks, qwen3 "
+        "with qk_norm, qwen2 with qkv_bias, llama with none of them",
     )
 
     @model_validator(mode="before")
@@ -134,6 +140,10 @@ class ModelConfig(Section):
             raise ValueError(
                 f"vocab_padding ({self.vocab_padding}) leaves no token of vocab_size ({self.vocab_size})"
             )
+        if self.qk_norm_scope == "all_heads" and not self.qk_norm:
+            raise ValueError("qk_norm_scope (all_heads) says what a norm spans; it needs qk_norm: true")
+        if self.norm_placement == "post" and self.experts is not None:
+            raise ValueError("norm_placement (post) is there for layers of one MLP, not of experts")
         if self.kv_channels % 2:
             raise ValueError(f"head_dim ({self.kv_channels}) is odd: RoPE rotates pairs of channels")
         return self
@@ -166,6 +176,11 @@ class ModelConfig(Section):
         used = experts.top_k if active else experts.number
         return used * 3 * h * f + experts.number * h + 3 * h * (experts.shared_ffn_hidden_size or 0)
 
+    def qk_norm_parameters(self) -> int:
+        """Count the weights of a layer's norms of queries and keys."""
+        heads = 2 if self.qk_norm_scope == "head" else self.num_attention_heads + self.num_query_groups
+        return heads * self.kv_channels if self.qk_norm else 0
+
     def parameters(self, *, embeddings: bool = True, active: bool = False) -> int:
         """Count the trainable parameters.
 
@@ -176,7 +191,7 @@ class ModelConfig(Section):
         h, d = self.hidden_size, self.kv_channels
         qkv = (self.num_attention_heads + 2 * self.num_query_groups) * d
         attention = h * qkv + (qkv if self.qkv_bias else 0) + self.num_attention_heads * d * h
-        layer = attention + self.mlp_parameters(active=active) + 2 * h + (2 * d if self.qk_norm else 0)
+        layer = attention + self.mlp_parameters(active=active) + 2 * h + self.qk_norm_parameters()
         total = self.num_layers * layer + h
         if embeddings:
             total += (1 if self.tie_embeddings else 2) * self.vocab_size * h

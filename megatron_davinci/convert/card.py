@@ -139,7 +139,14 @@ def _architecture(release: Release) -> str:
             f"{model['num_attention_heads']} heads, {model['num_query_groups']} of keys and values, "
             f"{model['head_dim'] or model['hidden_size'] // model['num_attention_heads']} channels each"
             + (", biases on queries, keys and values" if model["qkv_bias"] else "")
-            + (", queries and keys normalised" if model.get("qk_norm") else ""),
+            + (", queries and keys normalised" if model.get("qk_norm") else "")
+            + (" over all heads together" if model.get("qk_norm_scope") == "all_heads" else ""),
+        ],
+        [
+            "Norms",
+            "RMSNorm "
+            + ("behind" if model.get("norm_placement") == "post" else "before")
+            + f" attention and MLP, epsilon {model['norm_epsilon']:g}",
         ],
         [
             "Positions",

@@ -7,17 +7,20 @@ from typing import Any
 from megatron_davinci.convert.family import Family
 from megatron_davinci.convert.llama import LLAMA
 from megatron_davinci.convert.mistral import MISTRAL
+from megatron_davinci.convert.olmo2 import OLMO2
 from megatron_davinci.convert.qwen2 import QWEN2
 from megatron_davinci.convert.qwen3 import QWEN3
 from megatron_davinci.errors import ConfigError
 
-FAMILIES = {family.name: family for family in (QWEN2, LLAMA, QWEN3, MISTRAL)}
+FAMILIES = {family.name: family for family in (QWEN2, LLAMA, QWEN3, MISTRAL, OLMO2)}
 
 
 def family_of(model: dict[str, Any]) -> Family:
     """The family that a model is exported as, from the `model` section of its configuration."""
     if model.get("family"):
         return FAMILIES[model["family"]]
+    if model.get("norm_placement") == "post" or model.get("qk_norm_scope") == "all_heads":
+        return OLMO2
     if model.get("qk_norm"):
         return QWEN3
     return QWEN2 if model["qkv_bias"] else LLAMA
@@ -57,8 +60,6 @@ def family_of_config(config: dict[str, Any], where: object) -> Family:
     architectures = config.get("architectures") or []
     if family is None:
         found.insert(0, f"model_type: {config.get('model_type')!r}, architectures: {architectures}")
-        if config.get("model_type") == "olmo2":
-            found.append("its norms stand behind each block, and its QK-norm spans all heads: not built here")
     elif architectures and family.architecture not in architectures:
         found.append(f"architectures: {architectures}, not {family.architecture}")
     if found or family is None:

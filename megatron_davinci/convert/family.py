@@ -42,6 +42,9 @@ KEYS = (
     Key("tie_word_embeddings", "tie_embeddings", False),
 )
 
+_USUAL = {"norm_placement": "pre", "qk_norm_scope": "head"}
+"""What `model` settings are in families that do not say otherwise."""
+
 
 @dataclass(frozen=True)
 class Family:
@@ -51,7 +54,7 @@ class Family:
         name: Ours, and `model_type` in `config.json`.
         architecture: The class in transformers.
         rules: What its tensors are in Megatron-Core.
-        switches: Switches of our `model` section that all its models have set so.
+        switches: Settings of our `model` section that all its models have set so, besides `_USUAL`.
         keys: Its settings.
         fixed: Keys of `config.json` that must have these values, or be absent.
         written: Keys that exports have besides, where transformers' default would be another.
@@ -63,7 +66,7 @@ class Family:
     name: str
     architecture: str
     rules: tuple[Rule, ...]
-    switches: dict[str, bool]
+    switches: dict[str, bool | str]
     keys: tuple[Key, ...] = KEYS
     fixed: dict[str, Any] = field(default_factory=dict)
     written: dict[str, Any] = field(default_factory=dict)
@@ -85,11 +88,12 @@ class Family:
         Raises:
             ConfigError: A switch is set otherwise, or the model has experts; all are listed.
         """
-        differing = [
-            f"model.{name}: {bool(model.get(name))}, not {value}"
-            for name, value in self.switches.items()
-            if bool(model.get(name)) != value
-        ]
+        differing = []
+        for name, value in {**_USUAL, **self.switches}.items():
+            # A setting that is younger than the checkpoint was as usual.
+            found = model.get(name, _USUAL.get(name, False))
+            if found != value:
+                differing.append(f"model.{name}: {found}, not {value}")
         if model.get("experts") is not None:
             number = model["experts"]["number"]
             differing.append(f"model.experts: {number} in each layer; its layers have one MLP")

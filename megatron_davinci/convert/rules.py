@@ -47,6 +47,7 @@ def sizes(model: dict[str, Any]) -> dict[str, int]:
         "hidden": model["hidden_size"],
         "dim": heads.dim,
         "q": heads.heads * heads.dim,
+        "kv": heads.groups * heads.dim,
         "qkv": (heads.heads + 2 * heads.groups) * heads.dim,
         "ffn": model["ffn_hidden_size"],
         "gate_up": 2 * model["ffn_hidden_size"],

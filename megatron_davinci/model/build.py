@@ -113,7 +113,7 @@ def build_model(config: RunConfig, platform: Platform) -> list[GPT]:
         stage = number if count > 1 else None
         chunk = GPT(
             mcore,
-            block_spec(mcore, backends, chunk=stage),
+            block_spec(mcore, backends, config.model, chunk=stage),
             vocab_size=config.model.vocab_size,
             max_sequence_length=config.model.max_sequence_length,
             pre_process=parallel_state.is_pipeline_first_stage() and number == 0,

@@ -34,7 +34,7 @@ class Layerwise:
         # A stage in the middle of a pipeline: no embedding, no norm behind the last layer, no output matrix.
         self._stage = GPT(
             mcore,
-            block_spec(mcore, backends),
+            block_spec(mcore, backends, config.model),
             vocab_size=config.model.vocab_size,
             max_sequence_length=config.model.max_sequence_length,
             pre_process=False,
@@ -50,7 +50,13 @@ class Layerwise:
         owners = {id(p): m for m in self._stage.modules() for p in m.parameters(recurse=False)}
         named = {p.data_ptr(): p for p in self._stage.parameters()}
         for key, data in self._parameters.items():
-            owners[id(named[data.data_ptr()])].register_forward_hook(self._noting(key))
+            parameter = named[data.data_ptr()]
+            owner = owners[id(parameter)]
+            behind = getattr(owner, "post_layernorm", None)
+            if behind is None:
+                owner.register_forward_hook(self._noting(key))
+            else:  # what it gives goes through a norm of its own
+                behind.register_forward_pre_hook(self._noting_given(key))
 
     @torch.no_grad()
     def layer(self, weights: Mapping[str, Tensor], hidden: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -77,6 +83,10 @@ class Layerwise:
         self._norm.weight.copy_(weight)
         normal: Tensor = self._norm(hidden)
         return normal
+
+    def _noting_given(self, key: str) -> Any:
+        note = self._noting(key)
+        return lambda module, given: note(module, given, given[0])
 
     def _noting(self, key: str) -> Any:
         def note(module: Any, given: Any, out: Any) -> None:

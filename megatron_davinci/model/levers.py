@@ -10,7 +10,8 @@ from megatron_davinci.config import RunConfig
 def lever_settings(config: RunConfig) -> dict[str, Any]:
     """What the levers set in a `TransformerConfig`."""
     settings: dict[str, Any] = {
-        "qk_layernorm": config.model.qk_norm,
+        # Of a norm over all heads a tensor rank has its own weights, whose gradients are not to be summed over ranks.
+        "qk_layernorm": config.model.qk_norm and config.model.qk_norm_scope == "head",
         "deterministic_mode": config.train.deterministic,
         "tp_comm_overlap": config.parallel.overlap_tensor,
         **recompute_settings(config),

@@ -57,7 +57,7 @@ class _RMSNormOnCPU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = _widened(x)
+        wide = widened(x)
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
         ctx.save_for_backward(x, weight, scale)
         return (wide * scale * weight).to(x.dtype)
@@ -65,12 +65,13 @@ class _RMSNormOnCPU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, scale = ctx.saved_tensors
-        normal, above = _widened(x) * scale, _widened(gradient)
+        normal, above = widened(x) * scale, widened(gradient)
         for_weight = (above * normal).flatten(0, -2).sum(0)
         above = above * weight
         for_x = (above - normal * (above * normal).mean(-1, keepdim=True)) * scale
         return for_x.to(x.dtype), for_weight.to(weight.dtype), None
 
 
-def _widened(x: Tensor) -> Tensor:
+def widened(x: Tensor) -> Tensor:
+    """In fp32, or as it is if that is wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

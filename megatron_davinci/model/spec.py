@@ -8,17 +8,28 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
     get_gpt_layer_with_transformer_engine_spec,
 )
+from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 
+from megatron_davinci.config.model import ModelConfig
 from megatron_davinci.model.attention import SDPAttention
+from megatron_davinci.model.heads_norm import AllHeadsRMSNorm
 from megatron_davinci.model.norm import ApexRMSNorm, RMSNorm
+from megatron_davinci.model.post_norm import NormalizedRowParallelLinear
 from megatron_davinci.model.router import Router
 from megatron_davinci.platform.backends import Backends
 
 
-def layer_spec(backends: Backends, *, qk_norm: bool = False, experts: int | None = None) -> ModuleSpec:
-    """The specification of one layer: attention, SwiGLU MLP or experts, and a norm before each.
+def layer_spec(
+    backends: Backends,
+    *,
+    qk_norm: bool = False,
+    experts: int | None = None,
+    heads: tuple[int, int] | None = None,
+    post_norm: bool = False,
+) -> ModuleSpec:
+    """The specification of one layer: attention, SwiGLU MLP or experts, and a norm before or behind each.
 
     All kinds have the same names in a checkpoint, so that one may be loaded into the other.
 
@@ -26,6 +37,8 @@ def layer_spec(backends: Backends, *, qk_norm: bool = False, experts: int | None
         backends: Whose layers, attention and norms to build.
         qk_norm: Whether queries and keys are normalised, head by head.
         experts: How many there are; None for one MLP.
+        heads: Query heads and key heads that one norm each spans; None for no such norm. In our own layers only.
+        post_norm: Whether norms stand behind attention and MLP, and none before. In our own layers only.
     """
     if backends.layers.name == "transformer_engine":
         spec = get_gpt_layer_with_transformer_engine_spec(
@@ -47,6 +60,14 @@ def layer_spec(backends: Backends, *, qk_norm: bool = False, experts: int | None
     attention.core_attention = attention_module(backends)
     if qk_norm:
         attention.q_layernorm = attention.k_layernorm = norm
+    if heads is not None:
+        attention.q_layernorm, attention.k_layernorm = (
+            ModuleSpec(module=AllHeadsRMSNorm, params={"heads": number}) for number in heads
+        )
+    if post_norm:
+        spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = IdentityOp
+        projection = ModuleSpec(module=NormalizedRowParallelLinear, params={"norm": norm})
+        attention.linear_proj = spec.submodules.mlp.submodules.linear_fc2 = projection
     return spec
 
 
@@ -74,14 +95,25 @@ def norm_module(backends: Backends) -> Any:
     return ApexRMSNorm if name == "apex" else RMSNorm
 
 
-def block_spec(config: Any, backends: Backends, *, chunk: int | None = None) -> TransformerBlockSubmodules:
+def block_spec(
+    config: Any, backends: Backends, model: ModelConfig, *, chunk: int | None = None
+) -> TransformerBlockSubmodules:
     """The specification of a model chunk's layers and of the norm after the last.
 
     Args:
         config: A Megatron-Core `TransformerConfig`.
         backends: Whose layers, attention and norms to build.
+        model: The section `model`.
         chunk: Number of the chunk on this pipeline rank; None where it has one only.
     """
-    layer = layer_spec(backends, qk_norm=config.qk_layernorm, experts=config.num_moe_experts)
+    layer = layer_spec(
+        backends,
+        qk_norm=config.qk_layernorm,
+        experts=config.num_moe_experts,
+        heads=(model.num_attention_heads, model.num_query_groups)
+        if model.qk_norm and model.qk_norm_scope == "all_heads"
+        else None,
+        post_norm=model.norm_placement == "post",
+    )
     layers = [layer] * get_num_layers_to_build(config, chunk)
     return TransformerBlockSubmodules(layer_specs=layers, layer_norm=norm_module(backends))

@@ -102,6 +102,7 @@ def choose_backends(
     needs_engine: tuple[str, ...] = (),
     needs_package: tuple[str, ...] = (),
     needs_cuda: tuple[str, ...] = (),
+    needs_local: tuple[str, ...] = (),
 ) -> Backends:
     """Choose what runs in each place.
 
@@ -117,6 +118,7 @@ def choose_backends(
         needs_engine: Settings that act in Transformer Engine's layers only; elsewhere they would be ignored.
         needs_package: Settings for which Megatron-Core wants Transformer Engine, whosever the layers are.
         needs_cuda: Settings that act on CUDA only.
+        needs_local: Settings that our own layers alone have.
 
     Raises:
         EnvironmentProblem: What was asked for by name is not there, or does not go with the rest; all is listed.
@@ -149,6 +151,8 @@ def choose_backends(
         return Choice(own, package(automatic[0]).why if automatic else "the default")
 
     chosen = choose("layers", layers, "local", ("transformer_engine",))
+    if needs_local and layers == "auto":
+        chosen = Choice("local", f"they alone have {needs_local[0]}")
     engine = chosen.name == "transformer_engine"
     preferred = ("transformer_engine",) if engine else ()
     attends = choose("attention", attention, "sdpa", () if documents else preferred)
@@ -171,6 +175,10 @@ def choose_backends(
             f"backends.norm: {normalises.name}, but Transformer Engine's layers have their norms in them: take "
             "backends.layers: local"
         )
+    if engine:
+        problems += [
+            f"{setting} is in our own layers only: take backends.layers: local" for setting in needs_local
+        ]
     for setting in needs_cuda:
         if not on_cuda:
             problems.append(f"{setting} acts on CUDA only, and the platform is cpu")

@@ -198,7 +198,8 @@ def check_same_model(
     """
     ignored = {"preset", "init_std", "dropout", "family"}
     # A switch that is younger than the checkpoint was off.
-    saved = {"qk_norm": False, "rope_scaling": None, "vocab_padding": 0, **checkpoint.manifest["model"]}
+    saved: dict[str, Any] = {"qk_norm": False, "qk_norm_scope": "head", "norm_placement": "pre"}
+    saved |= {"rope_scaling": None, "vocab_padding": 0, **checkpoint.manifest["model"]}
     differing = [
         f"model.{key}: {saved.get(key)!r} in the checkpoint, {value!r} in this run"
         for key, value in model.items()

@@ -123,7 +123,8 @@ class _Rank:
     def _parameters(self) -> int:
         """All but the experts'."""
         model, tensor = self.model, self.layout.tensor
-        norms = 2 * model.hidden_size + (2 * model.kv_channels if model.qk_norm else 0)
+        shared = model.qk_norm and model.qk_norm_scope == "head"  # norms over all heads are cut as heads are
+        norms = 2 * model.hidden_size + (2 * model.kv_channels if shared else 0)
         matrices = (model.parameters(embeddings=False) - model.hidden_size) // model.num_layers - norms
         matrices -= model.expert_parameters()
         total = sum(self.chunks) * (matrices // tensor + norms) + (model.hidden_size if self.last else 0)
@@ -159,7 +160,8 @@ class _Rank:
         )
         rotation = 4 * width / self.config.train.micro_batch_size
         # Queries are cut out of the projection before they are normalised, and keys are not; a scale for each.
-        normal = heads * width + 4 * (heads + groups) if model.qk_norm else 0
+        scales = 4 * (heads + groups) if model.qk_norm_scope == "head" else 8 * self.layout.tensor
+        normal = heads * width + scales if model.qk_norm else 0
         return ((2 * heads + 3 * groups) * width + normal) / self.layout.tensor + rotation
 
     def _attention(self) -> float:

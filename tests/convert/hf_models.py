@@ -31,6 +31,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama2": ("llama", {"num_key_value_heads": 4, "tie_word_embeddings": False, "rms_norm_eps": 1e-5}),
     "llama3": ("llama", {"tie_word_embeddings": True, "rope_scaling": LLAMA3}),
     "qwen3": ("qwen3", {"head_dim": 8, "tie_word_embeddings": False}),
+    "olmo2": ("olmo2", {"tie_word_embeddings": False, "num_hidden_layers": 2}),
     "mistral": ("mistral", {"sliding_window": None, "num_hidden_layers": 4, "tie_word_embeddings": False}),
 }
 

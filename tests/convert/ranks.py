@@ -44,7 +44,8 @@ def build(config: RunConfig) -> Any:
                 parameter.mul_(5 if "embedding" in name or "output" in name else 15)
                 continue
             seed = int.from_bytes(hashlib.sha256(global_name(name, chunk).encode()).digest()[:4], "little")
-            parts = ranks if name.endswith("bias") else 1
+            cut = name.endswith("bias") or getattr(parameter, "tensor_model_parallel", False)
+            parts = ranks if cut else 1
             whole = torch.randn(len(parameter) * parts, generator=torch.Generator().manual_seed(seed))
             parameter.add_(whole.chunk(parts)[rank if parts > 1 else 0], alpha=0.3)
     return chunks

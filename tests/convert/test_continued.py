@@ -76,6 +76,7 @@ def loss_of(folder: Path, tokens: torch.Tensor) -> float:
         pytest.param("qwen2", 1, marks=pytest.mark.long),
         pytest.param("qwen3", 2, marks=pytest.mark.long),
         pytest.param("mistral", 2, marks=pytest.mark.long),
+        pytest.param("olmo2", 2, marks=pytest.mark.long),
     ],
 )
 def test_the_loss_is_the_one_that_transformers_computes_before_and_after(tmp_path, kind, tensor):

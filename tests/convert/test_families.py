@@ -79,7 +79,9 @@ LAYOUTS = [(2, 1), (1, 2), (2, 2)]
         pytest.param(
             kind,
             layout,
-            marks=() if (kind, layout) in (("qwen3", (2, 2)), ("llama3", (2, 1))) else pytest.mark.long,
+            marks=()
+            if (kind, layout) in (("qwen3", (2, 2)), ("llama3", (2, 1)), ("olmo2", (2, 1)))
+            else pytest.mark.long,
             id=f"{kind}-TP{layout[0]}xPP{layout[1]}",
         )
         for kind in KINDS
