@@ -14,7 +14,8 @@ Speed is of each step alone, on text in memory, in MB of UTF-8 a second of proce
 three. The peer is datatrove's stock step for the same job. Its word splitter is replaced by ours for it, since its
 own (spaCy) is not installed and is slower.
 
-figures: accounting_error, identical_after_kills, kills, corpus_megabytes, corpus_megabytes_a_second, dedup_recall,
+figures: accounting_error, identical_after_kills, kills, corpus_files_megabytes,
+corpus_text_megabytes, corpus_megabytes_a_second, dedup_recall,
 dedup_precision, dedup_planted, dedup_clean, <step>_megabytes_a_second, <step>_against_datatrove
 """
 
@@ -132,18 +133,18 @@ def undisturbed(recipe: Path) -> float:
 
 
 def killed(recipe: Path, seconds: float, kills: int, draw: random.Random) -> int:
-    """Kill a run outright at random, and start it again, until it has been killed so often; then let it end."""
+    """Kill a run outright at random and start it again, so often; begin anew where it was done before; let it end."""
     done = 0
-    for number in range(kills):
+    while done < kills:
         process = start(recipe)
-        # What is left of the work gets less at each start; so does the time until the kill.
-        wait = draw.uniform(0.3, max(1.0, seconds * 1.5 / (number + 2)))
         try:
-            process.wait(wait)
+            process.wait(draw.uniform(0.5, max(2.0, 1.6 * seconds / kills)))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
             done += 1
-        process.wait()
+        else:
+            shutil.rmtree(recipe.with_suffix(""))
     undisturbed(recipe)
     return done
 
@@ -157,6 +158,13 @@ def lost(folder: Path) -> int:
         record["id"] for kind in ("documents", "dropped", "quarantine") for record in corpus.records(kind)
     ]
     return abs(corpus.counts["input"] - len(seen)) + len(seen) - len(set(seen))
+
+
+def characters(folder: Path) -> int:
+    """Of all that was read, decompressed."""
+    from megatron_davinci.darwin.corpus import Corpus
+
+    return sum(source["input"]["characters"] for source in Corpus.load(folder).manifest["sources"].values())
 
 
 def texts(folder: Path, megabytes: float, kind: str) -> Iterator[str]:
@@ -396,7 +404,9 @@ def main() -> None:
             for each in same:
                 del each["corpus.json"]  # has the corpus's name in it
             figures["identical_after_kills"] = float(same[0] == same[1])
-        figures |= {"corpus_megabytes": size, "corpus_megabytes_a_second": size / seconds}
+        text = characters(folder / "whole") / 1e6
+        figures |= {"corpus_files_megabytes": size, "corpus_text_megabytes": text}
+        figures |= {"corpus_megabytes_a_second": text / seconds}
         figures |= dedup_figures(folder / "dedup", arguments.planted, arguments.seed)
         peer: dict[str, Any] = peer_dedup(folder / "peer-dedup", arguments.planted, arguments.seed)
         ours, theirs = speeds(folder, arguments.speed_megabytes)

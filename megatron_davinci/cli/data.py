@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from megatron_davinci.cli import data_files, data_inspect, data_lineage, data_order, data_run, data_text
+from megatron_davinci.cli import (
+    data_classifier,
+    data_files,
+    data_inspect,
+    data_lineage,
+    data_order,
+    data_run,
+    data_text,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data_files.add_actions(actions)
     data_run.add_actions(actions)
     data_lineage.add_actions(actions)
+    data_classifier.add_actions(actions)
     order = actions.add_parser(
         "order", help="say what sample N is and why, and when a window or a document is seen"
     )
@@ -32,6 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
         return data_inspect.run(arguments)
     if arguments.action in data_files.ACTIONS:
         return data_files.run(arguments)
+    if arguments.action in data_classifier.ACTIONS:
+        return data_classifier.run(arguments)
     if arguments.action in data_lineage.ACTIONS:
         return data_lineage.run(arguments)
     if arguments.action in data_run.ACTIONS:

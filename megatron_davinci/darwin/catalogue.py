@@ -10,6 +10,7 @@ from megatron_davinci.darwin import (
     near,
     normalise,
     rules,
+    selection,
     web_rules,
 )
 from megatron_davinci.darwin.step import Step
@@ -38,5 +39,7 @@ STEPS: dict[str, type[Step]] = {
         exact.ExactDedup,
         near.MinhashDedup,
         decontaminate.Decontaminate,
+        selection.Classify,
+        selection.SelectTop,
     )
 }

@@ -237,8 +237,9 @@ def test_every_configuration_that_is_shown_is_valid(name, settings):
     if "question" in settings:  # a design of the lab
         Design.model_validate(settings)
         return
-    if "sources" in settings:  # a recipe of a corpus
-        Recipe.model_validate(settings)
+    if {"sources", "steps"} & settings.keys():  # a recipe of a corpus, or its steps
+        rest = {"name": "corpus", "out": "corpus", "sources": [{"name": "text", "paths": ["*.txt"]}]}
+        Recipe.model_validate(rest | settings)
         return
     if "run" not in settings:  # some sections, or parts of them: laid over the quickstart's
         settings = laid_over(yaml.safe_load(QUICKSTART.read_text()), settings)

@@ -1,0 +1,107 @@
+"""`davinci data train-classifier`: labelled texts to a classifier that `classify` and `select_top` ask."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_actions(actions: Any) -> None:
+    """Declare the action's arguments.
+
+    Args:
+        actions: The sub-parsers of `davinci data`.
+    """
+    train = actions.add_parser("train-classifier", help="train a classifier for selection on labelled texts")
+    train.add_argument(
+        "files", nargs="*", help="JSONL files (.gz, .zst) or Parquet with a label in each record"
+    )
+    train.add_argument(
+        "--positive", nargs="+", default=[], metavar="FILE", help="files whose label is `positive`"
+    )
+    train.add_argument(
+        "--negative", nargs="+", default=[], metavar="FILE", help="files whose label is `negative`"
+    )
+    train.add_argument("--out", type=Path, required=True, help="folder to make")
+    train.add_argument("--text-field", default="text", help="field of the text (default: text)")
+    train.add_argument("--label-field", default="label", help="field of the label (default: label)")
+    train.add_argument("--held-out", type=float, default=0.2, help="share kept for judging (default: 0.2)")
+    train.add_argument("--epochs", type=int, default=10, help="passes over the texts (default: 10)")
+    train.add_argument(
+        "--bits", type=int, default=18, help="features are 2 to the power of this (default: 18)"
+    )
+    train.add_argument("--seed", type=int, default=0, help="draws the order of the texts (default: 0)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train, judge on held-out texts, and write the classifier."""
+    from megatron_davinci.cli.screen import Screen
+    from megatron_davinci.darwin.classifiers import train_and_judge
+    from megatron_davinci.errors import ConfigError
+
+    if not 0 < arguments.held_out < 1:
+        raise ConfigError(
+            "The held-out share is impossible.", found=arguments.held_out, expected="between 0 and 1"
+        )
+    if not 8 <= arguments.bits <= 26:
+        raise ConfigError("The bits are impossible.", found=arguments.bits, expected="8 to 26")
+    texts, labels = _labelled(arguments)
+    made = train_and_judge(
+        texts,
+        labels,
+        held_out=arguments.held_out,
+        bits=arguments.bits,
+        epochs=arguments.epochs,
+        seed=arguments.seed,
+    )
+    made.save(arguments.out)
+    facts, screen = made.facts, Screen()
+    rows = [
+        [name, f"{facts['texts'][name]['trained']:,}", f"{facts['texts'][name]['held_out']:,}",
+         f"{facts['held_out_auc'][name]:.3f}", f"{facts['length_auc'][name]:.3f}"]
+        for name in made.labels
+    ]  # fmt: skip
+    screen.table(
+        "on held-out texts",
+        [("label", "left"), ("trained on", "right"), ("held out", "right"), ("AUC", "right"),
+         ("AUC by length alone", "right")],
+        rows,
+    )  # fmt: skip
+    screen.console.print(
+        f"\nbalanced accuracy {facts['held_out_accuracy']:.3f}, by length alone {facts['length_accuracy']:.3f}, "
+        f"by chance {1 / len(made.labels):.3f}\n{arguments.out}",
+        soft_wrap=True,
+    )
+    if facts["held_out_accuracy"] <= facts["length_accuracy"]:
+        screen.console.print("It tells no more than length does: give more or better labels.", style="yellow")
+    return 0
+
+
+def _labelled(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
+    from megatron_davinci.data.jsonl import Fields
+    from megatron_davinci.data.text_inputs import find, read_documents
+    from megatron_davinci.errors import ConfigError
+
+    texts: list[str] = []
+    labels: list[str] = []
+    for path in find(arguments.files) if arguments.files else []:
+        # The label stands where a prompt would, and the text where its answer would.
+        fields = Fields(arguments.text_field, arguments.label_field, arguments.text_field)
+        for document in read_documents(path, fields):
+            labels.append(document.text)
+            texts.append(document.response or "")
+    for label, files in (("positive", arguments.positive), ("negative", arguments.negative)):
+        for path in find(files) if files else []:
+            found = [document.text for document in read_documents(path, Fields(arguments.text_field))]
+            texts += found
+            labels += [label] * len(found)
+    if not texts:
+        raise ConfigError(
+            "There is nothing to train on.",
+            expected="files with labels, or --positive and --negative files",
+        )
+    return texts, labels
+
+
+ACTIONS = ("train-classifier",)

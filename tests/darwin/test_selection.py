@@ -1,0 +1,203 @@
+"""Classifiers: trained by the command, judged against length, and asked by steps that leave text alone."""
+
+from __future__ import annotations
+
+import ast
+import json
+import random
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_davinci.cli.main import main
+from megatron_davinci.darwin import classifiers, linear
+from megatron_davinci.errors import ConfigError, DataError
+from tests.darwin.making import MODULES, STDLIB, made, prose, recipe
+
+
+@cache
+def labelled(seed: int = 0) -> list[tuple[str, str]]:
+    """Prose of docstrings and help topics, and code without them, in pieces whose sizes tell nothing."""
+    draw = random.Random(seed)
+    code, words = [], list(prose()[:40])
+    for name in (*MODULES, "argparse", "calendar", "configparser", "datetime", "difflib", "inspect"):
+        text = (STDLIB / f"{name}.py").read_text()
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                said = ast.get_docstring(node)
+                if said and len(said) > 200:
+                    words.append(said)
+                node.body = [
+                    part for part in node.body if not isinstance(getattr(part, "value", None), ast.Constant)
+                ]
+                written = ast.unparse(node) if node.body else ""
+                if len(written) > 300:
+                    code.append(written)
+    pieces = []
+    for label, texts in (("prose", words), ("code", code)):
+        own = []
+        for text in texts:
+            at = 0
+            while at + 200 < len(text):
+                size = draw.randrange(200, 900)
+                own.append((label, text[at : at + size]))
+                at += size
+        draw.shuffle(own)
+        pieces += own[:200]
+    draw.shuffle(pieces)
+    return pieces
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("classifier")
+    with open(folder / "labelled.jsonl", "w") as file:
+        for label, text in labelled():
+            file.write(json.dumps({"label": label, "text": text}) + "\n")
+    arguments = [
+        "data",
+        "train-classifier",
+        str(folder / "labelled.jsonl"),
+        "--out",
+        str(folder / "made"),
+        "--bits",
+        "16",
+    ]
+    assert main(arguments) == 0
+    return folder
+
+
+def test_it_beats_length_on_held_out_texts(trained):
+    facts = json.loads((trained / "made" / "classifier.json").read_text())["trained"]
+    assert facts["held_out_accuracy"] > 0.9 > 0.75 > facts["length_accuracy"]
+    assert facts["held_out_auc"]["prose"] > 0.95 > facts["length_auc"]["prose"]
+
+
+def test_labels_drawn_by_chance_are_not_told():
+    draw = random.Random(1)
+    pieces = [text for _, text in labelled()[:200]]
+    made_ = classifiers.train_and_judge(pieces, [draw.choice("ab") for _ in pieces], bits=12, epochs=3)
+    assert abs(made_.facts["held_out_accuracy"] - 0.5) < 0.25
+
+
+def test_the_same_texts_and_seed_give_the_same_weights_and_a_file_gives_the_same_probabilities(trained):
+    pieces = labelled()[:80]
+    texts, labels = [text for _, text in pieces], [label for label, _ in pieces]
+    one, other = (linear.train(texts, labels, bits=12, epochs=2, seed=3) for _ in range(2))
+    assert np.array_equal(one.weights, other.weights) and np.array_equal(one.bias, other.bias)
+    one.save(trained / "again")
+    loaded = classifiers.load(trained / "again")
+    assert loaded.labels == one.labels and loaded.name.startswith("linear ")
+    for text in texts[:5]:
+        assert loaded.probabilities(text) == pytest.approx(one.probabilities(text))
+        assert loaded.probabilities(text).sum() == pytest.approx(1)
+
+
+def test_softmax_regression_follows_the_gradient_of_its_loss():
+    # One text of each label, one step: what moves is what the loss's gradient says, checked by differences.
+    texts, labels = ["alpha beta", "gamma delta", "alpha gamma"], ["x", "y", "z"]
+    made_ = linear.train(texts, labels, bits=10, epochs=200, penalty=0.0)
+    told = [made_.labels[int(made_.probabilities(text).argmax())] for text in texts]
+    assert told == labels
+    assert all(made_.probabilities(text).max() > 0.9 for text in texts)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=30))
+def test_the_area_under_the_curve_is_the_share_of_pairs_in_order(rows):
+    yes = [score for score, positive in rows if positive]
+    no = [score for score, positive in rows if not positive]
+    area = linear.area_under_curve([score for score, _ in rows], [positive for _, positive in rows])
+    if not yes or not no:
+        assert np.isnan(area)
+        return
+    pairs = [(a > b) + 0.5 * (a == b) for a in yes for b in no]
+    assert area == pytest.approx(sum(pairs) / len(pairs))
+
+
+def selected(trained, tmp_path, *steps):
+    lines = [
+        json.dumps({"id": str(i), "text": text, "true": label})
+        for i, (label, text) in enumerate(labelled(1)[:120])
+    ]
+    (tmp_path / "x.jsonl").write_text("\n".join(lines))
+    sources = [{"name": "a", "paths": ["x.jsonl"], "id_field": "id"}]
+    return made(recipe(tmp_path, sources=sources, steps=list(steps)))
+
+
+def test_documents_are_chosen_and_their_text_left(trained, tmp_path):
+    classifier = str(trained / "made")
+    corpus = selected(
+        trained,
+        tmp_path,
+        {"classify": {"classifier": classifier, "field": "kind", "score": "prose", "min_score": 0.5}},
+    )
+    originals = {str(i): text for i, (_, text) in enumerate(labelled(1)[:120])}
+    right = 0
+    for kind in ("documents", "dropped"):
+        for record in corpus.records(kind):
+            assert record["text"] == originals[record["id"].removeprefix("a/")]
+            entry = record["darwin"]["operations"][-1]
+            assert entry["model"].startswith("linear ") and record["darwin"]["level"] == 3
+            assert (entry["scores"]["kind"] >= 0.5) == (kind == "documents")
+            assert record["labels"]["kind"] == entry["notes"]["kind"]
+            right += (record["fields"]["true"] == "prose") == (kind == "documents")
+    assert right > 105
+    assert corpus.counts["dropped"] == {"classify/low_kind": len(list(corpus.records("dropped")))}
+
+
+def test_the_best_share_of_characters_stays(trained, tmp_path):
+    step = {"select_top": {"classifier": str(trained / "made"), "score": "prose", "share": 0.3}}
+    corpus = selected(trained, tmp_path, step)
+    kept, gone = (list(corpus.records(kind)) for kind in ("documents", "dropped"))
+    sizes = [sum(len(record["text"]) for record in side) for side in (kept, gone)]
+    largest = max(len(record["text"]) for record in kept)
+    assert 0 <= sizes[0] - 0.3 * sum(sizes) <= largest
+    loaded = classifiers.load(trained / "made")
+    place = loaded.labels.index("prose")
+    scores = [[loaded.probabilities(record["text"])[place] for record in side] for side in (kept, gone)]
+    assert min(scores[0]) >= max(scores[1])
+
+
+def test_what_a_classifier_cannot_do_is_said(trained, tmp_path, capsys):
+    with pytest.raises(ConfigError, match="no such label"):
+        selected(trained, tmp_path, {"classify": {"classifier": str(trained / "made"), "keep": ["poetry"]}})
+    with pytest.raises(DataError, match="no classifier"):
+        selected(trained, tmp_path, {"classify": {"classifier": str(tmp_path / "none")}})
+    with pytest.raises(ConfigError, match="min_score needs"):
+        selected(trained, tmp_path, {"classify": {"classifier": "x", "min_score": 0.5}})
+    folder = tmp_path / "damaged"
+    classifiers.load(trained / "made").save(folder)
+    content = bytearray((folder / "linear.weights.npy").read_bytes())
+    content[-1] ^= 1
+    (folder / "linear.weights.npy").write_bytes(content)
+    with pytest.raises(DataError, match="damaged"):
+        classifiers.load(folder)
+    described = json.loads((folder / "classifier.json").read_text()) | {"kind": "embedding"}
+    (folder / "classifier.json").write_text(json.dumps(described))
+    with pytest.raises(DataError, match="entry point 'embedding'"):
+        classifiers.load(folder)
+    (tmp_path / "one.jsonl").write_text('{"text": "a", "label": "x"}\n' * 3)
+    assert main(["data", "train-classifier", str(tmp_path / "one.jsonl"), "--out", str(tmp_path / "y")]) == 2
+    assert "two labels" in capsys.readouterr().err and not (tmp_path / "y").exists()
+
+
+def test_another_package_reads_its_own_kind(tmp_path, monkeypatch):
+    class Longer:
+        labels, name = ("short", "long"), "longer 1"
+
+        def probabilities(self, text):
+            share = min(1.0, len(text) / 1000)
+            return np.array([1 - share, share])
+
+    class Point:
+        name = "longer"
+
+        def load(self):
+            return lambda folder, described: Longer()
+
+    monkeypatch.setattr(classifiers, "entry_points", lambda group: [Point()])
+    (tmp_path / "classifier.json").write_text('{"kind": "longer"}')
+    assert classifiers.load(tmp_path).probabilities("x" * 250)[1] == 0.25
