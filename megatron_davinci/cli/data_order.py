@@ -27,6 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--count", type=int, metavar="K", help="a table of K samples, or of K findings")
     parser.add_argument("--full-text", action="store_true", help="the whole text of a window, not its ends")
+    parser.add_argument(
+        "--lineage",
+        action="store_true",
+        help="each document's raw file and bytes, where its source knows them",
+    )
     parser.add_argument("--json", action="store_true", help="the same as JSON")
     parser.add_argument(
         "--ranks", type=int, help="to lay batches over (default: as the run's last start, or the fewest)"
@@ -48,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
             do="ask for the next ones with another --at, or use megatron_davinci.data.Curriculum.locate_many",
         )
     config = load_config(arguments.config, arguments.overrides)
-    teller = Teller(Forecast.read(config, arguments.ranks), arguments.full_text)
+    teller = Teller(Forecast.read(config, arguments.ranks), arguments.full_text, arguments.lineage)
     if arguments.find is not None or arguments.find_document is not None:
         answer = teller.finding(arguments.find, arguments.find_document, arguments.count or 20)
     else:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from megatron_davinci.data.explain import DocumentWindows, Explainer, WindowFacts, excerpt, find_shard
 from megatron_davinci.data.manifest import tokenizer_of
 from megatron_davinci.data.places import S3Options, place
+from megatron_davinci.data.sidecar import origin_of
 from megatron_davinci.data.source import Source
 from megatron_davinci.data.transforms import SampleTransforms, as_seen, stage_transforms
 from megatron_davinci.errors import ConfigError, DataError
@@ -32,9 +34,11 @@ class Teller:
     Args:
         forecast: The run.
         full_text: Whole texts instead of their ends.
+        lineage: Where documents are from, too.
     """
 
-    def __init__(self, forecast: Forecast, full_text: bool = False) -> None:
+    def __init__(self, forecast: Forecast, full_text: bool = False, lineage: bool = False) -> None:
+        self._lineage = lineage
         self._forecast, self._full_text = forecast, full_text
         self._explainer = Explainer(forecast.sources)
         self._tokenizer: Tokenizer | None = None
@@ -177,6 +181,7 @@ class Teller:
                     "tokens": piece.document.tokens,
                     "in_window": [piece.first, piece.end],
                     "begins": self._begins(facts.source, facts.tokens[piece.first : piece.end]),
+                    **self._origin(facts, piece.document.number),
                 }
                 for piece in facts.pieces
             ],
@@ -185,6 +190,13 @@ class Teller:
             "has_mask": facts.loss_labels is not None,
             **self._text(facts.source, facts.tokens),
         }
+
+    def _origin(self, facts: WindowFacts, document: int) -> dict[str, Any]:
+        """Where a document is from; None where the source does not know it."""
+        if not self._lineage:
+            return {}
+        prefix = facts.prefix
+        return {"origin": origin_of(prefix, document) if isinstance(prefix, Path) else None}
 
     # ---- text --------------------------------------------------------------------------------------------
 

@@ -124,6 +124,44 @@ def _documents(screen: Screen, window: Answer) -> None:
     )  # fmt: skip
     if len(documents) > _DOCUMENTS:
         screen.console.print(Text(f"and {len(documents) - _DOCUMENTS:,} more, all with --json", style="dim"))
+    if documents and "origin" in documents[0]:
+        _origins(screen, documents[:_DOCUMENTS])
+
+
+def _origins(screen: Screen, documents: list[Answer]) -> None:
+    """Where documents are from, as the source's sidecar has it."""
+    known = [(document["number"], document["origin"]) for document in documents if document["origin"]]
+    screen.console.print()
+    if not known:
+        said = (
+            "The source does not know where its documents are from: `davinci data run` makes those that do."
+        )
+        screen.console.print(Text(said, style="dim"))
+        return
+    screen.table(
+        "where they are from",
+        [
+            ("document", "right"),
+            ("level", "right"),
+            ("bytes", "left"),
+            ("licence", "left"),
+            ("raw file", "left"),
+        ],
+        [
+            [f"{number:,}", str(origin["level"]), _place(origin), origin["licence"] or "–", origin["path"]]
+            for number, origin in known
+        ],
+    )
+    for number, origin in known:
+        corpus = f" --corpus {origin['corpus']}" if origin["corpus"] else ""
+        line = f"{number:,}: davinci data lineage {screen.safe(origin['id'])}{screen.safe(corpus)}"
+        screen.console.print(Text(line, style="dim"), soft_wrap=True)
+
+
+def _place(origin: Answer) -> str:
+    if origin["bytes"] is None:
+        return f"row {origin['row']:,}"
+    return f"{origin['first']:,} to {origin['first'] + origin['bytes']:,}"
 
 
 def _samples(screen: Screen, answer: Answer) -> None:

@@ -22,6 +22,7 @@ from megatron_davinci.data.jsonl import Fields, document_of
 from megatron_davinci.data.manifest import FILE_NAME, Manifest, Shard
 from megatron_davinci.data.parts import read_record
 from megatron_davinci.data.proof import NotTheReference, Proof
+from megatron_davinci.data.sidecar import write_sidecars
 from megatron_davinci.data.text_inputs import PIECE_BYTES, Piece, find, pieces_of, read
 from megatron_davinci.data.tokenize_job import Job, Progress, clear, keep_tokenizer, opened
 from megatron_davinci.data.tokenize_worker import Hands, InProcess, Processes
@@ -205,6 +206,8 @@ def tokenize(
                 shards=tuple(shards),
             )
             bad, cut = job.write_quarantine(folder / "out" / tokenize_job.QUARANTINE)
+            if options.pack is None and not options.keep_empty:
+                write_sidecars(folder / "out", manifest, pieces, options.fields, options.shuffle)
             manifest.save(folder / "out")
             manifest.save(folder)
             with disk_errors(out_folder, "naming a source"):
