@@ -21,10 +21,10 @@ def test_a_shipped_design_differs_in_nothing_else(path):
 
 
 def test_designs_share_runs():
-    rate, mask, share, null = (
+    rate, grid, share, null = (
         {run.identity for run in runs_of(load_design(path))}
         for path in DESIGNS
-        if path.stem in ("learning-rate", "qa-mask", "qa-share", "planted-null")
+        if path.stem in ("learning-rate", "code-science", "qa-share", "planted-null")
     )
     # The plain configuration is an arm of each.
-    assert len(rate & mask & share & null) >= 3
+    assert len(rate & grid & share & null) >= 3
