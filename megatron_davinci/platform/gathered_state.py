@@ -23,10 +23,9 @@ class GatheredState:
     def __init__(self) -> None:
         self._kept: dict[tuple[Any, ...], Tensor] = {}
 
-    def holds(self, tensor: Tensor) -> bool:
-        """Whether a tensor lies in what is kept here, so that training does not change it."""
-        storage = tensor.untyped_storage().data_ptr()
-        return any(kept.untyped_storage().data_ptr() == storage for kept in self._kept.values())
+    def storages(self) -> set[int]:
+        """Addresses of the memory that is kept here; training does not change a tensor that lies in it."""
+        return {kept.untyped_storage().data_ptr() for kept in self._kept.values()}
 
     @contextmanager
     def used_by(self, optimizer: Any) -> Iterator[None]:

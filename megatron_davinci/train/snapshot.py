@@ -91,7 +91,8 @@ class Snapshot:
             The copy, which lasts until the next one; itself where the host has no room for it.
         """
         tensors = [tensor for _, _, (_, items) in self.writer.write_buckets for _, tensor in items]
-        live = [not gathered.holds(tensor) for tensor in tensors]
+        copied = gathered.storages()
+        live = [tensor.untyped_storage().data_ptr() not in copied for tensor in tensors]
         copies = host.take([tensor for tensor, is_live in zip(tensors, live, strict=True) if is_live])
         if copies is None:
             return self
