@@ -67,6 +67,7 @@ bench: setup
 	$(BIN)/python benchmarks/saturation.py --json $(OUT)/saturation.json
 	$(BIN)/python benchmarks/controller_world.py --json $(OUT)/controller_world.json
 	$(BIN)/python benchmarks/convert.py --json $(OUT)/convert.json
+	$(BIN)/python benchmarks/evaluate.py --json $(OUT)/evaluate.json
 	$(BIN)/python benchmarks/async_save.py --json $(OUT)/async_save.json
 	$(BIN)/python benchmarks/snapshots.py --json $(OUT)/snapshots.json
 	$(BIN)/python benchmarks/health.py --json $(OUT)/health.json

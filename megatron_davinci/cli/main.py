@@ -23,6 +23,7 @@ COMMANDS = {
         "turn a launch command of Megatron-LM into a configuration",
     ),
     "convert": ("megatron_davinci.cli.convert", "checkpoints to and from Hugging Face, and from Megatron-LM"),
+    "eval": ("megatron_davinci.cli.eval", "run lm-eval's tasks on a checkpoint, without conversion"),
     "doctor": ("megatron_davinci.cli.doctor", "why a run has ended, what is left of it, and what to do"),
     "lab": ("megatron_davinci.cli.lab", "ask a question by runs that differ in one thing"),
     "report": ("megatron_davinci.cli.report", "draw a run's page"),

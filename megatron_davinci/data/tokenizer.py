@@ -98,9 +98,14 @@ class Tokenizer:
         found: int | None = self._backend.token_to_id(token)
         return found
 
-    def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
-        """The text of the ids, special tokens by their names; bytes that are not UTF-8 become U+FFFD."""
-        text: str = self._backend.decode(np.asarray(ids, np.int64).tolist(), skip_special_tokens=False)
+    def decode(self, ids: Sequence[int] | NDArray[np.integer], *, special: bool = True) -> str:
+        """The text of the ids; bytes that are not UTF-8 become U+FFFD.
+
+        Args:
+            ids: Token ids.
+            special: Whether special tokens are in it, by their names.
+        """
+        text: str = self._backend.decode(np.asarray(ids, np.int64).tolist(), skip_special_tokens=not special)
         return text
 
 

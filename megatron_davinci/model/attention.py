@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.nn.attention.varlen import varlen_attn
 
 from megatron_davinci.errors import ConfigError
+from megatron_davinci.model.branches import Branches
 from megatron_davinci.model.context_parallel import SequencePart, gather_sequence
 from megatron_davinci.model.documents import Documents
 from megatron_davinci.model.pieces import Pieces, cut_whole
@@ -60,6 +61,7 @@ class SDPAttention(MegatronModule):
             )
         self.scale = softmax_scale if softmax_scale is not None else 1.0 / math.sqrt(config.kv_channels)
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
+        self.layer_number = layer_number
         self.grouped = config.num_attention_heads != config.num_query_groups
         self.context_group: Any = None
         if config.context_parallel_size > 1:
@@ -86,13 +88,16 @@ class SDPAttention(MegatronModule):
             attention_mask: Must be None: the mask is causal and never built.
             attn_mask_type: Ignored; causal.
             attention_bias: Must be None.
-            packed_seq_params: `Documents` that attention is confined to, or None.
+            packed_seq_params: `Documents` that attention is confined to, `Branches` that it follows, or None.
 
         Returns:
             [positions on this rank, batch, heads on this rank * head_dim].
         """
         if attention_mask is not None or attention_bias is not None:
             raise NotImplementedError("SDPAttention is causal: it takes no mask or bias")
+        if isinstance(packed_seq_params, Branches):
+            out = packed_seq_params.attend(self.layer_number, query, key, value, self.scale)
+            return out.flatten(2)
         if packed_seq_params is not None and not isinstance(packed_seq_params, Documents):
             raise NotImplementedError(
                 "SDPAttention takes documents as `Documents`, not packed in another way"

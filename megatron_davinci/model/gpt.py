@@ -1,4 +1,4 @@
-"""Megatron-Core's GPT with rotary positions that may begin anew in every document."""
+"""Megatron-Core's GPT with rotary positions that may begin anew in every document, or follow branches."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from torch import Tensor
 
 from megatron_davinci.config.rope import RopeScaling
 from megatron_davinci.kernels.cross_entropy import vocab_parallel_cross_entropy
+from megatron_davinci.model.branches import Branches
 from megatron_davinci.model.documents import Documents
 from megatron_davinci.model.loss import cross_entropy_and_z_loss
 from megatron_davinci.model.rope import scale_frequencies
 
 
 class GPT(GPTModel):
-    """A `GPTModel`. Given `Documents` with positions, its rotary embeddings are of those.
+    """A `GPTModel`. Given `Documents` with positions or `Branches`, its rotary embeddings are of those positions.
 
     Megatron-Core takes rotary positions from the place in the sequence and leaves `position_ids` unread, so this is
     where they are exchanged.
@@ -85,4 +86,21 @@ class GPT(GPTModel):
             # [length, 1, 1, channels] of the whole sequence, of which each token takes its position's row.
             table = self.rotary_pos_emb.get_emb(documents.part.length)
             rotary = table[:, 0][documents.positions.t()]
+        elif isinstance(documents, Branches):
+            rotary = rotary[:, 0][documents.positions.t()]
         return (decoder_input, rotary, *rest)
+
+    def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        branches = kwargs.get("packed_seq_params")
+        if not (self.post_process and isinstance(branches, Branches) and branches.read is not None):
+            out: Tensor = super()._postprocess(hidden_states, *args, **kwargs)
+            return out
+        tokens = hidden_states.transpose(0, 1).flatten(0, 1)
+        parts = []
+        for first in range(0, len(branches.outputs), branches.at_once):
+            some = tokens[branches.outputs[first : first + branches.at_once]]
+            # [1, outputs, vocabulary on this rank]
+            logits = super()._postprocess(some.unsqueeze(1), *args, **kwargs)[0]
+            logits = self._without_padding(logits) if self.tokens < self.vocab_size else logits
+            parts.append(branches.read(logits, first))
+        return torch.cat(parts)

@@ -121,7 +121,7 @@ def load_weights(folder: Path, chunks: Sequence[Any], model: dict[str, Any]) -> 
     weights = {
         _key(n): {
             name: one
-            for name, one in chunk.sharded_state_dict(metadata=CONTENT).items()
+            for name, one in chunk.sharded_state_dict(metadata=dict(CONTENT)).items()
             if not isinstance(one, ShardedObject)
         }
         for n, chunk in enumerate(chunks)

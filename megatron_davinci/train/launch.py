@@ -35,7 +35,13 @@ def inside_launcher() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def launch(config: str, overrides: Sequence[str], ranks: int, watched: Watched) -> int:
+def launch(
+    config: str,
+    overrides: Sequence[str],
+    ranks: int,
+    watched: Watched,
+    module: Sequence[str] = ("megatron_davinci.train",),
+) -> int:
     """Do what `torchrun --standalone --nproc-per-node=RANKS -m megatron_davinci.train` does, and wait.
 
     torchrun ends with code 1 and a traceback whatever a rank said. Here its agent runs in this process, and the
@@ -46,6 +52,7 @@ def launch(config: str, overrides: Sequence[str], ranks: int, watched: Watched) 
         overrides: `key=value` settings.
         ranks: How many ranks to start.
         watched: What the launcher has to know of the run.
+        module: What each rank runs, and words before `config`.
 
     Returns:
         0, or the exit code of the first rank that failed (2: refused, with the reason said by that rank).
@@ -62,7 +69,7 @@ def launch(config: str, overrides: Sequence[str], ranks: int, watched: Watched) 
         rdzv_endpoint="localhost:0",  # a free port of this machine, reached from this machine only
         max_restarts=0,
     )
-    command = [sys.executable, "-u", "-m", "megatron_davinci.train", config, *overrides]
+    command = [sys.executable, "-u", "-m", *module, config, *overrides]
     return exit_code(lambda: elastic_launch(settings, command[0])(*command[1:]), watched)
 
 

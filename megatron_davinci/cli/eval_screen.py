@@ -1,0 +1,93 @@
+"""What `davinci eval` shows: how far it is, and what the tasks came to."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from megatron_davinci.cli.screen import Screen
+
+if TYPE_CHECKING:
+    from megatron_davinci.evaluate.tasks import TaskResult
+
+
+class Told:
+    """Is told requests done, and which task they are of."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._bar = progress.add_task("", total=None)
+
+    def task(self, name: str) -> None:
+        """Another task begins."""
+        self._progress.reset(self._bar, description=name, total=None)
+
+    def __call__(self, done: int, total: int) -> None:
+        """Requests done, and in all."""
+        self._progress.update(self._bar, completed=done, total=total)
+
+
+@contextmanager
+def progress() -> Iterator[Told]:
+    """A bar on a terminal, nothing elsewhere."""
+    # Not `sys.stderr`: what lm-eval and datasets write there is kept from it.
+    screen = Console(file=sys.__stderr__)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=screen, disable=not screen.is_terminal, transient=True) as shown:
+        yield Told(shown)
+
+
+def show(results: Sequence[TaskResult], out: Path | None) -> None:
+    """Print a table of metrics, then what went wrong, by task."""
+    screen = Screen()
+    rows = []
+    for result in results:
+        for one in (result, *(result.tasks if result.tasks else ())):
+            name = one.task if one is result else f"  {one.task}"
+            for metric, value in one.metrics.items():
+                error = one.errors.get(metric)
+                shots = "" if one.shots is None else str(one.shots)
+                rows.append(
+                    [
+                        name,
+                        one.protocol or "",
+                        shots,
+                        f"{one.items:,}",
+                        f"{value:.4f}",
+                        "" if error is None or error != error else f"± {error:.4f}",
+                        metric.removesuffix(",none"),
+                    ]
+                )
+                name = ""
+    if rows:
+        screen.table(
+            "",
+            [
+                ("task", "left"),
+                ("protocol", "left"),
+                ("shots", "right"),
+                ("items", "right"),
+                ("value", "right"),
+                ("", "left"),
+                ("metric", "left"),
+            ],
+            rows,
+        )
+    for result in results:
+        for one in result.tasks or [result]:
+            if one.problem is None and one.troubles:
+                said = ", ".join(
+                    f"{count} of {one.items} items: {kind}" for kind, count in one.troubles.items()
+                )
+                screen.console.print(f"{screen.safe(one.task)}: {said}")
+    for result in results:
+        if result.problem:
+            print(f"error: {result.task} has no result: {result.problem}", file=sys.stderr)
+    if out is not None:
+        screen.console.print(f"kept in {screen.safe(out)}", style="dim")

@@ -1,0 +1,345 @@
+"""A checkpoint's model as it is measured: log-likelihoods of tokens and greedy continuations, on any layout.
+
+Megatron-Core's own inference engine needs CUDA. Here tensor ranks compute together what they compute in training,
+pipeline ranks hand on the states of one batch after the other, and each data-parallel replica takes every n-th batch.
+Every rank is given the same work and cuts it the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from torch import Tensor
+
+from megatron_davinci.config.model import ModelConfig
+from megatron_davinci.evaluate.packing import Batch, batches
+from megatron_davinci.model.branches import Branches, KeyValueCache
+from megatron_davinci.platform.device import Platform
+from megatron_davinci.platform.distributed import gather_objects
+
+# What the logits of one piece of a batch may take: 64 MB in fp32.
+_LOGITS = 16 * 2**20
+
+Progress = Callable[[int, int], None]
+_Read = Callable[[Tensor, int], Tensor]
+
+
+class Likelihood(NamedTuple):
+    """How likely a continuation is.
+
+    Attributes:
+        log: Sum of its tokens' log-probabilities, nats; NaN where a logit is not a number.
+        greedy: Whether each of its tokens is the likeliest.
+    """
+
+    log: float
+    greedy: bool
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much is computed at once.
+
+    Attributes:
+        tokens: Places of a batch's rows, at most.
+        sequences: That are generated at once, at most.
+    """
+
+    tokens: int = 4096
+    sequences: int = 64
+
+
+class Engine:
+    """Runs a model; every method is called by all ranks with the same arguments, and answers on all.
+
+    Args:
+        chunk: This rank's part of the model, loaded. A pipeline rank has one.
+        model: The configuration's section.
+        platform: What to compute on.
+        limits: How much is computed at once.
+    """
+
+    def __init__(
+        self, chunk: Any, model: ModelConfig, platform: Platform, limits: Limits | None = None
+    ) -> None:
+        self.chunk, self.model, self.platform = chunk.eval(), model, platform
+        self.limits = limits or Limits()
+        self._tensor = parallel_state.get_tensor_model_parallel_group()
+        self._pipeline = parallel_state.get_pipeline_model_parallel_group()
+        self._first = parallel_state.is_pipeline_first_stage()
+        self._last = parallel_state.is_pipeline_last_stage()
+        self._replica = parallel_state.get_data_parallel_rank()
+        self._replicas = parallel_state.get_data_parallel_world_size()
+        self._dtype = next(chunk.parameters()).dtype
+        # A row's length at which scores and their weighted sum cost what the matrices cost.
+        matrices = model.parameters(embeddings=False, active=True) / model.num_layers
+        self._balance = matrices / (2 * model.num_attention_heads * model.kv_channels)
+
+    @torch.inference_mode()
+    def log_likelihoods(
+        self,
+        requests: Sequence[tuple[Sequence[int], Sequence[int]]],
+        progress: Progress = lambda done, total: None,
+    ) -> list[Likelihood]:
+        """How likely each continuation is after its context.
+
+        Args:
+            requests: Token ids of contexts and of continuations, neither of them empty, together at most
+                `max_sequence_length + 1`.
+            progress: Is told sequences done, and sequences in all, of this replica.
+        """
+        whole = [[*context, *continuation] for context, continuation in requests]
+        plan = list(
+            batches(
+                [tokens[:-1] for tokens in whole],
+                tokens=self.limits.tokens,
+                balance=self._balance,
+            )
+        )
+        mine = plan[self._replica :: self._replicas]
+        found: dict[int, Likelihood] = {}
+        waiting: list[tuple[list[int], list[int], Tensor]] = []
+        done, total = 0, sum(len(row.paths) for rows in mine for row in rows)
+        for rows in mine:
+            batch = Batch.of(rows)
+            numbers = list(batch.paths)
+            lengths = [len(requests[number][1]) for number in numbers]
+            outputs = np.concatenate([batch.paths[n][-k:] for n, k in zip(numbers, lengths, strict=True)])
+            targets = torch.tensor(
+                [token for n, k in zip(numbers, lengths, strict=True) for token in whole[n][-k:]]
+            ).to(self.platform.device)
+            read = partial(self._scores, targets)
+            scores = self._forward(batch.tokens, self._branches(batch, outputs, read))
+            waiting.append((numbers, lengths, scores))
+            done += len(numbers)
+            progress(done, total)
+        for numbers, lengths, scores in waiting:
+            scores = self._from_last(scores, (sum(lengths), 2)).cpu()
+            for number, part in zip(numbers, scores.split(lengths), strict=True):
+                found[number] = Likelihood(float(part[:, 0].sum()), bool(part[:, 1].all()))
+        return self._of_all(found, len(requests))
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        stop: Callable[[int, list[int]], bool],
+        most: Sequence[int],
+        progress: Progress = lambda done, total: None,
+    ) -> list[list[int]]:
+        """Continue prompts greedily.
+
+        Args:
+            prompts: Token ids, none empty.
+            stop: Is given a prompt's number and what was generated so far, and says whether that is all. It must say
+                the same on every rank.
+            most: Tokens to generate at most, by prompt.
+            progress: As in `log_likelihoods`.
+
+        Returns:
+            The tokens generated after each prompt. Where a logit was not a number, -1 ends them.
+        """
+        plan = list(
+            batches(
+                prompts,
+                tokens=self.limits.tokens,
+                balance=self._balance,
+                sequences_at_once=self.limits.sequences,
+            )
+        )
+        mine = plan[self._replica :: self._replicas]
+        found: dict[int, list[int]] = {}
+        total = sum(len(row.paths) for rows in mine for row in rows)
+        for rows in mine:
+            found |= self._continue(Batch.of(rows), prompts, stop, most)
+            progress(len(found), total)
+        return self._of_all(found, len(prompts))
+
+    @torch.inference_mode()
+    def token_scores(
+        self, sequences: Sequence[Sequence[int]], progress: Progress = lambda done, total: None
+    ) -> list[np.ndarray]:
+        """What the model says of each token but the first.
+
+        Args:
+            sequences: Token ids, 2 to `max_sequence_length + 1` of each.
+            progress: As in `log_likelihoods`.
+
+        Returns:
+            float64 [length - 1, 3] of each: the token's log-probability, and mean and standard deviation of the
+            log-probability of a token drawn from the model there. Nats.
+        """
+        plan = list(
+            batches([one[:-1] for one in sequences], tokens=self.limits.tokens, balance=self._balance)
+        )
+        mine = plan[self._replica :: self._replicas]
+        found: dict[int, np.ndarray] = {}
+        waiting = []
+        total = sum(len(row.paths) for rows in mine for row in rows)
+        for rows in mine:
+            batch = Batch.of(rows)
+            numbers = list(batch.paths)
+            outputs = np.concatenate([batch.paths[n] for n in numbers])
+            targets = torch.tensor([t for n in numbers for t in sequences[n][1:]]).to(self.platform.device)
+            read = partial(self._moments, targets)
+            waiting.append((numbers, self._forward(batch.tokens, self._branches(batch, outputs, read))))
+            progress(sum(len(numbers) for numbers, _ in waiting), total)
+        for numbers, scores in waiting:
+            lengths = [len(sequences[n]) - 1 for n in numbers]
+            scores = self._from_last(scores, (sum(lengths), 3)).cpu()
+            for number, part in zip(numbers, scores.split(lengths), strict=True):
+                found[number] = part.numpy()
+        return self._of_all(found, len(sequences))
+
+    def _of_all(self, found: dict[int, Any], count: int) -> list[Any]:
+        """What all replicas have found, by number."""
+        everywhere = gather_objects(found) if self._replicas > 1 else [found]
+        merged = {number: one for part in everywhere for number, one in part.items()}
+        return [merged[number] for number in range(count)]
+
+    def _continue(
+        self,
+        batch: Batch,
+        prompts: Sequence[Sequence[int]],
+        stop: Callable[[int, list[int]], bool],
+        most: Sequence[int],
+    ) -> dict[int, list[int]]:
+        numbers = list(batch.paths)
+        generated: dict[int, list[int]] = {number: [] for number in numbers}
+        columns = max(len(prompts[number]) for number in numbers)
+        before = torch.tensor([columns - len(prompts[number]) for number in numbers])
+        keep = np.zeros((len(numbers), columns), np.int64)
+        for place, number in enumerate(numbers):
+            keep[place, columns - len(prompts[number]) :] = batch.paths[number]
+        cache = KeyValueCache(columns)
+        outputs = np.array([batch.paths[number][-1] for number in numbers])
+        branches = self._branches(batch, outputs, self._likeliest)
+        branches.keep, branches.cache = torch.from_numpy(keep).to(self.platform.device), cache
+        tokens = batch.tokens
+        alive = numbers
+        while True:
+            chosen = self._from_last(self._forward(tokens, branches), (len(alive), 1), torch.int64)
+            rows: list[int] = []
+            for row, (number, (token,)) in enumerate(zip(alive, chosen.tolist(), strict=True)):
+                so_far = generated[number]
+                so_far.append(token)
+                if token >= 0 and len(so_far) < most[number] and not stop(number, so_far):
+                    rows.append(row)
+            if not rows:
+                return generated
+            if len(rows) < len(alive):
+                kept = torch.tensor(rows)
+                cache.select(kept.to(self.platform.device))
+                before, alive = before[kept], [alive[row] for row in rows]
+            tokens = np.array([[generated[number][-1]] for number in alive])
+            branches = self._next(cache, before, len(alive))
+
+    def _next(self, cache: KeyValueCache, before: Tensor, sequences: int) -> Branches:
+        """One more token behind every sequence of a cache, of which the first `before` columns are empty."""
+        sees = None
+        if bool(before.any()):
+            sees = torch.arange(cache.used + 1) >= before[:, None]
+            sees = sees[:, None, None].to(self.platform.device)
+        return Branches(
+            positions=(cache.used - before)[:, None].to(self.platform.device),
+            sees=sees,
+            outputs=torch.arange(sequences, device=self.platform.device),
+            read=self._likeliest,
+            at_once=self._at_once,
+            cache=cache,
+        )
+
+    def _branches(self, batch: Batch, outputs: np.ndarray, read: _Read) -> Branches:
+        device = self.platform.device
+        return Branches(
+            positions=torch.from_numpy(batch.positions).to(device),
+            sees=torch.from_numpy(batch.sees)[:, None].to(device),
+            outputs=torch.from_numpy(outputs).to(device),
+            read=read,
+            at_once=self._at_once,
+        )
+
+    @property
+    def _at_once(self) -> int:
+        return max(1, _LOGITS * self._tensor.size() // self.model.vocab_size)
+
+    def _forward(self, tokens: np.ndarray, branches: Branches) -> Tensor:
+        """What the last pipeline rank read, on that rank; elsewhere something else."""
+        rows, length = tokens.shape
+        device, group = self.platform.device, self._pipeline
+        rank = group.rank()
+        if not self._first:
+            hidden = torch.empty(length, rows, self.model.hidden_size, dtype=self._dtype, device=device)
+            dist.recv(hidden, group=group, group_src=rank - 1)
+            self.chunk.set_input_tensor(hidden)
+        ids = torch.from_numpy(tokens).to(device)
+        out: Tensor = self.chunk(ids, None, None, packed_seq_params=branches)
+        if not self._last:
+            dist.send(out.contiguous(), group=group, group_dst=rank + 1)
+        if branches.cache is not None and branches.keep is None:
+            branches.cache.advance()
+        return out
+
+    def _from_last(self, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> Tensor:
+        """What the last pipeline rank has, on all of them."""
+        if self._pipeline.size() == 1:
+            return value
+        box = value if self._last else torch.empty(shape, dtype=dtype, device=self.platform.device)
+        dist.broadcast(box, group=self._pipeline, group_src=self._pipeline.size() - 1)
+        return box
+
+    def _over_tensor_ranks(self, value: Tensor, how: Any) -> Tensor:
+        if self._tensor.size() > 1:
+            dist.all_reduce(value, op=how, group=self._tensor)
+        return value
+
+    def _log_z(self, logits: Tensor) -> Tensor:
+        """The logarithm of the sum of the exponentials, over all ranks' parts of the vocabulary: [outputs] fp64."""
+        largest = self._over_tensor_ranks(logits.amax(-1), dist.ReduceOp.MAX)
+        total = (logits - largest[:, None]).exp().sum(-1, dtype=torch.float64)
+        return self._over_tensor_ranks(total, dist.ReduceOp.SUM).log() + largest
+
+    def _own_logit(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The logit of each target, wherever in the vocabulary it is: [outputs] fp64."""
+        here = targets - self._tensor.rank() * logits.shape[-1]
+        ours = (here >= 0) & (here < logits.shape[-1])
+        own = logits.gather(1, here.clamp(0, logits.shape[-1] - 1)[:, None])[:, 0].double()
+        return self._over_tensor_ranks(torch.where(ours, own, 0.0), dist.ReduceOp.SUM)
+
+    def _scores(self, targets: Tensor, logits: Tensor, first: int) -> Tensor:
+        """[outputs, 2] fp64: the target's log-probability, and 1 where it is the likeliest token."""
+        logits, targets = logits.float(), targets[first : first + len(logits)]
+        log = self._own_logit(logits, targets) - self._log_z(logits)
+        greedy = self._likeliest(logits)[:, 0] == targets
+        return torch.stack([log, greedy.double()], 1)
+
+    def _moments(self, targets: Tensor, logits: Tensor, first: int) -> Tensor:
+        """[outputs, 3] fp64: as `token_scores` says."""
+        logits, targets = logits.float(), targets[first : first + len(logits)]
+        log_z = self._log_z(logits)
+        logs = logits.double() - log_z[:, None]
+        p = logs.exp()
+        terms = torch.where(p > 0, logs, 0.0)  # 0 * -inf, where vocabulary padding is masked
+        mean = self._over_tensor_ranks((p * terms).sum(-1), dist.ReduceOp.SUM)
+        apart = self._over_tensor_ranks((p * (terms - mean[:, None]).square()).sum(-1), dist.ReduceOp.SUM)
+        return torch.stack([self._own_logit(logits, targets) - log_z, mean, apart.sqrt()], 1)
+
+    def _likeliest(self, logits: Tensor, first: int = 0) -> Tensor:
+        """[outputs, 1] int64: the likeliest token, the first of equals; -1 where a logit is not a number."""
+        best, place = logits.max(-1)
+        place = place + self._tensor.rank() * logits.shape[-1]
+        if self._tensor.size() > 1:
+            both = torch.stack([best.double(), place.double()], 1)
+            parts = [torch.empty_like(both) for _ in range(self._tensor.size())]
+            dist.all_gather(parts, both, group=self._tensor)
+            of_rank = torch.stack(parts)  # [ranks, outputs, 2]
+            best, winner = of_rank[:, :, 0].max(0)
+            place = of_rank[:, :, 1].gather(0, winner[None])[0].long()
+        return torch.where(best.isnan() | best.isinf(), -1, place)[:, None]

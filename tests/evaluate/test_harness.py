@@ -1,0 +1,218 @@
+"""lm-eval's tasks on a checkpoint as it is, against lm-eval's own `hf` model on its export."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from megatron_davinci.cli.convert_to_hf import export
+from megatron_davinci.cli.main import main
+from tests.evaluate import models, native
+from tests.ranks import run_ranks
+
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("evaluated")
+    native.offline(root / "cache")
+    models.write_run(root)
+    models.write_tasks(root / "tasks")
+    return root
+
+
+@pytest.fixture(scope="module")
+def theirs(root) -> dict:
+    """lm-eval's own model on the export, in batches of 4."""
+    from lm_eval.evaluator import evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    from megatron_davinci.evaluate.tasks import FEWSHOT_SEED, _quiet
+
+    export(str(root / "run"), root / "hf", verify=False)
+    with _quiet():
+        model = HFLM(pretrained=str(root / "hf"), device="cpu", dtype="float32", batch_size=4)
+        manager = TaskManager(include_path=str(root / "tasks"), include_defaults=False)
+        loaded = manager.load(list(native.TASKS))
+        for task in loaded["tasks"].values():
+            task.set_fewshot_seed(FEWSHOT_SEED)
+        found = evaluate(model, loaded, bootstrap_iters=0)
+    return {
+        name: [list(sample["filtered_resps"]) for sample in samples]
+        for name, samples in found["samples"].items()
+    }
+
+
+def largest_difference(ours: dict, theirs: dict) -> float:
+    """Of any log-likelihood; what is no number must be the same."""
+    worst = 0.0
+    assert {name: len(rows) for name, rows in ours.items()} == {
+        name: len(rows) for name, rows in theirs.items()
+    }
+    for name, rows in theirs.items():
+        for our, their in zip(ours[name], rows, strict=True):
+            for one, other in zip(our, their, strict=True):
+                if name == "tiny_generation":
+                    assert one == other
+                elif name == "tiny_text":
+                    worst = max(worst, abs(one - other))
+                else:
+                    assert bool(one[1]) == bool(other[1])
+                    worst = max(worst, abs(one[0] - other[0]))
+    return worst
+
+
+def evaluate(root: Path, *words: str) -> int:
+    return main(["eval", str(root / "run"), "--include-path", str(root / "tasks"), *words, "train.threads=1"])
+
+
+def kept(root: Path, name: str) -> list[dict]:
+    text = (root / "run/evals/samples/step-00000000" / f"{name}.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_the_command_gives_what_lm_eval_gives_on_the_export(root, theirs, capsys):
+    assert evaluate(root, "--tasks", ",".join(native.TASKS)) == 0
+    ours = native.answers_of({name: kept(root, name) for name in native.TASKS})
+    assert 0 < largest_difference(ours, theirs) < TOLERANCE
+    shown = capsys.readouterr().out
+    assert "tiny_choice" in shown and "acc_norm" in shown and "bits_per_byte" in shown
+    records = [json.loads(line) for line in (root / "run/evals/results.jsonl").read_text().splitlines()]
+    assert [(one["task"], one["protocol"], one["shots"]) for one in records] == [
+        ("tiny_choice", "likelihood", 1),
+        ("tiny_text", "text", 0),
+        ("tiny_generation", "generation", 0),
+    ]
+    # Generation that reached its limit is an answer, and is counted.
+    assert records[2]["troubles"].keys() <= {"generation that did not stop"}
+
+
+def test_every_layout_gives_what_lm_eval_gives_on_the_export(root, theirs):
+    wanted = [["parallel.tensor=2"], ["parallel.pipeline=2"], []]
+    found, nothing = run_ranks(2, native.layouts, root / "run", root / "tasks", root / "cache", wanted)
+    assert nothing == [] and len(found) == 3
+    for ours in found:
+        assert largest_difference(ours, theirs) < TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def found(root) -> dict:
+    """What one rank found out about its engine."""
+    return run_ranks(1, native.alone_and_poisoned, root / "run")[0]
+
+
+def test_sharing_beginnings_changes_nothing_and_what_is_no_number_is_said(found):
+    together, alone = (np.array([one.log for one in found[name]]) for name in ("together", "alone"))
+    np.testing.assert_allclose(together, alone, atol=2e-5)
+    assert [one.greedy for one in found["together"]] == [one.greedy for one in found["alone"]]
+    assert [len(ids) for ids in found["generated"]] == found["most"]
+    assert all(found["greedy"])
+    # The embedding of token 5 is no number: what reads it, and, since it is the output matrix too, all logits.
+    assert all(math.isnan(one.log) for one in found["poisoned"])
+    assert all(ids == [-1] for ids in found["ended"])
+
+
+def test_scores_of_tokens_are_those_of_float64(found):
+    for sequence, logits, scores in zip(found["sequences"], found["logits"], found["moments"], strict=True):
+        logs = logits - np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1, keepdims=True))
+        logs -= logits.max(1, keepdims=True)
+        p = np.exp(logs)
+        mean = (p * logs).sum(1)
+        deviation = np.sqrt((p * (logs - mean[:, None]) ** 2).sum(1))
+        own = logs[np.arange(len(sequence) - 1), sequence[1:]]
+        np.testing.assert_allclose(scores, np.stack([own, mean, deviation], 1), atol=2e-4)
+
+
+def test_what_was_answered_is_not_computed_again(root, capsys):
+    arguments = ("--tasks", "tiny_choice", "--limit", "5", "--out", str(root / "out"))
+    assert evaluate(root, *arguments) == evaluate(root, *arguments) == 0
+    first, second = [json.loads(line) for line in (root / "out/results.jsonl").read_text().splitlines()]
+    assert (first["answers_found"], second["answers_found"]) == (0, 20)
+    assert first["metrics"] == second["metrics"]
+    # An interruption in the middle of a line loses that line.
+    answers = root / "out/answers/step-00000000.jsonl"
+    answers.write_bytes(answers.read_bytes()[:-7])
+    assert evaluate(root, *arguments) == 0
+    third = json.loads((root / "out/results.jsonl").read_text().splitlines()[-1])
+    assert third["answers_found"] == 19
+    assert len(answers.read_text().splitlines()) == 20
+
+
+def variant(root: Path, name: str, task: str, change: dict | None = None, spoil: dict | None = None) -> Path:
+    """A folder with one of the tasks, changed, and its data with some items spoilt, by their number."""
+    folder = models.write_tasks(root / name)
+    for path in folder.glob("*.yaml"):
+        settings = yaml.safe_load(path.read_text())
+        path.unlink()
+        if settings["task"] == task:
+            (folder / f"{name}.yaml").write_text(yaml.safe_dump({**settings, "task": name, **(change or {})}))
+    for file in folder.glob("*.jsonl"):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        rows = [{**row, **(spoil or {}).get(number, {})} for number, row in enumerate(rows)]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def said(root: Path, name: str, folder: Path, capsys) -> tuple[int, str]:
+    """The command's code and what it says of the task, with nothing kept."""
+    words = ["--tasks", name, "--include-path", str(folder), "--out", str(root / f"{name}.out")]
+    code = main(["eval", str(root / "run"), *words, "train.threads=1"])
+    shown = capsys.readouterr()
+    return code, shown.err + shown.out
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "change", "spoil", "expected"),
+    [
+        (
+            "spoilt_choice",
+            "tiny_choice",
+            {},
+            {3: {"choices": ["a", " "]}, 5: {"answer": 4}, 6: {"choices": ["one"]}},
+            ["3 of 12 items", "item 3: option 1 is empty", "item 5: its answer is option 4, of 4", "item 6: it has"],
+        ),
+        ("spoilt_text", "tiny_text", {}, {2: {"text": " "}}, ["1 of 12 items", "item 2: its text is empty"]),
+        ("no_field", "tiny_generation", {"doc_to_text": "{{qestion}}"}, {}, ["'qestion' is undefined"]),
+        ("sampled", "tiny_generation", {"generation_kwargs": {"do_sample": True}}, {}, ["asks for sampling"]),
+        ("no_room", "tiny_generation", {"generation_kwargs": {"max_gen_toks": 96}}, {}, ["no room to generate"]),
+        ("no_data", "tiny_text", {"dataset_kwargs": {"data_files": "nowhere.jsonl"}}, {}, ["could not be loaded"]),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_task_is_named_and_it_has_no_score(
+    root, capsys, name, task, change, spoil, expected
+):
+    code, text = said(root, name, variant(root, name, task, change, spoil), capsys)
+    assert code == 2
+    assert all(part in text for part in expected), text
+    record = json.loads((root / f"{name}.out/results.jsonl").read_text())
+    assert record["metrics"] == {} and record["problem"]
+
+
+def test_generation_that_does_not_stop_is_cut_scored_and_counted(root, capsys):
+    change = {"generation_kwargs": {"until": ["never said"], "max_gen_toks": 3}}
+    code, text = said(root, "endless", variant(root, "endless", "tiny_generation", change), capsys)
+    assert code == 0
+    assert "of 12 items: generation that did not stop" in text
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(root, capsys):
+    content = json.loads((root / "tokenizer/tokenizer.json").read_text())
+    content["added_tokens"].append(
+        {**content["added_tokens"][0], "id": models.VOCABULARY, "content": "<one more>"}
+    )
+    (root / "longer").mkdir(exist_ok=True)
+    (root / "longer/tokenizer.json").write_text(json.dumps(content))
+    assert evaluate(root, "--tasks", "tiny_text", "--tokenizer", str(root / "longer")) == 2
+    assert "more tokens" in capsys.readouterr().err
+
+
+def test_a_setting_of_the_model_is_refused(root, capsys):
+    assert evaluate(root, "--tasks", "tiny_text", "model.num_layers=3") == 2
+    assert "the model is the checkpoint's" in capsys.readouterr().err
