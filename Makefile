@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= benchmarks/results
 
-.PHONY: help setup quickstart test test-long faults lint docs docs-refresh bench gpu-check gpu-bench-train clean
+.PHONY: help setup quickstart test test-long faults lint docs docs-refresh bench gpu-check gpu-bench-kernels gpu-bench-train clean
 
 help:
 	@echo "make quickstart   train, evaluate and convert a small model on this machine (about 12 minutes)"
@@ -18,6 +18,7 @@ help:
 	@echo "make lint         ruff, mypy, the import contract"
 	@echo "make bench        every CPU benchmark, JSON into $(OUT)"
 	@echo "make gpu-check    the tests marked gpu"
+	@echo "make gpu-bench-kernels   our CUDA kernels on a GPU, beside others"
 
 setup: $(STAMP)
 
@@ -76,6 +77,11 @@ bench: setup
 
 gpu-check: setup
 	$(BIN)/python -m pytest -m gpu
+
+gpu-bench-kernels: setup
+	@mkdir -p $(OUT)
+	$(BIN)/davinci doctor --kernels
+	$(BIN)/python benchmarks/kernels.py --json $(OUT)/kernels_gpu.json
 
 gpu-bench-train: setup
 	@mkdir -p $(OUT)

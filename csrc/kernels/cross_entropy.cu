@@ -99,6 +99,21 @@ __device__ __forceinline__ void scaled(T* gradient, const i64* labels, const flo
   }
 }
 
+// Backward where logits were computed again: they become scale * (P - Y) + shift * Y in one pass.
+template <class T>
+__device__ __forceinline__ void backward(T* logits, const i64* labels, const float* log_z, const float* scale,
+                                         const float* shift, i64 rows, i64 width, i64 first, i64 tokens, i64 ignored) {
+  for (i64 r = blockIdx.x; r < rows; r += gridDim.x) {
+    const Row row(labels[r], width, first, tokens, ignored);
+    const i64 columns = row.ignored ? 0 : row.columns, label = row.label;
+    const float a = row.ignored ? 0.0f : scale[r], b = row.ignored ? 0.0f : shift[r], z = log_z[r];
+    change_row<kThreads>(logits + r * width, width, [&](i64 column, float logit) {
+      const float probability = column < columns ? exponential(logit - z) : 0.0f;
+      return column == label ? a * (probability - 1.0f) + b : a * probability;
+    });
+  }
+}
+
 }  // namespace cross_entropy
 }  // namespace davinci
 
@@ -128,6 +143,13 @@ __device__ __forceinline__ void scaled(T* gradient, const i64* labels, const flo
                   davinci::i64 ignored),                                                                               \
                  (gradient, labels, scale, shift, rows, width, first, tokens, ignored)) {                              \
     davinci::cross_entropy::scaled(gradient, labels, scale, shift, rows, width, first, tokens, ignored);               \
+  }                                                                                                                    \
+  DAVINCI_KERNEL(cross_entropy_backward_##suffix, davinci::cross_entropy::kThreads,                                    \
+                 (davinci::type* logits, const davinci::i64* labels, const float* log_z, const float* scale,           \
+                  const float* shift, davinci::i64 rows, davinci::i64 width, davinci::i64 first, davinci::i64 tokens,  \
+                  davinci::i64 ignored),                                                                               \
+                 (logits, labels, log_z, scale, shift, rows, width, first, tokens, ignored)) {                         \
+    davinci::cross_entropy::backward(logits, labels, log_z, scale, shift, rows, width, first, tokens, ignored);        \
   }
 
 DAVINCI_CROSS_ENTROPY(fp32, f32)

@@ -140,7 +140,7 @@ def emulator(*, sanitize: bool = False, where: Path | None = None, out: Path | N
     ]
     flags += ["-fvisibility=hidden", "-DDAVINCI_EMULATOR"]
     if sanitize:
-        flags += ["-g", "-fsanitize=address", "-fno-omit-frame-pointer"]
+        flags += ["-g", "-fsanitize=address", "-fsanitize-recover=address", "-fno-omit-frame-pointer"]
     _make(out, [compiler, *flags], where)
     return out
 

@@ -67,7 +67,7 @@ def vocab_parallel_cross_entropy(
     if not 0 < whole <= width * ranks:
         raise ValueError(f"tokens is {whole}, and the vocabulary has {width * ranks} rows")
     if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        _check_labels(labels, whole, ignored)
+        check_labels(labels, whole, ignored)
     flat, flat_labels = logits.view(-1, width), labels.reshape(-1).contiguous()
     flat_weights = None if weights is None else weights.reshape(-1)
     arguments = (flat_labels, flat_weights, group, rank * width, whole, z_loss, ignored)
@@ -75,8 +75,8 @@ def vocab_parallel_cross_entropy(
         both = _InPlace.apply(flat, *arguments)
     else:
         parts = statistics(flat, flat_labels, rank * width, whole, ignored)
-        log_z, target = _over_ranks(parts, group)
-        both = _losses(log_z, target, flat_labels, flat_weights, z_loss, ignored)
+        log_z, target = over_ranks(parts, group)
+        both = losses_of(log_z, target, flat_labels, flat_weights, z_loss, ignored)
     return Losses(both[0].view(labels.shape), both[1].view(labels.shape) if z_loss else None)
 
 
@@ -96,12 +96,12 @@ class _InPlace(torch.autograd.Function):
         if group is None or group.size() == 1:
             log_z, target = whole_(logits, labels, tokens, ignored)
         else:
-            log_z, target = _over_ranks(statistics(logits, labels, first, tokens, ignored), group)
+            log_z, target = over_ranks(statistics(logits, labels, first, tokens, ignored), group)
             gradient_(logits, labels, log_z, first, tokens, ignored)
         # Detached: what autograd knows of the logits as a view ends here, and only their memory is wanted.
         ctx.save_for_backward(logits.detach(), labels, log_z, weights)
         ctx.place, ctx.z_loss, ctx.taken = (first, tokens, ignored), z_loss, False
-        return _losses(log_z, target, labels, weights, z_loss, ignored)
+        return losses_of(log_z, target, labels, weights, z_loss, ignored)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -112,17 +112,31 @@ class _InPlace(torch.autograd.Function):
             )
         ctx.taken = True
         logits, labels, log_z, weights = ctx.saved_tensors
-        by_loss, by_z = by_losses[0].float(), by_losses[1].float() * (2 * ctx.z_loss) * log_z
-        if weights is not None:
-            by_loss, by_z = by_loss * weights, by_z * weights
-        if not ctx.z_loss:
-            by_z = torch.zeros_like(by_loss)
-        # d loss = P - Y, d log Z = P = (P - Y) + Y.
-        scaled_(logits, labels, (by_loss + by_z).contiguous(), by_z.contiguous(), *ctx.place)
+        scaled_(logits, labels, *scale_and_shift(by_losses, log_z, weights, ctx.z_loss), *ctx.place)
         return (logits, *[None] * 7)
 
 
-def _over_ranks(
+def scale_and_shift(
+    by_losses: Tensor, log_z: Tensor, weights: Tensor | None, z_loss: float
+) -> tuple[Tensor, Tensor]:
+    """What P - Y is multiplied by and Y is added times, to be the gradient: d loss = P - Y, d log Z = (P - Y) + Y.
+
+    Args:
+        by_losses: [2, rows], gradients of what `losses_of` returned.
+        log_z: [rows] fp32.
+        weights: [rows] fp32 or None.
+        z_loss: Weight of the z-loss.
+    """
+    by_loss = by_losses[0].float() if weights is None else by_losses[0].float() * weights
+    if not z_loss:
+        return by_loss.contiguous(), torch.zeros_like(log_z)
+    by_z = by_losses[1].float() * (2 * z_loss) * log_z
+    if weights is not None:
+        by_z = by_z * weights
+    return by_loss + by_z, by_z.contiguous()
+
+
+def over_ranks(
     statistics_: tuple[Tensor, Tensor, Tensor], group: dist.ProcessGroup | None
 ) -> tuple[Tensor, Tensor]:
     """log Z and the logit of the label, of the whole vocabulary."""
@@ -139,10 +153,10 @@ def _over_ranks(
     return largest + total.log(), target
 
 
-def _losses(
+def losses_of(
     log_z: Tensor, target: Tensor, labels: Tensor, weights: Tensor | None, z_loss: float, ignored: int
 ) -> Tensor:
-    """[2, rows] fp32."""
+    """Cross entropy and z-loss of each row: [2, rows] fp32."""
     both = torch.stack([log_z - target, z_loss * log_z.square() if z_loss else torch.zeros_like(log_z)])
     both = both.masked_fill(labels == ignored, 0.0)
     return both if weights is None else both * weights
@@ -166,7 +180,8 @@ def _check(logits: Tensor, labels: Tensor, weights: Tensor | None) -> None:
             raise ValueError(f"logits are on {logits.device}, {name} on {tensor.device}")
 
 
-def _check_labels(labels: Tensor, tokens: int, ignored: int) -> None:
+def check_labels(labels: Tensor, tokens: int, ignored: int) -> None:
+    """Raise a DataError that names a label that is no token. Looks at them, so it is for a CPU."""
     wrong = ((labels < 0) | (labels >= tokens)) & (labels != ignored)
     if wrong.any():
         place = wrong.nonzero()[0].tolist()

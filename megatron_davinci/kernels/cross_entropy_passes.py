@@ -166,6 +166,51 @@ def scaled_(
         gradient[part] = wide.add_(more * row.one_hot()).to(gradient.dtype)
 
 
+@torch.library.custom_op(
+    "davinci::cross_entropy_backward_",
+    mutates_args={"logits"},
+    schema="(Tensor(a!) logits, Tensor labels, Tensor log_z, Tensor scale, Tensor shift, int first, int tokens, "
+    "int ignored) -> ()",
+)
+def backward_(
+    logits: Tensor,
+    labels: Tensor,
+    log_z: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    first: int,
+    tokens: int,
+    ignored: int,
+) -> None:
+    """Overwrite logits by their gradient, `scale * (P - Y) + shift * Y`: `gradient_` and `scaled_` in one pass.
+
+    Args:
+        logits: [rows, width] bf16 or fp32.
+        labels: [rows] int64.
+        log_z: [rows] fp32, of the whole vocabulary.
+        scale: [rows] fp32, the sum of what both losses of a row weigh in its gradient.
+        shift: [rows] fp32, what the z-loss weighs in it.
+        first: The token of this rank's first column.
+        tokens: Logits of tokens from this one on are padding.
+        ignored: A label that has no loss.
+    """
+    rows, width = logits.shape
+    way = way_of(_OP, logits, labels, log_z, scale, shift)
+    if way.has_kernels:
+        if rows:
+            arguments = (logits, labels, log_z, scale, shift, rows, width, first, tokens, ignored)
+            way.launch("cross_entropy_backward", rows, logits, *arguments)
+        return
+    for part in _parts(logits):
+        row = _Rows(labels[part], width, first, tokens, ignored)
+        left = (logits[part].float() - log_z[part].unsqueeze(-1)).exp_()
+        left[:, row.columns :] = 0.0
+        one_hot = row.one_hot()
+        left -= one_hot
+        left.mul_(scale[part].unsqueeze(-1)).add_(shift[part].unsqueeze(-1) * one_hot)
+        logits[part] = left.masked_fill_(row.ignored.unsqueeze(-1), 0.0).to(logits.dtype)
+
+
 @statistics.register_fake
 def _(logits: Tensor, labels: Tensor, first: int, tokens: int, ignored: int) -> tuple[Tensor, Tensor, Tensor]:
     largest, total, target = (logits.new_empty(logits.shape[0], dtype=torch.float32) for _ in range(3))
@@ -186,6 +231,20 @@ def _(logits: Tensor, labels: Tensor, tokens: int, ignored: int) -> tuple[Tensor
 @scaled_.register_fake
 def _(
     gradient: Tensor, labels: Tensor, scale: Tensor, shift: Tensor, first: int, tokens: int, ignored: int
+) -> None:
+    return None
+
+
+@backward_.register_fake
+def _(
+    logits: Tensor,
+    labels: Tensor,
+    log_z: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    first: int,
+    tokens: int,
+    ignored: int,
 ) -> None:
     return None
 

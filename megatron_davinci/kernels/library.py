@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,15 @@ class Library:
     Args:
         path: Of the shared library.
         digest: Of the sources that it must have been made from; default: the package's.
+        kernels: Those that it must have; default: all.
 
     Raises:
         OSError: It cannot be loaded, lacks a kernel, or was made from other sources.
     """
 
-    def __init__(self, path: Path, digest: str | None = None) -> None:
+    def __init__(
+        self, path: Path, digest: str | None = None, kernels: Iterable[Kernel] = tuple(KERNELS.values())
+    ) -> None:
         loaded = ctypes.CDLL(str(path))
         self.path = path
         try:
@@ -43,7 +46,7 @@ class Library:
                     f"{path} was made from other sources ({found}) than those that are here ({wanted})"
                 )
             self._functions: dict[str, Callable[..., int]] = {}
-            for kernel in KERNELS.values():
+            for kernel in kernels:
                 for symbol in kernel.symbols:
                     function = getattr(loaded, f"davinci_{symbol}")
                     function.restype = ctypes.c_int

@@ -171,7 +171,7 @@ def test_a_dtype_without_a_kernel_runs_in_plain_torch_which_is_said_once(caplog)
 
 
 class TestAsOpsOfTorch:
-    @pytest.mark.parametrize("op", ["statistics", "gradient_", "whole_", "scaled_"])
+    @pytest.mark.parametrize("op", ["statistics", "gradient_", "whole_", "scaled_", "backward_"])
     def test_opcheck(self, device, op):
         logits, labels = a_case(device)
         one, two = (torch.randn(3, device=device) for _ in range(2))
@@ -180,6 +180,7 @@ class TestAsOpsOfTorch:
             "gradient_": (logits, labels, one, 0, 30, IGNORED),
             "whole_": (logits, labels, 30, IGNORED),
             "scaled_": (logits, labels, one, two, 0, 30, IGNORED),
+            "backward_": (logits, labels, one, two, one.clone(), 0, 30, IGNORED),
         }
         tests = ("test_schema", "test_faketensor", "test_autograd_registration")
         torch.library.opcheck(getattr(passes, op), arguments[op], test_utils=tests)

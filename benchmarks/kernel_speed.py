@@ -1,0 +1,105 @@
+"""How fast kernels are on a GPU, beside a copy's bandwidth and beside others' kernels: for benchmarks/kernels.py."""
+
+from __future__ import annotations
+
+import importlib.util
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from megatron_davinci.errors import EnvironmentProblem
+from megatron_davinci.kernels import cross_entropy_passes as passes
+from megatron_davinci.kernels import ways
+from megatron_davinci.kernels.cross_entropy import IGNORED
+
+ROUNDS = 20
+ROWS, VOCABULARY = (
+    4096,
+    151_936,
+)  # one of the four sequences of 4,096 tokens, of the vocabulary of the report's model
+
+
+def seconds(action: Callable[[], object], prepare: Callable[[], object] = lambda: None) -> float:
+    """The median time of an action on the GPU, without what prepares it."""
+    taken = []
+    for number in range(ROUNDS + 3):
+        prepare()
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        action()
+        end.record()
+        torch.cuda.synchronize()
+        if number >= 3:
+            taken.append(begin.elapsed_time(end) / 1e3)
+    return statistics.median(taken)
+
+
+def bandwidth(device: torch.device) -> float:
+    """Bytes a second that a copy reads and writes."""
+    here, there = (torch.empty(1 << 30, dtype=torch.uint8, device=device) for _ in range(2))
+    return 2 * here.numel() / seconds(lambda: there.copy_(here))
+
+
+def measure(seed: int) -> tuple[dict[str, float], dict[str, Any]]:
+    """Times, and what rivals took.
+
+    Raises:
+        EnvironmentProblem: There is no GPU, or kernels do not run on it.
+    """
+    if not torch.cuda.is_available():
+        raise EnvironmentProblem(
+            "Speed is measured on a GPU, and torch finds none.",
+            where="benchmarks/kernels.py",
+            do="give --compile-only for what needs none",
+        )
+    device = torch.device("cuda", torch.cuda.current_device())
+    way = ways.way_for(device)
+    if not way.has_kernels:
+        raise EnvironmentProblem("Kernels do not run on this GPU.", where=str(device), found=way.why)
+    torch.manual_seed(seed)
+    copy = bandwidth(device)
+    figures = {"copy_gb_s": copy / 1e9}
+    timed, peer = cross_entropy(device, copy)
+    return figures | timed, {"way": str(way), "never_run_on_a_gpu": [], **peer}
+
+
+def cross_entropy(device: torch.device, copy: float) -> tuple[dict[str, float], dict[str, Any]]:
+    """The loss and P - Y of bf16 logits: one read and one write of them."""
+    fresh = torch.randn(ROWS, VOCABULARY, device=device, dtype=torch.bfloat16)
+    logits, labels = torch.empty_like(fresh), torch.randint(VOCABULARY, (ROWS,), device=device)
+    nbytes = 2 * fresh.numel() * fresh.element_size()
+    ours = seconds(
+        lambda: passes.whole_(logits, labels, VOCABULARY, IGNORED), prepare=lambda: logits.copy_(fresh)
+    )
+    by = torch.ones(ROWS, device=device)
+    back = seconds(lambda: passes.scaled_(logits, labels, by, torch.zeros_like(by), 0, VOCABULARY, IGNORED))
+    figures = {
+        "cross_entropy_forward_ms": 1e3 * ours,
+        "cross_entropy_backward_ms": 1e3 * back,
+        "cross_entropy_fraction_of_copy": nbytes / ours / copy,
+    }
+
+    def whole(loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> float:
+        leaf = fresh.clone().requires_grad_()
+        return seconds(lambda: torch.autograd.grad(loss(leaf, labels).sum(), leaf))
+
+    def eager(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(x.float(), y, reduction="none")
+
+    peer: dict[str, Any] = {
+        "torch_eager_forward_and_backward_ms": 1e3 * whole(eager),
+        "torch_compile_forward_and_backward_ms": 1e3 * whole(torch.compile(eager)),
+    }
+    if importlib.util.find_spec("liger_kernel") is not None:
+        from liger_kernel.ops.cross_entropy import LigerCrossEntropyFunction
+
+        def liger(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return LigerCrossEntropyFunction.apply(x.clone(), y, None, IGNORED, 0.0, 0.0, "none")[0]
+
+        peer["liger_forward_and_backward_ms"] = 1e3 * whole(liger)
+    else:
+        peer["liger"] = "not installed"
+    return figures, peer

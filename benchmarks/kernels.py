@@ -1,0 +1,89 @@
+"""Our kernels: whether they compile for every target and are right, and on a GPU how fast they are beside others.
+
+With --compile-only nothing needs a GPU. Figures:
+
+- `ops_compiled`: ops of which every kernel compiles for every target, and `ops`, how many there are;
+- `register_spills`: bytes, over all kernels and targets; `registers_OP_sm_NN`, the most that a kernel of an op takes;
+- `worst_error_over_bound_OP`: emulated, over fresh random shapes against float64, by what rounding explains.
+
+Without it, on a GPU besides: `copy_gb_s`, the bandwidth of a copy; `OP_fraction_of_copy`, an op's bytes by its time,
+over that; and times of rivals: torch eager, torch.compile, and Liger's where it is installed.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import common, kernel_trials
+from megatron_davinci.kernels import compilers, ways
+from megatron_davinci.kernels.table import OPS
+
+TRIALS = 40  # random cases of each op
+
+
+def compiled() -> tuple[dict[str, float], list[str]]:
+    """Figures of ptxas, and a line for each kernel and target; nothing without nvcc."""
+    nvcc = compilers.find_nvcc()
+    if nvcc is None:
+        return {}, ["nvcc was not found: nothing was compiled for a GPU"]
+    found = [one for target in compilers.TARGETS for one in compilers.ptxas(target, nvcc)]
+    lines = [
+        f"{one.kernel:<34}sm_{one.target:<5}{one.registers:>4} registers{one.spills:>6} bytes spilled"
+        for one in found
+    ]
+    there = {(one.kernel, one.target) for one in found}
+    figures: dict[str, float] = {
+        "ops": len(OPS),
+        "ops_compiled": sum(
+            all((s, t) in there for k in kernels for s in k.symbols for t in compilers.TARGETS)
+            for kernels in OPS.values()
+        ),
+        "register_spills": sum(one.spills for one in found),
+    }
+    for op, kernels in OPS.items():
+        symbols = {symbol for kernel in kernels for symbol in kernel.symbols}
+        for target in compilers.TARGETS:
+            of_op = [one.registers for one in found if one.kernel in symbols and one.target == target]
+            figures[f"registers_{op}_sm_{target}"] = max(of_op, default=0)
+    return figures, lines
+
+
+def emulated(seed: int) -> dict[str, float]:
+    """The worst error over bound of each op."""
+    import torch
+
+    draw, figures = random.Random(seed), {}
+    with ways.using("emulator"):
+        for op, trial in kernel_trials.TRIALS.items():
+            worst = max(
+                (trial(draw.randrange(2**31), torch.device("cpu")) for _ in range(TRIALS)),
+                key=lambda one: one.ratio,
+            )
+            figures[f"worst_error_over_bound_{op}"] = worst.ratio
+    return figures
+
+
+def main() -> None:
+    """Run the benchmark."""
+    made = common.parser(__doc__)
+    made.add_argument("--compile-only", action="store_true", help="what needs no GPU")
+    arguments = made.parse_args()
+    figures, lines = compiled()
+    print("\n".join(lines), end="\n\n")
+    figures |= emulated(arguments.seed)
+    peer: dict[str, Any] = {"never_run_on_a_gpu": sorted(OPS)}
+    if not arguments.compile_only:
+        from benchmarks import kernel_speed
+
+        timed, peer = kernel_speed.measure(arguments.seed)
+        figures |= timed
+    common.write(arguments.json, figures, peer)
+
+
+if __name__ == "__main__":
+    main()

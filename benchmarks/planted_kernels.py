@@ -1,0 +1,271 @@
+"""Does the emulator see what it is there to see? Faults are planted into the kernels, and changes that are none.
+
+Of each list ten are drawn. A change is made in the sources' text, the emulator is made from it with AddressSanitizer,
+and random cases of the op are held against float64. A fault is caught when the emulator or AddressSanitizer reports,
+or a number is further from float64 than rounding explains; a clean twin, a change of the same places that computes
+the same, must pass the same.
+
+Figures: `planted_caught` of `planted`, `clean_passed` of `clean`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import common  # noqa: E402
+from megatron_davinci.kernels import compilers, sources  # noqa: E402
+
+DRAWN = 10
+TRIALS = 25
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of a source's text.
+
+    Attributes:
+        name: What it does.
+        op: Whose trials it is held against.
+        file: The source.
+        old: The text that is exchanged, where it stands first.
+        new: What for.
+    """
+
+    name: str
+    op: str
+    file: str
+    old: str
+    new: str
+
+    def apply(self, texts: dict[str, str]) -> dict[str, str]:
+        """The sources with it.
+
+        Raises:
+            ValueError: The text is not there, so the list is older than the sources.
+        """
+        if self.old not in texts[self.file]:
+            raise ValueError(f"{self.name}: {self.file} has no {self.old!r}")
+        return texts | {self.file: texts[self.file].replace(self.old, self.new, 1)}
+
+
+def _change(name: str, file: str, old: str, new: str) -> Change:
+    return Change(name, "cross_entropy", file, old, new)
+
+
+_FIRST_WRITE = "    largest[warp] = value.largest;\n    total[warp] = value.total;\n  }\n  __syncthreads();\n"
+_LAST_BARRIER = "  __syncthreads();  // the next row writes where this one is read\n"
+_VECTORS = "for (i64 v = threadIdx.x; v < split.vectors; v += kThreads)"
+_TARGET = "    if (threadIdx.x == 0) target[r] = target_of(at, row);\n"
+_TAIL = "  for (i64 i = split.tail + threadIdx.x; i < columns; i += kThreads) visit(i, load(row[i]));\n"
+
+FAULTS = [
+    _change("barrier removed", "reduce.h", _FIRST_WRITE, _FIRST_WRITE.replace("  __syncthreads();\n", "")),
+    _change("barrier before the next row removed", "reduce.h", _LAST_BARRIER, ""),
+    _change("barrier that one warp comes to", "reduce.h", _LAST_BARRIER, "  if (warp == 0) __syncthreads();\n"),
+    _change("one vector too many", "portable.h", _VECTORS, _VECTORS.replace("<", "<=")),
+    _change("one vector too few", "portable.h", _VECTORS, _VECTORS.replace("split.vectors", "split.vectors - 1")),
+    _change("tail left out", "portable.h", _TAIL, ""),
+    _change("head of the wrong length", "portable.h", "Vector<T>::kWidth - past", "past"),
+    _change("mask of half a warp", "reduce.h", "kAllLanes = 0xffffffffu", "kAllLanes = 0x0000ffffu"),
+    _change("half of the lanes not reduced", "reduce.h", "int bits = 16; bits", "int bits = 8; bits"),
+    _change("shared memory of one warp only", "reduce.h", "  if (lane == 0) {", "  if (threadIdx.x == 0) {"),
+    _change("shared memory too small", "reduce.h", "DAVINCI_SHARED(float, total, kWarps)",
+                   "DAVINCI_SHARED(float, total, kWarps - 1)"),
+    _change("rescaled the wrong way", "reduce.h", "exponential(from - to)", "exponential(to - from)"),
+    _change("label not of this rank's columns", "cross_entropy.cu", "-1 : label_ - first", "-1 : label_"),
+    _change("padding in the sum", "cross_entropy.cu", "const Softmax sum = softmax_of(at, row.columns);\n    if",
+                   "const Softmax sum = softmax_of(at, width);\n    if"),
+    _change("logit read after it is overwritten", "cross_entropy.cu",
+                   _TARGET + "    const Softmax sum = softmax_of(at, row.columns);\n"
+                   "    const float z = sum.largest + logf(sum.total);\n    if (threadIdx.x == 0) log_z[r] = z;\n"
+                   "    write_gradient(at, width, row, z);\n",
+                   "    const Softmax sum = softmax_of(at, row.columns);\n"
+                   "    const float z = sum.largest + logf(sum.total);\n    if (threadIdx.x == 0) log_z[r] = z;\n"
+                   "    write_gradient(at, width, row, z);\n" + _TARGET),
+    _change("bf16 cut off instead of rounded", "portable.h", "  bits += 0x7fffu + ((bits >> 16) & 1u);\n", ""),
+    _change("rows taken twice", "cross_entropy.cu", "r += gridDim.x) {\n    const Row row(labels[r], width, 0",
+                   "r += 1) {\n    const Row row(labels[r], width, 0"),
+    _change("ignored labels not known", "cross_entropy.cu", "ignored = label_ == ignored_;", "ignored = false;"),
+]  # fmt: skip
+
+TWINS = [
+    _change("barrier doubled", "reduce.h", _FIRST_WRITE, _FIRST_WRITE + "  __syncthreads();\n"),
+    _change("barrier of the warp besides", "reduce.h", _LAST_BARRIER, _LAST_BARRIER + "  __syncwarp(kAllLanes);\n"),
+    _change("vectors counted otherwise", "portable.h", _VECTORS,
+                   _VECTORS.replace("v < split.vectors", "v <= split.vectors - 1")),
+    _change("tail from its end", "portable.h", _TAIL,
+                   "  for (i64 i = columns - 1 - threadIdx.x; i >= split.tail; i -= kThreads)\n"
+                   "    visit(i, load(row[i]));\n"),
+    _change("head by another formula", "portable.h", "past ? Vector<T>::kWidth - past : 0",
+                   "(Vector<T>::kWidth - past) % Vector<T>::kWidth"),
+    _change("no vectors at all", "portable.h", "vectors = (columns - head) / Vector<T>::kWidth", "vectors = 0"),
+    _change("mask written otherwise", "reduce.h", "kAllLanes = 0xffffffffu", "kAllLanes = ~0u"),
+    _change("lanes reduced in another order", "reduce.h", "int bits = 16; bits; bits >>= 1",
+                   "int bits = 1; bits < 32; bits <<= 1"),
+    _change("the last lane writes", "reduce.h", "  if (lane == 0) {", "  if (lane == 31) {"),
+    _change("shared memory larger", "reduce.h", "DAVINCI_SHARED(float, total, kWarps)",
+                   "DAVINCI_SHARED(float, total, kWarps + 5)"),
+    _change("label compared otherwise", "cross_entropy.cu", "-1 : label_ - first", "-1 : -(first - label_)"),
+    _change("another thread reads the logit", "cross_entropy.cu", _TARGET, _TARGET.replace("== 0", "== 77")),
+    _change("rows from the last on", "cross_entropy.cu",
+                   "i64 r = blockIdx.x; r < rows; r += gridDim.x) {\n    const Row row(labels[r], width, 0",
+                   "i64 r = rows - 1 - blockIdx.x; r >= 0; r -= gridDim.x) {\n    const Row row(labels[r], width, 0"),
+]  # fmt: skip
+
+
+def build(change: Change, folder: Path, *, sanitize: bool) -> Path:
+    """The emulator with a change; of the ops only the one that it is about, since that compiles faster."""
+    from megatron_davinci.kernels.table import OPS
+
+    name = change.name.replace(" ", "-")
+    where = folder / name
+    where.mkdir()
+    texts = change.apply(sources.files())
+    files = {kernel.source for kernel in OPS[change.op]}
+    others = {kernel.source for kernels in OPS.values() for kernel in kernels} - files
+    for other in others:
+        texts[sources.WHOLE] = texts[sources.WHOLE].replace(f'#include "{other}"\n', "")
+    for file, text in texts.items():
+        (where / file).write_text(text)
+    return compilers.emulator(sanitize=sanitize, where=where, out=folder / f"{name}.so")
+
+
+@contextmanager
+def emulated_by(path: Path, change: Change) -> Iterator[None]:
+    """Ops run by this library."""
+    from megatron_davinci.kernels import ways
+    from megatron_davinci.kernels.library import Library
+    from megatron_davinci.kernels.table import OPS
+
+    library = Library(path, digest=sources.digest(path.with_suffix("")), kernels=OPS[change.op])
+    before = ways._way
+    try:
+        ways._way = lambda *asked: ways._Loaded("emulator", change.name, library)
+        with ways.using("emulator"):
+            yield
+    finally:
+        ways._way = before
+
+
+def try_it(change: Change, path: Path, draw: random.Random, trials: int = TRIALS) -> str:
+    """What gave a change away; empty where nothing did."""
+    import torch
+
+    from benchmarks import kernel_trials
+    from megatron_davinci.kernels.library import KernelError
+
+    reports: list[str] = []
+    with _sanitizer(reports.append), emulated_by(path, change):
+        for _ in range(trials):
+            os.environ["DAVINCI_EMULATOR_SEED"] = str(draw.randrange(1, 2**31))
+            try:
+                worst = kernel_trials.TRIALS[change.op](draw.randrange(2**31), torch.device("cpu"))
+            except KernelError as error:
+                return str(error)
+            if reports:
+                return next((line for line in reports[0].splitlines() if "ERROR" in line), reports[0])
+            if worst.ratio > 1:
+                return f"{worst.what}: {worst.ratio:.3g} times the error that rounding explains"
+    return ""
+
+
+@contextmanager
+def _sanitizer(say: Callable[[str], None]) -> Iterator[None]:
+    """Tells what AddressSanitizer reports, where its runtime is in this process."""
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
+    told = kind(lambda text: say(text.decode(errors="replace")))
+    try:
+        listen = ctypes.CDLL(None).__asan_set_error_report_callback
+    except AttributeError:
+        yield
+        return
+    listen(told)
+    try:
+        yield
+    finally:
+        listen(None)
+
+
+def measure(seed: int) -> tuple[dict[str, float], list[str]]:
+    """Draw, plant, and try under AddressSanitizer; returns figures, and a line for each change."""
+    draw = random.Random(seed)
+    # Clean ones first: what a fault has done to a process is then nothing to them.
+    chosen = [(False, change) for change in draw.sample(TWINS, DRAWN)]
+    chosen += [(True, change) for change in draw.sample(FAULTS, DRAWN)]
+    runtime = compilers.sanitizer_runtime()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            paths = list(pool.map(lambda one: build(one[1], folder, sanitize=runtime is not None), chosen))
+        said = _said_of(paths, folder / "asan", runtime, draw)
+    lines, caught, passed = [], 0, 0
+    for (planted, change), how in zip(chosen, said, strict=True):
+        caught += planted and bool(how)
+        passed += not planted and not how
+        right = bool(how) == planted
+        lines.append(
+            f"{'  ' if right else '! '}{'fault' if planted else 'twin ':<6}{change.name:<40}{how or 'passes'}"
+        )
+    figures = {"planted": DRAWN, "planted_caught": caught, "clean": DRAWN, "clean_passed": passed}
+    return figures, lines
+
+
+def _said_of(paths: list[Path], log: Path, runtime: Path | None, draw: random.Random) -> list[str]:
+    """What gave each library away. A process that one of them ends is followed by another for the rest."""
+    environment = os.environ | {"ASAN_OPTIONS": f"detect_leaks=0:halt_on_error=0:log_path={log}"}
+    if runtime is not None:
+        environment["LD_PRELOAD"] = str(runtime)
+    said: list[str] = []
+    while len(said) < len(paths):
+        command = [
+            sys.executable,
+            __file__,
+            "--try",
+            str(draw.randrange(2**31)),
+            *map(str, paths[len(said) :]),
+        ]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False, timeout=900
+        )
+        said += done.stdout.split("\n")[:-1]
+        if done.returncode:
+            reports = "".join(path.read_text(errors="replace") for path in sorted(log.parent.glob("asan.*")))
+            errors = [line for line in (reports + done.stderr).splitlines() if "rror" in line]
+            said.append(f"the process ended with {done.returncode}: {errors[-1] if errors else ''}")
+    return said[: len(paths)]
+
+
+def _try_all(seed: int, paths: list[str]) -> None:
+    """In the process that has AddressSanitizer: a line for each library, what gave it away."""
+    by_name = {change.name.replace(" ", "-"): change for change in (*FAULTS, *TWINS)}
+    draw = random.Random(seed)
+    for path in map(Path, paths):
+        print(try_it(by_name[path.stem], path, draw).replace("\n", " "), flush=True)
+
+
+def main() -> None:
+    """Run the benchmark."""
+    if sys.argv[1:2] == ["--try"]:
+        _try_all(int(sys.argv[2]), sys.argv[3:])
+        return
+    arguments = common.parser(__doc__).parse_args()
+    figures, lines = measure(arguments.seed)
+    print("\n".join(lines))
+    common.write(arguments.json, figures, peer={"changes": lines})
+
+
+if __name__ == "__main__":
+    main()
