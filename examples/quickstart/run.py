@@ -77,7 +77,7 @@ def quickstart(config_path: str, overrides: list[str], ranks: int | None) -> int
 
 
 def prepare_data(say: Console) -> None:
-    """Gather text, train the tokenizer, write the datasets; what is whole already is kept."""
+    """Gather text, make the corpus, train the tokenizer, write the datasets; what is whole already is kept."""
     from corpus import build_corpus
 
     from megatron_davinci.data.manifest import Manifest
@@ -86,25 +86,63 @@ def prepare_data(say: Console) -> None:
 
     text = DATA / "text"
     files = {(d, side): text / f"{d}.{side}.jsonl" for d in DOMAINS for side in ("train", "valid")}
-    say.rule("[b]1/7[/b] gather text from this machine")
+    say.rule("[b]1/7[/b] gather text from this machine, and take it through Data Darwinism's levels 0 to 3")
     if not all(path.exists() for path in files.values()):
         build_corpus(text)
     for domain in DOMAINS:
         sizes = [files[domain, side].stat().st_size / 1e6 for side in ("train", "valid")]
         say.print(f"{domain:<8} {sizes[0]:6.1f} MB to train on, {sizes[1]:.1f} MB held out")
+    corpus = make_corpus()
     say.rule("[b]2/7[/b] train a byte-level BPE tokenizer")
     if not (DATA / "tokenizer" / "tokenizer.json").exists():
-        train_bpe([files[d, "train"] for d in DOMAINS], VOCABULARY, DATA / "tokenizer")
+        train_bpe([path for d in DOMAINS for path in corpus[d, "train"]], VOCABULARY, DATA / "tokenizer")
     tokenizer = Tokenizer.load(DATA / "tokenizer")
     say.print(f"{tokenizer.vocab_size:,} tokens, in {DATA / 'tokenizer'}")
     say.rule("[b]3/7[/b] write .bin/.idx datasets")
-    for (domain, side), path in files.items():
+    for (domain, side), paths in corpus.items():
         folder = DATA / f"{domain}.{side}"
         if (folder / "manifest.json").exists():
             manifest = Manifest.load(folder)
         else:
-            manifest = tokenize_jsonl([path], tokenizer, folder, domain, domain)
+            manifest = tokenize_jsonl(paths, tokenizer, folder, domain, domain)
         say.print(f"{folder}: {manifest.documents:,} documents, {manifest.tokens:,} tokens")
+
+
+def make_corpus() -> dict[tuple[str, str], list[Path]]:
+    """Do what `davinci data train-classifier` and `davinci data run` do, and say what became of the documents.
+
+    Returns:
+        The corpus's files by domain and side.
+    """
+    import json
+
+    from megatron_davinci.cli.data_run import show_corpus, shown
+    from megatron_davinci.darwin.classifiers import train_and_judge
+    from megatron_davinci.darwin.page import write_corpus_report
+    from megatron_davinci.darwin.recipe import load_recipe
+    from megatron_davinci.darwin.run import run_recipe
+    from megatron_davinci.files import write_atomically
+
+    classifier = DATA / "classifier"
+    if not (classifier / "classifier.json").exists():
+        held_out = [
+            (DATA / "text" / f"{domain}.valid.jsonl").read_text(encoding="utf-8") for domain in DOMAINS
+        ]
+        records = [json.loads(line) for text in held_out for line in text.splitlines()]
+        texts, domains = ([record[field] for record in records] for field in ("text", "domain"))
+        train_and_judge(texts, domains, bits=16).save(classifier)
+    recipe = DATA / "corpus.yaml"
+    write_atomically(recipe, (HERE / "corpus.yaml").read_bytes())
+    with shown("corpus") as progress:
+        corpus = run_recipe(load_recipe(recipe), progress=progress)
+    show_corpus(corpus)
+    write_corpus_report(corpus)
+    print(corpus.folder / "report.html")
+    sides = [(domain, side) for domain in DOMAINS for side in ("train", "valid")]
+    return {
+        (domain, side): [path for path in corpus.files() if path.parent.name == f"{domain}.{side}"]
+        for domain, side in sides
+    }
 
 
 def train(config: RunConfig, config_path: str, overrides: list[str], ranks: int | None) -> None:

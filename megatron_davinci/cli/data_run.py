@@ -55,7 +55,7 @@ def run_recipe(arguments: argparse.Namespace) -> int:
     from megatron_davinci.darwin.run import run_recipe as make
 
     loaded = load_recipe(arguments.recipe)
-    with _shown(loaded.recipe.name) as progress:
+    with shown(loaded.recipe.name) as progress:
         corpus = make(loaded, arguments.workers, arguments.restart, progress)
     show_corpus(corpus)
     return 0
@@ -162,7 +162,7 @@ def _described(docstring: str) -> dict[str, str]:
 
 
 @contextmanager
-def _shown(title: str) -> Iterator[Callable[[Progress], None]]:
+def shown(title: str) -> Iterator[Callable[[Progress], None]]:
     """How far a run is: a bar on a screen, a line a pass elsewhere."""
     if not sys.stdout.isatty():
         said: set[int] = set()

@@ -41,6 +41,7 @@ class Plan:
     Attributes:
         recipe: The recipe.
         out: The corpus's folder.
+        tokenizer: That tokens are counted by; None where they are not.
         steps: All steps in order, the check of identifiers included where a source gives them.
         files: The input.
         deal: Where each task begins in `files`, and the end.
@@ -48,6 +49,7 @@ class Plan:
 
     recipe: Recipe
     out: Path
+    tokenizer: Path | None
     steps: list[Step]
     files: list[InputFile]
     deal: list[int]
@@ -111,7 +113,7 @@ def make_plan(loaded: LoadedRecipe, restart: bool = False) -> Plan:
         ConfigError: Another recipe was begun in the folder, or a source names no file.
         DataError: The folder is something else, or an input file has changed since.
     """
-    recipe, out = loaded.recipe, loaded.recipe.out.absolute()
+    recipe, out = loaded.recipe, loaded.out
     mark = out / "plan.json"
     if restart and mark.exists():
         for name in ("work", "documents", "dropped", "quarantine"):
@@ -133,7 +135,7 @@ def make_plan(loaded: LoadedRecipe, restart: bool = False) -> Plan:
             expected="an empty folder, none, or a corpus that was begun",
             do="name another folder as `out`",
         )
-    steps = recipe.make_steps(loaded.path.absolute().parent)
+    steps = recipe.make_steps(loaded.base)
     for step in steps:
         step.check()
     if any(source.id_field for source in recipe.sources):
@@ -150,11 +152,11 @@ def make_plan(loaded: LoadedRecipe, restart: bool = False) -> Plan:
         _compare(begun["saying"], saying, mark)
         files = [InputFile(*file) for file in begun["files"]]
         _check_files(files, mark, done=(out / "corpus.json").exists())
-        return Plan(recipe, out, steps, files, begun["deal"])
+        return Plan(recipe, out, loaded.tokenizer, steps, files, begun["deal"])
     files = take_inventory(loaded)
     dealt = deal(files, recipe.limits.task_bytes)
     write_json(mark, {"saying": saying, "deal": dealt, "files": files})
-    return Plan(recipe, out, steps, files, dealt)
+    return Plan(recipe, out, loaded.tokenizer, steps, files, dealt)
 
 
 def _compare(begun: dict[str, Any], now: dict[str, Any], mark: Path) -> None:

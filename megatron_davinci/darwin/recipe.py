@@ -25,7 +25,7 @@ class SourceRecipe(Section):
 
     Attributes:
         name: Of the source: the corpus has a folder of that name.
-        paths: Files or patterns (`text/**/*.html`, `**` for any folders); relative ones from the recipe on.
+        paths: Files or patterns (`text/**/*.html`, `**` for any folders).
         exclude: Patterns of files to leave out.
         format: What they hold; `auto` goes by each file's ending. Compression (gzip, Zstandard) is seen by itself.
         licence: Of documents that do not name their own.
@@ -69,11 +69,11 @@ class Output(Section):
 
 
 class Recipe(Section):
-    """A corpus.
+    """A corpus. Relative paths, all of them, count from the recipe's folder.
 
     Attributes:
         name: Of the corpus.
-        out: The folder to make, beside the working folder where it is not absolute.
+        out: The folder to make.
         sources: In order of preference: of duplicates, the first is kept.
         steps: Names of the catalogue's steps, or a mapping of a name to its parameters, in order.
         limits: What one document may take.
@@ -167,11 +167,27 @@ class LoadedRecipe:
 
     Attributes:
         recipe: What it says.
-        path: The file, from whose folder relative input paths count.
+        path: The file, from whose folder relative paths count.
     """
 
     recipe: Recipe
     path: Path
+
+    @property
+    def base(self) -> Path:
+        """The folder that the recipe's relative paths count from."""
+        return self.path.absolute().parent
+
+    @property
+    def out(self) -> Path:
+        """The corpus's folder."""
+        return self.base / self.recipe.out
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """The tokenizer's folder, if tokens are counted."""
+        given = self.recipe.output.tokenizer
+        return None if given is None else self.base / given
 
 
 def load_recipe(path: Path) -> LoadedRecipe:

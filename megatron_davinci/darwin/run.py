@@ -76,7 +76,7 @@ def run_recipe(
         DataError: An input file has changed; or documents are missing at the end, which no run may pass over.
         EnvironmentProblem: The disk is full, or another run is at work in the folder.
     """
-    out = loaded.recipe.out.absolute()
+    out = loaded.out
     with locked(out):
         plan = make_plan(loaded, restart)
         if (out / "corpus.json").exists():
@@ -111,7 +111,7 @@ def _run_pass(
     if each.after is not None:
         pipeline.append(Sketch(shared, each.after, work / "sketches"))
     last = recipe.output.format if each.after is None else None
-    pipeline.append(WriteParts(shared, plan.out, number, last, recipe.output.tokenizer, work))
+    pipeline.append(WriteParts(shared, plan.out, number, last, plan.tokenizer, work))
     names = [step.name for step in each.steps]
     what = ", ".join(([each.before.name] if each.before else ["acquire"]) + names)
     with _watched(

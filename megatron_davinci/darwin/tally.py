@@ -28,7 +28,7 @@ class Tally:
         levels: Kept documents and characters by source and level.
         histograms: By name, documents in each bin.
         examples: By what, a few documents that the hash of their identifier chose.
-        seconds: By step, of processor time.
+        seconds: That were spent in each step.
     """
 
     def __init__(self) -> None:

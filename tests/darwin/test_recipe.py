@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -86,3 +88,16 @@ def test_the_catalogue_describes_every_parameter(capsys):
 def test_a_step_that_is_not_there_is_named_with_the_nearest(capsys):
     assert main(["data", "steps", "gopher_qualty"]) == 2
     assert "gopher_quality" in capsys.readouterr().err
+
+
+def test_the_quickstarts_recipe_is_one():
+    loaded = load_recipe(Path(__file__).parents[2] / "examples" / "quickstart" / "corpus.yaml")
+    names = [source.name for source in loaded.recipe.sources]
+    domains = ("general", "code", "science", "qa")
+    assert sorted(names) == sorted(f"{domain}.{side}" for domain in domains for side in ("train", "valid"))
+    assert all(name.endswith(".valid") for name in names[:4]), "of duplicates the held-out one is kept"
+    steps = loaded.recipe.make_steps(loaded.base)
+    assert {step.level for step in steps} == {1, 2, 3}
+    # What judges a document looks at training text only.
+    judges = [step for step in steps if step.name not in ("normalise_text", "minhash_dedup", "classify")]
+    assert all(name.endswith(".train") for step in judges for name in step.parameters.sources)
