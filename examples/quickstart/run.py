@@ -128,7 +128,7 @@ def make_corpus() -> dict[tuple[str, str], list[Path]]:
         held_out = [
             (DATA / "text" / f"{domain}.valid.jsonl").read_text(encoding="utf-8") for domain in DOMAINS
         ]
-        records = [json.loads(line) for text in held_out for line in text.splitlines()]
+        records = [json.loads(line) for text in held_out for line in text.split("\n") if line]
         texts, domains = ([record[field] for record in records] for field in ("text", "domain"))
         train_and_judge(texts, domains, bits=16).save(classifier)
     recipe = DATA / "corpus.yaml"
