@@ -128,7 +128,9 @@ class BuildPackage(build_py):
 setup(
     cmdclass={"build_ext": BuildExtensions, "build_py": BuildPackage},
     packages=find_packages(include=["megatron_davinci", "megatron_davinci.*"]),
-    package_data={"megatron_davinci": ["py.typed", "report/*.html", "report/*.css"]},
+    package_data={
+        "megatron_davinci": ["py.typed", "report/*.html", "report/*.css", "evaluate/davinci19/*.yaml"]
+    },
     ext_modules=[NATIVE],
     install_requires=CORE,
     extras_require=EXTRAS,

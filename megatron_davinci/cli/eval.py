@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
+import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_davinci.cli.eval_plan import SUITES, Planned
 from megatron_davinci.config import check_layout
-from megatron_davinci.errors import MEND, EnvironmentProblem
+from megatron_davinci.errors import MEND, DataError, EnvironmentProblem
 from megatron_davinci.files import disk_errors, write_atomically
 
 if TYPE_CHECKING:
@@ -27,8 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="how to compute it, such as parallel.tensor=2"
     )
-    parser.add_argument(
-        "--tasks", required=True, help="names of lm-eval's tasks or groups, with commas between"
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--tasks", help="names of lm-eval's tasks or groups, with commas between")
+    what.add_argument(
+        "--suite",
+        choices=SUITES,
+        help="local: items made from held-out texts, without download; davinci19: the report's 19 benchmarks; "
+        "contamination: were these texts in the training data",
     )
     parser.add_argument(
         "--include-path",
@@ -38,11 +47,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="your own tasks, as YAML",
     )
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="data sets of a suite, in folders of their names on the hub"
+    )
+    parser.add_argument(
+        "--texts",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="texts, JSON lines or Parquet: for --suite local instead of the run's held-out sources; for --suite "
+        "contamination suspects, and then unseen ones of the same kind",
+    )
+    parser.add_argument(
+        "--samples",
+        metavar="FIRST:END",
+        help="for --suite contamination, where to look (default: all samples before the checkpoint)",
+    )
     parser.add_argument("--shots", type=int, help="examples before each item (default: as the task says)")
     parser.add_argument("--limit", type=int, help="the first so many items of each task only")
     parser.add_argument("--ranks", type=int, help="ranks on this machine (default: what the layout needs)")
     parser.add_argument("--tokenizer", type=Path, help="folder of the tokenizer (default: the run's)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where results go (default: RUN/evals)")
+    parser.add_argument(
+        "--follow",
+        action="store_true",
+        help="evaluate every checkpoint of a run, those that are still to come too, until the run has ended",
+    )
     parser.add_argument("--again", action="store_true", help="compute what is answered already too")
     parser.add_argument(
         "--download", action="store_true", help="let datasets fetch what is not on this machine"
@@ -63,6 +93,11 @@ def run(arguments: argparse.Namespace) -> int:
     from megatron_davinci.train.launch import Watched, inside_launcher, launch
 
     _offline(arguments.download)
+    if arguments.follow and not inside_launcher():
+        from megatron_davinci.cli.eval_follow import follow_run
+
+        _check_installed()
+        return follow_run(arguments, _words(arguments))
     found = find(arguments.run)
     if inside_launcher():
         return evaluate(arguments, found, int(os.environ["WORLD_SIZE"]))
@@ -99,66 +134,133 @@ def lead(
     arguments: argparse.Namespace, found: Found, leader: Any, tokenizer: Any, identity: dict[str, Any]
 ) -> int:
     """Run the tasks on rank 0, keep and print what they came to."""
-    from megatron_davinci.cli.eval_screen import progress, show
+    from megatron_davinci.cli.eval_screen import averaged, progress, show, side_by_side
     from megatron_davinci.evaluate.answers import Answers
     from megatron_davinci.evaluate.harness import NativeLM
-    from megatron_davinci.evaluate.tasks import Tasks, run_task
+    from megatron_davinci.evaluate.tasks import TaskResult, run_task
 
-    names = [name for name in arguments.tasks.split(",") if name]
-    tasks = Tasks(arguments.include_path)
-    managers = [tasks.manager(name) for name in names]
     out = arguments.out or (found.run / "evals" if found.run is not None else None)
-    step = found.checkpoint.folder.name
-    file = out / "answers" / f"{step}.jsonl" if out is not None else None
+    file = out / "answers" / f"{found.checkpoint.folder.name}.jsonl" if out is not None else None
     if file is not None and arguments.again:
         file.unlink(missing_ok=True)
+    if arguments.suite == "contamination":
+        from megatron_davinci.cli.eval_contamination import contamination
+
+        found_out = contamination(arguments, found, leader, tokenizer, identity["length"], out)
+        if out is not None:
+            append(out, {**_point(found), "suite": arguments.suite, **found_out, "identity": identity})
+        return 0
     results = []
-    with progress() as told:
+    with tempfile.TemporaryDirectory(prefix="davinci-eval-") as scratch, progress() as told:
+        planned = plan(arguments, found, tokenizer, (out or Path(scratch)) / "local")
         answers = Answers(file, identity, told)
         lm = NativeLM(leader, tokenizer, identity["length"], answers)
-        for name, manager in zip(names, managers, strict=True):
-            told.task(name)
+        for one in planned:
+            told.task(one.label)
             began, known = time.monotonic(), answers.known
-            result = run_task(lm, name, manager, shots=arguments.shots, limit=arguments.limit)
+            if one.problem is not None:
+                result = TaskResult(one.label, problem=one.problem)
+            else:
+                result = run_task(lm, one.label, one.load, shots=one.shots, limit=arguments.limit)
+            if one.help and result.problem and "could not be loaded" in result.problem:
+                result = dataclasses.replace(result, problem=f"its data is not here. To get it: {one.help}")
             results.append(result)
             if out is not None:
-                seconds = time.monotonic() - began
-                keep(out, found, result, identity, arguments.limit, seconds, answers.known - known)
+                about = {"suite": arguments.suite, "limit": arguments.limit, "identity": identity}
+                about |= {
+                    "seconds": round(time.monotonic() - began, 3),
+                    "answers_found": answers.known - known,
+                }
+                keep(out, found, result, about)
+        if arguments.suite == "local":
+            results.append(measure_geometry(found, leader, tokenizer, identity["length"], arguments))
+            if out is not None:
+                keep(out, found, results[-1], {"suite": arguments.suite, "identity": identity})
     show(results, out)
+    if arguments.suite == "local":
+        side_by_side(results)
+    if arguments.suite == "davinci19":
+        means = suite_means(planned, results)
+        averaged(means)
+        if out is not None:
+            append(out, {**_point(found), "suite": arguments.suite, "means": means, "limit": arguments.limit})
     return MEND if any(result.problem for result in results) else 0
 
 
-def keep(
-    out: Path,
-    found: Found,
-    result: TaskResult,
-    identity: dict[str, Any],
-    limit: int | None,
-    seconds: float,
-    known: int,
-) -> None:
-    """Append a task's result to `results.jsonl`, and write what was answered to each item."""
-    checkpoint = found.checkpoint
-    record = {
-        "step": checkpoint.step,
-        "consumed_samples": checkpoint.consumed_samples,
-        "tokens": checkpoint.consumed_samples * found.config.data.sequence_length if found.config else None,
-        **result.record(),
-        "limit": limit,
-        "identity": identity,
-        "seconds": round(seconds, 3),
-        "answers_found": known,
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+def plan(arguments: argparse.Namespace, found: Found, tokenizer: Any, folder: Path) -> list[Planned]:
+    """What is to be run."""
+    from megatron_davinci.cli import eval_plan
+
+    if arguments.suite == "local":
+        return eval_plan.local(found, tokenizer, arguments.texts, folder, arguments.limit)
+    if arguments.suite == "davinci19":
+        return eval_plan.davinci19(arguments.data)
+    names = [name for name in arguments.tasks.split(",") if name]
+    return eval_plan.by_name(names, arguments.include_path, arguments.shots)
+
+
+def measure_geometry(
+    found: Found, leader: Any, tokenizer: Any, longest: int, arguments: argparse.Namespace
+) -> TaskResult:
+    """RankMe and alpha-ReQ of the last tokens' states of held-out texts: the same texts at every checkpoint."""
+    from megatron_davinci.cli.eval_plan import texts_for
+    from megatron_davinci.evaluate.geometry import PROBE, geometry
+    from megatron_davinci.evaluate.tasks import TaskResult
+
+    texts = texts_for(found, tokenizer, arguments.texts, arguments.limit)
+    encoded = tokenizer.encode_batch([text for of in texts.values() for text in of])
+    ids = [one[: min(PROBE, longest)].tolist() for one in encoded if len(one)]
+    try:
+        shape = geometry(leader.last_states(ids))
+    except DataError as error:
+        return TaskResult("geometry", problem=str(error.found))
+    metrics = {"rank_me,none": shape.rank_me, "alpha_req,none": shape.alpha_req}
+    metrics = {name: value for name, value in metrics.items() if value == value}
+    return TaskResult("geometry", protocol="states", items=shape.sequences, metrics=metrics)
+
+
+def suite_means(planned: Sequence[Planned], results: Sequence[TaskResult]) -> dict[str, dict[str, Any]]:
+    """Means by group of a suite whose tasks say what counts of each."""
+    from megatron_davinci.evaluate.suites import averages
+
+    entries = [one.entry for one in planned if one.entry is not None]
+    scores = {
+        entry.name: result.metrics[entry.metric]
+        for entry, result in zip(entries, results, strict=True)
+        if entry.metric in result.metrics
     }
-    folder = out / "samples" / checkpoint.folder.name
+    return averages(entries, scores)
+
+
+def keep(out: Path, found: Found, result: TaskResult, about: dict[str, Any]) -> None:
+    """Append a task's result to `results.jsonl`, and write what was answered to each item."""
+    folder = out / "samples" / found.checkpoint.folder.name
     for name, rows in result.samples.items():
         write_atomically(
             folder / f"{name}.jsonl", "".join(json.dumps(row, default=str) + "\n" for row in rows)
         )
+    append(out, {**_point(found), **result.record(), **about})
+
+
+def append(out: Path, record: dict[str, Any]) -> None:
+    """Append a line to `results.jsonl`."""
     with disk_errors(out, "keeping results"):
         out.mkdir(parents=True, exist_ok=True)
         with open(out / "results.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(
+                json.dumps({**record, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}) + "\n"
+            )
+
+
+def _point(found: Found) -> dict[str, Any]:
+    """Where in the run a checkpoint is."""
+    samples = found.checkpoint.consumed_samples
+    length = found.config.data.sequence_length if found.config is not None else None
+    return {
+        "step": found.checkpoint.step,
+        "consumed_samples": samples,
+        "tokens": samples * length if length is not None else None,
+    }
 
 
 def _offline(download: bool) -> None:
@@ -179,9 +281,13 @@ def _check_installed() -> None:
 def _words(arguments: argparse.Namespace) -> list[str]:
     """The command's options as they were given, for the ranks."""
     words = list(arguments.overrides)
-    for name in ("tasks", "shots", "limit", "tokenizer", "out", "tokens_at_once"):
+    for name in ("tasks", "suite", "data", "samples", "shots", "limit", "tokenizer", "out", "tokens_at_once"):
         if (value := getattr(arguments, name)) is not None:
             words += [f"--{name.replace('_', '-')}", str(value)]
+    if arguments.ranks is not None and arguments.follow:
+        words += ["--ranks", str(arguments.ranks)]
     for folder in arguments.include_path:
         words += ["--include-path", str(folder)]
+    for texts in arguments.texts:
+        words += ["--texts", texts]
     return words + [f"--{name}" for name in ("again", "download") if getattr(arguments, name)]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -91,3 +91,55 @@ def show(results: Sequence[TaskResult], out: Path | None) -> None:
             print(f"error: {result.task} has no result: {result.problem}", file=sys.stderr)
     if out is not None:
         screen.console.print(f"kept in {screen.safe(out)}", style="dim")
+
+
+def side_by_side(results: Sequence[TaskResult]) -> None:
+    """Print, for tasks that were asked in both ways, what came out of either, item by item."""
+    by_name = {result.task: result for result in results}
+    rows = []
+    for name, likelihood in by_name.items():
+        stem = name.removesuffix("_likelihood")
+        generation = by_name.get(f"{stem}_generation")
+        if stem == name or generation is None or not (likelihood.metrics and generation.metrics):
+            continue
+        one = [float(row["acc"]) for row in likelihood.samples[name]]
+        other = [float(row["exact_match"]) for row in generation.samples[generation.task]]
+        apart, error = paired_difference(one, other)
+        both = sum(a == b for a, b in zip(one, other, strict=True)) / len(one)
+        mean = f"{sum(one) / len(one):.4f}", f"{sum(other) / len(other):.4f}"
+        rows.append([stem, f"{len(one):,}", *mean, f"{apart:+.4f}", f"± {error:.4f}", f"{both:.0%}"])
+    if rows:
+        Screen().table(
+            "in both ways",
+            [
+                ("task", "left"),
+                ("items", "right"),
+                ("likelihood", "right"),
+                ("generation", "right"),
+                ("difference", "right"),
+                ("", "left"),
+                ("same verdict", "right"),
+            ],
+            rows,
+        )
+
+
+def paired_difference(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
+    """Mean of `other - one` over the same items, and its standard error (Miller, arXiv 2411.00640, section 3)."""
+    apart = [b - a for a, b in zip(one, other, strict=True)]
+    mean = sum(apart) / len(apart)
+    if len(apart) < 2:
+        return mean, float("nan")
+    spread = sum((value - mean) ** 2 for value in apart) / (len(apart) - 1)
+    return mean, (spread / len(apart)) ** 0.5
+
+
+def averaged(means: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print a suite's means."""
+    rows = []
+    for group, mean in means.items():
+        score = "" if mean["score"] is None else f"{mean['score']:.2f}"
+        missing = f"without {', '.join(mean['missing'])}" if mean["missing"] else ""
+        rows.append([group, score, str(mean["of"]), missing])
+    columns: list[tuple[str, Any]] = [("mean", "left"), ("score", "right"), ("of", "right"), ("", "left")]
+    Screen().table("", columns, rows)

@@ -14,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write RUN/report.html and its plots."""
     from megatron_davinci.report.run import write_run_report
+    from megatron_davinci.stats.trajectories import signal_to_noise
 
-    print(write_run_report(arguments.run))
+    print(write_run_report(arguments.run, signal_to_noise))
     return 0

@@ -198,6 +198,30 @@ class Engine:
                 found[number] = part.numpy()
         return self._of_all(found, len(sequences))
 
+    @torch.inference_mode()
+    def last_states(
+        self, sequences: Sequence[Sequence[int]], progress: Progress = lambda done, total: None
+    ) -> np.ndarray:
+        """The state at the last token of each sequence, after the last norm: float64 [sequences, hidden].
+
+        Args:
+            sequences: Token ids, none empty, at most `max_sequence_length` of each.
+            progress: As in `log_likelihoods`.
+        """
+        plan = list(batches(sequences, tokens=self.limits.tokens, balance=self._balance))
+        found: dict[int, np.ndarray] = {}
+        total = len(sequences)
+        for rows in plan[self._replica :: self._replicas]:
+            batch = Batch.of(rows)
+            outputs = np.array([path[-1] for path in batch.paths.values()])
+            branches = self._branches(batch, outputs, lambda states, first: states.double())
+            branches.states = True
+            states = self._forward(batch.tokens, branches)
+            states = self._from_last(states, (len(outputs), self.model.hidden_size)).cpu()
+            found |= dict(zip(batch.paths, states.numpy(), strict=True))
+            progress(len(found), total)
+        return np.stack(self._of_all(found, total))
+
     def _of_all(self, found: dict[int, Any], count: int) -> list[Any]:
         """What all replicas have found, by number."""
         everywhere = gather_objects(found) if self._replicas > 1 else [found]

@@ -47,6 +47,11 @@ class Leader:
         found: list[np.ndarray] = self._together("token_scores", sequences)
         return found
 
+    def last_states(self, sequences: Sequence[Sequence[int]]) -> np.ndarray:
+        """As `Engine.last_states`."""
+        found: np.ndarray = self._together("last_states", sequences)
+        return found
+
     def _together(self, *work: Any) -> Any:
         return _perform(self._engine, self._tokenizer, *broadcast_object(work))
 

@@ -6,8 +6,8 @@ import contextlib
 import io
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +124,8 @@ class Tasks:
 
 def run_task(
     lm: NativeLM,
-    name: str | dict[str, Any],
-    manager: TaskManager,
+    label: str,
+    load: Callable[[], Mapping[str, Any]],
     *,
     shots: int | None = None,
     limit: int | None = None,
@@ -138,16 +138,15 @@ def run_task(
 
     Args:
         lm: The model.
-        name: The task's name, or its configuration.
-        manager: Knows it.
+        label: What it is called.
+        load: Loads it, as `TaskManager.load` gives it: one task, or a group's.
         shots: Examples before each item; None for what the task says.
         limit: The first so many items of each task only; None for all.
         bootstrap: Resamples for standard errors of metrics that need them.
     """
-    label = name if isinstance(name, str) else str(name["task"])
     try:
         with _quiet():
-            loaded = manager.load([name])
+            loaded = load()
     except Exception as error:  # whatever datasets and lm-eval raise: one task's trouble
         return TaskResult(label, problem=f"it could not be loaded: {_said(error)}")
     tasks: Mapping[str, Task] = loaded["tasks"]
@@ -204,9 +203,11 @@ def _collect(label: str, tasks: Mapping[str, Task], answered: Mapping[str, Any],
                 samples={name: [_sample(one) for one in answered["samples"][name]]},
             )
         )
-    if list(tasks) == [label]:
-        return results[0]
-    metrics, errors = _numbers(answered["results"].get(label, {}))
+    groups = [name for name in answered["results"] if name not in tasks]
+    if len(tasks) == 1 and not groups:
+        return replace(results[0], task=label)
+    # Of nested groups the outermost is the first.
+    metrics, errors = _numbers(answered["results"][groups[0]]) if groups else _weighted(results)
     problems = [f"{one.task}: {one.problem}" for one in results if one.problem]
     return TaskResult(
         label,
@@ -221,6 +222,16 @@ def _collect(label: str, tasks: Mapping[str, Task], answered: Mapping[str, Any],
         samples={name: rows for one in results for name, rows in one.samples.items()},
         tasks=results,
     )  # fmt: skip
+
+
+def _weighted(results: Sequence[TaskResult]) -> tuple[dict[str, float], dict[str, float]]:
+    """Means over the items of tasks that are a group and say no metrics of their own."""
+    common = set.intersection(*({*one.metrics} for one in results))
+    items = sum(one.items for one in results)
+    return {name: sum(one.metrics[name] * one.items for one in results) / items for name in sorted(common)}, {
+        name: math.sqrt(sum((one.errors.get(name, math.nan) * one.items) ** 2 for one in results)) / items
+        for name in sorted(common)
+    }
 
 
 def _facts(tasks: Mapping[str, Task]) -> dict[str, Any]:

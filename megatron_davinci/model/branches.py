@@ -83,6 +83,7 @@ class Branches(PackedSeqParams):
         read: Is given their logits, [some of the outputs, vocabulary on this rank], and the first one's number, and
             returns what is to be kept of them, [some, ...].
         at_once: Outputs whose logits are made at once.
+        states: Whether `read` is given the states that logits are made of, [some, hidden], and no logits.
         keep: [sequences, columns] int64: the tokens whose keys and values begin `cache`, counted likewise; None
             where tokens are appended to it.
         cache: Keys and values to begin, or to append to; None for none.
@@ -93,6 +94,7 @@ class Branches(PackedSeqParams):
     outputs: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     read: Callable[[Tensor, int], Tensor] | None = None
     at_once: int = 1024
+    states: bool = False
     keep: Tensor | None = None
     cache: KeyValueCache | None = None
 

@@ -99,6 +99,9 @@ class GPT(GPTModel):
         parts = []
         for first in range(0, len(branches.outputs), branches.at_once):
             some = tokens[branches.outputs[first : first + branches.at_once]]
+            if branches.states:
+                parts.append(branches.read(some, first))
+                continue
             # [1, outputs, vocabulary on this rank]
             logits = super()._postprocess(some.unsqueeze(1), *args, **kwargs)[0]
             logits = self._without_padding(logits) if self.tokens < self.vocab_size else logits

@@ -102,6 +102,7 @@ class Series:
         colour: A key of `colors.SERIES`.
         faint: `[n]` or None: the raw values that `y` is a mean of, drawn faintly behind it.
         level: A constant to compare with, drawn as a dashed line of the same colour.
+        band: `[n]` or None: how far up and down `y` is uncertain, drawn as an area behind it.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Series:
     colour: str = "blue"
     faint: ArrayLike | None = None
     level: float | None = None
+    band: ArrayLike | None = None
 
     def arrays(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64] | None]:
         """`x`, `y` and `faint` as float arrays."""
@@ -153,6 +155,9 @@ class LinePlot(Plot):
                     lasting.append(values[x >= cut_before])
             if one.level is not None:
                 lasting.append(np.array([one.level]))
+            if one.band is not None:
+                half = np.asarray(one.band, dtype=np.float64)
+                lasting += [(y - half)[x >= cut_before], (y + half)[x >= cut_before]]
         y_range = self.y.range(np.concatenate(lasting or [np.empty(0)]))
         note, highest = self.note, _highest(everything)
         if highest > y_range[1]:
@@ -182,6 +187,10 @@ class LinePlot(Plot):
             kept = downsample(x, y, MAX_POINTS, log_x=self.x.log)
             if not len(kept):
                 continue
+            if one.band is not None:
+                half = np.asarray(one.band, dtype=np.float64)[kept]
+                low, high = y[kept] - half, y[kept] + half
+                frame.axes.fill_between(x[kept], low, high, color=ink, alpha=0.13, linewidth=0)
             few = (len(kept) <= 40 and not self.steps) or len(kept) == 1
             frame.axes.plot(
                 x[kept], y[kept], color=ink, linewidth=1.7, marker="o" if few else None, markersize=3, **style

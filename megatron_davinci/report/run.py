@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from megatron_davinci.files import write_atomically
-from megatron_davinci.report import phase_plots, run_plots
+from megatron_davinci.report import phase_plots, run_plots, run_tasks
 from megatron_davinci.report.numbers import NOTHING, duration, number, percent, quantity, scientific
 from megatron_davinci.report.page import KeyFigure, Page
 from megatron_davinci.report.plots import Plot, grid_png
@@ -18,7 +18,7 @@ from megatron_davinci.report.run_files import as_number, read_run
 from megatron_davinci.report.run_story import RunStory
 
 
-def write_run_report(run_dir: Path) -> Path:
+def write_run_report(run_dir: Path, worth: run_tasks.Worth | None = None) -> Path:
     """Write `report.html`, `report.png` and `plots/*.png` into a run directory, from the files that are in it.
 
     Works for a run that is still going or was stopped: what is missing is said on the page. The same files
@@ -26,6 +26,7 @@ def write_run_report(run_dir: Path) -> Path:
 
     Args:
         run_dir: The run directory.
+        worth: Of a benchmark's trajectory, its signal over its noise; None to leave that out.
 
     Returns:
         The path of `report.html`.
@@ -36,7 +37,7 @@ def write_run_report(run_dir: Path) -> Path:
     """
     run_dir = Path(run_dir)
     story = RunStory(read_run(run_dir))
-    page, plots = run_page(story)
+    page, plots = run_page(story, worth)
     for plot in plots:
         write_atomically(run_dir / "plots" / f"{_slug(plot.title)}.png", plot.png())
     main = run_plots.overview_plots(story)
@@ -46,12 +47,12 @@ def write_run_report(run_dir: Path) -> Path:
     return page.write(run_dir / "report.html")
 
 
-def run_page(story: RunStory) -> tuple[Page, list[Plot]]:
+def run_page(story: RunStory, worth: run_tasks.Worth | None = None) -> tuple[Page, list[Plot]]:
     """The page of a run and the plots that are on it; nothing is written."""
     page = Page(story.files.name, _subtitle(story))
     _key_figures(page, story)
     _notices(page, story)
-    return page, _sections(page, story)
+    return page, _sections(page, story, worth)
 
 
 def _subtitle(story: RunStory) -> str:
@@ -147,7 +148,7 @@ def _notices(page: Page, story: RunStory) -> None:
             page.notice(f"{steps} no finite {what}, the first is step {story.metrics.step[bad[0]]:,}.")
 
 
-def _sections(page: Page, story: RunStory) -> list[Plot]:
+def _sections(page: Page, story: RunStory, worth: run_tasks.Worth | None) -> list[Plot]:
     """Add every section that the run's files allow; returns the plots on the page."""
     steps = len(story.metrics)
     window = run_plots.smoothing_window(steps)
@@ -177,6 +178,14 @@ def _sections(page: Page, story: RunStory) -> list[Plot]:
         (run_plots.final_loss_plot(story), ""),
         (run_plots.domain_tokens_plot(story), ""),
     )
+    tasks = run_tasks.read_tasks(story.files.directory)
+    if tasks:
+        plots = run_tasks.task_plots(tasks, story.stage_ranges)
+        page.section("Benchmarks", "What davinci eval has measured on this run's checkpoints.")
+        for plot in plots:
+            page.plot(plot, "")
+            shown.append(plot)
+        page.table(*run_tasks.task_table(tasks, worth))
     add(
         "Training loss",
         "",

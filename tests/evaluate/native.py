@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def _answers(leader: Any, tokenizer: Any, identity: dict[str, Any], folder: Path
     tasks, samples = Tasks([folder]), {}
     lm = NativeLM(leader, tokenizer, identity["length"], Answers(None, identity))
     for name in TASKS:
-        result = run_task(lm, name, tasks.manager(name), bootstrap=0)
+        result = run_task(lm, name, partial(tasks.manager(name).load, [name]), bootstrap=0)
         assert result.problem is None, result.problem
         samples |= result.samples
     return answers_of(samples)

@@ -1,0 +1,53 @@
+"""Documents of a run's held-out sources, as text again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from megatron_davinci.data.indexed import IndexedDataset
+from megatron_davinci.data.places import place
+from megatron_davinci.data.source import Source
+from megatron_davinci.data.tokenizer import Tokenizer
+
+# More of a document is not read: items are short.
+LONGEST = 8192
+
+
+def held_out_texts(
+    validation: Mapping[str, Any],
+    s3: Any,
+    tokenizer: Tokenizer,
+    sequence_length: int,
+    documents: int,
+) -> dict[str, list[str]]:
+    """The first documents of each domain.
+
+    Args:
+        validation: Where each domain's source is, as `data.validation` says.
+        s3: How objects in S3 are read.
+        tokenizer: What made the sources.
+        sequence_length: The run's.
+        documents: At most so many of each domain.
+    """
+    texts = {}
+    for domain, path in validation.items():
+        source = Source.open(domain, place(path, s3), sequence_length)
+        decoded = (
+            tokenizer.decode(ids[:LONGEST], special=False) for ids in _documents(source, tokenizer.eod_id)
+        )
+        texts[domain] = list(islice((text for text in decoded if text.strip()), documents))
+    return texts
+
+
+def _documents(source: Source, eod_id: int) -> Iterator[np.ndarray]:
+    for shard in range(source.num_shards):
+        dataset = IndexedDataset(source.shard_place(shard))
+        for sequence in range(len(dataset)):
+            tokens = dataset[sequence]
+            for part in np.split(tokens, np.flatnonzero(tokens == eod_id) + 1):
+                if len(part):
+                    yield part

@@ -1,0 +1,154 @@
+"""What `davinci eval` has measured of a run's checkpoints: `evals/results.jsonl`, and its plots over tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_davinci.report.axes import Axis
+from megatron_davinci.report.colors import SERIES
+from megatron_davinci.report.plots import LinePlot, Plot, Series, Stage
+
+# A trajectory's signal over its noise; a room beside this one knows it.
+Worth = Callable[[np.ndarray], float]
+
+TOKENS = Axis("tokens consumed", "tokens", zero=True)
+AT_ONCE = 6  # lines of a plot
+NORMAL = 1.96  # standard errors of a 95% band
+
+# What counts of a task, the first that is there; the rest is in the file.
+_MAIN = ("acc_norm", "acc", "exact_match", "pass@1", "pass_at_1", "bits_per_byte", "rank_me")
+
+
+@dataclass(frozen=True)
+class TaskLine:
+    """A task's trajectory.
+
+    Attributes:
+        task: Its name.
+        protocol: How it was asked.
+        metric: What was measured.
+        tokens: [n] float64, rising.
+        values: [n].
+        errors: [n], standard errors; NaN where there is none.
+    """
+
+    task: str
+    protocol: str
+    metric: str
+    tokens: np.ndarray
+    values: np.ndarray
+    errors: np.ndarray
+
+
+def read_tasks(run: Path) -> list[TaskLine]:
+    """The trajectories that are on record; the last record of a task and checkpoint counts.
+
+    Lines that cannot be read are left out: somebody may be writing one.
+    """
+    points: dict[tuple[str, str, str], dict[float, tuple[float, float]]] = {}
+    try:
+        lines = (run / "evals" / "results.jsonl").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        for task, protocol, metric, value, error in _metrics_of(record):
+            points.setdefault((task, protocol, metric), {})[float(record["tokens"])] = (value, error)
+    found = []
+    for (task, protocol, metric), measured in points.items():
+        tokens = sorted(measured)
+        values, errors = zip(*(measured[one] for one in tokens), strict=True)
+        found.append(
+            TaskLine(task, protocol, metric, *(np.array(x, np.float64) for x in (tokens, values, errors)))
+        )
+    return found
+
+
+def task_plots(lines: Sequence[TaskLine], stages: Sequence[Stage]) -> list[Plot]:
+    """Plots of those that were measured at two checkpoints at least, by how they were asked."""
+    titles = {
+        "likelihood": ("Benchmarks, by likelihood", Axis("share of items", "%")),
+        "generation": ("Benchmarks, by generation", Axis("share of items", "%")),
+        "text": ("Bits of text", Axis("bits per byte", "")),
+        "states": ("Directions in use", Axis("RankMe", "")),
+        "mean": ("Means of the suite", Axis("score", "")),
+    }
+    plots: list[Plot] = []
+    for protocol, (title, axis) in titles.items():
+        chosen = [line for line in lines if line.protocol == protocol and len(line.tokens) > 1]
+        for first in range(0, len(chosen), AT_ONCE):
+            part = chosen[first : first + AT_ONCE]
+            number = f", {first // AT_ONCE + 1}" if len(chosen) > AT_ONCE else ""
+            plots.append(
+                LinePlot(
+                    title=title + number,
+                    x=TOKENS,
+                    y=axis,
+                    series=[_series(line, colour) for line, colour in zip(part, SERIES, strict=False)],
+                    stages=stages,
+                    note="bands: 95%" if any(np.isfinite(line.errors).any() for line in part) else "",
+                )
+            )
+    return plots
+
+
+def task_table(lines: Sequence[TaskLine], worth: Worth | None) -> tuple[list[str], list[list[str]]]:
+    """First and last value of each task, and how well checkpoints are told apart by it."""
+    rows = []
+    for line in lines:
+        ratio = worth(line.values) if worth is not None else float("nan")
+        error = line.errors[-1]
+        rows.append(
+            [
+                line.task,
+                line.protocol,
+                line.metric,
+                f"{line.values[0]:.4g}",
+                f"{line.values[-1]:.4g}" + (f" ± {error:.2g}" if np.isfinite(error) else ""),
+                str(len(line.values)),
+                f"{ratio:.1f}" if np.isfinite(ratio) else "",
+            ]
+        )
+    return ["Task", "Asked by", "Metric", "First", "Last", "Checkpoints", "Signal / noise"], rows
+
+
+def _series(line: TaskLine, colour: str) -> Series:
+    known = np.isfinite(line.errors).any()
+    name = line.task.removesuffix(f"_{line.protocol}")
+    return Series(
+        name=name, x=line.tokens, y=line.values, colour=colour, band=NORMAL * line.errors if known else None
+    )
+
+
+def _metrics_of(record: Any) -> list[tuple[str, str, str, float, float]]:
+    """(task, protocol, metric, value, standard error) of a line that is about a checkpoint in its run."""
+    if not isinstance(record, dict) or not isinstance(record.get("tokens"), int | float):
+        return []
+    if isinstance(record.get("means"), dict):
+        return [
+            (str(group), "mean", "score", float(mean["score"]), float("nan"))
+            for group, mean in record["means"].items()
+            if isinstance(mean, dict)
+            and isinstance(mean.get("score"), int | float)
+            and not mean.get("missing")
+        ]
+    metrics, errors = record.get("metrics"), record.get("errors") or {}
+    if not isinstance(metrics, dict) or not metrics:
+        return []
+    names = {str(name).partition(",")[0]: str(name) for name in metrics}
+    main = next((name for name in _MAIN if name in names), next(iter(names)))
+    name = names[main]
+    value, error = metrics[name], errors.get(name)
+    if not isinstance(value, int | float):
+        return []
+    spread = float(error) if isinstance(error, int | float) else float("nan")
+    return [(str(record.get("task")), str(record.get("protocol")), main, float(value), spread)]

@@ -1,0 +1,119 @@
+"""Scores of seen texts against what is computed by hand, in float64, token by token."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_davinci.errors import ConfigError, DataError
+from megatron_davinci.evaluate.contamination import (
+    Frequencies,
+    auroc,
+    dc_pdd,
+    min_k,
+    scores_of,
+    true_positives,
+)
+from megatron_davinci.evaluate.overlap import overlap
+
+
+def distribution(generator: np.random.Generator, places: int, vocabulary: int) -> np.ndarray:
+    """Log-probabilities of every token at every place."""
+    logits = generator.normal(0, 3, (places, vocabulary))
+    return logits - np.log(np.exp(logits).sum(1, keepdims=True))
+
+
+def by_hand(tokens: list[int], logs: np.ndarray, counts: list[int], share: float) -> dict[str, float]:
+    """The three scores as their papers write them, in plain loops."""
+    own, plus, parts, met = [], [], [], set()
+    total, vocabulary = sum(counts), len(counts)
+    for place, token in enumerate(tokens[1:]):
+        row = [float(value) for value in logs[place]]
+        mu = sum(math.exp(value) * value for value in row)
+        variance = sum(math.exp(value) * (value - mu) ** 2 for value in row)
+        own.append(row[token])
+        plus.append((row[token] - mu) / math.sqrt(variance))
+        if token not in met:
+            met.add(token)
+            frequency = (counts[token] + 1) / (total + vocabulary)
+            parts.append(min(math.exp(row[token]) * math.log(1 / frequency), 0.01))
+    kept = max(1, int(len(own) * share))
+    return {
+        "min_k": sum(sorted(own)[:kept]) / kept,
+        "min_k_plus": sum(sorted(plus)[:kept]) / kept,
+        "dc_pdd": sum(parts) / len(parts),
+        "loss": -sum(own) / len(own),
+    }
+
+
+@given(st.integers(0, 1000), st.integers(2, 30), st.sampled_from([0.1, 0.2, 0.5, 1.0]))
+def test_scores_are_those_of_the_papers(seed, length, share):
+    generator = np.random.default_rng(seed)
+    vocabulary = 12
+    tokens = generator.integers(0, vocabulary, length).tolist()
+    logs = distribution(generator, length - 1, vocabulary)
+    counts = generator.integers(0, 50, vocabulary).tolist()
+    p = np.exp(logs)
+    mean = (p * logs).sum(1)
+    spread = np.sqrt((p * (logs - mean[:, None]) ** 2).sum(1))
+    moments = np.stack([logs[np.arange(length - 1), tokens[1:]], mean, spread], 1)
+    found = scores_of(tokens, moments, Frequencies(counts), share=share).record()
+    assert found == pytest.approx(by_hand(tokens, logs, counts, share), abs=1e-9)
+
+
+def test_frequencies_are_those_of_the_windows_and_never_zero():
+    reference = Frequencies.of([np.array([1, 1, 2]), np.array([0])], 4)
+    np.testing.assert_allclose(reference.of_tokens(np.array([1, 3])), [3 / 8, 1 / 8])
+
+
+def test_only_the_first_of_equal_tokens_counts_and_none_adds_more_than_the_ceiling():
+    reference = Frequencies([0, 0, 0])
+    log = np.log([0.5, 0.001, 0.001])
+    assert dc_pdd([9, 1, 1, 2], log, reference) == pytest.approx((0.01 + 0.001 * math.log(3)) / 2)
+
+
+def test_a_text_that_cannot_be_scored_is_refused():
+    with pytest.raises(DataError, match="cannot be scored"):
+        scores_of([1], np.empty((0, 3)))
+    with pytest.raises(DataError, match="not numbers"):
+        scores_of([1, 2], np.array([[math.nan, 0.0, 1.0]]))
+
+
+@given(
+    st.lists(st.integers(0, 6), min_size=1, max_size=20), st.lists(st.integers(0, 6), min_size=1, max_size=20)
+)
+def test_auroc_is_the_share_of_pairs_in_order(seen, unseen):
+    pairs = [1.0 if a > b else 0.5 if a == b else 0.0 for a in seen for b in unseen]
+    assert auroc(seen, unseen) == pytest.approx(sum(pairs) / len(pairs))
+
+
+def test_true_positives_are_counted_above_what_few_unseen_texts_exceed():
+    assert true_positives([5.0, 10.5, 30.0], np.arange(20.0), 0.05) == pytest.approx(1 / 3)
+    assert min_k([3.0, 1.0, 2.0], 0.01) == 1.0
+
+
+def test_runs_of_training_samples_are_found_and_the_samples_named():
+    generator = np.random.default_rng(0)
+    samples = [(number, generator.integers(0, 50, 65)) for number in range(40)]
+    planted = samples[7][1][20:50].tolist()
+    half = [*samples[12][1][:20].tolist(), *generator.integers(50, 60, 20).tolist()]
+    unseen = generator.integers(50, 60, 30).tolist()
+    samples.append((90, np.concatenate([np.full(10, 3), planted])))
+    found = overlap([planted, half, unseen, planted[:5]], samples, 13)
+    assert found[0].share == 1.0
+    assert found[0].samples == [7, 90]
+    assert found[0].times == 2
+    assert found[1].share == pytest.approx(8 / 28)
+    assert found[1].samples == [12]
+    assert found[2].share == 0.0
+    assert found[2].samples == []
+    assert math.isnan(found[3].share)
+
+
+def test_a_run_has_a_length():
+    with pytest.raises(ConfigError, match="one token at least"):
+        overlap([[1]], [], 0)

@@ -1,0 +1,68 @@
+"""Following a run: each checkpoint once, those that come later too, and an end when the run has ended."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_davinci.cli import eval_follow
+from megatron_davinci.errors import ConfigError
+
+
+class Run:
+    """A run directory in which a checkpoint appears at each wait, until there is no more to come."""
+
+    def __init__(self, folder: Path, later: list[int]) -> None:
+        self.folder, self.later, self.asked = folder, later, []
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "config.yaml").write_text("")
+        self.waits = 0
+
+    def save(self, step: int) -> None:
+        folder = self.folder / "checkpoints" / f"step-{step:08d}"
+        folder.mkdir()
+        (folder / "manifest.json").write_text("{}")
+
+    def evaluate(self, words: list[str]) -> int:
+        step = int(words[0].rpartition("@")[2])
+        self.asked.append(step)
+        (self.folder / "evals").mkdir(exist_ok=True)
+        with open(self.folder / "evals/results.jsonl", "a") as file:
+            file.write(json.dumps({"step": step, "task": "a", "limit": None, "metrics": {}}) + "\n")
+        return 2 if step == 20 else 0
+
+    def wait(self, seconds: float) -> None:
+        self.waits += 1
+        if self.later:
+            self.save(self.later.pop(0))
+
+    def follow(self) -> int:
+        arguments = argparse.Namespace(run=str(self.folder), out=None, tasks="a", suite=None, limit=None)
+        return eval_follow.follow_run(arguments, ["--tasks", "a"], evaluate=self.evaluate, wait=self.wait)
+
+
+def test_every_checkpoint_is_evaluated_once_and_those_on_record_are_left_out(tmp_path):
+    run = Run(tmp_path / "run", [30, 40])
+    run.save(20)
+    run.save(10)
+    assert run.follow() == 2, "one of them had a task without a result"
+    assert run.asked == [10, 20, 30, 40]
+    again = len(run.asked)
+    assert run.follow() == 0
+    assert run.asked[again:] == []
+
+
+def test_it_stays_while_a_trainer_is_at_work(tmp_path, monkeypatch):
+    run = Run(tmp_path / "run", [])
+    lives = iter([True] * 20 + [False] * 20)
+    monkeypatch.setattr(eval_follow, "_at_work", lambda folder: next(lives))
+    assert run.follow() == 0
+    assert run.waits >= 20
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="no run to follow"):
+        eval_follow.follow_run(argparse.Namespace(run=str(tmp_path)), [])

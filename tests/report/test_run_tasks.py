@@ -1,0 +1,50 @@
+"""What was measured of checkpoints, as lines over tokens."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from megatron_davinci.report.run_tasks import read_tasks, task_plots, task_table
+
+
+def record(tokens: int, task: str, protocol: str, metrics: dict, **more) -> str:
+    return (
+        json.dumps({"tokens": tokens, "task": task, "protocol": protocol, "metrics": metrics, **more}) + "\n"
+    )
+
+
+def test_the_last_record_of_a_checkpoint_counts_and_what_has_no_result_is_left_out(tmp_path):
+    (tmp_path / "evals").mkdir()
+    means = {"General": {"score": 40.0, "missing": []}, "Code": {"score": 1.0, "missing": ["MBPP"]}}
+    (tmp_path / "evals/results.jsonl").write_text(
+        record(200, "a", "likelihood", {"acc,none": 0.5, "acc_norm,none": 0.6}, errors={"acc_norm,none": 0.1})
+        + record(100, "a", "likelihood", {"acc,none": 0.1, "acc_norm,none": 0.2})
+        + record(
+            100, "a", "likelihood", {"acc,none": 0.2, "acc_norm,none": 0.3}, errors={"acc_norm,none": 0.2}
+        )
+        + record(100, "b", "generation", {}, problem="no data")
+        + json.dumps({"tokens": 100, "suite": "davinci19", "means": means})
+        + "\n"
+        + '{"tokens": 300, "task'
+    )
+    found = {line.task: line for line in read_tasks(tmp_path)}
+    assert found.keys() == {"a", "General"}
+    line = found["a"]
+    assert line.metric == "acc_norm"
+    assert (line.tokens.tolist(), line.values.tolist(), line.errors.tolist()) == (
+        [100, 200],
+        [0.3, 0.6],
+        [0.2, 0.1],
+    )
+    (plot,) = task_plots([line], [])
+    np.testing.assert_allclose(plot.series[0].band, [0.392, 0.196])
+    assert "by likelihood" in plot.title
+    header, rows = task_table([line], lambda values: 7.0)
+    assert rows == [["a", "likelihood", "acc_norm", "0.3", "0.6 ± 0.1", "2", "7.0"]]
+    assert len(header) == len(rows[0])
+
+
+def test_a_run_without_results_has_none(tmp_path):
+    assert read_tasks(tmp_path) == []
