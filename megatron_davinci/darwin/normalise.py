@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
+import signal
+import sys
 import unicodedata
+from functools import cache
 from importlib.metadata import version
 from typing import Any, ClassVar
 
@@ -79,6 +83,7 @@ def html_to_text(html: str, main_content: bool, links: bool) -> tuple[str, str]:
     """
     from resiliparse.extract.html2text import extract_plain_text
 
+    _die_with_parent()
     try:
         text = extract_plain_text(
             html,
@@ -90,6 +95,13 @@ def html_to_text(html: str, main_content: bool, links: bool) -> tuple[str, str]:
     except Exception as error:
         return "", f"{type(error).__name__}: {error}"
     return text, ""
+
+
+@cache
+def _die_with_parent() -> None:
+    """Ask Linux to end this process with the one that asks it for text, which may be killed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 class ExtractHtml(Step):

@@ -11,10 +11,8 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any, NamedTuple
 
-from datatrove.executor.local import LocalPipelineExecutor
-from multiprocess import get_context
-
 from megatron_davinci.darwin.corpus import Corpus, finish
+from megatron_davinci.darwin.executor import Executor
 from megatron_davinci.darwin.parts import remove_temporary
 from megatron_davinci.darwin.pipeline import (
     Acquire,
@@ -122,9 +120,7 @@ def _run_pass(
 
 
 def _execute(pipeline: list[Any], tasks: int, workers: int, log: Path) -> None:
-    # Workers are forked from a server that has imported what they need, once for all passes.
-    get_context("forkserver").set_forkserver_preload(["megatron_davinci.darwin.catalogue", __name__])
-    LocalPipelineExecutor(pipeline, tasks=tasks, workers=workers, logging_dir=str(log)).run()
+    Executor(pipeline, tasks=tasks, workers=workers, logging_dir=str(log)).run()
 
 
 @contextmanager

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
 import re
+import signal
 import time
 
 import pytest
@@ -272,6 +274,27 @@ class Tampers(Rewrites):
     def apply(self, document):
         document.text += " and more"
         return Outcome()
+
+
+class Dies(Step):
+    name, level, about = "dies", 2, "is killed, as if for its memory"
+
+    def apply(self, document):
+        if document.id.endswith("csv.py"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Outcome()
+
+
+def test_a_worker_that_is_killed_is_said_and_tasks_that_were_done_are(tmp_path, monkeypatch):
+    from megatron_davinci.darwin.recipe import STEPS
+
+    raw_files(tmp_path / "raw", documents=1)
+    monkeypatch.setitem(STEPS, "dies", Dies)
+    loaded = recipe(tmp_path, sources=SOURCES[2:], steps=["dies"], limits={"task_bytes": 20_000})
+    with pytest.raises(EnvironmentProblem, match="A worker was killed"):
+        made(loaded, workers=2)
+    monkeypatch.setattr(Dies, "apply", lambda step, document: Outcome())
+    assert made(loaded).counts["output"] == 6
 
 
 def test_selection_never_changes_a_text(tmp_path, monkeypatch):
