@@ -148,8 +148,18 @@ def lead(
 
         found_out = contamination(arguments, found, leader, tokenizer, identity["length"], out)
         if out is not None:
-            append(out, {**_point(found), "suite": arguments.suite, **found_out, "identity": identity})
+            append(
+                out,
+                {
+                    **_point(found),
+                    "suite": arguments.suite,
+                    **found_out,
+                    "limit": arguments.limit,
+                    "identity": identity,
+                },
+            )
         return 0
+    about = {"suite": arguments.suite, "limit": arguments.limit, "identity": identity}
     results = []
     with tempfile.TemporaryDirectory(prefix="davinci-eval-") as scratch, progress() as told:
         planned = plan(arguments, found, tokenizer, (out or Path(scratch)) / "local")
@@ -166,16 +176,13 @@ def lead(
                 result = dataclasses.replace(result, problem=f"its data is not here. To get it: {one.help}")
             results.append(result)
             if out is not None:
-                about = {"suite": arguments.suite, "limit": arguments.limit, "identity": identity}
-                about |= {
-                    "seconds": round(time.monotonic() - began, 3),
-                    "answers_found": answers.known - known,
-                }
-                keep(out, found, result, about)
+                seconds = round(time.monotonic() - began, 3)
+                computed = {"seconds": seconds, "answers_found": answers.known - known}
+                keep(out, found, result, about | computed)
         if arguments.suite == "local":
             results.append(measure_geometry(found, leader, tokenizer, identity["length"], arguments))
             if out is not None:
-                keep(out, found, results[-1], {"suite": arguments.suite, "identity": identity})
+                keep(out, found, results[-1], about)
     show(results, out)
     if arguments.suite == "local":
         side_by_side(results)

@@ -90,7 +90,7 @@ def on_record(out: Path, arguments: argparse.Namespace) -> set[int]:
 
 
 def _last(record: dict[str, object]) -> bool:
-    return "means" in record or record.get("task") == "geometry"
+    return "means" in record or "texts" in record or record.get("task") == "geometry"
 
 
 def _at_work(run: Path) -> bool:

@@ -49,7 +49,9 @@ def show(results: Sequence[TaskResult], out: Path | None) -> None:
     rows = []
     for result in results:
         for one in (result, *(result.tasks if result.tasks else ())):
-            name = one.task if one is result else f"  {one.task}"
+            # The column beside it says how it was asked.
+            name = one.task.removesuffix(f"_{one.protocol}")
+            name = name if one is result else f"  {name}"
             for metric, value in one.metrics.items():
                 error = one.errors.get(metric)
                 shots = "" if one.shots is None else str(one.shots)

@@ -12,6 +12,8 @@ import yaml
 
 from megatron_davinci.cli.convert_to_hf import export
 from megatron_davinci.cli.main import main
+from megatron_davinci.data.tokenizer import Tokenizer
+from megatron_davinci.evaluate.engine import Likelihood
 from tests.evaluate import models, native
 from tests.ranks import run_ranks
 
@@ -216,3 +218,27 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(root, capsys):
 def test_a_setting_of_the_model_is_refused(root, capsys):
     assert evaluate(root, "--tasks", "tiny_text", "model.num_layers=3") == 2
     assert "the model is the checkpoint's" in capsys.readouterr().err
+
+
+class NotNumbers:
+    """Ranks whose model's logits are not numbers."""
+
+    def log_likelihoods(self, requests):
+        return [Likelihood(math.nan, False) for _ in requests]
+
+    def generate(self, prompts, until, most):
+        return [[65, -1] for _ in prompts]
+
+
+@pytest.mark.parametrize("name", native.TASKS)
+def test_logits_that_are_not_numbers_give_no_score_whatever_is_asked(root, name):
+    from megatron_davinci.evaluate.answers import Answers
+    from megatron_davinci.evaluate.harness import NativeLM
+    from megatron_davinci.evaluate.tasks import Tasks, run_task
+
+    tokenizer = Tokenizer.load(root / "tokenizer")
+    lm = NativeLM(NotNumbers(), tokenizer, models.LENGTH, Answers(None, {}))
+    manager = Tasks([root / "tasks"]).manager(name)
+    result = run_task(lm, name, lambda: manager.load([name]))
+    assert result.metrics == {}
+    assert result.problem == "12 of 12 items: logits that are not numbers"
