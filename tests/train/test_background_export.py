@@ -16,6 +16,7 @@ import pytest
 
 from megatron_davinci.config.training import CheckpointConfig
 from megatron_davinci.errors import ConfigError, EnvironmentProblem, Stopped
+from megatron_davinci.platform import background_process
 from megatron_davinci.platform.background_process import try_lock
 from megatron_davinci.train import background_export, checkpoint_files, export_check
 from megatron_davinci.train.background_export import BackgroundExport
@@ -37,7 +38,7 @@ def records(run: Path) -> list[tuple[int, str]]:
     return [(line["step"], line["event"]) for line in lines]
 
 
-def until(there: Any, seconds: float = 20.0) -> Any:
+def until(there: Any, seconds: float = 60.0) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := there()):
         assert time.monotonic() < deadline
@@ -49,6 +50,7 @@ def until(there: Any, seconds: float = 20.0) -> Any:
 
 
 def train_with_a_script(settings: dict[str, Any], script: str) -> int:
+    background_process.NICE = 0
     ExportJob.command = lambda self, config: ["sh", "-c", script, str(self.source), str(self.out)]  # type: ignore[method-assign]
     return tiny.train_here(settings)
 
@@ -114,7 +116,11 @@ def export(tmp_path, monkeypatch):
     made: list[BackgroundExport] = []
     monkeypatch.setattr(background_export, "_LOOK_SECONDS", 0.01)
 
-    def make(script: str = COPY, every: int = 2, begin: int = 0, last: int = 100, **options: Any) -> Any:
+    def make(
+        script: str = COPY, every: int = 2, begin: int = 0, last: int = 100, nice: int = 0, **options: Any
+    ) -> Any:
+        # Beside other tests a process of the lowest priority may wait for a minute.
+        monkeypatch.setattr(background_process, "NICE", nice)
         monkeypatch.setattr(
             ExportJob, "command", lambda self, config: ["sh", "-c", script, str(self.source), str(self.out)]
         )
@@ -178,7 +184,7 @@ def test_what_is_not_due_and_what_others_do_is_not_exported(tmp_path, export):
 
 def test_it_is_of_the_lowest_priority_and_no_rank(tmp_path, export, monkeypatch):
     monkeypatch.setenv("RANK", "3")
-    exporter = export(WHEN_TOLD)
+    exporter = export(WHEN_TOLD, nice=background_process.NICE)
     save(tmp_path / "run", 2)
     exporter.saved(2)
     process = process_of(exporter)
