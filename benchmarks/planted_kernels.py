@@ -223,11 +223,11 @@ def measure(seed: int) -> tuple[dict[str, float], list[str]]:
     return figures, lines
 
 
-def _said_of(paths: list[Path], log: Path, runtime: Path | None, draw: random.Random) -> list[str]:
+def _said_of(paths: list[Path], log: Path, runtime: str | None, draw: random.Random) -> list[str]:
     """What gave each library away. A process that one of them ends is followed by another for the rest."""
     environment = os.environ | {"ASAN_OPTIONS": f"detect_leaks=0:halt_on_error=0:log_path={log}"}
     if runtime is not None:
-        environment["LD_PRELOAD"] = str(runtime)
+        environment["LD_PRELOAD"] = runtime
     said: list[str] = []
     while len(said) < len(paths):
         command = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from megatron_davinci.config.section import Section
 
@@ -33,3 +33,15 @@ class BackendsConfig(Section):
         description="megatron: Megatron-Core's cross entropy; davinci: this package's, which overwrites the logits "
         "and keeps nothing of their size; auto: Megatron-Core's",
     )
+    loss_chunk_tokens: int | None = Field(
+        default=None,
+        gt=0,
+        description="With loss: davinci: logits of so many tokens at a time, computed again in the backward pass; "
+        "null: of all at once, kept",
+    )
+
+    @model_validator(mode="after")
+    def _only_what_acts(self) -> BackendsConfig:
+        if self.loss_chunk_tokens is not None and self.loss != "davinci":
+            raise ValueError(f"loss_chunk_tokens acts with loss: davinci; found loss: {self.loss}")
+        return self

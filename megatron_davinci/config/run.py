@@ -100,7 +100,7 @@ class RunConfig(Section):
         """What `platform.backends.choose_backends` is asked, but for the platform."""
         documents = any(stage.transforms.document_mask for stage in self.curriculum)
         return {
-            **self.backends.model_dump(),
+            **self.backends.model_dump(exclude={"loss_chunk_tokens"}),
             "documents": documents or self.evaluation.document_mask,
             "half": self.train.precision == "bf16",
             **lever_needs(self),

@@ -145,14 +145,19 @@ def emulator(*, sanitize: bool = False, where: Path | None = None, out: Path | N
     return out
 
 
-def sanitizer_runtime() -> Path | None:
-    """What LD_PRELOAD must name for a library with AddressSanitizer; None where the compiler has none."""
+def sanitizer_runtime() -> str | None:
+    """What LD_PRELOAD must be for a library with AddressSanitizer; None where the compiler has none.
+
+    The C++ library comes with it: Python has none in it, and what throws could not be watched.
+    """
     compiler = find_host_compiler()
     if compiler is None:
         return None
-    command = [compiler, "-print-file-name=libasan.so"]
-    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    return Path(said).resolve() if os.path.isabs(said) else None
+    found = []
+    for name in ("libasan.so", "libstdc++.so.6"):
+        command = [compiler, f"-print-file-name={name}"]
+        found.append(subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip())
+    return " ".join(found) if all(map(os.path.isabs, found)) else None
 
 
 def _cache() -> Path:

@@ -126,6 +126,7 @@ def build_model(config: RunConfig, platform: Platform) -> list[GPT]:
             rope_scaling=config.model.rope_scaling,
             vocab_padding=config.model.vocab_padding,
             own_loss=own_loss,
+            loss_chunk=config.backends.loss_chunk_tokens,
         )
         mark_experts(chunk)
         initialize(chunk, config.run.seed, config.model.init_std)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+)
 from torch import Tensor
 
 from megatron_davinci.config.rope import RopeScaling
-from megatron_davinci.kernels.cross_entropy import vocab_parallel_cross_entropy
+from megatron_davinci.kernels.cross_entropy import Losses, vocab_parallel_cross_entropy
+from megatron_davinci.kernels.linear_cross_entropy import linear_cross_entropy
 from megatron_davinci.model.branches import Branches
 from megatron_davinci.model.documents import Documents
 from megatron_davinci.model.loss import cross_entropy_and_z_loss
@@ -28,6 +35,7 @@ class GPT(GPTModel):
         rope_scaling: Stretched wavelengths; None for none.
         vocab_padding: Rows at the end of the vocabulary that are no token's. The loss is as if they were not there.
         own_loss: Take the cross entropy of `kernels`, which overwrites the logits, instead of Megatron-Core's.
+        loss_chunk: With `own_loss`: tokens whose logits are there at once; None for all.
     """
 
     def __init__(
@@ -37,12 +45,16 @@ class GPT(GPTModel):
         rope_scaling: RopeScaling | None = None,
         vocab_padding: int = 0,
         own_loss: bool = False,
+        loss_chunk: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.z_loss = z_loss
         self.tokens = self.vocab_size - vocab_padding
-        self.own_loss = own_loss
+        self.own_loss, self.loss_chunk = own_loss, loss_chunk
+        self._head: _HeadInLoss | None = None
+        if loss_chunk is not None and self.post_process:
+            self._head = _HeadInLoss(self.output_layer)
         self.rotary_pos_emb.inv_freq = scale_frequencies(self.rotary_pos_emb.inv_freq, rope_scaling)
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
@@ -50,16 +62,10 @@ class GPT(GPTModel):
 
         Args:
             labels: [batch, sequence] int64.
-            logits: [sequence, batch, vocabulary on this rank].
+            logits: [sequence, batch, vocabulary on this rank]; with `loss_chunk` hidden states in their place.
         """
         if self.own_loss:
-            losses = vocab_parallel_cross_entropy(
-                logits,
-                labels.transpose(0, 1).contiguous(),
-                group=parallel_state.get_tensor_model_parallel_group(),
-                tokens=self.tokens,
-                z_loss=self.z_loss if self.training else 0.0,
-            )
+            losses = self._own_losses(labels.transpose(0, 1).contiguous(), logits)
             of_labels = losses.cross_entropy.transpose(0, 1).contiguous()
             return (
                 of_labels
@@ -72,6 +78,28 @@ class GPT(GPTModel):
             both = cross_entropy_and_z_loss(logits, labels.transpose(0, 1).contiguous(), self.z_loss)
             return both.transpose(1, 2).contiguous()
         return super().compute_language_model_loss(labels, logits)
+
+    def _own_losses(self, labels: Tensor, logits: Tensor) -> Losses:
+        group = parallel_state.get_tensor_model_parallel_group()
+        z_loss = self.z_loss if self.training else 0.0
+        if self._head is None or self.loss_chunk is None:
+            return vocab_parallel_cross_entropy(
+                logits, labels, group=group, tokens=self.tokens, z_loss=z_loss
+            )
+        # As Megatron-Core's output layer does it: what ranks' parts of the gradient come to is summed here.
+        if self.config.sequence_parallel:
+            hidden = gather_from_sequence_parallel_region(logits, group=group)
+        else:
+            hidden = copy_to_tensor_model_parallel_region(logits, group=group)
+        return linear_cross_entropy(
+            hidden,
+            self._head.weight,
+            labels,
+            group=group,
+            tokens=self.tokens,
+            z_loss=z_loss,
+            chunk=self.loss_chunk,
+        )
 
     def _without_padding(self, logits: Tensor) -> Tensor:
         here = logits.shape[-1]
@@ -93,7 +121,9 @@ class GPT(GPTModel):
     def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         branches = kwargs.get("packed_seq_params")
         if not (self.post_process and isinstance(branches, Branches) and branches.read is not None):
-            out: Tensor = super()._postprocess(hidden_states, *args, **kwargs)
+            head = self._head if kwargs.get("labels") is not None else None
+            with nullcontext() if head is None else head.left_to_the_loss():
+                out: Tensor = super()._postprocess(hidden_states, *args, **kwargs)
             return out
         tokens = hidden_states.transpose(0, 1).flatten(0, 1)
         parts = []
@@ -107,3 +137,38 @@ class GPT(GPTModel):
             logits = self._without_padding(logits) if self.tokens < self.vocab_size else logits
             parts.append(branches.read(logits, first))
         return torch.cat(parts)
+
+
+class _HeadInLoss:
+    """The output layer, which at times hands hidden states on: the loss then multiplies, chunk by chunk.
+
+    Args:
+        layer: Megatron-Core's `ColumnParallelLinear`, whose `forward` is wrapped in place.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        self._layer, self._own_forward, self._left = layer, layer.forward, False
+        self._given: Tensor | None = None
+        layer.forward = self._forward
+
+    @property
+    def weight(self) -> Tensor:
+        """Of the product that was left to the loss."""
+        weight: Tensor = self._layer.weight if self._given is None else self._given
+        return weight
+
+    @contextmanager
+    def left_to_the_loss(self) -> Iterator[None]:
+        """A context in which the layer multiplies nothing."""
+        self._left = True
+        try:
+            yield
+        finally:
+            self._left, self._given = False, None
+
+    def _forward(self, hidden: Tensor, weight: Tensor | None = None, **options: Any) -> tuple[Tensor, None]:
+        if not self._left:
+            made: tuple[Tensor, None] = self._own_forward(hidden, weight=weight, **options)
+            return made
+        self._given = weight
+        return hidden, None
