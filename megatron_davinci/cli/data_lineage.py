@@ -9,14 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.text import Text
-
 if TYPE_CHECKING:
     from megatron_davinci.cli.screen import Screen
     from megatron_davinci.darwin.lineage import Event, Found
 
 _LINES = 30  # of a difference that are shown
 _WIDTH = 160  # characters of a line
+
+
+def _text(content: str, **style: Any) -> Any:
+    # `davinci data --help` is to import nothing that takes time.
+    from rich.text import Text
+
+    return Text(content, **style)
 
 
 def add_actions(actions: Any) -> None:
@@ -109,7 +114,7 @@ def show(screen: Screen, found: Found, life: list[Event], *, full: bool) -> None
 
 def _show_event(screen: Screen, number: int, event: Event, full: bool) -> None:
     entry = event.entry
-    head = Text(f"\n{number:>2}  L{entry['level']} ", style="bold")
+    head = _text(f"\n{number:>2}  L{entry['level']} ", style="bold")
     head.append(screen.safe(entry["name"]), style="bold")
     colour = {"changed": "yellow", "dropped": "red", "quarantined": "red"}.get(entry["result"], "green")
     head.append(f"  {entry['result']}", style=colour)
@@ -122,9 +127,9 @@ def _show_event(screen: Screen, number: int, event: Event, full: bool) -> None:
     if "characters" in entry:
         said.append(f"{entry['characters']:,} characters")
     if said:
-        screen.console.print(Text("    " + screen.safe("; ".join(said)), style="dim"))
+        screen.console.print(_text("    " + screen.safe("; ".join(said)), style="dim"))
     if event.trouble:
-        screen.console.print(Text(f"    cannot be shown: {screen.safe(event.trouble)}", style="yellow"))
+        screen.console.print(_text(f"    cannot be shown: {screen.safe(event.trouble)}", style="yellow"))
     if event.before is not None and event.after is not None:
         _show_difference(screen, event.before, event.after, full)
 
@@ -147,12 +152,12 @@ def _show_difference(screen: Screen, before: str, after: str, full: bool) -> Non
         style = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1], "dim")
         body = line if full or len(line) <= _WIDTH else line[:_WIDTH] + " …"
         # Tabs are shown as they look; a carriage return or a control character must be seen.
-        screen.console.print(Text("    " + screen.safe(body.expandtabs(4)), style=style), soft_wrap=True)
+        screen.console.print(_text("    " + screen.safe(body.expandtabs(4)), style=style), soft_wrap=True)
     if not lines:
-        screen.console.print(Text("    only how the last line ends", style="dim"))
+        screen.console.print(_text("    only how the last line ends", style="dim"))
     if len(lines) > len(shown):
         rest = f"    … {len(lines) - len(shown):,} more lines; --full shows them"
-        screen.console.print(Text(rest, style="dim"))
+        screen.console.print(_text(rest, style="dim"))
 
 
 ACTIONS: dict[str, Callable[[argparse.Namespace], int]] = {"lineage": tell_lineage, "report": draw_report}

@@ -70,8 +70,9 @@ class SignalWatch:
         os.set_blocking(self._write, False)
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         for number in (*STOPPING, AT_ONCE):
-            # What was ignored from outside stays ignored, as with nohup.
-            if signal.getsignal(number) is not signal.SIG_IGN:
+            # What was ignored from outside stays ignored, as with nohup. Not so the launcher's own word: a shell has
+            # its background jobs ignore that too.
+            if number == AT_ONCE or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, _heard)
         os.register_at_fork(after_in_child=self._forget)
         threading.Thread(target=self._listen, name="signals", daemon=True).start()

@@ -17,14 +17,21 @@ from tests.examples.cluster import outside
 from tests.tiny import tiny_settings
 
 
-def start(module, *arguments):
+def start(module, *arguments, behind=False):
+    """A command; `behind`: as a shell script starts one with `&`, with a terminal's signals ignored."""
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         env=outside(),
+        preexec_fn=ignore if behind else None,
     )
+
+
+def ignore():
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def numbers(run):
@@ -81,7 +88,7 @@ def test_a_signal_to_the_launcher_is_a_checkpoint_and_code_75(config):
 @pytest.mark.long
 def test_ranks_end_with_a_launcher_that_is_killed(config):
     run = config.parent / "run"
-    launcher = start("megatron_davinci.cli.main", "train", str(config), "--ranks", "2")
+    launcher = start("megatron_davinci.cli.main", "train", str(config), "--ranks", "2", behind=True)
     try:
         wait_for_step(run, 5, launcher)
         ranks = ranks_of(launcher)

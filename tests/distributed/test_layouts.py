@@ -70,7 +70,7 @@ def settings_of(root, run, parallel, experts=None):
     )
     settings["model"] |= {"num_layers": 4, "ffn_hidden_size": 32 if experts else 64, "experts": experts}
     settings["train"] |= {"micro_batch_size": 1, "stop_after_steps": STEPS}
-    settings["evaluation"] = {"sequences": 16}
+    settings["evaluation"] = {"sequences": 16, "every_steps": 8}
     return settings
 
 

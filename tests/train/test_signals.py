@@ -66,6 +66,8 @@ def a_rank(config, phase, marker, seconds):
 
     setattr(owner, name, dawdling)
     sys.argv = ["train", str(config)]
+    # A shell has jobs in the background ignore it, and what is ignored from outside stays so.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     WATCH.install()
     main()
 
