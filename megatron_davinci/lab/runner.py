@@ -6,7 +6,6 @@ moment and started again.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from megatron_davinci.errors import AGAIN
 from megatron_davinci.files import write_atomically, write_json
 from megatron_davinci.lab.arms import Run
 from megatron_davinci.lab.outcomes import FAILED, Outcome, folder_of, outcome_of
+from megatron_davinci.platform.background_process import of_no_rank
 from megatron_davinci.train.post_mortem import is_held
 
 _LOOK_SECONDS = 2.0
@@ -100,7 +100,7 @@ def _train(root: Path, run: Run) -> None:
             stdout=file,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env=_alone(),
+            env=of_no_rank(),
             check=False,
         ).returncode
     # What was asked to end goes on at the next start of the lab; what was killed too.
@@ -108,9 +108,3 @@ def _train(root: Path, run: Run) -> None:
         last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:]
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / FAILED, {"code": code, "why": "\n".join(last)})
-
-
-def _alone() -> dict[str, str]:
-    """The environment, without what a launcher around the lab has put there."""
-    ours = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    return {name: value for name, value in os.environ.items() if name not in ours}

@@ -51,6 +51,15 @@ def try_lock(path: Path) -> int | None:
     return file
 
 
+def of_no_rank() -> dict[str, str]:
+    """This process's environment, without what a launcher tells a rank: for a program that is none."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _OF_A_RANK and not name.startswith("TORCHELASTIC_")
+    }
+
+
 class BackgroundProcess:
     """A process of the lowest priority for processor and disk, which sees no GPU.
 
@@ -66,11 +75,7 @@ class BackgroundProcess:
     """
 
     def __init__(self, words: Sequence[str], log: Path, lock: int) -> None:
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if name not in _OF_A_RANK and not name.startswith("TORCHELASTIC_")
-        }
+        environment = of_no_rank()
         environment |= dict.fromkeys(_ONE_THREAD, "1") | {"CUDA_VISIBLE_DEVICES": ""}
         environment["TOKENIZERS_PARALLELISM"] = "false"
         with open(log, "wb") as said:
