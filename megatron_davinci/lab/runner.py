@@ -6,6 +6,7 @@ moment and started again.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -18,8 +19,7 @@ from megatron_davinci.errors import AGAIN
 from megatron_davinci.files import write_atomically, write_json
 from megatron_davinci.lab.arms import Run
 from megatron_davinci.lab.outcomes import FAILED, Outcome, folder_of, outcome_of
-from megatron_davinci.platform.background_process import of_no_rank
-from megatron_davinci.train.post_mortem import is_held
+from megatron_davinci.platform.background_process import of_no_rank, try_lock
 
 _LOOK_SECONDS = 2.0
 
@@ -79,12 +79,19 @@ def configuration(root: Path, run: Run) -> RunConfig:
 
 
 def _train(root: Path, run: Run) -> None:
-    folder = folder_of(root, run)
-    # A runner that was killed may have left it at work: it is waited for, and looked at again.
-    while is_held(folder):
+    (root / "locks").mkdir(parents=True, exist_ok=True)
+    # The trainer holds it too, from its first moment on: a runner that was killed may have left it at work.
+    while (lock := try_lock(root / "locks" / run.identity)) is None:
         time.sleep(_LOOK_SECONDS)
-    if outcome_of(root, run).state == "done":
-        return
+    try:
+        if outcome_of(root, run).state != "done":
+            _start(root, run, lock)
+    finally:
+        os.close(lock)
+
+
+def _start(root: Path, run: Run, lock: int) -> None:
+    folder = folder_of(root, run)
     (folder / FAILED).unlink(missing_ok=True)
     config = configuration(root, run)
     path, log = root / "configs" / f"{run.identity}.yaml", root / "logs" / f"{run.identity}.log"
@@ -101,6 +108,7 @@ def _train(root: Path, run: Run) -> None:
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             env=of_no_rank(),
+            pass_fds=(lock,),
             check=False,
         ).returncode
     # What was asked to end goes on at the next start of the lab; what was killed too.
