@@ -11,7 +11,7 @@ OUT ?= benchmarks/results
 .PHONY: help setup quickstart test test-long faults lint docs docs-refresh bench gpu-check gpu-bench-kernels gpu-bench-train clean
 
 help:
-	@echo "make quickstart   train, evaluate and convert a small model on this machine (about 12 minutes)"
+	@echo "make quickstart   train, evaluate and convert a small model on this machine (8 to 23 minutes)"
 	@echo "make test         every test that needs no GPU"
 	@echo "make test-long    the same tests with more seeds, and the long ones"
 	@echo "make faults       kill runs 200 times, and see what becomes of them (about half an hour)"
