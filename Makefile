@@ -20,7 +20,15 @@ help:
 	@echo "make gpu-check    the tests marked gpu"
 	@echo "make gpu-bench-kernels   our CUDA kernels on a GPU, beside others"
 
+# On a machine without a network that has everything: make gpu-check INSTALLED=python3
+ifdef INSTALLED
+PY := $(INSTALLED)
+setup:
+	$(PY) setup.py --quiet build_ext --inplace
+else
+PY := $(BIN)/python
 setup: $(STAMP)
+endif
 
 $(STAMP): setup.py pyproject.toml constraints.txt $(wildcard csrc/*/*)
 	@test -n "$(PYTHON)" || { echo "megatron-davinci needs Python 3.11 or 3.12; none was found. Set PYTHON=/path/to/python3.12"; exit 2; }
@@ -75,18 +83,20 @@ bench: setup
 	$(BIN)/python benchmarks/corruption.py --json $(OUT)/corruption.json
 	$(BIN)/python benchmarks/darwin.py --json $(OUT)/darwin.json
 
+GPU_TESTS := tests/gpu tests/kernels tests/train/test_dali_run.py
+
 gpu-check: setup
-	$(BIN)/python -m pytest -m gpu
+	$(PY) -m pytest -m gpu -n 8 -rfEs $(GPU_TESTS)
 
 gpu-bench-kernels: setup
 	@mkdir -p $(OUT)
-	$(BIN)/davinci doctor --kernels
-	$(BIN)/python benchmarks/kernels.py --json $(OUT)/kernels_gpu.json
+	$(PY) -m megatron_davinci.cli.main doctor --kernels
+	$(PY) benchmarks/kernels.py --json $(OUT)/kernels_gpu.json
 
 gpu-bench-train: setup
 	@mkdir -p $(OUT)
-	$(BIN)/python benchmarks/train_gpu.py --json $(OUT)/train_gpu.json
-	$(BIN)/python benchmarks/loop_overhead.py --device cuda --json $(OUT)/loop_overhead_gpu.json
+	$(PY) benchmarks/train_gpu.py --json $(OUT)/train_gpu.json
+	$(PY) benchmarks/loop_overhead.py --device cuda --json $(OUT)/loop_overhead_gpu.json
 
 clean:
 	rm -rf build site .pytest_cache .mypy_cache .ruff_cache *.egg-info

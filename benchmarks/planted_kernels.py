@@ -67,17 +67,22 @@ def _change(name: str, file: str, old: str, new: str) -> Change:
 
 _FIRST_WRITE = "    largest[warp] = value.largest;\n    total[warp] = value.total;\n  }\n  __syncthreads();\n"
 _LAST_BARRIER = "  __syncthreads();  // the next row writes where this one is read\n"
-_VECTORS = "for (i64 v = threadIdx.x; v < split.vectors; v += kThreads)"
+_VECTORS = "v < vectors; v += kBlock"
+_BATCHES = "(vectors - begin) / kStep"
 _TARGET = "    if (threadIdx.x == 0) target[r] = target_of(at, row);\n"
-_TAIL = "  for (i64 i = split.tail + threadIdx.x; i < columns; i += kThreads) visit(i, load(row[i]));\n"
+_TAIL = """  for (int i = parts.tail + (int)threadIdx.x; i < parts.width; i += kBlock)
+    if (i < columns) sum = add(sum, load(row[i]));
+"""
+_WRITES = "body[v] = gradient.vector(kept[k], parts.head + v * kWidth);\n    }\n"
 
 FAULTS = [
     _change("barrier removed", "reduce.h", _FIRST_WRITE, _FIRST_WRITE.replace("  __syncthreads();\n", "")),
     _change("barrier before the next row removed", "reduce.h", _LAST_BARRIER, ""),
     _change("barrier that one warp comes to", "reduce.h", _LAST_BARRIER, "  if (warp == 0) __syncthreads();\n"),
-    _change("one vector too many", "portable.h", _VECTORS, _VECTORS.replace("<", "<=")),
-    _change("one vector too few", "portable.h", _VECTORS, _VECTORS.replace("split.vectors", "split.vectors - 1")),
-    _change("tail left out", "portable.h", _TAIL, ""),
+    _change("one vector too many", "cross_entropy.cu", _VECTORS, _VECTORS.replace("<", "<=")),
+    _change("one vector too few", "cross_entropy.cu", _VECTORS, _VECTORS.replace("vectors;", "vectors - 1;")),
+    _change("one batch too many", "cross_entropy.cu", _BATCHES, f"{_BATCHES} + 1"),
+    _change("tail left out", "cross_entropy.cu", _TAIL, ""),
     _change("head of the wrong length", "portable.h", "Vector<T>::kWidth - past", "past"),
     _change("mask of half a warp", "reduce.h", "kAllLanes = 0xffffffffu", "kAllLanes = 0x0000ffffu"),
     _change("half of the lanes not reduced", "reduce.h", "int bits = 16; bits", "int bits = 8; bits"),
@@ -85,16 +90,16 @@ FAULTS = [
     _change("shared memory too small", "reduce.h", "DAVINCI_SHARED(float, total, kWarps)",
                    "DAVINCI_SHARED(float, total, kWarps - 1)"),
     _change("rescaled the wrong way", "reduce.h", "exponential(from - to)", "exponential(to - from)"),
-    _change("label not of this rank's columns", "cross_entropy.cu", "-1 : label_ - first", "-1 : label_"),
-    _change("padding in the sum", "cross_entropy.cu", "const Softmax sum = softmax_of(at, row.columns);\n    if",
-                   "const Softmax sum = softmax_of(at, width);\n    if"),
-    _change("logit read after it is overwritten", "cross_entropy.cu",
-                   _TARGET + "    const Softmax sum = softmax_of(at, row.columns);\n"
-                   "    const float z = sum.largest + logf(sum.total);\n    if (threadIdx.x == 0) log_z[r] = z;\n"
-                   "    write_gradient(at, width, row, z);\n",
-                   "    const Softmax sum = softmax_of(at, row.columns);\n"
-                   "    const float z = sum.largest + logf(sum.total);\n    if (threadIdx.x == 0) log_z[r] = z;\n"
-                   "    write_gradient(at, width, row, z);\n" + _TARGET),
+    _change("label not of this rank's columns", "cross_entropy.cu", "-1 : (int)(label_ - first)", "-1 : (int)label_"),
+    _change("padding in the sum", "cross_entropy.cu", "if (base + Vector<T>::kWidth <= columns) {\n    add_vector",
+                   "if (base <= columns) {\n    add_vector"),
+    _change("largest of a vector not the sum's", "cross_entropy.cu", "    sum.largest = largest;\n", ""),
+    _change("kept vectors written by a neighbour", "cross_entropy.cu", "body[v] = gradient.vector(kept[k], parts",
+                   "body[v ^ 1] = gradient.vector(kept[k], parts"),
+    _change("what is scaled to itself taken by its scale alone", "cross_entropy.cu", "(a == 1.0f && b == 0.0f)",
+                   "a == 1.0f"),
+    _change("logit read after it is overwritten", "cross_entropy.cu", _WRITES,
+                   _WRITES + _TARGET),
     _change("bf16 cut off instead of rounded", "portable.h", "  bits += 0x7fffu + ((bits >> 16) & 1u);\n", ""),
     _change("rows taken twice", "cross_entropy.cu", "r += gridDim.x) {\n    const Row row(labels[r], width, 0",
                    "r += 1) {\n    const Row row(labels[r], width, 0"),
@@ -104,11 +109,15 @@ FAULTS = [
 TWINS = [
     _change("barrier doubled", "reduce.h", _FIRST_WRITE, _FIRST_WRITE + "  __syncthreads();\n"),
     _change("barrier of the warp besides", "reduce.h", _LAST_BARRIER, _LAST_BARRIER + "  __syncwarp(kAllLanes);\n"),
-    _change("vectors counted otherwise", "portable.h", _VECTORS,
-                   _VECTORS.replace("v < split.vectors", "v <= split.vectors - 1")),
-    _change("tail from its end", "portable.h", _TAIL,
-                   "  for (i64 i = columns - 1 - threadIdx.x; i >= split.tail; i -= kThreads)\n"
-                   "    visit(i, load(row[i]));\n"),
+    _change("vectors counted otherwise", "cross_entropy.cu", _VECTORS,
+                   _VECTORS.replace("v < vectors", "v <= vectors - 1")),
+    _change("one batch fewer", "cross_entropy.cu", _BATCHES, f"({_BATCHES} > 0 ? {_BATCHES} - 1 : 0)"),
+    _change("tail from its end", "cross_entropy.cu", _TAIL,
+                   "  for (int i = parts.width - 1 - (int)threadIdx.x; i >= parts.tail; i -= kBlock)\n"
+                   "    if (i < columns) sum = add(sum, load(row[i]));\n"),
+    _change("nothing kept longer than a pass", "cross_entropy.cu", "body[v] = gradient.vector(kept[k], parts",
+                   "body[v] = gradient.vector(body[v], parts"),
+    _change("all rows scaled", "cross_entropy.cu", " || (a == 1.0f && b == 0.0f)", ""),
     _change("head by another formula", "portable.h", "past ? Vector<T>::kWidth - past : 0",
                    "(Vector<T>::kWidth - past) % Vector<T>::kWidth"),
     _change("no vectors at all", "portable.h", "vectors = (columns - head) / Vector<T>::kWidth", "vectors = 0"),
@@ -118,7 +127,8 @@ TWINS = [
     _change("the last lane writes", "reduce.h", "  if (lane == 0) {", "  if (lane == 31) {"),
     _change("shared memory larger", "reduce.h", "DAVINCI_SHARED(float, total, kWarps)",
                    "DAVINCI_SHARED(float, total, kWarps + 5)"),
-    _change("label compared otherwise", "cross_entropy.cu", "-1 : label_ - first", "-1 : -(first - label_)"),
+    _change("label compared otherwise", "cross_entropy.cu", "-1 : (int)(label_ - first)",
+                   "-1 : -(int)(first - label_)"),
     _change("another thread reads the logit", "cross_entropy.cu", _TARGET, _TARGET.replace("== 0", "== 77")),
     _change("rows from the last on", "cross_entropy.cu",
                    "i64 r = blockIdx.x; r < rows; r += gridDim.x) {\n    const Row row(labels[r], width, 0",

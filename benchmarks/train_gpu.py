@@ -33,7 +33,9 @@ ROWS: dict[str, dict[str, Any]] = {
         "train.micro_batch_size": 4,
     },
     "overlap_gradient_reduce": {"parallel.overlap_gradient_reduce": True},
-    "local_layers": {"model.layers": "local"},
+    "local_layers": {"backends.layers": "local"},
+    "davinci_loss": {"backends.loss": "davinci"},
+    "davinci_loss_in_chunks": {"backends.loss": "davinci", "backends.loss_chunk_tokens": 2048},
     "phase_timers_off": {"logging.phases": False},
 }
 BATCH = 4  # sequences a step, of every row alike
@@ -119,6 +121,7 @@ def settings_of(arguments: Any, folder: str) -> dict[str, Any]:
         ],
         "train": {"micro_batch_size": 1, "precision": "bf16"},
         "logging": {},
+        "backends": {},
     }
     for key, value in ROWS[arguments.row].items():
         section, name = key.split(".")

@@ -9,24 +9,98 @@ namespace davinci {
 namespace cross_entropy {
 
 constexpr int kThreads = 512;
+// Of the pass that both reads and writes a row: a thread keeps vectors of it in registers, the rest waits in the cache,
+// and loads of a batch are under way at once. Emulated it is smaller, so that rows of a few thousand columns, whose
+// fibers are soon run, have kept vectors, whole batches and a rest.
+#if defined(DAVINCI_EMULATOR)
+constexpr int kWholeThreads = 128, kKept = 1, kBatch = 2;
+#else
+constexpr int kWholeThreads = 1024, kKept = 8, kBatch = 2;
+#endif
 
+// A row has fewer than 2^31 columns.
 struct Row {
-  i64 label;      // column of the label; none of this rank's where it is another rank's, ignored or wrong
-  i64 columns;    // those that are no padding
+  int label;      // column of the label; none of this rank's where it is another rank's, ignored or wrong
+  int columns;    // those that are no padding
   bool ignored, wrong;
   __device__ __forceinline__ Row(i64 label_, i64 width, i64 first, i64 tokens, i64 ignored_) {
     ignored = label_ == ignored_;
     wrong = !ignored && (label_ < 0 || label_ >= tokens);
-    columns = tokens - first < width ? (tokens > first ? tokens - first : 0) : width;
-    label = ignored || wrong || label_ < first || label_ >= first + columns ? -1 : label_ - first;
+    columns = (int)(tokens - first < width ? (tokens > first ? tokens - first : 0) : width);
+    label = ignored || wrong || label_ < first || label_ >= first + columns ? -1 : (int)(label_ - first);
   }
 };
 
+// `Split` in 32 bits.
+struct Parts {
+  int head, vectors, tail, width;
+  template <class T>
+  __device__ __forceinline__ Parts(const T* row, i64 width_) {
+    const Split<T> split(row, width_);
+    head = (int)split.head;
+    vectors = (int)split.vectors;
+    tail = (int)split.tail;
+    width = (int)width_;
+  }
+};
+
+// 2^x, as the hardware has it: 2 units in the last place, 0 where that is below 2^-126.
+__device__ __forceinline__ float power_of_two(float x) {
+#if defined(__CUDA_ARCH__)
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+#else
+  return exp2f(x);
+#endif
+}
+
+// Adds a vector's logits: one comparison with the largest so far for all, then a difference, a product and a power each.
 template <class T>
-__device__ __forceinline__ Softmax softmax_of(const T* row, i64 columns) {
-  Softmax sum = no_logits();
-  visit_row<kThreads>(row, columns, [&](i64, float logit) { sum = add(sum, logit); });
-  return join_block<kThreads>(sum);
+__device__ __forceinline__ void add_vector(Softmax& sum, const Vector<T>& block) {
+  constexpr int kWidth = Vector<T>::kWidth;
+  float logits[kWidth], largest = -infinity();
+#pragma unroll
+  for (int k = 0; k < kWidth; ++k) {
+    logits[k] = load(block.at[k]);
+    largest = fmaxf(largest, logits[k]);
+  }
+  if (largest > sum.largest && largest < infinity()) {
+    sum.total *= power_of_two((sum.largest - largest) * kLog2E);
+    sum.largest = largest;
+  }
+  if (fabsf(sum.largest) < infinity() && largest < infinity()) {
+#pragma unroll
+    for (int k = 0; k < kWidth; ++k) sum.total += power_of_two((logits[k] - sum.largest) * kLog2E);
+  } else {
+#pragma unroll
+    for (int k = 0; k < kWidth; ++k) sum = add(sum, logits[k]);
+  }
+}
+
+// The columns of a vector from `base` on that are no padding are added.
+template <class T>
+__device__ __forceinline__ void add_part(Softmax& sum, const Vector<T>& block, int base, int columns) {
+  if (base + Vector<T>::kWidth <= columns) {
+    add_vector(sum, block);
+  } else {
+#pragma unroll
+    for (int k = 0; k < Vector<T>::kWidth; ++k)
+      if (base + k < columns) sum = add(sum, load(block.at[k]));
+  }
+}
+
+// Those before the first vector and after the last.
+template <int kBlock, class T>
+__device__ __forceinline__ void add_ends(Softmax& sum, const T* row, const Parts& parts, int columns) {
+  for (int i = threadIdx.x; i < parts.head; i += kBlock)
+    if (i < columns) sum = add(sum, load(row[i]));
+  for (int i = parts.tail + (int)threadIdx.x; i < parts.width; i += kBlock)
+    if (i < columns) sum = add(sum, load(row[i]));
+}
+
+__device__ __forceinline__ float probability_of(float logit, float log_z) {
+  return power_of_two((logit - log_z) * kLog2E);
 }
 
 // The logit of the label: 0 where it is another rank's, so that a sum over ranks has it.
@@ -36,14 +110,63 @@ __device__ __forceinline__ float target_of(const T* logits, const Row& row) {
   return row.label < 0 ? 0.0f : load(logits[row.label]);
 }
 
-// P - Y, over the logits. Padding has no probability.
-template <class T>
-__device__ __forceinline__ void write_gradient(T* logits, i64 width, const Row& row, float log_z) {
-  const i64 columns = row.ignored ? 0 : row.columns, label = row.label;
-  change_row<kThreads>(logits, width, [&](i64 column, float logit) {
-    const float probability = column < columns ? exponential(logit - log_z) : 0.0f;
-    return column == label ? probability - 1.0f : probability;
+// Calls visit(vector, its number) for the vectors from `begin` on, of which each thread has every kBlock-th. Loads of a
+// batch come before its visits: what a visit does would keep the compiler from it. Backwards, what was read last comes
+// first, since it is what a cache still has.
+template <int kBlock, bool kBackwards, class T, class Visit>
+__device__ __forceinline__ void visit_vectors(const Vector<T>* body, int vectors, int begin, Visit visit) {
+  constexpr int kStep = kBlock * kBatch;
+  const int whole = vectors > begin ? (vectors - begin) / kStep : 0, rest = begin + whole * kStep;
+  auto visit_rest = [&] {
+    for (int v = rest + (int)threadIdx.x; v < vectors; v += kBlock) visit(body[v], v);
+  };
+  if (kBackwards) visit_rest();
+#pragma unroll 1
+  for (int n = 0; n < whole; ++n) {
+    const int first = begin + (kBackwards ? whole - 1 - n : n) * kStep + (int)threadIdx.x;
+    Vector<T> blocks[kBatch];
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) blocks[k] = body[first + k * kBlock];
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) visit(blocks[k], first + k * kBlock);
+  }
+  if (!kBackwards) visit_rest();
+}
+
+// a * (P - Y) + b * Y, where padding has no probability.
+struct Gradient {
+  int columns, label;
+  float log_z, a, b;
+  __device__ __forceinline__ Gradient(const Row& row, float log_z_, float a_ = 1.0f, float b_ = 0.0f)
+      : columns(row.ignored ? 0 : row.columns), label(row.label), log_z(log_z_), a(a_), b(b_) {}
+  __device__ __forceinline__ float one(float logit, int column) const {
+    const float probability = column < columns ? probability_of(logit, log_z) : 0.0f;
+    return column == label ? a * (probability - 1.0f) + b : a * probability;
+  }
+  template <class T>
+  __device__ __forceinline__ Vector<T> vector(Vector<T> block, int base) const {
+    constexpr int kWidth = Vector<T>::kWidth;
+    if (base + kWidth <= columns && (unsigned)(label - base) >= (unsigned)kWidth) {
+#pragma unroll
+      for (int k = 0; k < kWidth; ++k) block.at[k] = store<T>(a * probability_of(load(block.at[k]), log_z));
+    } else {
+#pragma unroll
+      for (int k = 0; k < kWidth; ++k) block.at[k] = store<T>(one(load(block.at[k]), base + k));
+    }
+    return block;
+  }
+};
+
+// Over the vectors from `begin` on, and the elements before the first vector and after the last.
+template <int kBlock, bool kBackwards, class T>
+__device__ __forceinline__ void write_gradient(T* logits, const Parts& parts, int begin, const Gradient& gradient) {
+  for (int i = threadIdx.x; i < parts.head; i += kBlock) logits[i] = store<T>(gradient.one(load(logits[i]), i));
+  Vector<T>* body = reinterpret_cast<Vector<T>*>(logits + parts.head);
+  visit_vectors<kBlock, kBackwards>(body, parts.vectors, begin, [&](const Vector<T>& block, int v) {
+    body[v] = gradient.vector(block, parts.head + v * Vector<T>::kWidth);
   });
+  for (int i = parts.tail + (int)threadIdx.x; i < parts.width; i += kBlock)
+    logits[i] = store<T>(gradient.one(load(logits[i]), i));
 }
 
 // Where the vocabulary is split: what a rank's part comes to, before ranks exchange it.
@@ -53,7 +176,14 @@ __device__ __forceinline__ void statistics(const T* logits, const i64* labels, f
   for (i64 r = blockIdx.x; r < rows; r += gridDim.x) {
     const Row row(labels[r], width, first, tokens, ignored);
     const T* at = logits + r * width;
-    const Softmax sum = softmax_of(at, row.columns);
+    const Parts parts(at, width);
+    const Vector<T>* body = reinterpret_cast<const Vector<T>*>(at + parts.head);
+    Softmax sum = no_logits();
+    add_ends<kThreads>(sum, at, parts, row.columns);
+    visit_vectors<kThreads, false>(body, parts.vectors, 0, [&](const Vector<T>& block, int v) {
+      add_part(sum, block, parts.head + v * Vector<T>::kWidth, row.columns);
+    });
+    sum = join_block<kThreads>(sum);
     if (threadIdx.x == 0) {
       largest[r] = sum.largest;
       total[r] = sum.total;
@@ -65,33 +195,63 @@ __device__ __forceinline__ void statistics(const T* logits, const i64* labels, f
 template <class T>
 __device__ __forceinline__ void gradient(T* logits, const i64* labels, const float* log_z, i64 rows, i64 width,
                                          i64 first, i64 tokens, i64 ignored) {
-  for (i64 r = blockIdx.x; r < rows; r += gridDim.x)
-    write_gradient(logits + r * width, width, Row(labels[r], width, first, tokens, ignored), log_z[r]);
-}
-
-// Where it is not split: both, so that the second read of a row comes from the cache.
-template <class T>
-__device__ __forceinline__ void whole(T* logits, const i64* labels, float* log_z, float* target, i64 rows, i64 width,
-                                      i64 tokens, i64 ignored) {
   for (i64 r = blockIdx.x; r < rows; r += gridDim.x) {
-    const Row row(labels[r], width, 0, tokens, ignored);
+    const Row row(labels[r], width, first, tokens, ignored);
     T* at = logits + r * width;
-    // Before any thread overwrites it: `softmax_of` ends with a barrier.
-    if (threadIdx.x == 0) target[r] = target_of(at, row);
-    const Softmax sum = softmax_of(at, row.columns);
-    const float z = sum.largest + logf(sum.total);
-    if (threadIdx.x == 0) log_z[r] = z;
-    write_gradient(at, width, row, z);
+    write_gradient<kThreads, false>(at, Parts(at, width), 0, Gradient(row, log_z[r]));
   }
 }
 
-// Backward: what was P - Y becomes scale * (P - Y) + shift * Y.
+// Where it is not split: both. A row is read from memory once.
+template <class T>
+__device__ __forceinline__ void whole(T* logits, const i64* labels, float* log_z, float* target, i64 rows, i64 width,
+                                      i64 tokens, i64 ignored) {
+  constexpr int kWidth = Vector<T>::kWidth;
+  for (i64 r = blockIdx.x; r < rows; r += gridDim.x) {
+    const Row row(labels[r], width, 0, tokens, ignored);
+    T* at = logits + r * width;
+    // Before any thread overwrites it: `join_block` has a barrier.
+    if (threadIdx.x == 0) target[r] = target_of(at, row);
+    const Parts parts(at, width);
+    Vector<T>* body = reinterpret_cast<Vector<T>*>(at + parts.head);
+    Vector<T> kept[kKept];
+#pragma unroll
+    for (int k = 0; k < kKept; ++k) {
+      const int v = (int)threadIdx.x + k * kWholeThreads;
+      if (v < parts.vectors) kept[k] = body[v];
+    }
+    Softmax sum = no_logits();
+    add_ends<kWholeThreads>(sum, at, parts, row.columns);
+#pragma unroll
+    for (int k = 0; k < kKept; ++k) {
+      const int v = (int)threadIdx.x + k * kWholeThreads;
+      if (v < parts.vectors) add_part(sum, kept[k], parts.head + v * kWidth, row.columns);
+    }
+    visit_vectors<kWholeThreads, false>(
+        body, parts.vectors, kKept * kWholeThreads,
+        [&](const Vector<T>& block, int v) { add_part(sum, block, parts.head + v * kWidth, row.columns); });
+    sum = join_block<kWholeThreads>(sum);
+    const float z = sum.largest + logf(sum.total);
+    if (threadIdx.x == 0) log_z[r] = z;
+    const Gradient gradient(row, z);
+    write_gradient<kWholeThreads, true>(at, parts, kKept * kWholeThreads, gradient);
+#pragma unroll
+    for (int k = 0; k < kKept; ++k) {
+      const int v = (int)threadIdx.x + k * kWholeThreads;
+      if (v < parts.vectors) body[v] = gradient.vector(kept[k], parts.head + v * kWidth);
+    }
+  }
+}
+
+// Backward: what was P - Y becomes scale * (P - Y) + shift * Y. Rows that this would not change are not touched: a mean
+// or a sum over tokens that is scaled elsewhere, and tokens without a loss, cost nothing.
 template <class T>
 __device__ __forceinline__ void scaled(T* gradient, const i64* labels, const float* scale, const float* shift, i64 rows,
                                        i64 width, i64 first, i64 tokens, i64 ignored) {
   for (i64 r = blockIdx.x; r < rows; r += gridDim.x) {
     const Row row(labels[r], width, first, tokens, ignored);
-    const float a = row.ignored ? 0.0f : scale[r], b = row.ignored ? 0.0f : shift[r];
+    const float a = scale[r], b = shift[r];
+    if (row.ignored || (a == 1.0f && b == 0.0f)) continue;
     const i64 label = row.label;
     change_row<kThreads>(gradient + r * width, width, [&](i64 column, float value) {
       return a * value + (column == label ? b : 0.0f);
@@ -105,12 +265,9 @@ __device__ __forceinline__ void backward(T* logits, const i64* labels, const flo
                                          const float* shift, i64 rows, i64 width, i64 first, i64 tokens, i64 ignored) {
   for (i64 r = blockIdx.x; r < rows; r += gridDim.x) {
     const Row row(labels[r], width, first, tokens, ignored);
-    const i64 columns = row.ignored ? 0 : row.columns, label = row.label;
-    const float a = row.ignored ? 0.0f : scale[r], b = row.ignored ? 0.0f : shift[r], z = log_z[r];
-    change_row<kThreads>(logits + r * width, width, [&](i64 column, float logit) {
-      const float probability = column < columns ? exponential(logit - z) : 0.0f;
-      return column == label ? a * (probability - 1.0f) + b : a * probability;
-    });
+    const float a = row.ignored ? 0.0f : scale[r], b = row.ignored ? 0.0f : shift[r];
+    T* at = logits + r * width;
+    write_gradient<kThreads, false>(at, Parts(at, width), 0, Gradient(row, log_z[r], a, b));
   }
 }
 
@@ -131,7 +288,7 @@ __device__ __forceinline__ void backward(T* logits, const i64* labels, const flo
                  (logits, labels, log_z, rows, width, first, tokens, ignored)) {                                       \
     davinci::cross_entropy::gradient(logits, labels, log_z, rows, width, first, tokens, ignored);                      \
   }                                                                                                                    \
-  DAVINCI_KERNEL(cross_entropy_whole_##suffix, davinci::cross_entropy::kThreads,                                       \
+  DAVINCI_KERNEL(cross_entropy_whole_##suffix, davinci::cross_entropy::kWholeThreads,                                  \
                  (davinci::type* logits, const davinci::i64* labels, float* log_z, float* target, davinci::i64 rows,   \
                   davinci::i64 width, davinci::i64 tokens, davinci::i64 ignored),                                      \
                  (logits, labels, log_z, target, rows, width, tokens, ignored)) {                                      \

@@ -119,20 +119,6 @@ struct Split {
   }
 };
 
-// Calls visit(column, value) for each element of a row, divided over the threads of a block.
-template <int kThreads, class T, class Visit>
-__device__ __forceinline__ void visit_row(const T* row, i64 columns, Visit visit) {
-  const Split<T> split(row, columns);
-  for (i64 i = threadIdx.x; i < split.head; i += kThreads) visit(i, load(row[i]));
-  const Vector<T>* body = reinterpret_cast<const Vector<T>*>(row + split.head);
-  for (i64 v = threadIdx.x; v < split.vectors; v += kThreads) {
-    const Vector<T> block = body[v];
-#pragma unroll
-    for (int k = 0; k < Vector<T>::kWidth; ++k) visit(split.head + v * Vector<T>::kWidth + k, load(block.at[k]));
-  }
-  for (i64 i = split.tail + threadIdx.x; i < columns; i += kThreads) visit(i, load(row[i]));
-}
-
 // Replaces each element of a row by change(column, value).
 template <int kThreads, class T, class Change>
 __device__ __forceinline__ void change_row(T* row, i64 columns, Change change) {

@@ -5,6 +5,7 @@ Confined to documents, and over the sequence parts of context-parallel ranks, it
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,8 @@ from megatron_davinci.model.branches import Branches
 from megatron_davinci.model.context_parallel import SequencePart, gather_sequence
 from megatron_davinci.model.documents import Documents
 from megatron_davinci.model.pieces import Pieces, cut_whole
+
+_VARLEN_SHARES_HEADS = "enable_gqa" in inspect.signature(varlen_attn).parameters  # from torch 2.12 on
 
 
 class SDPAttention(MegatronModule):
@@ -196,5 +199,24 @@ def varlen_kernel(query: Tensor, dropout: float) -> Callable[..., Any] | None:
     It is on CUDA only, in half precision only, and has no dropout.
     """
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not dropout:
-        return varlen_attn
+        return varlen_attn if _VARLEN_SHARES_HEADS else _varlen_with_repeated_heads
     return None
+
+
+def _varlen_with_repeated_heads(
+    query: Tensor, key: Tensor, value: Tensor, *arguments: Any, enable_gqa: bool, **named: Any
+) -> Tensor:
+    """torch 2.11's kernel, which has no `enable_gqa`: shared heads are repeated for it.
+
+    Args:
+        query: [tokens, heads, head_dim].
+        key: [tokens, key/value heads, head_dim].
+        value: As `key`.
+        arguments: The rest of `varlen_attn`'s.
+        enable_gqa: Whether heads are shared.
+        named: As `arguments`.
+    """
+    if enable_gqa:
+        repeats = query.shape[1] // key.shape[1]
+        key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
+    return varlen_attn(query, key, value, *arguments, **named)

@@ -158,6 +158,10 @@ def _buckets_without_gaps(module: Any) -> None:
     module._ParamAndGradBuffer.__init__ = __init__
 
 
+def _buffers_not_reused(module: Any) -> None:
+    module.TensorReusePool.insert = lambda self, tensor: None
+
+
 def _safe_reader(module: Any) -> None:
     from megatron_davinci.platform.checkpoint_metadata import SafeReader
 
@@ -255,6 +259,14 @@ PATCHES: tuple[Patch, ...] = (
         "count it (:1499). Tied embeddings with PP, or a model of more than one bucket, are enough. Counting "
         "the padding of all buckets but the last as theirs makes both agree",
         _buckets_without_gaps,
+        scope="all",
+    ),
+    Patch(
+        "megatron.core.transformer.cuda_graphs",
+        "TensorReusePool.insert",
+        "a layer's input goes back to the pool as its forward graph is captured, and the next backward graph of that "
+        "shape takes it for an output's gradient: the input that the layer's own backward pass wants is overwritten",
+        _buffers_not_reused,
         scope="all",
     ),
     Patch(

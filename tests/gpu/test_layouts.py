@@ -7,7 +7,7 @@ import sys
 import pytest
 import yaml
 
-from tests.tiny import tiny_settings
+from tests.gpu.steady import steady_settings
 
 pytestmark = pytest.mark.gpu
 
@@ -25,14 +25,14 @@ LAYOUTS = {
 
 
 def losses(root, name, ranks, parallel, experts, *, layers="local", precision="fp32"):
-    settings = tiny_settings(root, parallel=parallel, run={"directory": str(root / name), "seed": 7})
+    settings = steady_settings(root, parallel=parallel, run={"directory": str(root / name), "seed": 7})
     settings["model"] |= {
         "num_layers": 4,
         "hidden_size": 256,
         "ffn_hidden_size": 128 if experts else 512,
         "experts": experts,
-        "layers": layers,
     }
+    settings["backends"] = {"layers": layers}
     settings["train"] |= {"micro_batch_size": 1, "precision": precision, "stop_after_steps": 30}
     path = root / f"{name.replace(' ', '')}.yaml"
     path.write_text(yaml.safe_dump(settings))
@@ -61,7 +61,7 @@ def test_one_gpu_follows_the_cpu(kind, one_rank):
     root, expected = one_rank
     experts = EXPERTS if kind == "sparse" else None
     found = losses(root, f"{kind} on a GPU", 1, {"device": "cuda"}, experts)
-    assert deviation(found, expected[kind]) <= 1e-3
+    assert deviation(found, expected[kind]) <= 1e-5
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -73,7 +73,7 @@ def test_several_gpus_follow_one_rank(name, one_rank):
         pytest.skip(f"needs {ranks} GPUs")
     root, expected = one_rank
     found = losses(root, name, ranks, {"device": "cuda", **parallel}, experts)
-    assert deviation(found, expected["sparse" if experts else "dense"]) <= 1e-3
+    assert deviation(found, expected["sparse" if experts else "dense"]) <= 1e-5
 
 
 def test_experts_in_one_kernel_follow_those_one_after_the_other(one_rank):

