@@ -1,6 +1,6 @@
 """The tiny run at a tenth of its learning rate.
 
-At the whole of it rounding grows to a hundredth of the loss in 50 steps, on a CPU too, and hides what tests are to see.
+At the whole of it rounding grows to a hundredth of the loss in 50 steps, on a CPU too, and hides what is looked for.
 """
 
 from __future__ import annotations
