@@ -63,7 +63,7 @@ class Axis:
             if self.log:
                 return low / 2, high * 2
             room = abs(low) / 2 or 1.0
-            return (low - room, high + room) if not self.zero else (min(0.0, low - room), high + room)
+            return (low - room, high + room) if not self.zero else (0.0, room)
         return low, high
 
 

@@ -20,6 +20,7 @@ Worth = Callable[[np.ndarray], float]
 TOKENS = Axis("tokens consumed", "tokens", zero=True)
 AT_ONCE = 6  # lines of a plot
 NORMAL = 1.96  # standard errors of a 95% band
+MOST_BANDS = 2  # of a plot: more lie over each other, and none can be told from the next
 
 # What counts of a task, the first that is there; the rest is in the file.
 _MAIN = ("acc_norm", "acc", "exact_match", "pass@1", "pass_at_1", "bits_per_byte", "rank_me")
@@ -76,8 +77,8 @@ def read_tasks(run: Path) -> list[TaskLine]:
 def task_plots(lines: Sequence[TaskLine], stages: Sequence[Stage]) -> list[Plot]:
     """Plots of those that were measured at two checkpoints at least, by how they were asked."""
     titles = {
-        "likelihood": ("Benchmarks, by likelihood", Axis("share of items", "%")),
-        "generation": ("Benchmarks, by generation", Axis("share of items", "%")),
+        "likelihood": ("Benchmarks, by likelihood", Axis("share of items", "%", zero=True)),
+        "generation": ("Benchmarks, by generation", Axis("share of items", "%", zero=True)),
         "text": ("Bits of text", Axis("bits per byte", "")),
         "states": ("Directions in use", Axis("RankMe", "")),
         "mean": ("Means of the suite", Axis("score", "")),
@@ -87,15 +88,19 @@ def task_plots(lines: Sequence[TaskLine], stages: Sequence[Stage]) -> list[Plot]
         chosen = [line for line in lines if line.protocol == protocol and len(line.tokens) > 1]
         for first in range(0, len(chosen), AT_ONCE):
             part = chosen[first : first + AT_ONCE]
+            certain = [line for line in part if np.isfinite(line.errors).any()]
+            banded = 0 < len(certain) <= MOST_BANDS
+            note = "bands: 95%" if banded else "uncertainty: in the table" if certain else ""
+            scale = 100.0 if axis.unit == "%" else 1.0
             number = f", {first // AT_ONCE + 1}" if len(chosen) > AT_ONCE else ""
             plots.append(
                 LinePlot(
                     title=title + number,
                     x=TOKENS,
                     y=axis,
-                    series=[_series(line, colour) for line, colour in zip(part, SERIES, strict=False)],
+                    series=[_series(*one, scale, banded) for one in zip(part, SERIES, strict=False)],
                     stages=stages,
-                    note="bands: 95%" if any(np.isfinite(line.errors).any() for line in part) else "",
+                    note=note,
                 )
             )
     return plots
@@ -121,12 +126,11 @@ def task_table(lines: Sequence[TaskLine], worth: Worth | None) -> tuple[list[str
     return ["Task", "Asked by", "Metric", "First", "Last", "Checkpoints", "Signal / noise"], rows
 
 
-def _series(line: TaskLine, colour: str) -> Series:
-    known = np.isfinite(line.errors).any()
+def _series(line: TaskLine, colour: str, scale: float, banded: bool) -> Series:
+    known = banded and np.isfinite(line.errors).any()
     name = line.task.removesuffix(f"_{line.protocol}")
-    return Series(
-        name=name, x=line.tokens, y=line.values, colour=colour, band=NORMAL * line.errors if known else None
-    )
+    band = scale * NORMAL * line.errors if known else None
+    return Series(name=name, x=line.tokens, y=scale * line.values, colour=colour, band=band)
 
 
 def _metrics_of(record: Any) -> list[tuple[str, str, str, float, float]]:

@@ -39,7 +39,11 @@ def test_the_last_record_of_a_checkpoint_counts_and_what_has_no_result_is_left_o
         [0.2, 0.1],
     )
     (plot,) = task_plots([line], [])
-    np.testing.assert_allclose(plot.series[0].band, [0.392, 0.196])
+    np.testing.assert_allclose(plot.series[0].y, [30, 60])
+    np.testing.assert_allclose(plot.series[0].band, [39.2, 19.6])
+    # Many bands would lie over each other: the table has what they say.
+    (crowded,) = task_plots([line] * 3, [])
+    assert all(one.band is None for one in crowded.series) and "table" in crowded.note
     assert "by likelihood" in plot.title
     header, rows = task_table([line], lambda values: 7.0)
     assert rows == [["a", "likelihood", "acc_norm", "0.3", "0.6 ± 0.1", "2", "7.0"]]
