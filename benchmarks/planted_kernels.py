@@ -61,8 +61,12 @@ class Change:
         return texts | {self.file: texts[self.file].replace(self.old, self.new, 1)}
 
 
-def _change(name: str, file: str, old: str, new: str) -> Change:
-    return Change(name, "cross_entropy", file, old, new)
+def _change(name: str, file: str, old: str, new: str, op: str = "cross_entropy") -> Change:
+    return Change(name, op, file, old, new)
+
+
+def _of_norm(name: str, old: str, new: str, file: str = "rms_norm.cu") -> Change:
+    return _change(name, file, old, new, "rms_norm")
 
 
 _FIRST_WRITE = "    largest[warp] = value.largest;\n    total[warp] = value.total;\n  }\n  __syncthreads();\n"
@@ -104,6 +108,11 @@ FAULTS = [
     _change("rows taken twice", "cross_entropy.cu", "r += gridDim.x) {\n    const Row row(labels[r], width, 0",
                    "r += 1) {\n    const Row row(labels[r], width, 0"),
     _change("ignored labels not known", "cross_entropy.cu", "ignored = label_ == ignored_;", "ignored = false;"),
+    _of_norm("two sums in one place", "turn * kWarps + warp] = value", "warp] = value", "reduce.h"),
+    _of_norm("row past the last", "const int mine = r < rows ? vectors : 0;", "const int mine = vectors;"),
+    _of_norm("rows of a part skipped", "first += parts * kRows", "first += 2 * parts * kRows"),
+    _of_norm("gradient along the residual left out", "by_sum ? value + load(beside", "false ? value + load(beside"),
+    _of_norm("columns of a warp not all added", "i < kThreads; i += 32", "i < kThreads - 32; i += 32", "reduce.h"),
 ]  # fmt: skip
 
 TWINS = [
@@ -133,6 +142,11 @@ TWINS = [
     _change("rows from the last on", "cross_entropy.cu",
                    "i64 r = blockIdx.x; r < rows; r += gridDim.x) {\n    const Row row(labels[r], width, 0",
                    "i64 r = rows - 1 - blockIdx.x; r >= 0; r -= gridDim.x) {\n    const Row row(labels[r], width, 0"),
+    _of_norm("two sums by turns the other way", "int turn = 0;", "int turn = 1;"),
+    _of_norm("rows counted otherwise", "const int mine = r < rows ? vectors : 0;",
+             "const int mine = r <= rows - 1 ? vectors : 0;"),
+    _of_norm("columns of a warp added from the last", "for (int i = threadIdx.x; i < kThreads; i += 32) sum",
+             "for (int i = kThreads - 32 + threadIdx.x; i >= 0; i -= 32) sum", "reduce.h"),
 ]  # fmt: skip
 
 

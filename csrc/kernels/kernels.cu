@@ -1,5 +1,7 @@
 // All kernels as one translation unit: what nvcc and the emulator's g++ compile. NVRTC compiles a file at a time.
+#include "column_sums.cu"
 #include "cross_entropy.cu"
+#include "rms_norm.cu"
 
 #if !defined(__CUDACC_RTC__)
 // Of the sources that this library was made from; `davinci` refuses one that was made from others.

@@ -87,10 +87,16 @@ __device__ __forceinline__ float store<float>(float value) {
 }
 template <>
 __device__ __forceinline__ bf16 store<bf16>(float value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  bf16 rounded;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(rounded.bits) : "f"(value));
+  return rounded;
+#else
   u32 bits = bits_of(value);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return bf16{0x7fc0};  // NaN
   bits += 0x7fffu + ((bits >> 16) & 1u);
   return bf16{(u16)(bits >> 16)};
+#endif
 }
 
 constexpr float kLog2E = 1.4426950408889634f;
@@ -99,12 +105,39 @@ __device__ __forceinline__ float not_a_number() { return float_of(0x7fc00000u); 
 // exp as the hardware has it: a power of two, of a rounded product. Relative error about 2 + |x| units of 2^-24.
 __device__ __forceinline__ float exponential(float x) { return exp2f(x * kLog2E); }
 
+// 1 / x, of an x from 1 on, to a unit in the last place; 0 where that is below 2^-126.
+__device__ __forceinline__ float reciprocal(float x) {
+#if defined(__CUDA_ARCH__)
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+#else
+  return 1.0f / x;
+#endif
+}
+
 // 16 bytes, which one instruction moves.
 template <class T>
 struct alignas(16) Vector {
   static constexpr int kWidth = 16 / sizeof(T);
   T at[kWidth];
 };
+
+// Some elements, which one instruction moves where they are 16 bytes or fewer.
+template <class T, int kWide>
+struct alignas(sizeof(T) * kWide) Pack {
+  T at[kWide];
+};
+
+// Whether rows of so many elements, one behind the other from these pointers on, are all made of whole vectors.
+template <class T>
+__device__ __forceinline__ bool in_vectors(i64 columns) {
+  return columns % Vector<T>::kWidth == 0;
+}
+template <class T, class Pointer, class... Others>
+__device__ __forceinline__ bool in_vectors(i64 columns, Pointer first, Others... others) {
+  return (u64)first % 16 == 0 && in_vectors<T>(columns, others...);
+}
 
 // A row of any length at any address: elements before the first and after the last whole vector are alone.
 template <class T>

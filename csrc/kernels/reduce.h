@@ -65,4 +65,41 @@ __device__ __forceinline__ Softmax join_block(Softmax value) {
   return value;
 }
 
+// The sum over a warp, the same bits in each lane. All lanes call it.
+__device__ __forceinline__ float sum_warp(float value) {
+#pragma unroll
+  for (int bits = 16; bits; bits >>= 1) value += __shfl_xor_sync(kAllLanes, value, bits);
+  return value;
+}
+
+// The sum over a block, the same bits in each thread. All threads call it, with a `turn` that is 0 and 1 by turns: what
+// one call reads is then not what the next writes, and one barrier is enough.
+template <int kThreads>
+__device__ __forceinline__ float sum_block(float value, int turn) {
+  constexpr int kWarps = kThreads / 32;
+  DAVINCI_SHARED(float, sums, 2 * kWarps);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  value = sum_warp(value);
+  if (lane == 0) sums[turn * kWarps + warp] = value;
+  __syncthreads();
+  value = sums[turn * kWarps + lane % kWarps];
+#pragma unroll
+  for (int bits = kWarps / 2; bits; bits >>= 1) value += __shfl_xor_sync(kAllLanes, value, bits);
+  return value;
+}
+
+// Of a value of each thread: thread i of the first warp gets the sum over threads i, i + 32, i + 64, ...
+// All threads call it.
+template <int kThreads>
+__device__ __forceinline__ float sum_warps(float value) {
+  DAVINCI_SHARED(float, values, kThreads);
+  values[threadIdx.x] = value;
+  __syncthreads();
+  float sum = 0.0f;
+  if (threadIdx.x < 32)
+    for (int i = threadIdx.x; i < kThreads; i += 32) sum += values[i];
+  __syncthreads();  // the next call writes where this one is read
+  return sum;
+}
+
 }  // namespace davinci

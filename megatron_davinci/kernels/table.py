@@ -30,6 +30,7 @@ class Kernel:
 
 
 _FLOATS = ("fp32", "bf16")
+_COLUMN_SUMS = Kernel("column_sums", "column_sums.cu", 512, "ppll", _FLOATS)
 
 OPS: dict[str, tuple[Kernel, ...]] = {
     "cross_entropy": (
@@ -38,6 +39,14 @@ OPS: dict[str, tuple[Kernel, ...]] = {
         Kernel("cross_entropy_whole", "cross_entropy.cu", 1024, "ppppllll", _FLOATS),
         Kernel("cross_entropy_scaled", "cross_entropy.cu", 512, "pppplllll", _FLOATS),
         Kernel("cross_entropy_backward", "cross_entropy.cu", 512, "ppppplllll", _FLOATS),
+    ),
+    "rms_norm": (
+        *(
+            Kernel(f"rms_norm_{name}_{kind}", "rms_norm.cu", 256, arguments, _FLOATS)
+            for kind in ("one", "many", "any")
+            for name, arguments in (("forward", "ppppppllf"), ("backward", "ppppppplll"))
+        ),
+        _COLUMN_SUMS,
     ),
 }
 """The kernels of each op."""
