@@ -60,3 +60,18 @@ def placed(values: Tensor, generator: torch.Generator, device: torch.device) -> 
     made = room.new_empty(0)  # not a view, which autograd would treat otherwise
     made.set_(room.untyped_storage(), offset, values.shape, values.contiguous().stride())
     return made.copy_(values)
+
+
+class Into(torch.autograd.Function):
+    """A copy in a given place: what a product makes, which is no leaf, at an address of the test's choice."""
+
+    @staticmethod
+    def forward(ctx, tensor, place):
+        """Copy."""
+        ctx.mark_dirty(place)
+        return place.copy_(tensor)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        """That of the copy."""
+        return gradient.clone(), None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import memory_bound_trials
-from benchmarks.kernel_bounds import ROUNDING, U, Worst, chance, integers, placed, size
+from benchmarks.kernel_bounds import ROUNDING, Into, U, Worst, chance, integers, placed, size
 from megatron_davinci.kernels import cross_entropy_passes as passes
 from megatron_davinci.kernels.cross_entropy import IGNORED, vocab_parallel_cross_entropy
 
@@ -36,7 +36,7 @@ def cross_entropy(seed: int, device: torch.device, widest: int = 3000) -> Worst:
     if parts == 1:
         leaf = logits.clone().requires_grad_()
         losses = vocab_parallel_cross_entropy(
-            _Into.apply(leaf, logits), labels, tokens=tokens, z_loss=z_loss, weights=weights
+            Into.apply(leaf, logits), labels, tokens=tokens, z_loss=z_loss, weights=weights
         )
         whole_loss = (losses.cross_entropy * by[0]).sum()
         if losses.z_loss is not None:
@@ -77,19 +77,6 @@ def cross_entropy(seed: int, device: torch.device, widest: int = 3000) -> Worst:
             exact.bound_gradient[:, part],
         )
     return worst
-
-
-class _Into(torch.autograd.Function):
-    """A copy in a given place: what a product makes, which is no leaf, at an address of the test's choice."""
-
-    @staticmethod
-    def forward(ctx, tensor, place):
-        ctx.mark_dirty(place)
-        return place.copy_(tensor)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient.clone(), None
 
 
 class CrossEntropy:
@@ -153,5 +140,7 @@ class CrossEntropy:
 TRIALS = {
     "cross_entropy": cross_entropy,
     "rms_norm": memory_bound_trials.rms_norm,
+    "rope": memory_bound_trials.rope,
+    "swiglu": memory_bound_trials.gated,
 }
 """A random case of each op, by a seed."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from benchmarks.kernel_bounds import ROUNDING, U, Worst, chance, integers, placed, size
+from benchmarks.kernel_bounds import ROUNDING, TINY, Into, U, Worst, chance, integers, placed, size
 from megatron_davinci.kernels import rms_norm as norms
+from megatron_davinci.kernels.rope import Heads, rotate_, rotation_table
+from megatron_davinci.kernels.swiglu import backward_again_, swiglu
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -94,3 +96,93 @@ class RMSNorm:
         self.by_weight = (above * n).sum(0)
         sums = (above * n).abs().sum(0) * (e_s + (rows + 4) * U)
         self.bound_by_weight = sums + e * (self.by_weight.abs() + sums)
+
+
+def rope(seed: int, device: torch.device) -> Worst:
+    """Heads that turn, and gradients, of a random layout, with a bias or without."""
+    g = torch.Generator().manual_seed(seed)
+    dtype, half = DTYPES[integers(g, 0, 1)], (size(g, 40), 8 * integers(g, 1, 8))[integers(g, 0, 1)]
+    heads = Heads(integers(g, 1, 3), integers(g, 1, 6), 0)
+    heads = Heads(heads.groups, heads.heads, integers(g, 0, heads.heads))
+    places, batch = integers(g, 1, 12), integers(g, 1, 4)
+    aligned, biased, moved = chance(g, 0.7), chance(g, 0.5), chance(g, 0.5)
+    channels = heads.groups * heads.heads * 2 * half
+    angles = 30 * torch.randn(places, half, generator=g)
+    table = put(rotation_table(torch.cat([angles, angles], -1)), g, device, aligned)
+    tokens = integers(g, 1, 40) if moved else places * batch
+    positions = torch.randint(places, (tokens,), generator=g).to(device) if moved else None
+    x, by_out, bias = (
+        put((3 * torch.randn(*shape, generator=g)).to(dtype), g, device, aligned)
+        for shape in ((tokens, channels), (tokens, channels), (channels,))
+    )
+    leaf, place = x.clone().requires_grad_(), placed(x, g, device) if not aligned else x.clone()
+    given = bias.clone().requires_grad_()
+    made = rotate_(Into.apply(leaf, place), table, heads, bias=given if biased else None, positions=positions)
+    gradients = torch.autograd.grad(made, (leaf, given) if biased else (leaf,), by_out)
+
+    e, worst = ROUNDING[dtype], Worst()
+    rows = table[torch.arange(tokens, device=device) // batch if positions is None else positions].double()
+
+    def turned(of: Tensor, sign: float) -> tuple[Tensor, Tensor]:
+        """Exactly, and the sum of what is added up."""
+        split = of.view(tokens, heads.groups, heads.heads, 2, half)
+        cosine, sine = (part.view(tokens, 1, 1, half) for part in rows.chunk(2, -1))
+        low, high = split[:, :, : heads.rotated].unbind(-2)
+        exact, most = split.clone(), split.abs()
+        exact[:, :, : heads.rotated] = torch.stack(
+            [low * cosine - sign * high * sine, high * cosine + sign * low * sine], -2
+        )
+        most[:, :, : heads.rotated] = torch.stack(
+            [(low * cosine).abs() + (high * sine).abs(), (high * cosine).abs() + (low * sine).abs()], -2
+        )
+        return exact.view(tokens, channels), most.view(tokens, channels)
+
+    exact, most = turned(x.double() + (bias.double() if biased else 0), 1)
+    worst.see("turned", made.detach(), exact, 3 * U * most + e * (1 + 4 * U) * exact.abs() + 4 * e * U * most)
+    exact, most = turned(by_out.double(), -1)
+    worst.see("by_x", gradients[0], exact, 3 * U * most + e * (1 + 4 * U) * exact.abs() + 4 * e * U * most)
+    if biased:
+        sums = most.sum(0) * (tokens + 4) * U
+        worst.see("by_bias", gradients[1], exact.sum(0), sums + e * (exact.sum(0).abs() + sums))
+    return worst
+
+
+def gated(seed: int, device: torch.device) -> Worst:
+    """The product and its gradients of a random case, in place and not."""
+    g = torch.Generator().manual_seed(seed)
+    dtype, rows = DTYPES[integers(g, 0, 1)], integers(g, 1, 40)
+    width = (size(g, 300), 8 * size(g, 200))[integers(g, 0, 1)]
+    rows = min(rows, max(1, 20_000 // width))
+    aligned = chance(g, 0.7)
+    scale = (0.1, 1, 10, 60)[integers(g, 0, 3)]
+    x = put((scale * torch.randn(rows, 2 * width, generator=g)).to(dtype), g, device, aligned)
+    by = put(torch.randn(rows, width, generator=g).to(dtype), g, device, aligned)
+    leaf = (x.clone() if aligned else placed(x, g, device)).requires_grad_()
+    product = swiglu(leaf)
+    (by_x,) = torch.autograd.grad(product, leaf, by)
+    place = leaf.detach().clone() if aligned else placed(x, g, device)
+    again = backward_again_(by, place)
+
+    e, worst = ROUNDING[dtype], Worst()
+    gate, up = x.double().chunk(2, -1)
+    s, above = torch.sigmoid(gate), by.double()
+    power = torch.exp(-gate.clamp(min=-700)) * s  # 1 - s
+    e_power = (2 * gate.abs() + 6) * U
+    e_s, e_rest = power * e_power + 3 * U, s * e_power + 4 * U
+    exact = gate * s * up
+    # 1 / (1 + e) may be 0 where it is below the smallest float.
+    lost = 4 * TINY * (1 + gate.abs()) * (1 + up.abs()) * (1 + above.abs())
+    bound = exact.abs() * (e_s + 3 * U + e * (1 + 2 * e_s)) + lost
+    worst.see("product", product.detach(), exact, bound)
+    worst.see("product again", again, product.detach(), torch.zeros_like(exact))
+    slope = s * (1 + gate * power)
+    e_slope = s * ((gate * power).abs() * (e_rest + 2 * U) + 2 * U * (1 + gate * power).abs())
+    e_slope = e_slope + slope.abs() * (e_s + U)
+    by_gate, by_up = above * up * slope, above * gate * s
+    bound_gate = (above * up).abs() * (e_slope + 3 * U * slope.abs()) + lost
+    bound_up = by_up.abs() * (e_s + 3 * U) + lost
+    exact, bound = torch.cat([by_gate, by_up], -1), torch.cat([bound_gate, bound_up], -1)
+    bound = bound + e * (exact.abs() + bound)
+    worst.see("by_x", by_x, exact, bound)
+    worst.see("by_x in place", place, by_x, torch.zeros_like(exact))
+    return worst

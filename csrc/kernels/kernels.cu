@@ -2,6 +2,8 @@
 #include "column_sums.cu"
 #include "cross_entropy.cu"
 #include "rms_norm.cu"
+#include "rope.cu"
+#include "swiglu.cu"
 
 #if !defined(__CUDACC_RTC__)
 // Of the sources that this library was made from; `davinci` refuses one that was made from others.

@@ -112,7 +112,7 @@ __device__ __forceinline__ float reciprocal(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
   return result;
 #else
-  return 1.0f / x;
+  return x > 8.507059e37f ? 0.0f : 1.0f / x;
 #endif
 }
 

@@ -27,6 +27,7 @@ from megatron_davinci.kernels.cross_entropy import (
     scale_and_shift,
 )
 from megatron_davinci.kernels.cross_entropy_passes import backward_, statistics
+from megatron_davinci.kernels.main_gradient import MainGradient
 
 CHUNK = 2048
 """Tokens, by default: enough that products are large, and 0.6 GB of bf16 logits at 151,936 tokens on one rank."""
@@ -117,7 +118,7 @@ class _Chunked(torch.autograd.Function):
         hidden, weight, labels, log_z, weights = ctx.saved_tensors
         scale, shift = scale_and_shift(by_losses, log_z, weights, ctx.z_loss)
         by_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        total = _Sum(ctx.parameter) if ctx.needs_input_grad[1] else None
+        total = MainGradient(ctx.parameter) if ctx.needs_input_grad[1] else None
         for part, logits in _logits(hidden, weight, ctx.chunk):
             backward_(logits, labels[part], log_z[part], scale[part], shift[part], *ctx.place)
             if by_hidden is not None:
@@ -134,35 +135,6 @@ def _logits(hidden: Tensor, weight: Tensor, chunk: int) -> Iterator[tuple[slice,
     for first in range(0, rows, chunk):
         part = slice(first, min(first + chunk, rows))
         yield part, torch.mm(hidden[part], weight.t(), out=room[: part.stop - first])
-
-
-class _Sum:
-    """The weight's gradient over chunks, in fp32: its `main_grad`, or a sum of its own."""
-
-    def __init__(self, weight: Tensor) -> None:
-        self._weight = weight
-        main = getattr(weight, "main_grad", None)
-        self._is_main = isinstance(main, Tensor) and main.dtype == torch.float32
-        self._sum: Tensor = main if self._is_main else torch.zeros(weight.shape, device=weight.device)  # type: ignore
-
-    def add(self, logits: Tensor, hidden: Tensor) -> None:
-        """Add a chunk's."""
-        if logits.dtype == torch.float32:
-            self._sum.addmm_(logits.t(), hidden)
-        elif logits.device.type == "cuda":
-            # bf16 products, added to fp32 in the same kernel.
-            torch.ops.aten.addmm.dtype_out(self._sum, logits.t(), hidden, torch.float32, out=self._sum)
-        else:
-            self._sum.addmm_(logits.t().float(), hidden.float())
-
-    def gradient(self) -> Tensor:
-        """What autograd gets: nothing that counts where `main_grad` has it already, as Megatron-Core does it."""
-        if not self._is_main:
-            return self._sum.to(self._weight.dtype)
-        self._weight.grad_added_to_main_grad = True  # type: ignore[attr-defined]
-        # An embedding that is tied adds its own gradient to what is returned here.
-        make = torch.zeros_like if getattr(self._weight, "zero_out_wgrad", False) else torch.empty_like
-        return make(self._weight, requires_grad=False)
 
 
 def _check(hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor | None, chunk: int) -> None:

@@ -48,6 +48,15 @@ OPS: dict[str, tuple[Kernel, ...]] = {
         ),
         _COLUMN_SUMS,
     ),
+    "rope": (
+        Kernel("rope", "rope.cu", 256, "ppppppflllllll", _FLOATS),
+        Kernel("rope_sums", "rope.cu", 256, "ppppppflllllll", _FLOATS),
+        _COLUMN_SUMS,
+    ),
+    "swiglu": (
+        Kernel("swiglu_forward", "swiglu.cu", 256, "ppll", _FLOATS),
+        Kernel("swiglu_backward", "swiglu.cu", 256, "ppppll", _FLOATS),
+    ),
 }
 """The kernels of each op."""
 

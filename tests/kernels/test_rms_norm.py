@@ -42,7 +42,7 @@ def taken(x, residual, weight):
 
 
 def test_rows_and_gradients_are_float64s_but_for_rounding(device):
-    @cases(10)
+    @cases(8)
     @given(st.integers(0, 2**31))
     def on_any_shape(seed):
         worst = kernel_trials.TRIALS["rms_norm"](seed, device)
@@ -134,27 +134,12 @@ def test_what_does_not_go_together_is_refused(change, message):
         add_rms_norm(*change(*a_case()), EPS)
 
 
-class TestAsOpsOfTorch:
-    @pytest.mark.parametrize("added", [False, True])
-    def test_opcheck(self, device, added):
-        x, residual, weight = a_case(device)
-        tests = ("test_schema", "test_faketensor", "test_autograd_registration")
-        arguments = (x, residual if added else None, weight, EPS)
-        torch.library.opcheck(norms.forward, arguments, test_utils=tests)
-        scale = norms.forward(*arguments)[2]
-        arguments = (residual, residual if added else None, x, weight, scale)
-        torch.library.opcheck(norms.backward, arguments, test_utils=tests)
-
-    def test_compiled_as_one_graph_it_is_the_same(self):
-        x, residual, weight = a_case(dtype=torch.bfloat16)
-
-        def whole(a, b, w):
-            normal, total = add_rms_norm(a, b, w, EPS)
-            return (rms_norm(normal, w, EPS) * total).sum()
-
-        plain, compiled = ([one.clone().requires_grad_() for one in (x, residual, weight)] for _ in range(2))
-        whole(*plain).backward()
-        torch._dynamo.reset()
-        torch.compile(whole, backend="aot_eager", fullgraph=True)(*compiled).backward()
-        for a, b in zip(plain, compiled, strict=True):
-            assert torch.equal(a.grad, b.grad)
+@pytest.mark.parametrize("added", [False, True])
+def test_opcheck(device, added):
+    x, residual, weight = a_case(device)
+    tests = ("test_schema", "test_faketensor", "test_autograd_registration")
+    arguments = (x, residual if added else None, weight, EPS)
+    torch.library.opcheck(norms.forward, arguments, test_utils=tests)
+    scale = norms.forward(*arguments)[2]
+    arguments = (residual, residual if added else None, x, weight, scale)
+    torch.library.opcheck(norms.backward, arguments, test_utils=tests)

@@ -1,0 +1,121 @@
+// Rotary positions (Su et al., 2021, RoFormer, arXiv 2104.09864) of packed queries, keys and values, and their bias.
+//
+// A token has `groups` groups of `heads` heads, of which the first `rotated` turn: all queries and the keys of a group
+// in Megatron-Core's order, which lays the values behind them. Channel i of a head turns with channel i + half, by the
+// angle whose cosine is entry i of a row of `table`, and whose sine is entry half + i. The row is `positions` of the
+// token, or without them the token's number over `batch`, since a batch's tokens of one place lie side by side.
+#include "reduce.h"
+
+namespace davinci {
+namespace rope {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / 32;
+
+__device__ __forceinline__ i64 place_of(i64 token, i64 batch) {
+  // The same, and shorter where 32 bits are enough.
+  return (u64)(token | batch) >> 32 ? token / batch : (i64)((u32)token / (u32)batch);
+}
+
+// The channels of a token are fewer than 2^31.
+// A lane takes kWide channels of one half of a head, and those of the other half, of token after token: what they are
+// is found once. With `shares` [parts, channels of a token], each part's sum over its tokens is that row: forward has a
+// bias, backward shares in its gradient.
+template <int kWide, bool kShares, class T>
+__device__ __forceinline__ void turn(const T* x, T* out, const T* bias, const float* table, const i64* positions,
+                                     float* shares, float sign, i64 tokens, i64 batch, int groups, int heads,
+                                     int rotated, int half, i64 parts) {
+  using P = Pack<T, kWide>;
+  using F = Pack<float, kWide>;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int touched = kShares || bias || out != x ? heads : rotated;
+  const int of_head = half / kWide, items = groups * touched * of_head, tiles = (items + 31) / 32;
+  const int pitch = groups * heads * 2 * half;
+  for (i64 unit = blockIdx.x; unit < tiles * parts; unit += gridDim.x) {
+    const i64 part = unit / tiles;
+    const int item = (int)(unit % tiles) * 32 + lane;
+    const int head = item / of_head, c = item % of_head * kWide;
+    const int low = (head / touched * heads + head % touched) * 2 * half + c, high = low + half;
+    const bool here = item < items, turns = head % touched < rotated;
+    P bias_low{}, bias_high{};
+    if (!kShares && bias && here) {
+      bias_low = *reinterpret_cast<const P*>(bias + low);
+      bias_high = *reinterpret_cast<const P*>(bias + high);
+    }
+    F sum_low{}, sum_high{};
+    for (i64 token = here ? part * kWarps + warp : tokens; token < tokens; token += parts * kWarps) {
+      P a = *reinterpret_cast<const P*>(x + token * pitch + low);
+      P b = *reinterpret_cast<const P*>(x + token * pitch + high);
+      F cosine, sine;
+      if (turns) {
+        const float* row = table + (positions ? positions[token] : place_of(token, batch)) * 2 * half + c;
+        cosine = *reinterpret_cast<const F*>(row);
+        sine = *reinterpret_cast<const F*>(row + half);
+      }
+#pragma unroll
+      for (int i = 0; i < kWide; ++i) {
+        float one = load(a.at[i]), two = load(b.at[i]);
+        if (!kShares && bias) {
+          one += load(bias_low.at[i]);
+          two += load(bias_high.at[i]);
+        }
+        if (turns) {
+          const float s = sign * sine.at[i], before = one;
+          one = before * cosine.at[i] - two * s;
+          two = two * cosine.at[i] + before * s;
+        }
+        if (kShares) {
+          sum_low.at[i] += one;
+          sum_high.at[i] += two;
+        }
+        a.at[i] = store<T>(one);
+        b.at[i] = store<T>(two);
+      }
+      *reinterpret_cast<P*>(out + token * pitch + low) = a;
+      *reinterpret_cast<P*>(out + token * pitch + high) = b;
+    }
+    if constexpr (!kShares) continue;
+#pragma unroll
+    for (int i = 0; i < kWide; ++i) {
+      sum_low.at[i] = sum_warps<kThreads>(sum_low.at[i]);
+      sum_high.at[i] = sum_warps<kThreads>(sum_high.at[i]);
+    }
+    if (warp == 0 && here) {
+      *reinterpret_cast<F*>(shares + part * pitch + low) = sum_low;
+      *reinterpret_cast<F*>(shares + part * pitch + high) = sum_high;
+    }
+  }
+}
+
+template <bool kShares, class T>
+__device__ __forceinline__ void rotate(const T* x, T* out, const T* bias, const float* table, const i64* positions,
+                                       float* shares, float sign, i64 tokens, i64 batch, i64 groups, i64 heads,
+                                       i64 rotated, i64 half, i64 parts) {
+  // The table's rows then are too, of fp32 and twice as long.
+  if (in_vectors<T>(half, x, out, bias, table))
+    turn<Vector<T>::kWidth, kShares>(x, out, bias, table, positions, shares, sign, tokens, batch, (int)groups, (int)heads,
+                                     (int)rotated, (int)half, parts);
+  else
+    turn<1, kShares>(x, out, bias, table, positions, shares, sign, tokens, batch, (int)groups, (int)heads, (int)rotated,
+                     (int)half, parts);
+}
+
+}  // namespace rope
+}  // namespace davinci
+
+#define DAVINCI_ROPE(name, shared, suffix, type)                                                                       \
+  DAVINCI_KERNEL(name##_##suffix, davinci::rope::kThreads,                                                             \
+                 (const davinci::type* x, davinci::type* out, const davinci::type* bias, const float* table,           \
+                  const davinci::i64* positions, float* shares, float sign, davinci::i64 tokens, davinci::i64 batch,   \
+                  davinci::i64 groups, davinci::i64 heads, davinci::i64 rotated, davinci::i64 half,                    \
+                  davinci::i64 parts),                                                                                 \
+                 (x, out, bias, table, positions, shares, sign, tokens, batch, groups, heads, rotated, half,           \
+                  parts)) {                                                                                            \
+    davinci::rope::rotate<shared>(x, out, bias, table, positions, shares, sign, tokens, batch, groups, heads, rotated, \
+                                  half, parts);                                                                        \
+  }
+
+DAVINCI_ROPE(rope, false, fp32, f32)
+DAVINCI_ROPE(rope, false, bf16, bf16)
+DAVINCI_ROPE(rope_sums, true, fp32, f32)
+DAVINCI_ROPE(rope_sums, true, bf16, bf16)

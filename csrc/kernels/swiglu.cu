@@ -1,0 +1,107 @@
+// SwiGLU (Shazeer, 2020, GLU Variants Improve Transformer, arXiv 2002.05202): silu(gate) * up, of rows that have all
+// gates and behind them all that is gated. With e = exp(-gate) and s = 1 / (1 + e), silu(gate) = gate * s, and its
+// derivative is s * (1 + gate * (e * s)): in e * s nothing cancels, as it would in 1 - s.
+#include "portable.h"
+
+namespace davinci {
+namespace swiglu {
+
+constexpr int kThreads = 256;
+constexpr int kEach = 4;  // packs that a thread takes of a chunk
+
+// Bounded: above, 1 / (1 + e) is 0, and so would have to be e * 0.
+__device__ __forceinline__ float negative_exponential(float gate) { return fminf(exponential(-gate), 1e38f); }
+
+// Calls act(row, pack in the row) for each pack of a matrix, which lie in one long line.
+template <class Act>
+__device__ __forceinline__ void each_pack(i64 rows, i64 packs, Act act) {
+  const i64 all = rows * packs, chunk = kThreads * kEach;
+  for (i64 first = (i64)blockIdx.x * chunk; first < all; first += (i64)gridDim.x * chunk) {
+    // Divided once; from there on it is counted.
+    i64 row = (first + threadIdx.x) / packs, p = (first + threadIdx.x) % packs;
+#pragma unroll
+    for (int k = 0; k < kEach; ++k) {
+      if (row >= rows) break;
+      act(row, p);
+      p += kThreads;
+      if (p >= packs) {
+        row += p / packs;
+        p %= packs;
+      }
+    }
+  }
+}
+
+template <int kWide, class T>
+__device__ __forceinline__ void forward_packs(const T* x, T* out, i64 rows, i64 width) {
+  using P = Pack<T, kWide>;
+  const i64 packs = width / kWide;
+  each_pack(rows, packs, [&](i64 row, i64 p) {
+    P gate = reinterpret_cast<const P*>(x)[2 * row * packs + p];
+    const P up = reinterpret_cast<const P*>(x)[(2 * row + 1) * packs + p];
+#pragma unroll
+    for (int i = 0; i < kWide; ++i) {
+      const float g = load(gate.at[i]);
+      gate.at[i] = store<T>(g * reciprocal(1.0f + negative_exponential(g)) * load(up.at[i]));
+    }
+    reinterpret_cast<P*>(out)[row * packs + p] = gate;
+  });
+}
+
+// by_x may be x. `again`, unless it is null, gets what forward wrote.
+template <int kWide, class T>
+__device__ __forceinline__ void backward_packs(const T* by_out, const T* x, T* by_x, T* again, i64 rows, i64 width) {
+  using P = Pack<T, kWide>;
+  const i64 packs = width / kWide;
+  each_pack(rows, packs, [&](i64 row, i64 p) {
+    P gate = reinterpret_cast<const P*>(x)[2 * row * packs + p];
+    P up = reinterpret_cast<const P*>(x)[(2 * row + 1) * packs + p];
+    P by = reinterpret_cast<const P*>(by_out)[row * packs + p];
+#pragma unroll
+    for (int i = 0; i < kWide; ++i) {
+      const float g = load(gate.at[i]), u = load(up.at[i]), above = load(by.at[i]);
+      const float e = negative_exponential(g), s = reciprocal(1.0f + e), silu = g * s;
+      gate.at[i] = store<T>(above * u * (s * (1.0f + g * (e * s))));
+      up.at[i] = store<T>(above * silu);
+      by.at[i] = store<T>(silu * u);
+    }
+    reinterpret_cast<P*>(by_x)[2 * row * packs + p] = gate;
+    reinterpret_cast<P*>(by_x)[(2 * row + 1) * packs + p] = up;
+    if (again) reinterpret_cast<P*>(again)[row * packs + p] = by;
+  });
+}
+
+template <class T>
+__device__ __forceinline__ void forward(const T* x, T* out, i64 rows, i64 width) {
+  if (in_vectors<T>(width, x, out))
+    forward_packs<Vector<T>::kWidth>(x, out, rows, width);
+  else
+    forward_packs<1>(x, out, rows, width);
+}
+
+template <class T>
+__device__ __forceinline__ void backward(const T* by_out, const T* x, T* by_x, T* again, i64 rows, i64 width) {
+  if (in_vectors<T>(width, by_out, x, by_x, again))
+    backward_packs<Vector<T>::kWidth>(by_out, x, by_x, again, rows, width);
+  else
+    backward_packs<1>(by_out, x, by_x, again, rows, width);
+}
+
+}  // namespace swiglu
+}  // namespace davinci
+
+#define DAVINCI_SWIGLU(suffix, type)                                                                                   \
+  DAVINCI_KERNEL(swiglu_forward_##suffix, davinci::swiglu::kThreads,                                                   \
+                 (const davinci::type* x, davinci::type* out, davinci::i64 rows, davinci::i64 width),                  \
+                 (x, out, rows, width)) {                                                                              \
+    davinci::swiglu::forward(x, out, rows, width);                                                                     \
+  }                                                                                                                    \
+  DAVINCI_KERNEL(swiglu_backward_##suffix, davinci::swiglu::kThreads,                                                  \
+                 (const davinci::type* by_out, const davinci::type* x, davinci::type* by_x, davinci::type* again,      \
+                  davinci::i64 rows, davinci::i64 width),                                                              \
+                 (by_out, x, by_x, again, rows, width)) {                                                              \
+    davinci::swiglu::backward(by_out, x, by_x, again, rows, width);                                                    \
+  }
+
+DAVINCI_SWIGLU(fp32, f32)
+DAVINCI_SWIGLU(bf16, bf16)

@@ -1,0 +1,45 @@
+"""A weight's gradient in fp32, added to Megatron-Core's `main_grad` where there is one, without apex's extension."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class MainGradient:
+    """A weight's gradient, summed in fp32: in its `main_grad`, or in a sum of its own.
+
+    Args:
+        weight: [out, in]. Where it has an fp32 `main_grad`, as in Megatron-Core's DistributedDataParallel, products
+            are added to that.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self._weight = weight
+        main = getattr(weight, "main_grad", None)
+        self._is_main = isinstance(main, Tensor) and main.dtype == torch.float32
+        self._sum: Tensor = main if self._is_main else torch.zeros(weight.shape, device=weight.device)  # type: ignore
+
+    def add(self, by_out: Tensor, inputs: Tensor) -> None:
+        """Add `by_out.t() @ inputs`.
+
+        Args:
+            by_out: [rows, out] bf16 or fp32.
+            inputs: [rows, in] of the same dtype.
+        """
+        if by_out.dtype == torch.float32:
+            self._sum.addmm_(by_out.t(), inputs)
+        elif by_out.device.type == "cuda":
+            # bf16 products, added to fp32 in the same kernel.
+            torch.ops.aten.addmm.dtype_out(self._sum, by_out.t(), inputs, torch.float32, out=self._sum)
+        else:
+            self._sum.addmm_(by_out.t().float(), inputs.float())
+
+    def gradient(self) -> Tensor:
+        """What autograd gets: nothing that counts where `main_grad` has it already, as Megatron-Core does it."""
+        if not self._is_main:
+            return self._sum.to(self._weight.dtype)
+        self._weight.grad_added_to_main_grad = True  # type: ignore[attr-defined]
+        # An embedding that is tied adds its own gradient to what is returned here.
+        make = torch.zeros_like if getattr(self._weight, "zero_out_wgrad", False) else torch.empty_like
+        return make(self._weight, requires_grad=False)
