@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from benchmarks import memory_bound_speed
 from megatron_davinci.errors import EnvironmentProblem
 from megatron_davinci.kernels import cross_entropy_passes as passes
 from megatron_davinci.kernels import ways
@@ -23,10 +24,16 @@ ROWS, VOCABULARY = (
 
 
 def seconds(action: Callable[[], object], prepare: Callable[[], object] = lambda: None) -> float:
-    """The median time of an action on the GPU, without what prepares it."""
+    """The median time of an action on the GPU, without what prepares it.
+
+    Before it a gigabyte is read: the cache then has nothing of the action's, and nothing that has yet to be written,
+    and what the host needs to start the action it does meanwhile.
+    """
     taken = []
+    before = torch.empty(1 << 28, device="cuda")
     for number in range(ROUNDS + 3):
         prepare()
+        before.sum()
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         action()
@@ -63,7 +70,8 @@ def measure(seed: int) -> tuple[dict[str, float], dict[str, Any]]:
     copy = bandwidth(device)
     figures = {"copy_gb_s": copy / 1e9}
     timed, peer = cross_entropy(device, copy)
-    return figures | timed, {"way": str(way), "never_run_on_a_gpu": [], **peer}
+    others, rivals = memory_bound_speed.measure(device, copy, seconds)
+    return figures | timed | others, {"way": str(way), "never_run_on_a_gpu": [], **peer, **rivals}
 
 
 def cross_entropy(device: torch.device, copy: float) -> tuple[dict[str, float], dict[str, Any]]:
