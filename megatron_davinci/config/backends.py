@@ -20,9 +20,20 @@ class BackendsConfig(Section):
         description="sdpa: torch's kernels; flash_attn: the package flash-attn, in bf16; auto: Transformer Engine's "
         "in its layers unless documents confine it, else torch's",
     )
-    norm: Literal["auto", "local", "transformer_engine", "apex"] = Field(
+    norm: Literal["auto", "local", "transformer_engine", "apex", "davinci"] = Field(
         default="auto",
-        description="local: torch's RMSNorm; apex: NVIDIA's; auto: Transformer Engine's in its layers, else local",
+        description="local: torch's RMSNorm; apex: NVIDIA's; davinci: this package's kernel; auto: Transformer "
+        "Engine's in its layers, else local",
+    )
+    rope: Literal["auto", "megatron", "davinci"] = Field(
+        default="auto",
+        description="megatron: Megatron-Core's rotary positions; davinci: this package's, in place with fp32 cosines "
+        "and sines, and with the bias of queries, keys and values; auto: Megatron-Core's",
+    )
+    swiglu: Literal["auto", "megatron", "davinci"] = Field(
+        default="auto",
+        description="megatron: SwiGLU as Megatron-Core composes it; davinci: this package's, which keeps no product "
+        "for the layer behind it and computes it again in the backward pass; auto: Megatron-Core's",
     )
     optimizer: Literal["auto", "torch", "transformer_engine", "apex"] = Field(
         default="auto",

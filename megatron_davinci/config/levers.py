@@ -18,6 +18,7 @@ def lever_problems(config: RunConfig) -> list[str]:
         *overlap_problems(config),
         *fp8_problems(config),
         *graph_problems(config),
+        *kernel_problems(config),
         *snapshot_problems(config),
     ]
 
@@ -122,6 +123,15 @@ def graph_problems(config: RunConfig) -> list[str]:
             "train.cuda_graphs cannot capture a document mask, whose documents differ from step to step"
         )
     return problems
+
+
+def kernel_problems(config: RunConfig) -> list[str]:
+    """Where our ops are not in the place that they are asked for."""
+    if config.backends.swiglu == "davinci" and config.model.experts is not None:
+        return [
+            "backends.swiglu: davinci is in MLPs, and model.experts has experts in their place: take megatron"
+        ]
+    return []
 
 
 def decay_problems(config: RunConfig) -> list[str]:

@@ -101,9 +101,8 @@ def build_model(config: RunConfig, platform: Platform) -> list[GPT]:
         dtype of `train.precision`.
     """
     backends = choose_backends(on_cuda=platform.name == "cuda", **config.backend_arguments())
-    own_loss = backends.loss.name == "davinci"
-    if own_loss:
-        require_kernels(platform.device, "backends.loss: davinci")
+    for setting in backends.own_kernels:
+        require_kernels(platform.device, setting)
     mcore = transformer_config(config, transformer_engine=backends.layers.name == "transformer_engine")
     if config.parallel.overlap_tensor:
         start_tensor_overlap(config)
@@ -125,8 +124,9 @@ def build_model(config: RunConfig, platform: Platform) -> list[GPT]:
             z_loss=config.train.z_loss,
             rope_scaling=config.model.rope_scaling,
             vocab_padding=config.model.vocab_padding,
-            own_loss=own_loss,
+            own_loss=backends.loss.name == "davinci",
             loss_chunk=config.backends.loss_chunk_tokens,
+            own_rope=backends.rope.name == "davinci",
         )
         mark_experts(chunk)
         initialize(chunk, config.run.seed, config.model.init_std)

@@ -18,6 +18,7 @@ from torch import Tensor
 from megatron_davinci.config.rope import RopeScaling
 from megatron_davinci.kernels.cross_entropy import Losses, vocab_parallel_cross_entropy
 from megatron_davinci.kernels.linear_cross_entropy import linear_cross_entropy
+from megatron_davinci.kernels.rope import rotation_table
 from megatron_davinci.model.branches import Branches
 from megatron_davinci.model.documents import Documents
 from megatron_davinci.model.loss import cross_entropy_and_z_loss
@@ -36,6 +37,7 @@ class GPT(GPTModel):
         vocab_padding: Rows at the end of the vocabulary that are no token's. The loss is as if they were not there.
         own_loss: Take the cross entropy of `kernels`, which overwrites the logits, instead of Megatron-Core's.
         loss_chunk: With `own_loss`: tokens whose logits are there at once; None for all.
+        own_rope: Hand on cosines and sines, as `RotatedAttention` takes them, in place of angles.
     """
 
     def __init__(
@@ -46,12 +48,13 @@ class GPT(GPTModel):
         vocab_padding: int = 0,
         own_loss: bool = False,
         loss_chunk: int | None = None,
+        own_rope: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.z_loss = z_loss
         self.tokens = self.vocab_size - vocab_padding
-        self.own_loss, self.loss_chunk = own_loss, loss_chunk
+        self.own_loss, self.loss_chunk, self.own_rope = own_loss, loss_chunk, own_rope
         self._head: _HeadInLoss | None = None
         if loss_chunk is not None and self.post_process:
             self._head = _HeadInLoss(self.output_layer)
@@ -116,6 +119,8 @@ class GPT(GPTModel):
             rotary = table[:, 0][documents.positions.t()]
         elif isinstance(documents, Branches):
             rotary = rotary[:, 0][documents.positions.t()]
+        if self.own_rope:
+            rotary = rotation_table(rotary)
         return (decoder_input, rotary, *rest)
 
     def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:

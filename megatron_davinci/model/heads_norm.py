@@ -11,7 +11,7 @@ from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attri
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor
 
-from megatron_davinci.model.norm import widened
+from megatron_davinci.kernels.rms_norm import widened
 
 
 class AllHeadsRMSNorm(torch.nn.Module):

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from megatron_davinci.kernels.rms_norm import plain_backward, plain_forward, rms_norm
+
 
 class RMSNorm(torch.nn.Module):
     """Root-mean-square normalisation over the last axis (Zhang and Sennrich, 2019).
@@ -48,6 +50,14 @@ class ApexRMSNorm(RMSNorm):
         return normal
 
 
+class KernelRMSNorm(RMSNorm):
+    """The same on this package's kernel, which on a CPU is plain torch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x`."""
+        return rms_norm(x, self.weight, self.eps)
+
+
 class _RMSNormOnCPU(torch.autograd.Function):
     """What torch composes of five operations on a CPU, as one.
 
@@ -57,21 +67,11 @@ class _RMSNormOnCPU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = widened(x)
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+        normal, scale = plain_forward(x, weight, eps)
         ctx.save_for_backward(x, weight, scale)
-        return (wide * scale * weight).to(x.dtype)
+        return normal
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, scale = ctx.saved_tensors
-        normal, above = widened(x) * scale, widened(gradient)
-        for_weight = (above * normal).flatten(0, -2).sum(0)
-        above = above * weight
-        for_x = (above - normal * (above * normal).mean(-1, keepdim=True)) * scale
-        return for_x.to(x.dtype), for_weight.to(weight.dtype), None
-
-
-def widened(x: Tensor) -> Tensor:
-    """In fp32, or as it is if that is wider."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+        return *plain_backward(gradient, None, x, weight, scale), None

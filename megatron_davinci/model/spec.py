@@ -15,9 +15,11 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron_davinci.config.model import ModelConfig
 from megatron_davinci.model.attention import SDPAttention
 from megatron_davinci.model.heads_norm import AllHeadsRMSNorm
-from megatron_davinci.model.norm import ApexRMSNorm, RMSNorm
+from megatron_davinci.model.norm import ApexRMSNorm, KernelRMSNorm, RMSNorm
 from megatron_davinci.model.post_norm import NormalizedRowParallelLinear
+from megatron_davinci.model.rotated_attention import RotatedAttention
 from megatron_davinci.model.router import Router
+from megatron_davinci.model.swiglu_mlp import SwiGLUMLP
 from megatron_davinci.platform.backends import Backends
 
 
@@ -50,12 +52,17 @@ def layer_spec(
             spec.submodules.mlp.submodules.router = Router
         return spec
     norm = norm_module(backends)
+    own_rope, own_swiglu = (choice.name == "davinci" for choice in (backends.rope, backends.swiglu))
     spec = get_gpt_layer_local_spec(num_experts=experts, normalization="RMSNorm", qk_layernorm=qk_norm)
     if experts is not None:
         spec.submodules.mlp.submodules.router = Router
         # Transformer Engine fuses this norm into an MLP, but not into experts: there it keeps its own name.
         del spec.submodules.sharded_state_dict_keys_map["pre_mlp_layernorm."]
     spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = norm
+    if own_rope:
+        spec.submodules.self_attention.module = RotatedAttention
+    if own_swiglu:
+        spec.submodules.mlp.module = SwiGLUMLP
     attention = spec.submodules.self_attention.submodules
     attention.core_attention = attention_module(backends)
     if qk_norm:
@@ -92,7 +99,7 @@ def norm_module(backends: Backends) -> Any:
         from megatron.core.extensions.transformer_engine import TENorm
 
         return TENorm
-    return ApexRMSNorm if name == "apex" else RMSNorm
+    return {"apex": ApexRMSNorm, "davinci": KernelRMSNorm}.get(name, RMSNorm)
 
 
 def block_spec(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.metadata
 import importlib.util
@@ -52,10 +53,20 @@ class Backends:
     norm: Choice
     optimizer: Choice
     loss: Choice = Choice("megatron", "the default")
+    rope: Choice = Choice("megatron", "the default")
+    swiglu: Choice = Choice("megatron", "the default")
 
     def __str__(self) -> str:
-        places = ("layers", "attention", "norm", "optimizer", "loss")
-        return "; ".join(f"{p}: {getattr(self, p).name} ({getattr(self, p).why})" for p in places)
+        return "; ".join(f"{place}: {choice.name} ({choice.why})" for place, choice in self.places())
+
+    def places(self) -> list[tuple[str, Choice]]:
+        """Each place, and what runs there."""
+        return [(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)]
+
+    @property
+    def own_kernels(self) -> list[str]:
+        """The settings under which this package's kernels run."""
+        return [f"backends.{place}: davinci" for place, choice in self.places() if choice.name == "davinci"]
 
 
 def find_transformer_engine() -> Package:
@@ -97,6 +108,8 @@ def choose_backends(
     norm: str = "auto",
     optimizer: str = "auto",
     loss: str = "auto",
+    rope: str = "auto",
+    swiglu: str = "auto",
     documents: bool = False,
     half: bool = False,
     needs_engine: tuple[str, ...] = (),
@@ -110,9 +123,11 @@ def choose_backends(
         on_cuda: Whether the run computes on CUDA. Of the packages none works elsewhere.
         layers: `auto`, `local` or `transformer_engine`.
         attention: `auto`, `sdpa`, `flash_attn` or `transformer_engine`.
-        norm: `auto`, `local`, `transformer_engine` or `apex`.
+        norm: `auto`, `local`, `transformer_engine`, `apex` or `davinci`.
         optimizer: `auto`, `torch`, `transformer_engine` or `apex`.
         loss: `auto`, `megatron` or `davinci`.
+        rope: The same.
+        swiglu: The same.
         documents: Whether attention will be confined to documents.
         half: Whether the run computes in half precision.
         needs_engine: Settings that act in Transformer Engine's layers only; elsewhere they would be ignored.
@@ -150,6 +165,12 @@ def choose_backends(
                 return Choice(name, package(name).why)
         return Choice(own, package(automatic[0]).why if automatic else "the default")
 
+    def whose(place: str, asked: str, default: str, automatic: tuple[str, ...] = ()) -> Choice:
+        """Where ours is one of several that need no package."""
+        return choose(place, asked, "davinci" if asked == "davinci" else default, automatic)
+
+    asked = {"norm": norm, "rope": rope, "swiglu": swiglu}
+    needs_local += tuple(f"backends.{place}: davinci" for place, name in asked.items() if name == "davinci")
     chosen = choose("layers", layers, "local", ("transformer_engine",))
     if needs_local and layers == "auto":
         chosen = Choice("local", f"they alone have {needs_local[0]}")
@@ -158,9 +179,11 @@ def choose_backends(
     attends = choose("attention", attention, "sdpa", () if documents else preferred)
     if documents and engine and attention == "auto":
         attends = Choice("sdpa", "attention is confined to documents")
-    normalises = choose("norm", norm, "local", preferred)
+    normalises = whose("norm", norm, "local", preferred)
     optimizes = choose("optimizer", optimizer, "torch", ("transformer_engine", "apex"))
-    takes_loss = choose("loss", loss, "davinci" if loss == "davinci" else "megatron", ())
+    takes_loss, turns, gates = (
+        whose(place, name, "megatron") for place, name in (("loss", loss), ("rope", rope), ("swiglu", swiglu))
+    )
     if documents and attends.name == "transformer_engine":
         problems.append(
             "backends.attention: transformer_engine, but a stage or the evaluation has a document mask, which it "
@@ -198,7 +221,7 @@ def choose_backends(
             found="\n".join(problems),
             do="install what is named (docs/install-gpu.md says how), or take it out of the configuration",
         )
-    return Backends(chosen, attends, normalises, optimizes, takes_loss)
+    return Backends(chosen, attends, normalises, optimizes, takes_loss, turns, gates)
 
 
 def _find(name: str, module: str) -> Package:

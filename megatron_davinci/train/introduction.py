@@ -44,7 +44,7 @@ def introduction(
     )
     backends = choose_backends(on_cuda=platform.name == "cuda", **config.backend_arguments())
     yield f"Backends: {backends}"
-    if backends.loss.name == "davinci":
+    if backends.own_kernels:
         yield f"Kernels: {way_for(platform.device)}"
     for skip in order.journal.skips:
         if skip.to_sample > consumed_samples:

@@ -1,0 +1,116 @@
+"""Norms, rotary positions and SwiGLU of this package in the model: the same training, the same checkpoint."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import ops_on_off
+from megatron_davinci.config import validate
+from megatron_davinci.errors import ConfigError, EnvironmentProblem
+from megatron_davinci.kernels import compilers
+from megatron_davinci.platform.backends import choose_backends
+from tests.config import small
+from tests.ranks import run_ranks
+from tests.stepping import take_all
+
+OPS = ("norm", "rope", "swiglu")
+SEVERAL = {
+    "as it is": {"model": {"qkv_bias": True}, "train": {}},
+    "norms of queries and keys, and behind blocks": {
+        "model": {"qk_norm": True, "qkv_bias": False, "norm_placement": "post"},
+        "train": {"recompute": {"granularity": "full"}},
+    },
+}
+
+
+def settings(backends, tensor, model, train):
+    return small.settings(
+        model={"num_layers": 2, **model},
+        parallel={"device": "cpu", "tensor": tensor, "sequence": tensor > 1},
+        backends=backends,
+        train={"precision": "fp32", "micro_batch_size": 2, **train},
+    )
+
+
+def with_kernels(way, whole):
+    """`take_all` by a way, and the weights' names."""
+    from megatron_davinci.kernels import ways
+
+    with ways.using(way):
+        return take_all(whole, documents=True)
+
+
+@pytest.mark.parametrize("case", SEVERAL)
+def test_training_over_tensor_ranks_is_the_same(case):
+    whole = {
+        "off": settings({}, 2, **SEVERAL[case]),
+        "on": settings(dict.fromkeys(OPS, "davinci"), 2, **SEVERAL[case]),
+    }
+    for taken in run_ranks(2, with_kernels, "reference", whole):
+        for part in ("losses", "norms"):
+            assert getattr(taken["on"], part) == pytest.approx(getattr(taken["off"], part), rel=1e-5)
+        assert taken["on"].weights != taken["off"].weights, "nothing of it was on"
+
+
+def differences(way, steps):
+    from megatron_davinci.kernels import ways
+
+    with ways.using(way):
+        return ops_on_off.differences("cpu", 3, steps)[0]
+
+
+@pytest.mark.parametrize(
+    ("way", "steps"),
+    [
+        pytest.param("emulator", 2, marks=pytest.mark.needs("emulator")),
+        pytest.param("reference", 20, marks=pytest.mark.long),
+        pytest.param("reference", 200, marks=pytest.mark.long),
+    ],
+)
+def test_each_op_and_all_leave_the_losses_as_they_are(way, steps):
+    if way == "emulator":
+        compilers.emulator()
+    (figures,) = run_ranks(1, differences, way, steps)
+    assert figures["worst_loss_difference"] < 1e-5, figures
+    assert {f"loss_difference_{op}" for op in (*OPS, "loss", "loss_by_chunks", "all")} <= set(figures)
+
+
+@pytest.mark.gpu
+def test_kernels_of_a_gpu_leave_the_losses_as_they_are():
+    figures, _ = ops_on_off.differences("cuda", 3, 200)
+    assert figures["worst_loss_difference"] < 1e-5, figures
+
+
+def names_in_a_checkpoint(whole):
+    from megatron_davinci.model.build import build_model
+    from tests.stepping import start
+
+    _, platform = start(whole[0])
+    chunks = [build_model(validate(one, "test"), platform)[0] for one in whole]
+    return [sorted(chunk.sharded_state_dict()) for chunk in chunks]
+
+
+def test_a_checkpoint_is_the_same():
+    whole = [settings(dict.fromkeys(OPS, name), 1, {}, {}) for name in ("auto", "davinci")]
+    ((off, on),) = run_ranks(1, names_in_a_checkpoint, whole)
+    assert off == on and any("linear_fc2.weight" in name for name in on)
+
+
+class TestChoosing:
+    def test_ours_are_taken_where_they_are_asked_for_and_named_for_their_kernels(self):
+        chosen = choose_backends(on_cuda=False, norm="davinci", rope="davinci", swiglu="davinci")
+        assert [chosen.norm.name, chosen.rope.name, chosen.swiglu.name] == ["davinci"] * 3
+        assert chosen.own_kernels == [f"backends.{op}: davinci" for op in OPS]
+        assert choose_backends(on_cuda=False).own_kernels == []
+
+    @pytest.mark.parametrize("op", OPS)
+    def test_they_are_in_our_layers_only(self, op):
+        with pytest.raises(EnvironmentProblem, match=rf"backends\.{op}: davinci is in our own layers only"):
+            choose_backends(on_cuda=False, layers="transformer_engine", **{op: "davinci"})
+
+    def test_experts_have_no_place_for_swiglu(self):
+        with pytest.raises(ConfigError, match=r"model\.experts has experts in their place"):
+            validate(
+                small.settings(backends={"swiglu": "davinci"}, model={"experts": {"number": 4, "top_k": 2}}),
+                "t",
+            )
