@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from benchmarks import memory_bound_speed
+from benchmarks import adamw_speed, memory_bound_speed
 from megatron_davinci.errors import EnvironmentProblem
 from megatron_davinci.kernels import cross_entropy_passes as passes
 from megatron_davinci.kernels import ways
@@ -71,7 +71,9 @@ def measure(seed: int) -> tuple[dict[str, float], dict[str, Any]]:
     figures = {"copy_gb_s": copy / 1e9}
     timed, peer = cross_entropy(device, copy)
     others, rivals = memory_bound_speed.measure(device, copy, seconds)
-    return figures | timed | others, {"way": str(way), "never_run_on_a_gpu": [], **peer, **rivals}
+    of_adam, with_adam = adamw_speed.measure(device, copy, seconds)
+    peer = {"way": str(way), "never_run_on_a_gpu": [], **peer, **rivals, **with_adam}
+    return figures | timed | others | of_adam, peer
 
 
 def cross_entropy(device: torch.device, copy: float) -> tuple[dict[str, float], dict[str, Any]]:

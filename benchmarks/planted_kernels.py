@@ -69,6 +69,10 @@ def _of_norm(name: str, old: str, new: str, file: str = "rms_norm.cu") -> Change
     return _change(name, file, old, new, "rms_norm")
 
 
+def _of_adamw(name: str, file: str, old: str, new: str) -> Change:
+    return _change(name, file, old, new, "adamw")
+
+
 _FIRST_WRITE = "    largest[warp] = value.largest;\n    total[warp] = value.total;\n  }\n  __syncthreads();\n"
 _LAST_BARRIER = "  __syncthreads();  // the next row writes where this one is read\n"
 _VECTORS = "v < vectors; v += kBlock"
@@ -78,6 +82,9 @@ _TAIL = """  for (int i = parts.tail + (int)threadIdx.x; i < parts.width; i += k
     if (i < columns) sum = add(sum, load(row[i]));
 """
 _WRITES = "body[v] = gradient.vector(kept[k], parts.head + v * kWidth);\n    }\n"
+
+_OF_RUN = "for (i64 i = threadIdx.x; i < vectors; i += kThreads)"
+_LAST = "    for (i64 i = vectors * kAtOnce + threadIdx.x; i < span.count; i += kThreads) one(s, span, i);\n"
 
 FAULTS = [
     _change("barrier removed", "reduce.h", _FIRST_WRITE, _FIRST_WRITE.replace("  __syncthreads();\n", "")),
@@ -113,6 +120,15 @@ FAULTS = [
     _of_norm("rows of a part skipped", "first += parts * kRows", "first += 2 * parts * kRows"),
     _of_norm("gradient along the residual left out", "by_sum ? value + load(beside", "false ? value + load(beside"),
     _of_norm("columns of a warp not all added", "i < kThreads; i += 32", "i < kThreads - 32; i += 32", "reduce.h"),
+    _of_adamw("last elements of a run left out", "adamw.cu", _LAST, ""),
+    _of_adamw("one vector of a run too many", "adamw.cu", _OF_RUN, _OF_RUN.replace("<", "<=")),
+    _of_adamw("a lane left out of a reduction", "moments.h", "__reduce_max_sync(kAllLanes, value)",
+              "(threadIdx.x % 32 < 31 ? __reduce_max_sync(kAllLanes >> 1, value) : value)"),
+    _of_adamw("groups of half a warp", "adamw.cu", "lane * kPerLane;", "(lane & 15) * kPerLane;"),
+    _of_adamw("ranges written before they are read", "adamw.cu", "const Vector<float> before = span.ranges[group];",
+              "const Vector<float> before = span.ranges[group];\n      if (warp == 1) span.ranges[group] = {};"),
+    _of_adamw("zeros as the smallest", "moments.h", "kSecond ? size[k] > 0.0f", "kSecond ? size[k] >= 0.0f"),
+    _of_adamw("the gradient not scaled", "adamw.cu", "s.scale * gradient", "gradient"),
 ]  # fmt: skip
 
 TWINS = [
@@ -147,6 +163,16 @@ TWINS = [
              "const int mine = r <= rows - 1 ? vectors : 0;"),
     _of_norm("columns of a warp added from the last", "for (int i = threadIdx.x; i < kThreads; i += 32) sum",
              "for (int i = kThreads - 32 + threadIdx.x; i >= 0; i -= 32) sum", "reduce.h"),
+    _of_adamw("last elements of a run by other threads", "adamw.cu", _LAST,
+              _LAST.replace("threadIdx.x;", "(kThreads - 1 - threadIdx.x);", 1)),
+    _of_adamw("no runs in vectors", "adamw.cu", "& 15) == 0 && (row[5] & 7) == 0", "& 15) == 1"),
+    _of_adamw("groups from the last on", "adamw.cu",
+              "i64 group = warp; group < groups; group += kThreads / 32",
+              "i64 group = groups - 1 - warp; group >= 0; group -= kThreads / 32"),
+    _of_adamw("another lane writes the ranges", "adamw.cu", "if (lane == 0)\n        span.ranges",
+              "if (lane == 9)\n        span.ranges"),
+    _of_adamw("the smallest by a smallest of its own", "moments.h", "~largest_of_warp(~value)",
+              "__reduce_min_sync(kAllLanes, value)"),
 ]  # fmt: skip
 
 

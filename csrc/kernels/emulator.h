@@ -382,6 +382,15 @@ inline unsigned ballot(unsigned mask, bool predicate, const char* file, int line
   });
 }
 
+inline unsigned extreme(unsigned mask, unsigned value, bool largest, const char* file, int line) {
+  return (unsigned)meet(mask, value, 0, file, line, [largest](Fiber* lanes, unsigned named, int) {
+    uint64_t found = largest ? 0 : ~uint64_t(0);
+    for (int i = 0; i < kWarp; ++i)
+      if (named >> i & 1) found = largest ? std::max(found, lanes[i].given) : std::min(found, lanes[i].given);
+    return found;
+  });
+}
+
 inline int lane() { return state().current->number % kWarp; }
 
 // Who touched an element of shared memory last, and when: by barriers of the block and meetings of the warp.
@@ -479,6 +488,8 @@ inline T exchange(T* at, Change change) {
                                                                            : emulator::lane(),        \
                     __FILE__, __LINE__)
 #define __ballot_sync(mask, predicate) emulator::ballot(mask, predicate, __FILE__, __LINE__)
+#define __reduce_max_sync(mask, value) emulator::extreme(mask, value, true, __FILE__, __LINE__)
+#define __reduce_min_sync(mask, value) emulator::extreme(mask, value, false, __FILE__, __LINE__)
 #define __any_sync(mask, predicate) (emulator::ballot(mask, predicate, __FILE__, __LINE__) != 0)
 #define __all_sync(mask, predicate) (emulator::ballot(mask, predicate, __FILE__, __LINE__) == (mask))
 

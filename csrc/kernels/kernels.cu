@@ -1,4 +1,5 @@
 // All kernels as one translation unit: what nvcc and the emulator's g++ compile. NVRTC compiles a file at a time.
+#include "adamw.cu"
 #include "column_sums.cu"
 #include "cross_entropy.cu"
 #include "rms_norm.cu"

@@ -186,8 +186,9 @@ class TestDoctor:
     def test_says_the_way_of_every_op_and_why(self, capsys):
         assert cli.main(["doctor", "--kernels"]) == 0
         said = capsys.readouterr().out
-        for op in OPS:
-            assert re.search(rf"^cpu +{op} +reference +fp32, bf16 +the platform is cpu", said, re.MULTILINE)
+        for op, kernels in OPS.items():
+            dtypes = ", ".join(kernels[0].suffixes)
+            assert re.search(rf"^cpu +{op} +reference +{dtypes} +the platform is cpu", said, re.MULTILINE)
         assert "NVRTC" in said and sources.digest() in said
 
     def test_as_json_and_what_was_asked_for_and_cannot_be(self, capsys, monkeypatch):

@@ -1,0 +1,202 @@
+// AdamW (Loshchilov and Hutter, 2019, "Decoupled weight decay regularization", arXiv 1711.05101) of many tensors in one
+// launch. Parameters and gradients are fp32; moments are fp32, or 8 bits a number (moments.h). A bf16 copy of what is
+// updated is written beside it where one is wanted.
+//
+// `spans` lists runs of elements, 8 numbers each: addresses of parameter, gradient, first and second moment, ranges of
+// the moments' groups (top and bottom of the first, then of the second), bf16 copy or 0; elements; 0. A run lies in one
+// tensor. Where moments have groups it begins where a group does. Sizes beyond 2^31 are so many runs.
+#include "moments.h"
+
+namespace davinci {
+namespace adamw {
+
+constexpr int kThreads = 256;
+constexpr int kAtOnce = 4;  // elements that a thread takes together
+
+// An address from memory may be of any kind of memory, as far as the compiler knows. These are global.
+template <class T>
+__device__ __forceinline__ T* global(i64 address) {
+  T* result = reinterpret_cast<T*>(address);
+#if defined(__CUDA_ARCH__)
+  __builtin_assume(__isGlobal(result));
+#endif
+  return result;
+}
+
+struct Span {
+  float* parameter;
+  const float* gradient;
+  u8 *first, *second;
+  Vector<float>* ranges;
+  bf16* copy;
+  i64 count;
+  bool aligned;  // to what one instruction moves
+  __device__ __forceinline__ explicit Span(const i64* row) {
+    parameter = global<float>(row[0]);
+    gradient = global<const float>(row[1]);
+    first = global<u8>(row[2]);
+    second = global<u8>(row[3]);
+    ranges = global<Vector<float>>(row[4]);
+    copy = global<bf16>(row[5]);
+    count = row[6];
+    aligned = ((row[0] | row[1]) & 15) == 0 && (row[5] & 7) == 0;
+  }
+};
+
+struct Settings {
+  float scale;  // of the gradient
+  float beta1, rest1, beta2, rest2, epsilon;
+  float step;        // learning rate / (1 - beta1^t)
+  float correction;  // 1 / sqrt(1 - beta2^t)
+  float decay;       // learning rate * weight decay
+};
+
+struct alignas(8) Four {
+  bf16 at[kAtOnce];
+};
+
+template <bool kExact>
+__device__ __forceinline__ float updated(const Settings& s, float parameter, float gradient, float& first,
+                                         float& second) {
+  const float g = s.scale * gradient;
+  first = s.beta1 * first + s.rest1 * g;
+  second = s.beta2 * second + s.rest2 * g * g;
+  if (kExact) {
+    const float size = sqrtf(second) * s.correction + s.epsilon;
+    return (parameter - s.decay * parameter) - s.step * (first / size);
+  }
+  const float size = moments::square_root(second) * s.correction + s.epsilon;
+  return (parameter - s.decay * parameter) - s.step * (first * moments::inverse(size));
+}
+
+__device__ __forceinline__ void one(const Settings& s, const Span& span, i64 i) {
+  float* first = reinterpret_cast<float*>(span.first) + i;
+  float* second = reinterpret_cast<float*>(span.second) + i;
+  float m = *first, v = *second;
+  const float p = updated<true>(s, span.parameter[i], span.gradient[i], m, v);
+  *first = m;
+  *second = v;
+  span.parameter[i] = p;
+  if (span.copy) span.copy[i] = store<bf16>(p);
+}
+
+__device__ __forceinline__ void full(const Settings& s, const i64* spans, i64 count) {
+  for (i64 n = blockIdx.x; n < count; n += gridDim.x) {
+    const Span span(spans + 8 * n);
+    if (!span.aligned || (((u64)span.first | (u64)span.second) & 15)) {
+      for (i64 i = threadIdx.x; i < span.count; i += kThreads) one(s, span, i);
+      continue;
+    }
+    const i64 vectors = span.count / kAtOnce;
+    for (i64 i = threadIdx.x; i < vectors; i += kThreads) {
+      Vector<float> p = reinterpret_cast<Vector<float>*>(span.parameter)[i];
+      const Vector<float> g = reinterpret_cast<const Vector<float>*>(span.gradient)[i];
+      Vector<float> m = reinterpret_cast<Vector<float>*>(span.first)[i];
+      Vector<float> v = reinterpret_cast<Vector<float>*>(span.second)[i];
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) p.at[k] = updated<true>(s, p.at[k], g.at[k], m.at[k], v.at[k]);
+      reinterpret_cast<Vector<float>*>(span.parameter)[i] = p;
+      reinterpret_cast<Vector<float>*>(span.first)[i] = m;
+      reinterpret_cast<Vector<float>*>(span.second)[i] = v;
+      if (!span.copy) continue;
+      Four rounded;
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) rounded.at[k] = store<bf16>(p.at[k]);
+      reinterpret_cast<Four*>(span.copy)[i] = rounded;
+    }
+    for (i64 i = vectors * kAtOnce + threadIdx.x; i < span.count; i += kThreads) one(s, span, i);
+  }
+}
+
+// A warp for a group, a lane for four of its elements.
+__device__ __forceinline__ void eight_bits(const Settings& s, const i64* spans, i64 count) {
+  using namespace moments;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  for (i64 n = blockIdx.x; n < count; n += gridDim.x) {
+    const Span span(spans + 8 * n);
+    u8* firsts = span.first;
+    u8* seconds = span.second;
+    const bool aligned = span.aligned && (((u64)firsts | (u64)seconds) & 3) == 0;
+    const i64 groups = (span.count + kGroup - 1) / kGroup;
+    for (i64 group = warp; group < groups; group += kThreads / 32) {
+      const i64 at = group * kGroup + lane * kPerLane;
+      const bool whole = aligned && (group + 1) * kGroup <= span.count;
+      const int here = whole ? kPerLane : (int)(span.count - at < kPerLane ? span.count - at : kPerLane);
+      Vector<float> p, g;
+      u32 first = 0, second = 0;
+      if (whole) {
+        p = *reinterpret_cast<const Vector<float>*>(span.parameter + at);
+        g = *reinterpret_cast<const Vector<float>*>(span.gradient + at);
+        first = *reinterpret_cast<const u32*>(firsts + at);
+        second = *reinterpret_cast<const u32*>(seconds + at);
+      } else {
+#pragma unroll
+        for (int k = 0; k < kPerLane; ++k) {
+          const bool there = k < here;
+          p.at[k] = there ? span.parameter[at + k] : 0.0f;
+          g.at[k] = there ? span.gradient[at + k] : 0.0f;
+          if (there) first |= (u32)firsts[at + k] << (8 * k);
+          if (there) second |= (u32)seconds[at + k] << (8 * k);
+        }
+      }
+      const Vector<float> before = span.ranges[group];
+      const Decoder of_first(Range{before.at[0], before.at[1]}), of_second(Range{before.at[2], before.at[3]});
+      float m[kPerLane], v[kPerLane], size[kPerLane];
+#pragma unroll
+      for (int k = 0; k < kPerLane; ++k) {
+        m[k] = of_first.first(first >> (8 * k));
+        v[k] = of_second.size_of(second >> (8 * k));
+        p.at[k] = updated<false>(s, p.at[k], g.at[k], m[k], v[k]);
+        size[k] = fabsf(m[k]);
+      }
+      const Encoder to_first(range_of<false>(size)), to_second(range_of<true>(v));
+#pragma unroll
+      for (int k = 0; k < kPerLane; ++k) {
+        m[k] = float_of(bits_of(to_first.stretched<false>(size[k])) | (bits_of(m[k]) & 0x80000000u));
+        v[k] = to_second.stretched<true>(v[k]);
+      }
+      first = pair_of_codes(m[0], m[1]) | pair_of_codes(m[2], m[3]) << 16;
+      second = pair_of_codes(v[0], v[1]) | pair_of_codes(v[2], v[3]) << 16;
+      // All lanes have read the ranges: the reductions took what they made of them.
+      if (lane == 0)
+        span.ranges[group] = Vector<float>{
+            {to_first.range.top, to_first.range.bottom, to_second.range.top, to_second.range.bottom}};
+      if (whole) {
+        *reinterpret_cast<Vector<float>*>(span.parameter + at) = p;
+        *reinterpret_cast<u32*>(firsts + at) = first;
+        *reinterpret_cast<u32*>(seconds + at) = second;
+        if (span.copy) {
+          Four rounded;
+#pragma unroll
+          for (int k = 0; k < kPerLane; ++k) rounded.at[k] = store<bf16>(p.at[k]);
+          *reinterpret_cast<Four*>(span.copy + at) = rounded;
+        }
+      } else {
+#pragma unroll
+        for (int k = 0; k < kPerLane; ++k) {
+          if (k >= here) continue;
+          span.parameter[at + k] = p.at[k];
+          firsts[at + k] = (u8)(first >> (8 * k));
+          seconds[at + k] = (u8)(second >> (8 * k));
+          if (span.copy) span.copy[at + k] = store<bf16>(p.at[k]);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace adamw
+}  // namespace davinci
+
+#define DAVINCI_ADAMW(name, function)                                                                                  \
+  DAVINCI_KERNEL(name, davinci::adamw::kThreads,                                                                       \
+                 (const davinci::i64* spans, davinci::i64 count, float scale, float beta1, float rest1, float beta2,   \
+                  float rest2, float epsilon, float step, float correction, float decay),                              \
+                 (spans, count, scale, beta1, rest1, beta2, rest2, epsilon, step, correction, decay)) {                \
+    const davinci::adamw::Settings settings{scale, beta1,   rest1, beta2,      rest2,                                  \
+                                            epsilon, step, correction, decay};                                         \
+    davinci::adamw::function(settings, spans, count);                                                                  \
+  }
+
+DAVINCI_ADAMW(adamw_fp32, full)
+DAVINCI_ADAMW(adamw_fp8_moments_fp32, eight_bits)

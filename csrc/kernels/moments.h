@@ -1,0 +1,176 @@
+// Moments of Adam in 8 bits: E4M3 codes of groups of 128, whose range is stretched to all that E4M3 has.
+//
+// After COAT (Xi et al., 2025, "COAT: Compressing Optimizer states and Activation for Memory-Efficient FP8 Training",
+// arXiv 2410.19313, section 4.1): x is stored as the code nearest to 448 (|x| / top)^k. Here k is such that the largest
+// of a group is 448 and its smallest, other than zero, 2^-9: both ends come back exactly, and so what is decoded and
+// encoded again has the same codes. Zero is code 0. A group keeps `top` and `bottom`, which give k.
+#pragma once
+
+#include "reduce.h"
+
+namespace davinci {
+namespace moments {
+
+constexpr int kGroup = 128, kPerLane = 4;
+constexpr u32 kTopCode = 126, kBottomCode = 1;
+constexpr float kLog2Top = 8.807354922057604f;       // log2(448)
+constexpr float kLog2Range = 17.807354922057604f;    // log2(448 / 2^-9)
+constexpr float kPerLog2Range = 0.05615657509639467f;
+constexpr float kLeastTop = 7.523163845262640e-37f;  // 2^-120; a group below it is all zeros
+constexpr float kSmallest = 1.1754943508222875e-38f; // 2^-126
+constexpr float kFirstDepth = 2.3283064365386963e-10f;   // 2^-32 of the top: first moments below become zero,
+constexpr float kSecondDepth = 5.421010862427522e-20f;   // 2^-64: second moments below are raised to it
+
+// One instruction of the hardware each, of numbers that are not subnormal.
+__device__ __forceinline__ float log2_of(float x) {
+#if defined(__CUDA_ARCH__)
+  float result;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+#else
+  return log2f(x);
+#endif
+}
+
+__device__ __forceinline__ float power_of_two(float x) {
+#if defined(__CUDA_ARCH__)
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+#else
+  return exp2f(x);
+#endif
+}
+
+__device__ __forceinline__ float inverse(float x) {
+#if defined(__CUDA_ARCH__)
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+#else
+  return 1.0f / x;
+#endif
+}
+
+__device__ __forceinline__ float square_root(float x) {
+#if defined(__CUDA_ARCH__)
+  float result;
+  asm("sqrt.approx.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+#else
+  return sqrtf(x);
+#endif
+}
+
+// 448 and below to the nearest code, ties to even.
+__device__ __forceinline__ u32 pair_of_codes(float low, float high) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+  u16 result;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(result) : "f"(high), "f"(low));
+  return result;
+#else
+  u32 result = 0;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const float value = i ? high : low;
+    const float size = fabsf(value);
+    u32 code;
+    if (!(size <= 464.0f)) {
+      code = size > 464.0f ? kTopCode : 127u;
+    } else if (size < 0.015625f) {
+      code = bits_of(size + 16384.0f) - bits_of(16384.0f);  // of which the last bit is 2^-9
+    } else {
+      const u32 bits = bits_of(size);
+      code = ((bits + 0x7ffffu + ((bits >> 20) & 1u)) >> 20) - (120u << 3);
+    }
+    result |= (code | ((bits_of(value) >> 24) & 128u)) << (8 * i);
+  }
+  return result;
+#endif
+}
+
+// `top` and `bottom` are no numbers where one of the group is none or is infinite, and 0 where all are zeros.
+struct Range {
+  float top, bottom;
+  // log2(top / bottom): at least 1, at most 64. The factors keep an inverse from being subnormal.
+  __device__ __forceinline__ float octaves() const { return log2_of(top * inverse(bottom)); }
+};
+
+struct Decoder {
+  float top, bottom, slope, shift;
+  __device__ __forceinline__ explicit Decoder(Range range) : top(range.top), bottom(range.bottom) {
+    slope = range.octaves() * kPerLog2Range;
+    shift = -kLog2Top * slope;
+  }
+  __device__ __forceinline__ float size_of(u32 code) const {
+    const u32 size = code & 127u;
+    // The code's bits in a float's places, with its exponent's offset.
+    const float value = float_of(size << 20) * 1.329227995784916e36f;  // 2^120
+    float result = top * power_of_two(log2_of(value) * slope + shift);
+    if (size == kTopCode) result = top;
+    if (size == kBottomCode) result = bottom;
+    return size == 0 ? 0.0f : result;
+  }
+  __device__ __forceinline__ float first(u32 code) const {
+    return float_of(bits_of(size_of(code)) | ((code & 128u) << 24));
+  }
+};
+
+__device__ __forceinline__ u32 largest_of_warp(u32 value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#pragma unroll
+  for (int bits = 16; bits; bits >>= 1) {
+    const u32 other = __shfl_xor_sync(kAllLanes, value, bits);
+    value = other > value ? other : value;
+  }
+  return value;
+#else
+  return __reduce_max_sync(kAllLanes, value);
+#endif
+}
+
+__device__ __forceinline__ u32 smallest_of_warp(u32 value) { return ~largest_of_warp(~value); }
+
+// The range of a group, of which each lane of a warp has four sizes. `kSecond`: whether they are second moments.
+template <bool kSecond>
+__device__ __forceinline__ Range range_of(const float (&size)[kPerLane]) {
+  // Sizes are no less than 0, so they are ordered as their bits are. Numbers that are none come last.
+  u32 most = 0;
+#pragma unroll
+  for (int k = 0; k < kPerLane; ++k) most = bits_of(size[k]) > most ? bits_of(size[k]) : most;
+  most = largest_of_warp(most);
+  const float top = float_of(most);
+  if (most >= 0x7f800000u) return Range{not_a_number(), not_a_number()};
+  if (top < kLeastTop) return Range{0.0f, 0.0f};
+  const float floor = fmaxf(top * (kSecond ? kSecondDepth : kFirstDepth), kSmallest);
+  u32 least = most;
+#pragma unroll
+  for (int k = 0; k < kPerLane; ++k) {
+    const bool counts = kSecond ? size[k] > 0.0f : size[k] >= floor;
+    if (counts && bits_of(size[k]) < least) least = bits_of(size[k]);
+  }
+  least = smallest_of_warp(least);
+  float bottom = float_of(least);
+  if (kSecond) bottom = fmaxf(bottom, floor);
+  return Range{top, fminf(bottom, 0.5f * top)};
+}
+
+struct Encoder {
+  Range range;
+  float per_top, power;
+  __device__ __forceinline__ explicit Encoder(Range range_) : range(range_) {
+    per_top = inverse(0.25f * range.top) * 0.25f;
+    power = kLog2Range * inverse(range.octaves());
+  }
+  // What the code nearest to it stands for.
+  template <bool kSecond>
+  __device__ __forceinline__ float stretched(float size) const {
+    if (range.top == 0.0f) return 0.0f;
+    if (kSecond && size > 0.0f) size = fmaxf(size, range.bottom);
+    const float result = power_of_two(log2_of(size * per_top) * power + kLog2Top);
+    return !kSecond && size < range.bottom ? 0.0f : result;
+  }
+};
+
+}  // namespace moments
+}  // namespace davinci
