@@ -35,9 +35,10 @@ class BackendsConfig(Section):
         description="megatron: SwiGLU as Megatron-Core composes it; davinci: this package's, which keeps no product "
         "for the layer behind it and computes it again in the backward pass; auto: Megatron-Core's",
     )
-    optimizer: Literal["auto", "torch", "transformer_engine", "apex"] = Field(
+    optimizer: Literal["auto", "torch", "transformer_engine", "apex", "davinci"] = Field(
         default="auto",
-        description="Whose fused AdamW; auto: on GPUs Transformer Engine's, else apex's, else torch's",
+        description="Whose fused AdamW; davinci: this package's, with clipping in the same pass; auto: on GPUs "
+        "Transformer Engine's, else apex's, else torch's; with optimizer.moments: fp8 davinci",
     )
     loss: Literal["auto", "megatron", "davinci"] = Field(
         default="auto",

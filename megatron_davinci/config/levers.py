@@ -16,6 +16,7 @@ def lever_problems(config: RunConfig) -> list[str]:
         *recompute_problems(config),
         *decay_problems(config),
         *overlap_problems(config),
+        *optimizer_problems(config),
         *fp8_problems(config),
         *graph_problems(config),
         *kernel_problems(config),
@@ -39,6 +40,7 @@ def lever_needs(config: RunConfig) -> dict[str, tuple[str, ...]]:
         "needs_package": ("optimizer.cpu_offload",) if config.optimizer.cpu_offload else (),
         "needs_cuda": ("train.cuda_graphs",) if train.cuda_graphs else (),
         "needs_local": tuple(name for name, asked in ours.items() if asked),
+        "needs_adam": ("optimizer.moments: fp8",) if config.optimizer.moments == "fp8" else (),
     }
 
 
@@ -64,6 +66,23 @@ def overlap_problems(config: RunConfig) -> list[str]:
             problems.append(
                 "optimizer.cpu_offload keeps fp32 main weights of a bf16 run; found precision: fp32"
             )
+    return problems
+
+
+def optimizer_problems(config: RunConfig) -> list[str]:
+    """What moments in 8 bits and our own AdamW rest on."""
+    optimizer, whose, problems = config.optimizer, config.backends.optimizer, []
+    if optimizer.moments == "fp8":
+        if whose not in ("auto", "davinci"):
+            problems.append(
+                f"optimizer.moments: fp8 is in backends.optimizer: davinci only; found optimizer: {whose}"
+            )
+        if not config.parallel.distributed_optimizer:
+            problems.append("optimizer.moments: fp8 needs parallel.distributed_optimizer: true")
+    if optimizer.cpu_offload and (whose == "davinci" or optimizer.moments == "fp8"):
+        problems.append(
+            "optimizer.cpu_offload has an AdamW of its own; not with backends.optimizer: davinci or moments: fp8"
+        )
     return problems
 
 

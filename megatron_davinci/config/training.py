@@ -27,6 +27,11 @@ class OptimizerConfig(Section):
     no_weight_decay: list[Literal["embedding", "output"]] = Field(
         default=[], description="Matrices that are not decayed; the tied one is `embedding`"
     )
+    moments: Literal["fp32", "fp8"] = Field(
+        default="fp32",
+        description="fp8: 2.1 bytes a parameter for both in place of 8, by backends.optimizer: davinci; a checkpoint "
+        "of either goes on with the other",
+    )
     cpu_offload: float = Field(
         default=0.0,
         ge=0,

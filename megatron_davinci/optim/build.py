@@ -8,7 +8,9 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
 from megatron_davinci.config import RunConfig
 from megatron_davinci.optim.adamw import GroupAdamW
+from megatron_davinci.optim.davinci import DavinciAdamW, DavinciAdamWFP8Moments
 from megatron_davinci.optim.decay import decay_overrides
+from megatron_davinci.optim.inner import join
 from megatron_davinci.platform.backends import choose_backends
 from megatron_davinci.platform.megatron_patches import use_adam
 
@@ -23,10 +25,9 @@ def build_optimizer(config: RunConfig, chunks: list[Any]) -> Any:
         config: The run configuration.
         chunks: Model chunks wrapped in Megatron-Core's `DistributedDataParallel`.
     """
-    on_cuda = next(chunks[0].parameters()).is_cuda
+    on_cuda, settings = next(chunks[0].parameters()).is_cuda, config.optimizer
     name = choose_backends(on_cuda=on_cuda, **config.backend_arguments()).optimizer.name
-    use_adam(_adam(name), transformer_engine=name == "transformer_engine")
-    settings = config.optimizer
+    use_adam(_adam(name, settings.moments), transformer_engine=name == "transformer_engine")
     mcore = OptimizerConfig(
         optimizer="adam",
         lr=0.0,  # set before each step from the schedule
@@ -35,7 +36,7 @@ def build_optimizer(config: RunConfig, chunks: list[Any]) -> Any:
         adam_beta1=settings.beta1,
         adam_beta2=settings.beta2,
         adam_eps=settings.epsilon,
-        clip_grad=settings.clip_grad_norm,
+        clip_grad=0.0 if name == "davinci" else settings.clip_grad_norm,  # ours clips in its update
         bf16=config.train.precision == "bf16",
         use_distributed_optimizer=config.parallel.distributed_optimizer,
         overlap_param_gather=config.parallel.overlap_parameter_gather,
@@ -43,11 +44,16 @@ def build_optimizer(config: RunConfig, chunks: list[Any]) -> Any:
         fp8_recipe=config.train.fp8.megatron_recipe,
         reuse_grad_buf_for_mxfp8_param_ag=config.train.fp8.parameters and config.train.fp8.recipe == "mxfp8",
     )
-    return get_megatron_optimizer(mcore, chunks, config_overrides=decay_overrides(config, mcore))
+    optimizer = get_megatron_optimizer(mcore, chunks, config_overrides=decay_overrides(config, mcore))
+    if name == "davinci":
+        join(optimizer, settings.clip_grad_norm)
+    return optimizer
 
 
-def _adam(name: str) -> Any:
+def _adam(name: str, moments: str) -> Any:
     """The class that a name of `backends.optimizer` stands for."""
+    if name == "davinci":
+        return DavinciAdamWFP8Moments if moments == "fp8" else DavinciAdamW
     if name == "transformer_engine":
         from transformer_engine.pytorch.optimizers import FusedAdam
 

@@ -116,6 +116,7 @@ def choose_backends(
     needs_package: tuple[str, ...] = (),
     needs_cuda: tuple[str, ...] = (),
     needs_local: tuple[str, ...] = (),
+    needs_adam: tuple[str, ...] = (),
 ) -> Backends:
     """Choose what runs in each place.
 
@@ -124,7 +125,7 @@ def choose_backends(
         layers: `auto`, `local` or `transformer_engine`.
         attention: `auto`, `sdpa`, `flash_attn` or `transformer_engine`.
         norm: `auto`, `local`, `transformer_engine`, `apex` or `davinci`.
-        optimizer: `auto`, `torch`, `transformer_engine` or `apex`.
+        optimizer: `auto`, `torch`, `transformer_engine`, `apex` or `davinci`.
         loss: `auto`, `megatron` or `davinci`.
         rope: The same.
         swiglu: The same.
@@ -134,6 +135,7 @@ def choose_backends(
         needs_package: Settings for which Megatron-Core wants Transformer Engine, whosever the layers are.
         needs_cuda: Settings that act on CUDA only.
         needs_local: Settings that our own layers alone have.
+        needs_adam: Settings that our own AdamW alone has.
 
     Raises:
         EnvironmentProblem: What was asked for by name is not there, or does not go with the rest; all is listed.
@@ -180,7 +182,9 @@ def choose_backends(
     if documents and engine and attention == "auto":
         attends = Choice("sdpa", "attention is confined to documents")
     normalises = whose("norm", norm, "local", preferred)
-    optimizes = choose("optimizer", optimizer, "torch", ("transformer_engine", "apex"))
+    optimizes = whose("optimizer", optimizer, "torch", ("transformer_engine", "apex"))
+    if needs_adam and optimizer == "auto":
+        optimizes = Choice("davinci", f"it alone has {needs_adam[0]}")
     takes_loss, turns, gates = (
         whose(place, name, "megatron") for place, name in (("loss", loss), ("rope", rope), ("swiglu", swiglu))
     )

@@ -106,7 +106,8 @@ class _Rank:
         expert_copies = max(1, expert_copies // instances)
         if not self.config.parallel.distributed_optimizer:
             copies = expert_copies = 1
-        each = (8 + (4 if self.size == 2 else 0)) * (1 - self.config.optimizer.cpu_offload)
+        moments = 8 if self.config.optimizer.moments == "fp32" else 2 + 16 / 128
+        each = (moments + (4 if self.size == 2 else 0)) * (1 - self.config.optimizer.cpu_offload)
         return MemoryPlan(
             weights=(parameters + experts) * self.size,
             gradients=(parameters + experts) * 4,

@@ -19,7 +19,7 @@ from megatron_davinci.errors import CheckpointError
 
 _TEXT_BYTES = 64 << 10
 _ALIGN = 64
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+_MOMENTS, _RANGES = ("exp_avg", "exp_avg_sq"), "exp_range"  # the last where moments have 8 bits
 
 
 class RankState:
@@ -54,9 +54,9 @@ class RankState:
             for group in one.optimizer.param_groups:
                 for parameter in group["params"]:
                     state = one.optimizer.state[parameter]
-                    if set(state) != set(_MOMENTS):
+                    if set(state) not in (set(_MOMENTS), {*_MOMENTS, _RANGES}):
                         raise RuntimeError(f"an optimizer with {sorted(state)} for its state")
-                    yield from (parameter.detach(), *(state[name] for name in _MOMENTS))
+                    yield from (parameter.detach(), *(state[name] for name in sorted(state)))
 
     def _buffers(self) -> Iterator[Tensor]:
         for chunk in self._wrapped:
