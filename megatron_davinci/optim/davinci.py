@@ -1,4 +1,4 @@
-"""This package's AdamW as the optimizer inside Megatron-Core's: moments in fp32 or in 8 bits, clipping in the update."""
+"""This package's AdamW inside Megatron-Core's optimizers: moments in fp32 or in 8 bits, clipping in the update."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class DavinciAdamW(torch.optim.Optimizer):
             step=group["step"],
             gradient_scale=self.gradient_scale,
         )
-        given = [p.detach() for p in params], [p.grad for p in params]
+        given = [p.detach() for p in params], [p.grad for p in params if p.grad is not None]
         both = [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
         copies = [self.copies[p] for p in params] if copied else []
         if self.fp8_moments:
