@@ -16,7 +16,7 @@ from tests.cases import cases
 from tests.optim.test_adamw import parameters, train
 
 
-@cases(10)
+@cases(4)
 @given(
     shapes=st.lists(st.lists(st.integers(1, 7), min_size=1, max_size=2), min_size=1, max_size=4),
     lr=st.sampled_from([0.0, 1e-4, 1e-2]),
