@@ -11,13 +11,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from megatron_davinci.kernels.operators import operator
 from megatron_davinci.kernels.ways import way_of
 
 _OP = "cross_entropy"
 _BYTES = 32 << 20  # of fp32 that the plain form holds at once
 
 
-@torch.library.custom_op(
+@operator(
     "davinci::cross_entropy_statistics",
     mutates_args=(),
     schema="(Tensor logits, Tensor labels, int first, int tokens, int ignored) -> (Tensor, Tensor, Tensor)",
@@ -70,7 +71,7 @@ def statistics(
     return largest, total, target
 
 
-@torch.library.custom_op(
+@operator(
     "davinci::cross_entropy_gradient_",
     mutates_args={"logits"},
     schema="(Tensor(a!) logits, Tensor labels, Tensor log_z, int first, int tokens, int ignored) -> ()",
@@ -101,7 +102,7 @@ def gradient_(logits: Tensor, labels: Tensor, log_z: Tensor, first: int, tokens:
         logits[part] = probability.masked_fill_(row.ignored.unsqueeze(-1), 0.0).to(logits.dtype)
 
 
-@torch.library.custom_op(
+@operator(
     "davinci::cross_entropy_whole_",
     mutates_args={"logits"},
     schema="(Tensor(a!) logits, Tensor labels, int tokens, int ignored) -> (Tensor, Tensor)",
@@ -132,7 +133,7 @@ def whole_(logits: Tensor, labels: Tensor, tokens: int, ignored: int) -> tuple[T
     return log_z, target
 
 
-@torch.library.custom_op(
+@operator(
     "davinci::cross_entropy_scaled_",
     mutates_args={"gradient"},
     schema="(Tensor(a!) gradient, Tensor labels, Tensor scale, Tensor shift, int first, int tokens, int ignored)"
@@ -166,7 +167,7 @@ def scaled_(
         gradient[part] = wide.add_(more * row.one_hot()).to(gradient.dtype)
 
 
-@torch.library.custom_op(
+@operator(
     "davinci::cross_entropy_backward_",
     mutates_args={"logits"},
     schema="(Tensor(a!) logits, Tensor labels, Tensor log_z, Tensor scale, Tensor shift, int first, int tokens, "

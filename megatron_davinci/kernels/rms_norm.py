@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from megatron_davinci.kernels.column_sums import parts, sum_columns
+from megatron_davinci.kernels.operators import operator
 from megatron_davinci.kernels.ways import way_of
 
 _OP = "rms_norm"
@@ -91,7 +92,7 @@ class _AddNorm(torch.autograd.Function):
         return by_x, by_x, by_weight, None
 
 
-@torch.library.custom_op(
+@operator(
     "davinci::rms_norm_forward",
     mutates_args=(),
     schema="(Tensor x, Tensor? residual, Tensor weight, float eps) -> (Tensor, Tensor, Tensor)",
@@ -125,7 +126,7 @@ def forward(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> t
     return normal, total, scale
 
 
-@torch.library.custom_op(
+@operator(
     "davinci::rms_norm_backward",
     mutates_args=(),
     schema="(Tensor by_normal, Tensor? by_total, Tensor x, Tensor weight, Tensor scale) -> (Tensor, Tensor)",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from megatron_davinci.kernels.column_sums import parts, sum_columns
+from megatron_davinci.kernels.operators import operator
 from megatron_davinci.kernels.ways import way_of
 
 _OP = "rope"
@@ -96,7 +97,7 @@ class _Rotate(torch.autograd.Function):
         return by_x, by_bias if ctx.needs_input_grad[1] else None, None, None, None
 
 
-@torch.library.custom_op(
+@operator(
     "davinci::rope_",
     mutates_args={"x"},
     schema="(Tensor(a!) x, Tensor? bias, Tensor table, Tensor? positions, int groups, int heads, int rotated) -> ()",
@@ -134,7 +135,7 @@ def rotated_(
     x.copy_(_plain(x, bias, table, positions, groups, heads, rotated, 1.0))
 
 
-@torch.library.custom_op(
+@operator(
     "davinci::rope_backward",
     mutates_args=(),
     schema="(Tensor by_out, Tensor table, Tensor? positions, int groups, int heads, int rotated, bool biased)"

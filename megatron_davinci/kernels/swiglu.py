@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from megatron_davinci.kernels.main_gradient import MainGradient
+from megatron_davinci.kernels.operators import operator
 from megatron_davinci.kernels.ways import way_of
 
 _OP = "swiglu"
@@ -103,7 +104,7 @@ class _SwiGLULinear(torch.autograd.Function):
         return x, main.gradient()
 
 
-@torch.library.custom_op("davinci::swiglu_forward", mutates_args=(), schema="(Tensor x) -> Tensor")
+@operator("davinci::swiglu_forward", mutates_args=(), schema="(Tensor x) -> Tensor")
 def forward(x: Tensor) -> Tensor:
     """silu(gate) * up.
 
@@ -124,9 +125,7 @@ def forward(x: Tensor) -> Tensor:
     return out
 
 
-@torch.library.custom_op(
-    "davinci::swiglu_backward", mutates_args=(), schema="(Tensor by_product, Tensor x) -> Tensor"
-)
+@operator("davinci::swiglu_backward", mutates_args=(), schema="(Tensor by_product, Tensor x) -> Tensor")
 def backward(by_product: Tensor, x: Tensor) -> Tensor:
     """The gradient of `x`.
 
@@ -144,7 +143,7 @@ def backward(by_product: Tensor, x: Tensor) -> Tensor:
     return by_x
 
 
-@torch.library.custom_op(
+@operator(
     "davinci::swiglu_backward_again_",
     mutates_args={"x"},
     schema="(Tensor by_product, Tensor(a!) x) -> Tensor",

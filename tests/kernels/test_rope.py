@@ -124,6 +124,6 @@ def test_opcheck(device):
     x, table, bias = a_case(device)
     tests = ("test_schema", "test_faketensor", "test_autograd_registration")
     numbers = (HEADS.groups, HEADS.heads, HEADS.rotated)
-    torch.library.opcheck(rope.rotated_, (x, bias, table, None, *numbers), test_utils=tests)
+    torch.library.opcheck(rope.rotated_.made, (x, bias, table, None, *numbers), test_utils=tests)
     for biased in (False, True):
-        torch.library.opcheck(rope.backward, (x, table, None, *numbers, biased), test_utils=tests)
+        torch.library.opcheck(rope.backward.made, (x, table, None, *numbers, biased), test_utils=tests)

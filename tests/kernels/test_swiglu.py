@@ -119,9 +119,9 @@ def test_opcheck(device):
     x, _ = a_case(device)
     tests = ("test_schema", "test_faketensor", "test_autograd_registration")
     by = torch.randn(6, 24, device=device)
-    torch.library.opcheck(ops.forward, (x,), test_utils=tests)
-    torch.library.opcheck(ops.backward, (by, x), test_utils=tests)
-    torch.library.opcheck(ops.backward_again_, (by, x), test_utils=tests)
+    torch.library.opcheck(ops.forward.made, (x,), test_utils=tests)
+    torch.library.opcheck(ops.backward.made, (by, x), test_utils=tests)
+    torch.library.opcheck(ops.backward_again_.made, (by, x), test_utils=tests)
 
 
 def test_with_the_norm_and_rotary_positions_it_compiles_as_one_graph():
