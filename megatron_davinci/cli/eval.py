@@ -63,6 +63,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FIRST:END",
         help="for --suite contamination, where to look (default: all samples before the checkpoint)",
     )
+    parser.add_argument(
+        "--both-ways", action="store_true", help="each of --tasks that has options by generation too"
+    )
+    parser.add_argument(
+        "--formats",
+        action="store_true",
+        help="tasks with options in several other formats too, to see what those do to a score",
+    )
     parser.add_argument("--shots", type=int, help="examples before each item (default: as the task says)")
     parser.add_argument("--limit", type=int, help="the first so many items of each task only")
     parser.add_argument("--ranks", type=int, help="ranks on this machine (default: what the layout needs)")
@@ -134,7 +142,8 @@ def lead(
     arguments: argparse.Namespace, found: Found, leader: Any, tokenizer: Any, identity: dict[str, Any]
 ) -> int:
     """Run the tasks on rank 0, keep and print what they came to."""
-    from megatron_davinci.cli.eval_screen import averaged, progress, show, side_by_side
+    from megatron_davinci.cli.eval_plan import in_formats
+    from megatron_davinci.cli.eval_screen import averaged, format_table, progress, show, side_by_side
     from megatron_davinci.evaluate.answers import Answers
     from megatron_davinci.evaluate.harness import NativeLM
     from megatron_davinci.evaluate.tasks import TaskResult, run_task
@@ -160,9 +169,12 @@ def lead(
             )
         return 0
     about = {"suite": arguments.suite, "limit": arguments.limit, "identity": identity}
+    about |= {"formats": True} if arguments.formats else {}
     results = []
     with tempfile.TemporaryDirectory(prefix="davinci-eval-") as scratch, progress() as told:
         planned = plan(arguments, found, tokenizer, (out or Path(scratch)) / "local")
+        if arguments.formats:
+            planned = in_formats(planned)
         answers = Answers(file, identity, told)
         lm = NativeLM(leader, tokenizer, identity["length"], answers)
         for one in planned:
@@ -184,8 +196,8 @@ def lead(
             if out is not None:
                 keep(out, found, results[-1], about)
     show(results, out)
-    if arguments.suite == "local":
-        side_by_side(results)
+    side_by_side(results)
+    format_table(results)
     if arguments.suite == "davinci19":
         means = suite_means(planned, results)
         averaged(means)
@@ -203,7 +215,7 @@ def plan(arguments: argparse.Namespace, found: Found, tokenizer: Any, folder: Pa
     if arguments.suite == "davinci19":
         return eval_plan.davinci19(arguments.data)
     names = [name for name in arguments.tasks.split(",") if name]
-    return eval_plan.by_name(names, arguments.include_path, arguments.shots)
+    return eval_plan.by_name(names, arguments.include_path, arguments.shots, both_ways=arguments.both_ways)
 
 
 def measure_geometry(
@@ -231,10 +243,11 @@ def suite_means(planned: Sequence[Planned], results: Sequence[TaskResult]) -> di
     from megatron_davinci.evaluate.suites import averages
 
     entries = [one.entry for one in planned if one.entry is not None]
+    by_name = {result.task: result for result in results}
     scores = {
-        entry.name: result.metrics[entry.metric]
-        for entry, result in zip(entries, results, strict=True)
-        if entry.metric in result.metrics
+        entry.name: by_name[entry.name].metrics[entry.metric]
+        for entry in entries
+        if entry.metric in by_name[entry.name].metrics
     }
     return averages(entries, scores)
 
@@ -297,4 +310,5 @@ def _words(arguments: argparse.Namespace) -> list[str]:
         words += ["--include-path", str(folder)]
     for texts in arguments.texts:
         words += ["--texts", texts]
-    return words + [f"--{name}" for name in ("again", "download") if getattr(arguments, name)]
+    flags = ("again", "download", "both_ways", "formats")
+    return words + [f"--{name.replace('_', '-')}" for name in flags if getattr(arguments, name)]

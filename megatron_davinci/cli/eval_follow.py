@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from megatron_davinci.errors import MEND, ConfigError
+from megatron_davinci.evaluate.naming import generated
 
 POLL_SECONDS = 10.0
 QUIET_SECONDS = 60.0  # without a trainer and a new checkpoint, before it ends
@@ -72,6 +73,8 @@ def follow_run(
 def on_record(out: Path, arguments: argparse.Namespace) -> set[int]:
     """Steps at which everything that is asked for has been measured."""
     wanted = set(arguments.tasks.split(",")) - {""} if arguments.tasks else {arguments.suite}
+    if arguments.tasks and arguments.both_ways:
+        wanted |= {generated(name) for name in wanted}
     found: dict[int, set[str]] = {}
     try:
         lines = (out / "results.jsonl").read_text(encoding="utf-8").splitlines()
@@ -82,7 +85,7 @@ def on_record(out: Path, arguments: argparse.Namespace) -> set[int]:
             record = json.loads(line)
         except ValueError:
             continue
-        if record.get("limit") == arguments.limit:
+        if record.get("limit") == arguments.limit and record.get("formats", False) >= arguments.formats:
             # A suite's last line is what says that all of it was there.
             names = {record.get("task")} if arguments.tasks else {record["suite"]} if _last(record) else set()
             found.setdefault(int(record.get("step", -1)), set()).update(names)

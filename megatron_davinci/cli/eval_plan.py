@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -37,6 +37,7 @@ class Planned:
         problem: Why it is not run; None where it is.
         help: What to do where its data is not there.
         entry: Of which suite's list it is; None for none.
+        texts: Whether it counts the bits of texts.
     """
 
     label: str
@@ -45,14 +46,52 @@ class Planned:
     problem: str | None = None
     help: str | None = None
     entry: Entry | None = None
+    texts: bool = False
 
 
-def by_name(names: Sequence[str], include: Sequence[Path], shots: int | None) -> list[Planned]:
-    """Tasks of lm-eval, or of a user's folders."""
+def by_name(
+    names: Sequence[str], include: Sequence[Path], shots: int | None, *, both_ways: bool = False
+) -> list[Planned]:
+    """Tasks of lm-eval, or of a user's folders; each by generation too, if asked."""
+    from megatron_davinci.evaluate.naming import generated
     from megatron_davinci.evaluate.tasks import Tasks
 
     tasks = Tasks(include)
-    return [Planned(name, partial(tasks.manager(name).load, [name]), shots) for name in names]
+    planned = []
+    for name in names:
+        load = partial(tasks.manager(name).load, [name])
+        planned.append(Planned(name, load, shots))
+        if both_ways:
+            planned.append(Planned(generated(name), partial(_turned, load), shots))
+    return planned
+
+
+def _turned(load: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
+    from megatron_davinci.evaluate.both_ways import as_generation, has_options
+
+    loaded = load()
+    if not has_options(loaded):
+        raise ConfigError("It has no options, so there is no other way to ask it.")
+    return as_generation(loaded)
+
+
+def in_formats(planned: Sequence[Planned]) -> list[Planned]:
+    """What is planned, and before each task by likelihood the same in every other format.
+
+    The task itself comes last, so that its record says that all of it is there. Tasks that are asked by generation
+    already, and those that count the bits of texts, are left as they are.
+    """
+    from megatron_davinci.evaluate.formats import FORMATS, in_format
+    from megatron_davinci.evaluate.naming import GENERATION, formatted
+
+    found = []
+    for one in planned:
+        if one.problem is None and not one.label.endswith(f"_{GENERATION}") and not one.texts:
+            for form in FORMATS:
+                load = partial(lambda load, form: in_format(load(), form), one.load, form)
+                found.append(replace(one, label=formatted(one.label, form.name), load=load, entry=None))
+        found.append(one)
+    return found
 
 
 def local(
@@ -80,7 +119,8 @@ def local(
         for name, rows in files.items():
             write_atomically(paths[name], "".join(json.dumps(row) + "\n" for row in rows))
         settings = task.configuration(str(paths["items"]), str(paths["examples"]))
-        tasks.append(Planned(task.name, partial(manager.load, [settings])))
+        load = partial(manager.load, [settings])
+        tasks.append(Planned(task.name, load, texts=task.protocol == "text"))
     return tasks
 
 

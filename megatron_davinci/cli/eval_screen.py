@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +12,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from megatron_davinci.cli.screen import Screen
+from megatron_davinci.evaluate.naming import format_of, generated, stem_of
 
 if TYPE_CHECKING:
     from megatron_davinci.evaluate.tasks import TaskResult
+    from megatron_davinci.stats.formats import FormatSpread
 
 
 class Told:
@@ -48,6 +50,8 @@ def show(results: Sequence[TaskResult], out: Path | None) -> None:
     screen = Screen()
     rows = []
     for result in results:
+        if format_of(result.task) is not None:
+            continue  # in a table of its own
         for one in (result, *(result.tasks if result.tasks else ())):
             # The column beside it says how it was asked.
             name = one.task.removesuffix(f"_{one.protocol}")
@@ -100,12 +104,15 @@ def side_by_side(results: Sequence[TaskResult]) -> None:
     by_name = {result.task: result for result in results}
     rows = []
     for name, likelihood in by_name.items():
-        stem = name.removesuffix("_likelihood")
-        generation = by_name.get(f"{stem}_generation")
-        if stem == name or generation is None or not (likelihood.metrics and generation.metrics):
+        stem = stem_of(name)
+        generation = by_name.get(generated(stem))
+        if generation is None or not (likelihood.metrics and generation.metrics):
             continue
-        one = [float(row["acc"]) for row in likelihood.samples[name]]
-        other = [float(row["exact_match"]) for row in generation.samples[generation.task]]
+        if likelihood is generation or format_of(name) is not None:
+            continue
+        one, other = item_scores(likelihood, "acc"), item_scores(generation, "exact_match")
+        if len(one) != len(other):
+            continue
         apart, error = paired_difference(one, other)
         both = sum(a == b for a, b in zip(one, other, strict=True)) / len(one)
         mean = f"{sum(one) / len(one):.4f}", f"{sum(other) / len(other):.4f}"
@@ -124,6 +131,58 @@ def side_by_side(results: Sequence[TaskResult]) -> None:
             ],
             rows,
         )
+
+
+def item_scores(result: TaskResult, metric: str) -> list[float]:
+    """Of each item, in the order of a group's tasks; empty where a task has no such metric."""
+    rows = [row for of in result.samples.values() for row in of]
+    return [float(row[metric]) for row in rows] if all(metric in row for row in rows) else []
+
+
+def format_table(results: Sequence[TaskResult]) -> None:
+    """Print, for tasks that were asked in several formats, what the formats do beside the noise of items."""
+    from megatron_davinci.stats.formats import format_spread
+
+    groups: dict[str, dict[str, list[float]]] = {}
+    for result in results:
+        if result.protocol == "likelihood" and result.metrics and (scores := item_scores(result, "acc")):
+            groups.setdefault(stem_of(result.task), {})[format_of(result.task) or AS_IT_IS] = scores
+    rows = []
+    for name, by_format in groups.items():
+        items = {len(scores) for scores in by_format.values()}
+        if len(by_format) > 1 and len(items) == 1 and items != {1}:
+            rows.append(format_row(name, by_format, format_spread(list(by_format.values()))))
+    if rows:
+        Screen().table("in several formats", FORMAT_COLUMNS, rows)
+
+
+FORMAT_COLUMNS: list[tuple[str, Any]] = [
+    ("task", "left"),
+    ("items", "right"),
+    ("formats", "right"),
+    ("lowest", "left"),
+    ("highest", "left"),
+    ("deviation", "right"),
+    ("beyond noise", "right"),
+    ("item error", "right"),
+    ("p", "left"),
+]
+AS_IT_IS = "as it is"
+
+
+def format_row(name: str, formats: Collection[str], spread: FormatSpread) -> list[str]:
+    """A row of the table of formats."""
+    ordered = sorted(zip(spread.means, formats, strict=True))
+    ends = [f"{mean:.4f} {form}" for mean, form in (ordered[0], ordered[-1])]
+    spreads = (spread.deviation, spread.beyond_noise, spread.item_error)
+    return [
+        name,
+        f"{spread.items:,}",
+        str(len(formats)),
+        *ends,
+        *(f"{x:.4f}" for x in spreads),
+        f"{spread.p:.2g}",
+    ]
 
 
 def paired_difference(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:

@@ -26,6 +26,10 @@ COMMANDS = {
     "eval": ("megatron_davinci.cli.eval", "run lm-eval's tasks on a checkpoint, without conversion"),
     "doctor": ("megatron_davinci.cli.doctor", "why a run has ended, what is left of it, and what to do"),
     "lab": ("megatron_davinci.cli.lab", "ask a question by runs that differ in one thing"),
+    "compare": (
+        "megatron_davinci.cli.compare",
+        "what conclusions depend on: protocols, formats, checkpoints",
+    ),
     "report": ("megatron_davinci.cli.report", "draw a run's page"),
 }
 

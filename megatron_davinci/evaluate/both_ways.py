@@ -13,6 +13,8 @@ from typing import Any
 
 from lm_eval.api.task import ConfigurableTask
 
+from megatron_davinci.evaluate.naming import generated
+
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 FILTER = "letter"
 MOST = 16  # tokens of an answer
@@ -21,13 +23,31 @@ MOST = 16  # tokens of an answer
 def as_generation(loaded: Mapping[str, Any]) -> dict[str, Any]:
     """What `TaskManager.load` gave, with its tasks of multiple choice turned into generation.
 
-    A group's own metrics are left out: they name those of the other protocol.
+    A turned task has another name, so that what is kept of either does not lie over the other. A group's own metrics
+    are left out: they name those of the other protocol.
     """
-    tasks = {
-        name: _generative(task) if task.OUTPUT_TYPE == "multiple_choice" else task
-        for name, task in loaded["tasks"].items()
-    }
+    tasks = {}
+    for name, task in loaded["tasks"].items():
+        if task.OUTPUT_TYPE == "multiple_choice":
+            tasks[generated(name)] = _generative(name, task)
+        else:
+            tasks[name] = task
     return {**loaded, "tasks": tasks, "groups": {}}
+
+
+def has_options(loaded: Mapping[str, Any]) -> bool:
+    """Whether any of these tasks is of multiple choice."""
+    return any(task.OUTPUT_TYPE == "multiple_choice" for task in loaded["tasks"].values())
+
+
+def answer_of(task: Any, item: dict[str, Any]) -> int:
+    """The number of the right option of an item of multiple choice."""
+    answer = task.doc_to_text(item)
+    if not isinstance(answer, int):
+        answer = task.doc_to_target(item)
+    if isinstance(answer, str):
+        return int(answer) if answer.isdecimal() else list(task.doc_to_choice(item)).index(answer)
+    return int(answer)
 
 
 def listed(question: str, options: list[str]) -> str:
@@ -36,14 +56,15 @@ def listed(question: str, options: list[str]) -> str:
     return "\n".join([question.strip(), *lines, "Answer:"])
 
 
-def _generative(task: Any) -> ConfigurableTask:
+def _generative(name: str, task: Any) -> ConfigurableTask:
     settings = copy.copy(task.config.to_dict(keep_callable=True))
-    for name in ("doc_to_choice", "process_results", "repeats", "should_decontaminate"):
-        settings.pop(name, None)
+    for key in ("doc_to_choice", "process_results", "repeats", "should_decontaminate"):
+        settings.pop(key, None)
     fewshot = dict(settings.get("fewshot_config") or {})
-    for name in ("doc_to_text", "doc_to_target", "doc_to_choice"):
-        fewshot.pop(name, None)
+    for key in ("doc_to_text", "doc_to_target", "doc_to_choice", "target_delimiter"):
+        fewshot.pop(key, None)
     settings |= {
+        "task": generated(name),
         "output_type": "generate_until",
         "doc_to_text": _text(task),
         "doc_to_target": _letter(task),
@@ -78,12 +99,4 @@ def _text(task: Any) -> Callable[[dict[str, Any]], str]:
 
 
 def _letter(task: Any) -> Callable[[dict[str, Any]], str]:
-    def letter(item: dict[str, Any]) -> str:
-        answer = task.doc_to_text(item)
-        if not isinstance(answer, int):
-            answer = task.doc_to_target(item)
-        if isinstance(answer, str):
-            answer = int(answer) if answer.isdecimal() else list(task.doc_to_choice(item)).index(answer)
-        return LETTERS[answer]
-
-    return letter
+    return lambda item: LETTERS[answer_of(task, item)]

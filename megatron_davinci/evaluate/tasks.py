@@ -70,6 +70,8 @@ class TaskResult:
             "errors": self.errors,
             "troubles": self.troubles,
         }
+        if self.samples:
+            whole["samples"] = list(self.samples)
         if self.problem:
             whole["problem"] = self.problem
         if self.tasks:
@@ -307,6 +309,7 @@ def _numbers(answered: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, f
 def _sample(one: Mapping[str, Any]) -> dict[str, Any]:
     kept = {
         "doc": one["doc_id"],
+        "item": one["doc_hash"][:16],
         "filter": one["filter"],
         "target": one["target"],
         "answers": one["filtered_resps"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from megatron_davinci.report.run_files import as_number, read_run
 from megatron_davinci.report.run_story import RunStory
 
 
-def write_run_report(run_dir: Path, worth: run_tasks.Worth | None = None) -> Path:
+def write_run_report(
+    run_dir: Path, worth: run_tasks.Worth | None = None, findings: Sequence[run_tasks.Finding] = ()
+) -> Path:
     """Write `report.html`, `report.png` and `plots/*.png` into a run directory, from the files that are in it.
 
     Works for a run that is still going or was stopped: what is missing is said on the page. The same files
@@ -27,6 +30,7 @@ def write_run_report(run_dir: Path, worth: run_tasks.Worth | None = None) -> Pat
     Args:
         run_dir: The run directory.
         worth: Of a benchmark's trajectory, its signal over its noise; None to leave that out.
+        findings: What else is known of what was measured.
 
     Returns:
         The path of `report.html`.
@@ -37,7 +41,7 @@ def write_run_report(run_dir: Path, worth: run_tasks.Worth | None = None) -> Pat
     """
     run_dir = Path(run_dir)
     story = RunStory(read_run(run_dir))
-    page, plots = run_page(story, worth)
+    page, plots = run_page(story, worth, findings)
     for plot in plots:
         write_atomically(run_dir / "plots" / f"{_slug(plot.title)}.png", plot.png())
     main = run_plots.overview_plots(story)
@@ -47,12 +51,14 @@ def write_run_report(run_dir: Path, worth: run_tasks.Worth | None = None) -> Pat
     return page.write(run_dir / "report.html")
 
 
-def run_page(story: RunStory, worth: run_tasks.Worth | None = None) -> tuple[Page, list[Plot]]:
+def run_page(
+    story: RunStory, worth: run_tasks.Worth | None = None, findings: Sequence[run_tasks.Finding] = ()
+) -> tuple[Page, list[Plot]]:
     """The page of a run and the plots that are on it; nothing is written."""
     page = Page(story.files.name, _subtitle(story))
     _key_figures(page, story)
     _notices(page, story)
-    return page, _sections(page, story, worth)
+    return page, _sections(page, story, worth, findings)
 
 
 def _subtitle(story: RunStory) -> str:
@@ -148,7 +154,9 @@ def _notices(page: Page, story: RunStory) -> None:
             page.notice(f"{steps} no finite {what}, the first is step {story.metrics.step[bad[0]]:,}.")
 
 
-def _sections(page: Page, story: RunStory, worth: run_tasks.Worth | None) -> list[Plot]:
+def _sections(
+    page: Page, story: RunStory, worth: run_tasks.Worth | None, findings: Sequence[run_tasks.Finding]
+) -> list[Plot]:
     """Add every section that the run's files allow; returns the plots on the page."""
     steps = len(story.metrics)
     window = run_plots.smoothing_window(steps)
@@ -186,6 +194,10 @@ def _sections(page: Page, story: RunStory, worth: run_tasks.Worth | None) -> lis
             page.plot(plot, "")
             shown.append(plot)
         page.table(*run_tasks.task_table(tasks, worth))
+    for finding in findings:
+        page.section(finding.title, finding.text)
+        if finding.rows:
+            page.table(finding.headers, finding.rows)
     add(
         "Training loss",
         "",

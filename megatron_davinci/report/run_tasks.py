@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,23 @@ from megatron_davinci.report.plots import LinePlot, Plot, Series, Stage
 
 # A trajectory's signal over its noise; a room beside this one knows it.
 Worth = Callable[[np.ndarray], float]
+
+
+class Finding(NamedTuple):
+    """What another room has found out about what was measured, for the page.
+
+    Attributes:
+        title: Of its section.
+        text: What is to be read there.
+        headers: Of its table.
+        rows: Of its table.
+    """
+
+    title: str
+    text: str
+    headers: list[str]
+    rows: list[list[str]]
+
 
 TOKENS = Axis("tokens consumed", "tokens", zero=True)
 AT_ONCE = 6  # lines of a plot
@@ -145,6 +162,8 @@ def _metrics_of(record: Any) -> list[tuple[str, str, str, float, float]]:
             and isinstance(mean.get("score"), int | float)
             and not mean.get("missing")
         ]
+    if "@" in str(record.get("task")):
+        return []  # a task in another format, which is no trajectory of its own
     metrics, errors = record.get("metrics"), record.get("errors") or {}
     if not isinstance(metrics, dict) or not metrics:
         return []

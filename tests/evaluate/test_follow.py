@@ -40,7 +40,9 @@ class Run:
             self.save(self.later.pop(0))
 
     def follow(self) -> int:
-        arguments = argparse.Namespace(run=str(self.folder), out=None, tasks="a", suite=None, limit=None)
+        arguments = argparse.Namespace(
+            run=str(self.folder), out=None, tasks="a", suite=None, limit=None, both_ways=False, formats=False
+        )
         return eval_follow.follow_run(arguments, ["--tasks", "a"], evaluate=self.evaluate, wait=self.wait)
 
 

@@ -204,6 +204,39 @@ def test_generation_that_does_not_stop_is_cut_scored_and_counted(root, capsys):
     assert "of 12 items: generation that did not stop" in text
 
 
+def test_a_task_is_asked_in_both_ways_and_in_several_formats(root, capsys):
+    out = root / "ways"
+    words = [
+        "--tasks",
+        "tiny_choice",
+        "--include-path",
+        str(root / "tasks"),
+        "--limit",
+        "4",
+        "--out",
+        str(out),
+    ]
+    assert main(["eval", str(root / "run"), *words, "--both-ways", "--formats", "train.threads=1"]) == 0
+    shown = capsys.readouterr().out
+    assert "in both ways" in shown and "in several formats" in shown
+    records = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    names = [f"tiny_choice@{form}" for form in ("question", "short", "lines", "letters", "numbers")]
+    assert [one["task"] for one in records] == [*names, "tiny_choice", "tiny_choice_generation"]
+    rows = {
+        path.stem: [json.loads(line) for line in path.read_text().splitlines()]
+        for path in (out / "samples").rglob("*.jsonl")
+    }
+    assert rows.keys() == {one["task"] for one in records}
+    # The same answers are right in every format, and the same item has the same digest.
+    for name in names:
+        assert [row["target"] for row in rows[name]] == [row["target"] for row in rows["tiny_choice"]]
+        assert [row["item"] for row in rows[name]] == [row["item"] for row in rows["tiny_choice_generation"]]
+    letters = [row["target"] for row in rows["tiny_choice_generation"]]
+    assert letters == ["ABCD"[row["target"]] for row in rows["tiny_choice"]]
+    code = main(["eval", str(root / "run"), *words, "--both-ways", "--tasks", "tiny_text", "train.threads=1"])
+    assert code == 2 and "no other way to ask it" in capsys.readouterr().err
+
+
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(root, capsys):
     content = json.loads((root / "tokenizer/tokenizer.json").read_text())
     content["added_tokens"].append(

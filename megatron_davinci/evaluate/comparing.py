@@ -1,0 +1,98 @@
+"""All comparisons of what was measured: two protocols, several formats."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from megatron_davinci.evaluate.item_scores import ItemScores, formats_of, pairs_of_protocols
+from megatron_davinci.stats.formats import FormatSpread, format_spread
+from megatron_davinci.stats.rankings import Agreement, compare_rankings
+
+
+@dataclass(frozen=True)
+class InFormats:
+    """A task at one model in several formats.
+
+    Attributes:
+        task: Its name.
+        model: Which.
+        formats: Names, in the order of `spread.means`.
+        spread: What they do.
+    """
+
+    task: str
+    model: str
+    formats: list[str]
+    spread: FormatSpread
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What conclusions depend on.
+
+    Attributes:
+        protocols: By task, how its rankings by likelihood and by generation agree.
+        formats: Of each task and model.
+    """
+
+    protocols: dict[str, Agreement]
+    formats: list[InFormats]
+
+    def record(self) -> dict[str, Any]:
+        """As JSON; what is no number is null."""
+        protocols = {}
+        for task, agreement in self.protocols.items():
+            pairs = [
+                asdict(pair) | {"flips": pair.flips, "reversed": pair.reversed} for pair in agreement.pairs
+            ]
+            protocols[task] = asdict(agreement) | {"pairs": pairs}
+        formats = [asdict(one) for one in self.formats]
+        record: dict[str, Any] = _finite({"protocols": protocols, "formats": formats})
+        return record
+
+
+def compare(tasks: Sequence[ItemScores], seed: int = 0) -> Compared:
+    """Compare whatever can be compared.
+
+    Args:
+        tasks: As `read_item_scores` gives them.
+        seed: Of what is resampled.
+    """
+    return Compared(_protocols(tasks, seed), _formats(tasks))
+
+
+def _protocols(tasks: Sequence[ItemScores], seed: int) -> dict[str, Agreement]:
+    found = {}
+    for name, one, other in pairs_of_protocols(tasks):
+        models = [model for model in one.models if model in other.models]
+        shared = {*other.items}
+        items = [item for item in one.items if item in shared]
+        if len(models) > 1 and len(items) > 1:
+            scores = one.of(models, items), other.of(models, items)
+            found[name] = compare_rankings(models, *scores, seed=seed)
+    return found
+
+
+def _formats(tasks: Sequence[ItemScores]) -> list[InFormats]:
+    found = []
+    for name, by_format in formats_of(tasks):
+        first = next(iter(by_format.values()))
+        for model in first.models:
+            there = {form: task for form, task in by_format.items() if model in task.models}
+            shared = set.intersection(*({*task.items} for task in there.values()))
+            items = [item for item in first.items if item in shared]
+            if len(there) > 1 and len(items) > 1:
+                scores = [task.of([model], items)[0] for task in there.values()]
+                found.append(InFormats(name, model, list(there), format_spread(scores)))
+    return found
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,221 @@
+"""Every item's score at every checkpoint, from what `davinci eval` keeps: `results.jsonl` and `samples/`.
+
+Models are the checkpoints of one run or of several. Scores of two models are of the same items: an item is known by
+its task, its number and a digest of its text, and what not all models have been asked is left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_davinci.errors import DataError
+from megatron_davinci.evaluate.naming import LIKELIHOOD, format_of, stem_of
+
+# What counts of an item, the first that is there.
+_METRICS = {"likelihood": ("acc",), "generation": ("exact_match", "pass@1", "pass_at_1")}
+Key = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class ItemScores:
+    """A task's scores.
+
+    Attributes:
+        task: Its name.
+        protocol: `likelihood` or `generation`.
+        metric: What each score is.
+        models: Names.
+        steps: Of each model.
+        items: (task, number) of each item; of a group the task is its member.
+        scores: [models, items] float64.
+        chosen: [models, items] float64, the right option's share of the probability of all options; NaN where items
+            have no options.
+    """
+
+    task: str
+    protocol: str
+    metric: str
+    models: list[str]
+    steps: list[int]
+    items: list[Key]
+    scores: NDArray[np.float64]
+    chosen: NDArray[np.float64]
+
+    def of(self, models: Sequence[str], items: Sequence[Key]) -> NDArray[np.float64]:
+        """[models, items] of these only."""
+        rows = [self.models.index(model) for model in models]
+        places = {item: place for place, item in enumerate(self.items)}
+        return self.scores[np.ix_(rows, [places[item] for item in items])]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    score: float
+    chosen: float
+    target: str
+    digest: str | None
+
+
+def read_item_scores(runs: Sequence[str]) -> list[ItemScores]:
+    """Scores by task, in the order of the record.
+
+    Args:
+        runs: Run directories, `RUN@STEP` for one checkpoint, or folders with `results.jsonl`.
+
+    Raises:
+        DataError: A folder has no results, or a task's items are not the same in two models.
+    """
+    found: dict[tuple[str, str], dict[tuple[str, int], dict[Key, _Asked]]] = {}
+    metrics: dict[tuple[str, str], str] = {}
+    several = len({run.partition("@")[0] for run in runs}) > 1
+    for run in runs:
+        folder, name, only = _folder(run)
+        for record in _last_records(folder, only):
+            task, protocol, step = str(record["task"]), str(record["protocol"]), int(record["step"])
+            rows, metric = _items(folder, record, protocol)
+            if not rows:
+                continue
+            model = (f"{name}@{step}" if several else f"step {step}", step)
+            found.setdefault((task, protocol), {})[model] = rows
+            metrics[task, protocol] = metric
+    return [_task(*key, metrics[key], by_model) for key, by_model in found.items()]
+
+
+def _folder(run: str) -> tuple[Path, str, int | None]:
+    path, _, step = run.partition("@")
+    given = Path(path)
+    for folder in (given / "evals", given):
+        if (folder / "results.jsonl").is_file():
+            return folder, given.resolve().name, int(step) if step.isdecimal() else None
+    raise DataError(
+        "Nothing has been measured here.",
+        where=given,
+        found="no evals/results.jsonl" if given.is_dir() else "no such folder",
+        expected="a run that `davinci eval` has been asked about, RUN@STEP, or a folder of results",
+        do=f"davinci eval {path} --suite local --follow",
+    )
+
+
+def _last_records(folder: Path, only: int | None) -> list[dict[str, Any]]:
+    """The last record with metrics of each task and checkpoint, by step."""
+    last: dict[tuple[int, str], dict[str, Any]] = {}
+    for line in (folder / "results.jsonl").read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue  # somebody may be writing it
+        if not (isinstance(record, dict) and record.get("metrics") and isinstance(record.get("step"), int)):
+            continue
+        if only is None or record["step"] == only:
+            last[record["step"], str(record.get("task"))] = record
+    return [last[key] for key in sorted(last, key=lambda key: key[0])]
+
+
+def _items(folder: Path, record: dict[str, Any], protocol: str) -> tuple[dict[Key, _Asked], str]:
+    names = record.get("samples") or [
+        one["task"] for one in record.get("tasks") or [record] if isinstance(one, dict)
+    ]
+    found: dict[Key, _Asked] = {}
+    chosen_metric = ""
+    for name in names:
+        path = folder / "samples" / f"step-{record['step']:08d}" / f"{name}.jsonl"
+        for row in _rows(path):
+            metric = next((one for one in _METRICS.get(protocol, ()) if one in row), None)
+            key = (stem_of(str(name)), int(row["doc"]))
+            # Of several filters the first counts.
+            if metric is not None and key not in found:
+                found[key] = _Asked(float(row[metric]), _share(row), str(row["target"]), row.get("item"))
+                chosen_metric = metric
+    return found, chosen_metric
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or not {"doc", "target"} <= row.keys():
+            raise DataError(
+                "A line of kept answers is no answer.",
+                where=f"{path}, line {number}",
+                found=line[:80],
+                expected="an object with `doc` and `target`",
+                do="remove the file and ask again: davinci eval computes nothing that is in answers/",
+            )
+        yield row
+
+
+def _share(row: dict[str, Any]) -> float:
+    """The right option's share of the probability of all options."""
+    answers, target = row.get("answers"), row["target"]
+    if not isinstance(answers, list) or not all(isinstance(one, list) and len(one) == 2 for one in answers):
+        return float("nan")
+    if not isinstance(target, int) or not 0 <= target < len(answers):
+        return float("nan")
+    logs = np.array([float(one[0]) for one in answers])
+    shares = np.exp(logs - logs.max())
+    return float(shares[target] / shares.sum())
+
+
+def _task(
+    task: str, protocol: str, metric: str, by_model: dict[tuple[str, int], dict[Key, _Asked]]
+) -> ItemScores:
+    models = list(by_model)
+    items = [key for key in by_model[models[0]] if all(key in rows for rows in by_model.values())]
+    for item in items:
+        digests = {rows[item].digest for rows in by_model.values()} - {None}
+        if len(digests) > 1 or len({rows[item].target for rows in by_model.values()}) > 1:
+            raise DataError(
+                "Two models were not asked the same items.",
+                where=f"{task}, item {item[1]}",
+                found=f"different items in {', '.join(name for name, _ in models)}",
+                expected="the same text and answer",
+                do="give all of them the same texts (--suite local --texts NAME=FILE) or data, and ask again",
+            )
+
+    def array(what: str) -> NDArray[np.float64]:
+        return np.array([[getattr(rows[item], what) for item in items] for rows in by_model.values()])
+
+    return ItemScores(
+        task,
+        protocol,
+        metric,
+        [name for name, _ in models],
+        [step for _, step in models],
+        items,
+        array("score"),
+        array("chosen"),
+    )
+
+
+def pairs_of_protocols(tasks: Sequence[ItemScores]) -> Iterator[tuple[str, ItemScores, ItemScores]]:
+    """Tasks that were asked in both ways: (name, by likelihood, by generation)."""
+    plain = [task for task in tasks if format_of(task.task) is None]
+    by_likelihood = {stem_of(task.task): task for task in plain if task.protocol == LIKELIHOOD}
+    for task in plain:
+        one = by_likelihood.get(stem_of(task.task))
+        if task.protocol != LIKELIHOOD and one is not None:
+            yield stem_of(task.task), one, task
+
+
+def formats_of(tasks: Sequence[ItemScores]) -> Iterator[tuple[str, dict[str, ItemScores]]]:
+    """Tasks that were asked in several formats: (name, by format, as it is first)."""
+    found: dict[str, dict[str, ItemScores]] = {}
+    for task in tasks:
+        if task.protocol == LIKELIHOOD:
+            found.setdefault(stem_of(task.task), {})[format_of(task.task) or "as it is"] = task
+    for name, by_format in found.items():
+        if len(by_format) > 1:
+            yield name, by_format

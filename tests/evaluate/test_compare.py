@@ -1,0 +1,105 @@
+"""`davinci compare` on kept answers whose truth is known, and tasks that are put in other ways."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megatron_davinci.cli.main import main
+from megatron_davinci.evaluate.comparing import compare
+from megatron_davinci.evaluate.formats import FORMATS
+from megatron_davinci.evaluate.item_scores import read_item_scores
+
+ITEMS = 300
+
+
+def keep(run: Path, step: int, task: str, protocol: str, chance: float, **more) -> None:
+    """What `davinci eval` keeps of a task: an item's difficulty is the same for all, whoever asks how."""
+    hard = np.random.default_rng(0).random(ITEMS)
+    right = (hard < chance).astype(int).tolist()
+    folder = run / f"evals/samples/step-{step:08d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    metric = "acc" if protocol == "likelihood" else "exact_match"
+    rows = [
+        {
+            "doc": doc,
+            "item": f"item{doc}",
+            "target": doc % 2,
+            "answers": [[-1.0, True], [-1.0 - np.log(3), False]],
+            metric: float(one),
+        }
+        for doc, one in enumerate(right)
+    ]
+    rows = [row | more.get("row", {}) for row in rows]
+    (folder / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    record = {
+        "step": step,
+        "tokens": 100 * step,
+        "task": task,
+        "protocol": protocol,
+        "metrics": {metric: 0.5},
+    }
+    with open(run / "evals/results.jsonl", "a") as file:
+        file.write(json.dumps(record | {"samples": [task]}) + "\n")
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """Three checkpoints: the last two are in opposite order by generation; formats are worth ten points."""
+    run = tmp_path / "run"
+    for step, likelihood, generation in ((10, 0.3, 0.2), (20, 0.5, 0.6), (30, 0.7, 0.4)):
+        keep(run, step, "words_likelihood", "likelihood", likelihood)
+        keep(run, step, "words_generation", "generation", generation)
+        for number, form in enumerate(FORMATS):
+            keep(run, step, f"words_likelihood@{form.name}", "likelihood", likelihood - 0.1 * (number == 1))
+    return run
+
+
+def test_reversals_and_formats_are_found_and_printed(run, tmp_path, capsys):
+    assert main(["compare", str(run), "--json", str(tmp_path / "out.json")]) == 0
+    shown = capsys.readouterr().out
+    assert "step 20 and step 30" in shown and "1 of 3" in shown
+    found = json.loads((tmp_path / "out.json").read_text())
+    agreement = found["protocols"]["words"]
+    assert agreement["tau"] == pytest.approx(1 / 3) and agreement["items"] == ITEMS
+    assert [pair["reversed"] for pair in agreement["pairs"]] == [False, False, True]
+    assert [one["model"] for one in found["formats"]] == ["step 10", "step 20", "step 30"]
+    for one in found["formats"]:
+        assert len(one["formats"]) == 1 + len(FORMATS)
+        spread = one["spread"]
+        assert max(spread["means"]) - min(spread["means"]) == pytest.approx(0.1, abs=0.05)
+        assert spread["p"] < 1e-6
+
+
+def test_one_checkpoint_of_one_run_may_be_named_and_two_runs_compared(run, tmp_path):
+    tasks = read_item_scores([f"{run}@10", f"{run}@30"])
+    assert {tuple(task.models) for task in tasks} == {("step 10", "step 30")}
+    assert tasks[0].chosen[0, :2].tolist() == pytest.approx([0.75, 0.25])
+    other = tmp_path / "other"
+    for protocol in ("likelihood", "generation"):
+        keep(other, 5, f"words_{protocol}", protocol, 0.9)
+    names = read_item_scores([f"{run}@10", str(other)])[0].models
+    assert names == ["run@10", "other@5"]
+    assert compare(read_item_scores([str(other)])).protocols == {}, "one model has no ranking"
+
+
+def test_other_items_are_refused_and_so_is_a_folder_without_results(run, tmp_path, capsys):
+    other = tmp_path / "other"
+    keep(other, 5, "words_likelihood", "likelihood", 0.9, row={"item": "another"})
+    assert main(["compare", str(run), str(other)]) == 2
+    assert "not asked the same items" in capsys.readouterr().err
+    assert main(["compare", str(tmp_path / "nowhere")]) == 2
+    assert "Nothing has been measured here" in capsys.readouterr().err
+    assert main(["compare", str(run), "--tasks", "numbers"]) == 2
+    assert "of words" in capsys.readouterr().err
+
+
+def test_a_format_says_the_same_in_other_words():
+    put = {form.name: form.put("Question: Which?\nAnswer:", [" one", " two"]) for form in FORMATS}
+    assert put["question"] == ("Question: Which?\nAnswer:", ["one", "two"])
+    assert put["lines"] == ("Which?", ["one", "two"])
+    assert put["letters"] == ("Which?\nA. one\nB. two\nAnswer:", ["A", "B"])
+    assert put["numbers"] == ("Which?\n(1) one\n(2) two\nAnswer:", ["1", "2"])
