@@ -117,11 +117,11 @@ __device__ __forceinline__ void eight_bits(const Settings& s, const i64* spans, 
     u8* firsts = span.first;
     u8* seconds = span.second;
     const bool aligned = span.aligned && (((u64)firsts | (u64)seconds) & 3) == 0;
-    const i64 groups = (span.count + kGroup - 1) / kGroup;
-    for (i64 group = warp; group < groups; group += kThreads / 32) {
-      const i64 at = group * kGroup + lane * kPerLane;
-      const bool whole = aligned && (group + 1) * kGroup <= span.count;
-      const int here = whole ? kPerLane : (int)(span.count - at < kPerLane ? span.count - at : kPerLane);
+    const int elements = (int)span.count, groups = (elements + kGroup - 1) / kGroup;  // a run is short
+    for (int group = warp; group < groups; group += kThreads / 32) {
+      const int at = group * kGroup + lane * kPerLane;
+      const bool whole = aligned && (group + 1) * kGroup <= elements;
+      const int here = whole ? kPerLane : elements - at;
       Vector<float> p, g;
       u32 first = 0, second = 0;
       if (whole) {

@@ -12,7 +12,7 @@ namespace davinci {
 namespace moments {
 
 constexpr int kGroup = 128, kPerLane = 4;
-constexpr u32 kTopCode = 126, kBottomCode = 1;
+constexpr u32 kTopCode = 126;
 constexpr float kLog2Top = 8.807354922057604f;       // log2(448)
 constexpr float kLog2Range = 17.807354922057604f;    // log2(448 / 2^-9)
 constexpr float kPerLog2Range = 0.05615657509639467f;
@@ -96,9 +96,10 @@ struct Range {
   __device__ __forceinline__ float octaves() const { return log2_of(top * inverse(bottom)); }
 };
 
+// Top and bottom come back to a few units of 2^-22 here; in kernels/moments.py, which checkpoints use, exactly.
 struct Decoder {
-  float top, bottom, slope, shift;
-  __device__ __forceinline__ explicit Decoder(Range range) : top(range.top), bottom(range.bottom) {
+  float top, slope, shift;
+  __device__ __forceinline__ explicit Decoder(Range range) : top(range.top) {
     slope = range.octaves() * kPerLog2Range;
     shift = -kLog2Top * slope;
   }
@@ -106,9 +107,7 @@ struct Decoder {
     const u32 size = code & 127u;
     // The code's bits in a float's places, with its exponent's offset.
     const float value = float_of(size << 20) * 1.329227995784916e36f;  // 2^120
-    float result = top * power_of_two(log2_of(value) * slope + shift);
-    if (size == kTopCode) result = top;
-    if (size == kBottomCode) result = bottom;
+    const float result = top * power_of_two(log2_of(value) * slope + shift);
     return size == 0 ? 0.0f : result;
   }
   __device__ __forceinline__ float first(u32 code) const {
@@ -155,20 +154,24 @@ __device__ __forceinline__ Range range_of(const float (&size)[kPerLane]) {
   return Range{top, fminf(bottom, 0.5f * top)};
 }
 
+// `fmaxf` would hide what is no number.
+__device__ __forceinline__ float larger(float a, float b) { return a < b ? b : a; }
+
 struct Encoder {
   Range range;
   float per_top, power;
   __device__ __forceinline__ explicit Encoder(Range range_) : range(range_) {
-    per_top = inverse(0.25f * range.top) * 0.25f;
-    power = kLog2Range * inverse(range.octaves());
+    const bool zeros = range.top == 0.0f;
+    per_top = zeros ? 0.0f : inverse(0.25f * range.top) * 0.25f;
+    power = zeros ? 1.0f : kLog2Range * inverse(range.octaves());
   }
   // What the code nearest to it stands for.
   template <bool kSecond>
   __device__ __forceinline__ float stretched(float size) const {
-    if (range.top == 0.0f) return 0.0f;
-    if (kSecond && size > 0.0f) size = fmaxf(size, range.bottom);
-    const float result = power_of_two(log2_of(size * per_top) * power + kLog2Top);
-    return !kSecond && size < range.bottom ? 0.0f : result;
+    const float held = kSecond ? larger(size, range.bottom) : size;
+    const float result = power_of_two(log2_of(held * per_top) * power + kLog2Top);
+    const bool zero = kSecond ? size == 0.0f : size < range.bottom;
+    return zero ? 0.0f : result;
   }
 };
 
