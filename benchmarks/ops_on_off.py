@@ -98,8 +98,10 @@ def losses(backends: dict[str, Any], platform: Any, seed: int, steps: int) -> li
     return found
 
 
-def differences(device: str, seed: int, steps: int) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """The figures, and the losses themselves."""
+def differences(
+    device: str, seed: int, steps: int, some: list[str] | None = None
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """The figures, and the losses themselves; of some ops, or of each."""
     from megatron_davinci.platform import distributed
     from megatron_davinci.platform.device import choose
 
@@ -108,6 +110,8 @@ def differences(device: str, seed: int, steps: int) -> tuple[dict[str, float], d
     off = losses({}, platform, seed, steps)
     curves, figures = {"none": off}, {"loss_first": off[0], "loss_last": off[-1]}
     for op, backends in ops().items():
+        if some is not None and op not in some:
+            continue
         curves[op] = losses(backends, platform, seed, steps)
         pairs = zip(curves[op], off, strict=True)
         figures[f"loss_difference_{op}"] = max(abs(on - other) / other for on, other in pairs)

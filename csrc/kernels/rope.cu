@@ -27,6 +27,8 @@ __device__ __forceinline__ void turn(const T* x, T* out, const T* bias, const fl
                                      int rotated, int half, i64 parts) {
   using P = Pack<T, kWide>;
   using F = Pack<float, kWide>;
+  constexpr int kFew = kWide < 4 ? kWide : 4;
+  using Q = Pack<float, kFew>;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int touched = kShares || bias || out != x ? heads : rotated;
   const int of_head = half / kWide, items = groups * touched * of_head, tiles = (items + 31) / 32;
@@ -46,30 +48,35 @@ __device__ __forceinline__ void turn(const T* x, T* out, const T* bias, const fl
     for (i64 token = here ? part * kWarps + warp : tokens; token < tokens; token += parts * kWarps) {
       P a = *reinterpret_cast<const P*>(x + token * pitch + low);
       P b = *reinterpret_cast<const P*>(x + token * pitch + high);
-      F cosine, sine;
-      if (turns) {
-        const float* row = table + (positions ? positions[token] : place_of(token, batch)) * 2 * half + c;
-        cosine = *reinterpret_cast<const F*>(row);
-        sine = *reinterpret_cast<const F*>(row + half);
-      }
+      const float* row = table;
+      if (turns) row += (positions ? positions[token] : place_of(token, batch)) * 2 * half + c;
 #pragma unroll
-      for (int i = 0; i < kWide; ++i) {
-        float one = load(a.at[i]), two = load(b.at[i]);
-        if (!kShares && bias) {
-          one += load(bias_low.at[i]);
-          two += load(bias_high.at[i]);
-        }
+      for (int from = 0; from < kWide; from += kFew) {
+        Q cosine, sine;
         if (turns) {
-          const float s = sign * sine.at[i], before = one;
-          one = before * cosine.at[i] - two * s;
-          two = two * cosine.at[i] + before * s;
+          cosine = *reinterpret_cast<const Q*>(row + from);
+          sine = *reinterpret_cast<const Q*>(row + half + from);
         }
-        if (kShares) {
-          sum_low.at[i] += one;
-          sum_high.at[i] += two;
+#pragma unroll
+        for (int k = 0; k < kFew; ++k) {
+          const int i = from + k;
+          float one = load(a.at[i]), two = load(b.at[i]);
+          if (!kShares && bias) {
+            one += load(bias_low.at[i]);
+            two += load(bias_high.at[i]);
+          }
+          if (turns) {
+            const float s = sign * sine.at[k], before = one;
+            one = before * cosine.at[k] - two * s;
+            two = two * cosine.at[k] + before * s;
+          }
+          if (kShares) {
+            sum_low.at[i] += one;
+            sum_high.at[i] += two;
+          }
+          a.at[i] = store<T>(one);
+          b.at[i] = store<T>(two);
         }
-        a.at[i] = store<T>(one);
-        b.at[i] = store<T>(two);
       }
       *reinterpret_cast<P*>(out + token * pitch + low) = a;
       *reinterpret_cast<P*>(out + token * pitch + high) = b;

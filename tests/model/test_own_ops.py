@@ -16,7 +16,7 @@ from tests.stepping import take_all
 OPS = ("norm", "rope", "swiglu")
 SEVERAL = {
     "as it is": {"model": {"qkv_bias": True}, "train": {}},
-    "norms of queries and keys, and behind blocks": {
+    "norms of their own": {
         "model": {"qk_norm": True, "qkv_bias": False, "norm_placement": "post"},
         "train": {"recompute": {"granularity": "full"}},
     },
@@ -40,7 +40,7 @@ def with_kernels(way, whole):
         return take_all(whole, documents=True)
 
 
-@pytest.mark.parametrize("case", SEVERAL)
+@pytest.mark.parametrize("case", ["as it is", pytest.param("norms of their own", marks=pytest.mark.long)])
 def test_training_over_tensor_ranks_is_the_same(case):
     whole = {
         "off": settings({}, 2, **SEVERAL[case]),
@@ -52,27 +52,28 @@ def test_training_over_tensor_ranks_is_the_same(case):
         assert taken["on"].weights != taken["off"].weights, "nothing of it was on"
 
 
-def differences(way, steps):
+def differences(way, steps, some):
     from megatron_davinci.kernels import ways
 
     with ways.using(way):
-        return ops_on_off.differences("cpu", 3, steps)[0]
+        return ops_on_off.differences("cpu", 3, steps, some)[0]
 
 
 @pytest.mark.parametrize(
-    ("way", "steps"),
+    ("way", "steps", "some"),
     [
-        pytest.param("emulator", 2, marks=pytest.mark.needs("emulator")),
-        pytest.param("reference", 20, marks=pytest.mark.long),
-        pytest.param("reference", 200, marks=pytest.mark.long),
+        pytest.param("emulator", 2, ["all"], marks=pytest.mark.needs("emulator")),
+        ("reference", 20, ["all"]),
+        pytest.param("emulator", 20, None, marks=[pytest.mark.needs("emulator"), pytest.mark.long]),
+        pytest.param("reference", 200, None, marks=pytest.mark.long),
     ],
 )
-def test_each_op_and_all_leave_the_losses_as_they_are(way, steps):
+def test_each_op_and_all_leave_the_losses_as_they_are(way, steps, some):
     if way == "emulator":
         compilers.emulator()
-    (figures,) = run_ranks(1, differences, way, steps)
-    assert figures["worst_loss_difference"] < 1e-5, figures
-    assert {f"loss_difference_{op}" for op in (*OPS, "loss", "loss_by_chunks", "all")} <= set(figures)
+    (figures,) = run_ranks(1, differences, way, steps, some, timeout=600)
+    assert 0 < figures["worst_loss_difference"] < 1e-5, figures
+    assert {f"loss_difference_{op}" for op in some or (*OPS, "loss", "loss_by_chunks", "all")} <= set(figures)
 
 
 @pytest.mark.gpu
