@@ -52,6 +52,12 @@ class BackendsConfig(Section):
         "null: of all at once, kept",
     )
 
+    weight_gradient: Literal["auto", "megatron", "davinci"] = Field(
+        default="auto",
+        description="megatron: made, and then added to the fp32 sum; davinci: added by the product that makes it, by "
+        "apex's extension where it is installed and torch's product elsewhere; auto: Megatron-Core's way",
+    )
+
     @model_validator(mode="after")
     def _only_what_acts(self) -> BackendsConfig:
         if self.loss_chunk_tokens is not None and self.loss != "davinci":

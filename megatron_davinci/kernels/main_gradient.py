@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from megatron_davinci.platform.weight_gradient import add_weight_gradient
+
 
 class MainGradient:
     """A weight's gradient, summed in fp32: in its `main_grad`, or in a sum of its own.
@@ -27,13 +29,7 @@ class MainGradient:
             by_out: [rows, out] bf16 or fp32.
             inputs: [rows, in] of the same dtype.
         """
-        if by_out.dtype == torch.float32:
-            self._sum.addmm_(by_out.t(), inputs)
-        elif by_out.device.type == "cuda":
-            # bf16 products, added to fp32 in the same kernel.
-            torch.ops.aten.addmm.dtype_out(self._sum, by_out.t(), inputs, torch.float32, out=self._sum)
-        else:
-            self._sum.addmm_(by_out.t().float(), inputs.float())
+        add_weight_gradient(inputs, by_out, self._sum)
 
     def gradient(self) -> Tensor:
         """What autograd gets: nothing that counts where `main_grad` has it already, as Megatron-Core does it."""

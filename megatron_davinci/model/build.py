@@ -20,12 +20,15 @@ from megatron_davinci.platform.device import Platform
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def transformer_config(config: RunConfig, *, transformer_engine: bool = False) -> TransformerConfig:
+def transformer_config(
+    config: RunConfig, *, transformer_engine: bool = False, fused_weight_gradient: bool = False
+) -> TransformerConfig:
     """Say the configuration in Megatron-Core's words.
 
     Args:
         config: The run configuration.
         transformer_engine: Whose layers are built.
+        fused_weight_gradient: Whether products add to the fp32 sums of weight gradients.
     """
     model, parallel = config.model, config.parallel
     interleaved = parallel.virtual_pipeline > 1
@@ -71,7 +74,7 @@ def transformer_config(config: RunConfig, *, transformer_engine: bool = False) -
         masked_softmax_fusion=False,
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
-        gradient_accumulation_fusion=False,
+        gradient_accumulation_fusion=fused_weight_gradient,
         **lever_settings(config),
         **expert_settings(config, grouped=transformer_engine),
     )
@@ -103,7 +106,11 @@ def build_model(config: RunConfig, platform: Platform) -> list[GPT]:
     backends = choose_backends(on_cuda=platform.name == "cuda", **config.backend_arguments())
     for setting in backends.own_kernels:
         require_kernels(platform.device, setting)
-    mcore = transformer_config(config, transformer_engine=backends.layers.name == "transformer_engine")
+    mcore = transformer_config(
+        config,
+        transformer_engine=backends.layers.name == "transformer_engine",
+        fused_weight_gradient=backends.weight_gradient.name == "davinci",
+    )
     if config.parallel.overlap_tensor:
         start_tensor_overlap(config)
     count = config.parallel.virtual_pipeline

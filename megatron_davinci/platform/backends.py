@@ -55,6 +55,7 @@ class Backends:
     loss: Choice = Choice("megatron", "the default")
     rope: Choice = Choice("megatron", "the default")
     swiglu: Choice = Choice("megatron", "the default")
+    weight_gradient: Choice = Choice("megatron", "the default")
 
     def __str__(self) -> str:
         return "; ".join(f"{place}: {choice.name} ({choice.why})" for place, choice in self.places())
@@ -66,7 +67,11 @@ class Backends:
     @property
     def own_kernels(self) -> list[str]:
         """The settings under which this package's kernels run."""
-        return [f"backends.{place}: davinci" for place, choice in self.places() if choice.name == "davinci"]
+        return [
+            f"backends.{place}: davinci"
+            for place, choice in self.places()
+            if choice.name == "davinci" and place != "weight_gradient"  # whose product is torch's
+        ]
 
 
 def find_transformer_engine() -> Package:
@@ -110,6 +115,7 @@ def choose_backends(
     loss: str = "auto",
     rope: str = "auto",
     swiglu: str = "auto",
+    weight_gradient: str = "auto",
     documents: bool = False,
     half: bool = False,
     needs_engine: tuple[str, ...] = (),
@@ -129,6 +135,7 @@ def choose_backends(
         loss: `auto`, `megatron` or `davinci`.
         rope: The same.
         swiglu: The same.
+        weight_gradient: The same.
         documents: Whether attention will be confined to documents.
         half: Whether the run computes in half precision.
         needs_engine: Settings that act in Transformer Engine's layers only; elsewhere they would be ignored.
@@ -171,7 +178,7 @@ def choose_backends(
         """Where ours is one of several that need no package."""
         return choose(place, asked, "davinci" if asked == "davinci" else default, automatic)
 
-    asked = {"norm": norm, "rope": rope, "swiglu": swiglu}
+    asked = {"norm": norm, "rope": rope, "swiglu": swiglu, "weight_gradient": weight_gradient}
     needs_local += tuple(f"backends.{place}: davinci" for place, name in asked.items() if name == "davinci")
     chosen = choose("layers", layers, "local", ("transformer_engine",))
     if needs_local and layers == "auto":
@@ -185,9 +192,8 @@ def choose_backends(
     optimizes = whose("optimizer", optimizer, "torch", ("transformer_engine", "apex"))
     if needs_adam and optimizer == "auto":
         optimizes = Choice("davinci", f"it alone has {needs_adam[0]}")
-    takes_loss, turns, gates = (
-        whose(place, name, "megatron") for place, name in (("loss", loss), ("rope", rope), ("swiglu", swiglu))
-    )
+    others = {"loss": loss, "rope": rope, "swiglu": swiglu, "weight_gradient": weight_gradient}
+    ours = {place: whose(place, name, "megatron") for place, name in others.items()}
     if documents and attends.name == "transformer_engine":
         problems.append(
             "backends.attention: transformer_engine, but a stage or the evaluation has a document mask, which it "
@@ -225,7 +231,7 @@ def choose_backends(
             found="\n".join(problems),
             do="install what is named (docs/install-gpu.md says how), or take it out of the configuration",
         )
-    return Backends(chosen, attends, normalises, optimizes, takes_loss, turns, gates)
+    return Backends(chosen, attends, normalises, optimizes, **ours)
 
 
 def _find(name: str, module: str) -> Package:

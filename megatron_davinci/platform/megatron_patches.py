@@ -88,6 +88,15 @@ def _no_general_gemm(module: Any) -> None:
         module.te_general_gemm = None
 
 
+def _weight_gradients_without_apex(module: Any) -> None:
+    from megatron_davinci.platform.weight_gradient import add_weight_gradient
+
+    if module._grad_accum_fusion_available:
+        return
+    module.fused_weight_gradient_mlp_cuda = types.SimpleNamespace(wgrad_gemm_accum_fp32=add_weight_gradient)
+    module._grad_accum_fusion_available = True
+
+
 def _move_to_cpu_as_numpy(module: Any) -> None:
     original = module.maybe_move_tensor_to_cpu
 
@@ -228,6 +237,14 @@ PATCHES: tuple[Patch, ...] = (
         "_reduce_scatter_along_first_dim",
         "scatters parts of unequal sizes (applied with _gather_along_first_dim)",
         lambda module: None,
+    ),
+    Patch(
+        "megatron.core.tensor_parallel.layers",
+        "_grad_accum_fusion_available",
+        "adds weight gradients to fp32 sums in their products by an extension of apex only, and refuses without it; "
+        "torch's own product does the same",
+        _weight_gradients_without_apex,
+        scope="all",
     ),
     Patch(
         "megatron.core.transformer.moe.moe_utils",

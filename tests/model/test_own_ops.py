@@ -13,7 +13,7 @@ from tests.config import small
 from tests.ranks import run_ranks
 from tests.stepping import take_all
 
-OPS = ("norm", "rope", "swiglu")
+OPS = ("norm", "rope", "swiglu", "weight_gradient")
 SEVERAL = {
     "as it is": {"model": {"qkv_bias": True}, "train": {}},
     "norms of their own": {
@@ -99,9 +99,9 @@ def test_a_checkpoint_is_the_same():
 
 class TestChoosing:
     def test_ours_are_taken_where_they_are_asked_for_and_named_for_their_kernels(self):
-        chosen = choose_backends(on_cuda=False, norm="davinci", rope="davinci", swiglu="davinci")
-        assert [chosen.norm.name, chosen.rope.name, chosen.swiglu.name] == ["davinci"] * 3
-        assert chosen.own_kernels == [f"backends.{op}: davinci" for op in OPS]
+        chosen = choose_backends(on_cuda=False, **dict.fromkeys(OPS, "davinci"))
+        assert all(dict(chosen.places())[op].name == "davinci" for op in OPS)
+        assert chosen.own_kernels == [f"backends.{op}: davinci" for op in ("norm", "rope", "swiglu")]
         assert choose_backends(on_cuda=False).own_kernels == []
 
     @pytest.mark.parametrize("op", OPS)
@@ -115,3 +115,31 @@ class TestChoosing:
                 small.settings(backends={"swiglu": "davinci"}, model={"experts": {"number": 4, "top_k": 2}}),
                 "t",
             )
+
+
+def rounded_to_bf16(whole):
+    """Of each setting the share of linear layers whose gradient sum is made of bf16 numbers only."""
+    import torch
+
+    from megatron_davinci.model.build import build_model
+    from megatron_davinci.train.step import wrap_model
+    from tests.stepping import start, tokens_of
+
+    _, platform = start(whole[0])
+    shares = []
+    for one in whole:
+        config = validate(one, "test")
+        (model,) = wrap_model(build_model(config, platform), config)
+        tokens = tokens_of(config, 0)
+        places = torch.arange(tokens.shape[1] - 1).expand(len(tokens), -1)
+        model(tokens[:, :-1], places, None, labels=tokens[:, 1:]).sum().backward()
+        sums = [p.main_grad for name, p in model.named_parameters() if ".linear_" in name and p.dim() == 2]
+        shares.append(sum(torch.equal(one, one.bfloat16().float()) for one in sums) / len(sums))
+    return shares
+
+
+def test_products_add_to_fp32_sums_without_a_gradient_in_bf16():
+    whole = [
+        settings({"weight_gradient": name}, 1, {}, {"precision": "bf16"}) for name in ("megatron", "davinci")
+    ]
+    assert run_ranks(1, rounded_to_bf16, whole) == [[1.0, 0.0]]
