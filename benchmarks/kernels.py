@@ -54,7 +54,7 @@ def compiled() -> tuple[dict[str, float], list[str]]:
     return figures, lines
 
 
-def emulated(seed: int) -> dict[str, float]:
+def emulated(seed: int, trials: int) -> dict[str, float]:
     """The worst error over bound of each op."""
     import torch
 
@@ -62,7 +62,7 @@ def emulated(seed: int) -> dict[str, float]:
     with ways.using("emulator"):
         for op, trial in kernel_trials.TRIALS.items():
             worst = max(
-                (trial(draw.randrange(2**31), torch.device("cpu")) for _ in range(TRIALS)),
+                (trial(draw.randrange(2**31), torch.device("cpu")) for _ in range(trials)),
                 key=lambda one: one.ratio,
             )
             figures[f"worst_error_over_bound_{op}"] = worst.ratio
@@ -73,10 +73,14 @@ def main() -> None:
     """Run the benchmark."""
     made = common.parser(__doc__)
     made.add_argument("--compile-only", action="store_true", help="what needs no GPU")
+    made.add_argument(
+        "--trials", type=int, default=TRIALS, help="random cases of each op that are emulated; 0: none"
+    )
     arguments = made.parse_args()
     figures, lines = compiled()
     print("\n".join(lines), end="\n\n")
-    figures |= emulated(arguments.seed)
+    if arguments.trials:
+        figures |= emulated(arguments.seed, arguments.trials)
     peer: dict[str, Any] = {"never_run_on_a_gpu": sorted(OPS)}
     if not arguments.compile_only:
         from benchmarks import kernel_speed

@@ -22,6 +22,7 @@ from typing import Any
 
 import common
 
+OPS = {f"backends.{op}": "davinci" for op in ("loss", "norm", "rope", "swiglu", "optimizer")}
 # A lever is a row: the settings that it changes of `off`.
 ROWS: dict[str, dict[str, Any]] = {
     "off": {},
@@ -36,6 +37,14 @@ ROWS: dict[str, dict[str, Any]] = {
     "local_layers": {"backends.layers": "local"},
     "davinci_loss": {"backends.loss": "davinci"},
     "davinci_loss_in_chunks": {"backends.loss": "davinci", "backends.loss_chunk_tokens": 2048},
+    "davinci_ops": OPS,
+    "davinci_ops_fp8_moments": {**OPS, "optimizer.moments": "fp8"},
+    "davinci_ops_fp8_moments_micro_batch_2": {
+        **OPS,
+        "optimizer.moments": "fp8",
+        "backends.loss_chunk_tokens": 2048,
+        "train.micro_batch_size": 2,
+    },
     "phase_timers_off": {"logging.phases": False},
 }
 BATCH = 4  # sequences a step, of every row alike
@@ -122,6 +131,7 @@ def settings_of(arguments: Any, folder: str) -> dict[str, Any]:
         "train": {"micro_batch_size": 1, "precision": "bf16"},
         "logging": {},
         "backends": {},
+        "optimizer": {},
     }
     for key, value in ROWS[arguments.row].items():
         section, name = key.split(".")
