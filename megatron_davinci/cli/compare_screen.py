@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from megatron_davinci.cli.eval_screen import FORMAT_COLUMNS, format_row
 from megatron_davinci.cli.screen import Screen
+from megatron_davinci.evaluate.naming import stem_of
+from megatron_davinci.report.numbers import quantity
 
 if TYPE_CHECKING:
     from megatron_davinci.evaluate.comparing import Compared, InFormats
+    from megatron_davinci.evaluate.foresight import Course, Foretold
+    from megatron_davinci.evaluate.item_scores import ItemScores
     from megatron_davinci.stats.rankings import Agreement
+    from megatron_davinci.stats.subsets import DiscriminativeSubset
 
 _NAMED = 3  # reversed pairs that a table's row names
 NOTHING = "–"
@@ -50,6 +55,25 @@ def tables(compared: Compared) -> list[Shown]:
             "that can be exchanged (Cochran's Q).",
             *formats_table(compared.formats),
         ),
+        Shown(
+            "What early checkpoints say",
+            "From how many tokens on a task is above chance (95%, at all later checkpoints too); how far the items "
+            "were in their last order half-way (Kendall's tau); and how wrong the value half-way was as a forecast "
+            "of the last one, and a straight line over the logarithm of tokens, beside the noise of one measurement.",
+            *courses_table(compared.courses),
+        ),
+        Shown(
+            "Which measurement decides early",
+            "The order of the runs by an early measurement against their order at the last checkpoint that all have: "
+            "Kendall's tau, and the share of pairs in the right order.",
+            *foretold_table(compared.foretold),
+        ),
+        Shown(
+            "The fewest items that rank alike",
+            "Items chosen on a random half of the checkpoints by how well they tell them apart, and judged on the "
+            "other half: Kendall's tau with the ranking by all items, and that of as many items at random.",
+            *subsets_table(compared.subsets),
+        ),
     ]
     return [table for table in every if table.rows]
 
@@ -63,8 +87,8 @@ def show(compared: Compared) -> None:
         screen.console.print()
     if not there:
         screen.console.print(
-            "Nothing to compare: no task was asked in two protocols at two checkpoints, or in several formats "
-            "(davinci eval --suite local; --both-ways; --formats)."
+            "Nothing to compare: there is one checkpoint, and no task was asked in several formats "
+            "(davinci eval --suite local --follow; --both-ways; --formats)."
         )
 
 
@@ -121,6 +145,87 @@ def formats_table(found: Sequence[InFormats]) -> tuple[list[tuple[str, Any]], li
     for one in found:
         name, *rest = format_row(one.task, one.formats, one.spread)
         rows.append([name, one.model, *rest])
+    return columns, rows
+
+
+def courses_table(found: Sequence[Course]) -> tuple[list[tuple[str, Any]], list[list[str]]]:
+    """What the first half of a run says of its end, by task."""
+    several = len({one.run for one in found}) > 1
+    columns: list[tuple[str, Any]] = [
+        ("task", "left"),
+        *([("run", "left")] if several else []),
+        ("protocol", "left"),
+        ("above chance from", "right"),
+        ("half-way", "right"),
+        ("items in last order", "right"),
+        ("last", "right"),
+        ("off, as it was", "right"),
+        ("off, by trend", "right"),
+        ("noise", "left"),
+    ]
+    rows = []
+    for one in found:
+        forecast = one.forecast
+        values = (forecast.last, forecast.naive, forecast.trend, forecast.noise) if forecast else ()
+        never = "" if one.chance is None else "not yet"
+        rows.append(
+            [
+                stem_of(one.task),
+                *([one.run] if several else []),
+                one.protocol,
+                quantity(one.above_chance) if one.above_chance is not None else never,
+                quantity(one.half) if one.half is not None else "",
+                number(one.settled),
+                *(f"{value:{'+' if place in (1, 2) else ''}.3f}" for place, value in enumerate(values)),
+                *([] if values else [""] * 4),
+            ]
+        )
+    return columns, rows
+
+
+def foretold_table(found: Sequence[Foretold]) -> tuple[list[tuple[str, Any]], list[list[str]]]:
+    """Which early measurement has the runs in their last order, by task."""
+    columns: list[tuple[str, Any]] = [
+        ("at the end", "left"),
+        ("at step", "right"),
+        ("tau", "right"),
+        ("pairs", "right"),
+        ("right", "right"),
+        ("by", "left"),
+    ]
+    rows = [
+        [
+            one.target,
+            f"{one.step:,}",
+            number(one.decision.tau),
+            str(one.decision.pairs),
+            f"{one.decision.right:.0%}" if math.isfinite(one.decision.right) else NOTHING,
+            one.by,
+        ]
+        for one in found
+    ]
+    return columns, rows
+
+
+def subsets_table(
+    found: Sequence[tuple[ItemScores, DiscriminativeSubset]],
+) -> tuple[list[tuple[str, Any]], list[list[str]]]:
+    """How few items are enough, by task."""
+    columns: list[tuple[str, Any]] = [
+        ("task", "left"),
+        ("protocol", "left"),
+        ("models", "right"),
+        ("items", "right"),
+        ("enough", "left"),
+        ("tau on others", "right"),
+        ("at random", "left"),
+    ]
+    rows = []
+    for task, subset in found:
+        shown = ["no fewer", "", ""]
+        if subset.found:
+            shown = [f"{len(subset.items):,}", number(subset.tau), number(subset.random)]
+        rows.append([stem_of(task.task), task.protocol, str(len(task.models)), f"{subset.of:,}", *shown])
     return columns, rows
 
 

@@ -1,4 +1,4 @@
-"""All comparisons of what was measured: two protocols, several formats."""
+"""All comparisons of what was measured: protocols, formats, early and late checkpoints, fewer items."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from megatron_davinci.evaluate.foresight import Course, Foretold, courses, foretold, subsets
 from megatron_davinci.evaluate.item_scores import ItemScores, formats_of, pairs_of_protocols
 from megatron_davinci.stats.formats import FormatSpread, format_spread
 from megatron_davinci.stats.rankings import Agreement, compare_rankings
+from megatron_davinci.stats.subsets import DiscriminativeSubset
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,16 @@ class Compared:
     Attributes:
         protocols: By task, how its rankings by likelihood and by generation agree.
         formats: Of each task and model.
+        courses: Of each task and run, what its early checkpoints say of its last.
+        foretold: How early measurements of several runs have the runs' order at the end.
+        subsets: Of each task, the fewest items that rank alike.
     """
 
     protocols: dict[str, Agreement]
     formats: list[InFormats]
+    courses: list[Course]
+    foretold: list[Foretold]
+    subsets: list[tuple[ItemScores, DiscriminativeSubset]]
 
     def record(self) -> dict[str, Any]:
         """As JSON; what is no number is null."""
@@ -50,7 +58,26 @@ class Compared:
             ]
             protocols[task] = asdict(agreement) | {"pairs": pairs}
         formats = [asdict(one) for one in self.formats]
-        record: dict[str, Any] = _finite({"protocols": protocols, "formats": formats})
+        subsets = [
+            asdict(subset)
+            | {
+                "task": task.task,
+                "protocol": task.protocol,
+                "models": task.models,
+                "found": subset.found,
+                "items": [list(task.items[item]) for item in subset.items] if subset.found else None,
+            }
+            for task, subset in self.subsets
+        ]
+        record: dict[str, Any] = _finite(
+            {
+                "protocols": protocols,
+                "formats": formats,
+                "courses": [asdict(one) for one in self.courses],
+                "foretold": [asdict(one) for one in self.foretold],
+                "subsets": subsets,
+            }
+        )
         return record
 
 
@@ -61,7 +88,9 @@ def compare(tasks: Sequence[ItemScores], seed: int = 0) -> Compared:
         tasks: As `read_item_scores` gives them.
         seed: Of what is resampled.
     """
-    return Compared(_protocols(tasks, seed), _formats(tasks))
+    return Compared(
+        _protocols(tasks, seed), _formats(tasks), courses(tasks), foretold(tasks), subsets(tasks, seed)
+    )
 
 
 def _protocols(tasks: Sequence[ItemScores], seed: int) -> dict[str, Agreement]:

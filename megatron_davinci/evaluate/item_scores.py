@@ -7,19 +7,25 @@ its task, its number and a digest of its text, and what not all models have been
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megatron_davinci.errors import DataError
-from megatron_davinci.evaluate.naming import LIKELIHOOD, format_of, stem_of
+from megatron_davinci.evaluate.naming import GENERATION, LIKELIHOOD, format_of, stem_of
 
 # What counts of an item, the first that is there.
-_METRICS = {"likelihood": ("acc",), "generation": ("exact_match", "pass@1", "pass_at_1")}
+_METRICS = {
+    "likelihood": ("acc",),
+    "generation": ("exact_match", "pass@1", "pass_at_1"),
+    "text": ("bits_per_byte",),
+}
 Key = tuple[str, int]
 
 
@@ -29,24 +35,30 @@ class ItemScores:
 
     Attributes:
         task: Its name.
-        protocol: `likelihood` or `generation`.
-        metric: What each score is.
+        protocol: `likelihood`, `generation` or `text`.
+        metric: What each score is; more is better, so of bits per byte it is the negative.
         models: Names.
+        runs: The run of each model.
         steps: Of each model.
+        tokens: Of each model, what its run had consumed; NaN where that is not known.
         items: (task, number) of each item; of a group the task is its member.
         scores: [models, items] float64.
         chosen: [models, items] float64, the right option's share of the probability of all options; NaN where items
             have no options.
+        chance: Of guessing right, the mean over items; 0 where items have no options.
     """
 
     task: str
     protocol: str
     metric: str
     models: list[str]
+    runs: list[str]
     steps: list[int]
+    tokens: list[float]
     items: list[Key]
     scores: NDArray[np.float64]
     chosen: NDArray[np.float64]
+    chance: float = 0.0
 
     def of(self, models: Sequence[str], items: Sequence[Key]) -> NDArray[np.float64]:
         """[models, items] of these only."""
@@ -59,6 +71,7 @@ class ItemScores:
 class _Asked:
     score: float
     chosen: float
+    options: int
     target: str
     digest: str | None
 
@@ -72,28 +85,48 @@ def read_item_scores(runs: Sequence[str]) -> list[ItemScores]:
     Raises:
         DataError: A folder has no results, or a task's items are not the same in two models.
     """
-    found: dict[tuple[str, str], dict[tuple[str, int], dict[Key, _Asked]]] = {}
+    found: dict[tuple[str, str], dict[_Model, dict[Key, _Asked]]] = {}
     metrics: dict[tuple[str, str], str] = {}
-    several = len({run.partition("@")[0] for run in runs}) > 1
-    for run in runs:
-        folder, name, only = _folder(run)
+    given = [_folder(run) for run in runs]
+    folders = list(dict.fromkeys(folder for folder, *_ in given))
+    names = _names([{name for at, name, _ in given if at == folder}.pop() for folder in folders], folders)
+    for folder, _, only in given:
+        name = names[folders.index(folder)]
         for record in _last_records(folder, only):
             task, protocol, step = str(record["task"]), str(record["protocol"]), int(record["step"])
             rows, metric = _items(folder, record, protocol)
             if not rows:
                 continue
-            model = (f"{name}@{step}" if several else f"step {step}", step)
+            tokens = record.get("tokens")
+            model = _Model(
+                f"{name}@{step}" if len(folders) > 1 else f"step {step}",
+                name,
+                step,
+                float(tokens) if isinstance(tokens, int | float) else float("nan"),
+            )
             found.setdefault((task, protocol), {})[model] = rows
             metrics[task, protocol] = metric
     return [_task(*key, metrics[key], by_model) for key, by_model in found.items()]
 
 
+class _Model(NamedTuple):
+    name: str
+    run: str
+    step: int
+    tokens: float
+
+
+def _names(names: list[str], folders: list[Path]) -> list[str]:
+    """Runs by their names, or by where they are if two are called alike."""
+    return names if len({*names}) == len(names) else [str(folder) for folder in folders]
+
+
 def _folder(run: str) -> tuple[Path, str, int | None]:
-    path, _, step = run.partition("@")
+    path, _, step = run.rpartition("@") if re.search(r"@\d+$", run) else (run, "", "")
     given = Path(path)
     for folder in (given / "evals", given):
         if (folder / "results.jsonl").is_file():
-            return folder, given.resolve().name, int(step) if step.isdecimal() else None
+            return folder, given.resolve().name, int(step) if step else None
     raise DataError(
         "Nothing has been measured here.",
         where=given,
@@ -131,7 +164,7 @@ def _items(folder: Path, record: dict[str, Any], protocol: str) -> tuple[dict[Ke
             key = (stem_of(str(name)), int(row["doc"]))
             # Of several filters the first counts.
             if metric is not None and key not in found:
-                found[key] = _Asked(float(row[metric]), _share(row), str(row["target"]), row.get("item"))
+                found[key] = _Asked(_number(row[metric]), *_share(row), str(row["target"]), row.get("item"))
                 chosen_metric = metric
     return found, chosen_metric
 
@@ -157,21 +190,24 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _share(row: dict[str, Any]) -> float:
-    """The right option's share of the probability of all options."""
+def _number(value: Any) -> float:
+    """A score; of a text, lm-eval keeps its log-likelihood in nats and its bytes."""
+    return float(value[0]) / float(value[1]) / math.log(2) if isinstance(value, list) else float(value)
+
+
+def _share(row: dict[str, Any]) -> tuple[float, int]:
+    """The right option's share of the probability of all options, and how many those are; 0 for none."""
     answers, target = row.get("answers"), row["target"]
     if not isinstance(answers, list) or not all(isinstance(one, list) and len(one) == 2 for one in answers):
-        return float("nan")
+        return float("nan"), 0
     if not isinstance(target, int) or not 0 <= target < len(answers):
-        return float("nan")
+        return float("nan"), 0
     logs = np.array([float(one[0]) for one in answers])
     shares = np.exp(logs - logs.max())
-    return float(shares[target] / shares.sum())
+    return float(shares[target] / shares.sum()), len(answers)
 
 
-def _task(
-    task: str, protocol: str, metric: str, by_model: dict[tuple[str, int], dict[Key, _Asked]]
-) -> ItemScores:
+def _task(task: str, protocol: str, metric: str, by_model: dict[_Model, dict[Key, _Asked]]) -> ItemScores:
     models = list(by_model)
     items = [key for key in by_model[models[0]] if all(key in rows for rows in by_model.values())]
     for item in items:
@@ -180,7 +216,7 @@ def _task(
             raise DataError(
                 "Two models were not asked the same items.",
                 where=f"{task}, item {item[1]}",
-                found=f"different items in {', '.join(name for name, _ in models)}",
+                found=f"different items in {', '.join(model.name for model in models)}",
                 expected="the same text and answer",
                 do="give all of them the same texts (--suite local --texts NAME=FILE) or data, and ask again",
             )
@@ -192,11 +228,16 @@ def _task(
         task,
         protocol,
         metric,
-        [name for name, _ in models],
-        [step for _, step in models],
+        [model.name for model in models],
+        [model.run for model in models],
+        [model.step for model in models],
+        [model.tokens for model in models],
         items,
         array("score"),
         array("chosen"),
+        float(
+            np.mean([1 / asked.options if asked.options else 0.0 for asked in by_model[models[0]].values()])
+        ),
     )
 
 
@@ -206,7 +247,7 @@ def pairs_of_protocols(tasks: Sequence[ItemScores]) -> Iterator[tuple[str, ItemS
     by_likelihood = {stem_of(task.task): task for task in plain if task.protocol == LIKELIHOOD}
     for task in plain:
         one = by_likelihood.get(stem_of(task.task))
-        if task.protocol != LIKELIHOOD and one is not None:
+        if task.protocol == GENERATION and one is not None:
             yield stem_of(task.task), one, task
 
 

@@ -74,6 +74,31 @@ def test_reversals_and_formats_are_found_and_printed(run, tmp_path, capsys):
         assert spread["p"] < 1e-6
 
 
+def test_early_checkpoints_are_set_against_the_last_of_one_run_and_of_several(tmp_path, capsys):
+    runs = []
+    for number, final in enumerate((0.35, 0.45, 0.6, 0.7, 0.8)):
+        runs.append(str(tmp_path / f"run{number}"))
+        for step, share in ((10, 0.0), (20, 0.2), (40, 0.5), (80, 1.0)):
+            # By one task the runs are in their last order early; by the other in the opposite one.
+            keep(Path(runs[-1]), step, "steady", "likelihood", 0.3 + share * (final - 0.3))
+            early = 0.9 - final if step < 80 else final
+            keep(Path(runs[-1]), step, "late", "likelihood", early)
+    compared = compare(read_item_scores(runs))
+    right = {(one.target, one.step, one.by): one.decision for one in compared.foretold}
+    assert right["steady, likelihood", 40, "steady, likelihood"].right == 1.0
+    assert right["late, likelihood", 40, "late, likelihood"].right == 0.0
+    assert right["late, likelihood", 40, "steady, likelihood (best of 1)"].tau == 1.0
+    assert all(one.decision.pairs == 10 for one in compared.foretold)
+    course = next(one for one in compared.courses if one.task == "steady" and one.run == "run4")
+    assert (course.checkpoints, course.half, course.chance) == (4, 4000, 0.5)
+    assert course.above_chance == 8000 and course.forecast.checkpoints == 3
+    ((steady, subset), _) = compared.subsets
+    assert steady.task == "steady" and subset.found and len(subset.items) < ITEMS / 2 and subset.tau > 0.85
+    assert main(["compare", *runs, "--tasks", "steady"]) == 0
+    shown = capsys.readouterr().out
+    assert "which measurement decides early" in shown and "the fewest items that rank alike" in shown
+
+
 def test_one_checkpoint_of_one_run_may_be_named_and_two_runs_compared(run, tmp_path):
     tasks = read_item_scores([f"{run}@10", f"{run}@30"])
     assert {tuple(task.models) for task in tasks} == {("step 10", "step 30")}
