@@ -1,8 +1,8 @@
 """What early checkpoints say of late ones: of one run, and of which of several runs will be ahead.
 
-Intermediate checkpoints are followed as in The Fine Line (arXiv 2404.01204). That an early measurement decides right is
-counted as in DataDecide (Magnusson et al., arXiv 2504.11393): the share of pairs of runs whose order it has as it is
-at the end.
+Intermediate checkpoints are followed as in The Fine Line (arXiv 2404.01204). That an early measurement decides right
+is counted as in DataDecide (Magnusson et al., arXiv 2504.11393): the share of pairs of runs whose order it has as it
+is at the end.
 """
 
 from __future__ import annotations
