@@ -141,6 +141,7 @@ TRIALS = {
     "cross_entropy": cross_entropy,
     "adamw": adamw_trials.adamw,
     "rms_norm": memory_bound_trials.rms_norm,
+    "document_bounds": memory_bound_trials.documents,
     "rope": memory_bound_trials.rope,
     "swiglu": memory_bound_trials.gated,
 }

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from benchmarks.kernel_bounds import ROUNDING, TINY, Into, U, Worst, chance, integers, placed, size
 from megatron_davinci.kernels import rms_norm as norms
+from megatron_davinci.kernels.document_bounds import document_bounds
 from megatron_davinci.kernels.rope import Heads, rotate_, rotation_table
 from megatron_davinci.kernels.swiglu import backward_again_, swiglu
 
@@ -185,4 +186,23 @@ def gated(seed: int, device: torch.device) -> Worst:
     bound = bound + e * (exact.abs() + bound)
     worst.see("by_x", by_x, exact, bound)
     worst.see("by_x in place", place, by_x, torch.zeros_like(exact))
+    return worst
+
+
+def documents(seed: int, device: torch.device) -> Worst:
+    """Documents of random sequences: right or not, since nothing is rounded."""
+    g = torch.Generator().manual_seed(seed)
+    shape, share = (integers(g, 1, 4), size(g, 1100)), float(torch.rand((), generator=g)) ** 4
+    tokens = torch.randint(1, 9, shape, generator=g).masked_fill(torch.rand(shape, generator=g) < share, 0)
+    begins = torch.ones(shape, dtype=torch.bool)
+    begins[:, 1:] = tokens[:, :-1] == 0
+    places = torch.arange(shape[1])
+    positions = torch.stack([places - places.masked_fill(~row, 0).cummax(0).values for row in begins])
+    firsts = begins.flatten().nonzero().flatten()
+    bounds = torch.full((tokens.numel() + 1,), tokens.numel())
+    bounds[: len(firsts)] = firsts
+    worst, out = Worst(), document_bounds(tokens.to(device), 0)
+    right = (positions, bounds, torch.tensor(len(firsts)))
+    for name, made, exact in zip(out._fields, out, right, strict=True):
+        worst.see(name, made.cpu(), exact, torch.zeros_like(exact, dtype=torch.float64))
     return worst

@@ -2,6 +2,7 @@
 #include "adamw.cu"
 #include "column_sums.cu"
 #include "cross_entropy.cu"
+#include "documents.cu"
 #include "rms_norm.cu"
 #include "rope.cu"
 #include "swiglu.cu"

@@ -71,6 +71,14 @@ __device__ __forceinline__ float float_of(u32 bits) {
 #endif
 }
 
+__device__ __forceinline__ int count_bits(u32 bits) {
+#if defined(__CUDA_ARCH__)
+  return __popc(bits);
+#else
+  return __builtin_popcount(bits);
+#endif
+}
+
 // The upper half of a float, rounded to nearest, ties to even, as the hardware and torch do.
 struct bf16 {
   u16 bits;

@@ -52,6 +52,10 @@ OPS: dict[str, tuple[Kernel, ...]] = {
         ),
         _COLUMN_SUMS,
     ),
+    "document_bounds": (
+        Kernel("document_positions", "documents.cu", 512, "ppplll", ("int64",)),
+        Kernel("document_bounds", "documents.cu", 512, "ppppll", ("int64",)),
+    ),
     "rope": (
         Kernel("rope", "rope.cu", 256, "ppppppflllllll", _FLOATS),
         Kernel("rope_sums", "rope.cu", 256, "ppppppflllllll", _FLOATS),

@@ -28,7 +28,7 @@ NAMES = ("ahead_of_time", "run_time", "emulator", "reference")
 PACKAGED = Path(__file__).with_name("_cuda.so")
 """What `setup.py` makes where there is nvcc."""
 
-SUFFIXES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+SUFFIXES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int64: "int64"}
 _ASKED = "asked for"
 _MOST_BLOCKS = 2**31 - 1
 _EMULATED_BLOCKS = 3  # so that blocks take several rows each, as on a GPU with more rows than blocks
