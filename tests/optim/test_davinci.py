@@ -14,6 +14,7 @@ from megatron_davinci.optim.adamw import GroupAdamW
 from megatron_davinci.optim.davinci import DavinciAdamW, DavinciAdamWFP8Moments
 from tests.cases import cases
 from tests.optim.test_adamw import parameters, train
+from tests.ranks import run_ranks
 
 
 @cases(4)
@@ -98,6 +99,20 @@ def test_a_state_of_the_other_kind_is_refused():
         train(optimizer, 1)
     with pytest.raises(ValueError, match=r"moments are torch.uint8 in the state .* torch.float32 here"):
         full.load_state_dict(coded.state_dict())
+
+
+@pytest.mark.long
+def test_over_three_seeds_moments_in_8_bits_are_within_the_seeds_noise():
+    (figures,) = run_ranks(1, compare, 3, 200)
+    assert figures["difference_over_noise"] < 1, figures
+    assert figures["state_bytes_fp32"] == 8 and figures["state_bytes_fp8"] < 2.2
+    assert figures["loss_fp32"] < 2, "nothing was learnt"
+
+
+def compare(seeds, steps):
+    from benchmarks import optimizer_moments
+
+    return optimizer_moments.compare("cpu", 1, seeds, steps)[0]
 
 
 def test_bytes_of_state_a_parameter():

@@ -168,6 +168,16 @@ def test_what_does_not_go_together(site):
         choose_backends(on_cuda=True, norm="local")
 
 
+def test_moments_in_8_bits_take_our_adamw(site):
+    engine(site)
+    needs = {"needs_adam": ("optimizer.moments: fp8",)}
+    for on_cuda in (False, True):
+        chosen = choose_backends(on_cuda=on_cuda, **needs)
+        assert chosen.optimizer.name == "davinci" and chosen.optimizer.why.endswith("moments: fp8")
+        assert "backends.optimizer: davinci" in chosen.own_kernels
+    assert choose_backends(on_cuda=False, optimizer="davinci").optimizer.why == "asked for"
+
+
 def test_the_loss_is_megatron_cores_unless_ours_is_asked_for():
     assert choose_backends(on_cuda=False).loss.name == choose_backends(on_cuda=True).loss.name == "megatron"
     assert "; loss: davinci (asked for); " in str(choose_backends(on_cuda=False, loss="davinci"))

@@ -66,6 +66,14 @@ def test_each_setting_keeps_less_and_recomputes_more():
     assert [p.working for p in uniform] == sorted(p.working for p in uniform)
 
 
+def test_moments_in_8_bits_are_counted_as_such():
+    settings = whole(precision="bf16")
+    full = planned(settings)
+    eight = planned({**settings, "optimizer": {"moments": "fp8"}})
+    assert full.optimizer / 12 == pytest.approx(eight.optimizer / 6.125)
+    assert full.total - eight.total == full.optimizer - eight.optimizer
+
+
 def test_the_parts_add_up():
     plan = planned(whole())
     assert sum(dataclasses.asdict(plan).values()) == plan.total
