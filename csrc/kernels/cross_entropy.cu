@@ -15,7 +15,7 @@ constexpr int kThreads = 512;
 #if defined(DAVINCI_EMULATOR)
 constexpr int kWholeThreads = 128, kKept = 1, kBatch = 2;
 #else
-constexpr int kWholeThreads = 1024, kKept = 6, kBatch = 3;
+constexpr int kWholeThreads = 1024, kKept = 8, kBatch = 2;
 #endif
 
 // A row has fewer than 2^31 columns.
@@ -202,17 +202,7 @@ __device__ __forceinline__ void gradient(T* logits, const i64* labels, const flo
   }
 }
 
-// The first vectors of a row are on their way to the cache from here on.
-template <class T>
-__device__ __forceinline__ void expect(const T* row, i64 width) {
-#if defined(__CUDA_ARCH__)
-  constexpr i64 kLine = 128, kLines = (i64)kKept * kWholeThreads * 16 / kLine;
-  for (i64 n = threadIdx.x; n < kLines && n * kLine < width * (i64)sizeof(T); n += kWholeThreads)
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(reinterpret_cast<const char*>(row) + n * kLine));
-#endif
-}
-
-// Where it is not split: both. A row is read from memory once, and while it is written the next one is read.
+// Where it is not split: both. A row is read from memory once, and its rest a second time from the cache.
 template <class T>
 __device__ __forceinline__ void whole(T* logits, const i64* labels, float* log_z, float* target, i64 rows, i64 width,
                                       i64 tokens, i64 ignored) {
@@ -243,7 +233,6 @@ __device__ __forceinline__ void whole(T* logits, const i64* labels, float* log_z
     sum = join_block<kWholeThreads>(sum);
     const float z = sum.largest + logf(sum.total);
     if (threadIdx.x == 0) log_z[r] = z;
-    if (r + gridDim.x < rows) expect(logits + (r + gridDim.x) * width, width);
     const Gradient gradient(row, z);
     write_gradient<kWholeThreads, true>(at, parts, kKept * kWholeThreads, gradient);
 #pragma unroll

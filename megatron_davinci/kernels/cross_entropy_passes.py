@@ -13,7 +13,6 @@ from torch import Tensor
 
 from megatron_davinci.kernels.operators import operator
 from megatron_davinci.kernels.ways import way_of
-from megatron_davinci.platform import cuda_launch
 
 _OP = "cross_entropy"
 _BYTES = 32 << 20  # of fp32 that the plain form holds at once
@@ -126,9 +125,7 @@ def whole_(logits: Tensor, labels: Tensor, tokens: int, ignored: int) -> tuple[T
         log_z, target = (logits.new_empty(rows, dtype=torch.float32) for _ in range(2))
         if rows:
             arguments = (logits, labels, log_z, target, rows, width, tokens, ignored)
-            # A block fills a multiprocessor, and while it writes a row it has the next one of its own on the way.
-            blocks = cuda_launch.multiprocessors(logits.device) if logits.is_cuda else rows
-            way.launch("cross_entropy_whole", min(blocks, rows), logits, *arguments)
+            way.launch("cross_entropy_whole", rows, logits, *arguments)
         return log_z, target
     largest, total, target = statistics(logits, labels, 0, tokens, ignored)
     log_z = largest + total.log()

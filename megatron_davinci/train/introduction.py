@@ -46,6 +46,11 @@ def introduction(
     yield f"Backends: {backends}"
     if backends.own_kernels:
         yield f"Kernels: {way_for(platform.device)}"
+    if config.train.cuda_graphs:
+        yield (
+            "CUDA graphs: not yet confirmed on a GPU since a fault of Megatron-Core's was mended; hold the first "
+            "losses against a run without"
+        )
     for skip in order.journal.skips:
         if skip.to_sample > consumed_samples:
             yield f"Steps with samples {skip.from_sample:,} to {skip.to_sample - 1:,} are left out: {skip.reason}"
