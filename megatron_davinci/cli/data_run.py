@@ -94,9 +94,21 @@ def show_corpus(corpus: Corpus) -> None:
             [("documents", "right"), ("", "left"), ("by", "left"), ("why", "left")],
             [[count, kind, step, reason] for kind, step, reason, count in gone],
         )
+    models = corpus.manifest.get("models", {})
+    if models:
+        screen.console.print()
+        screen.table(
+            "asked of models",
+            [("step", "left"), ("model", "left"), ("prompt tokens", "right"), ("answer tokens", "right"),
+             ("price", "right")],
+            [[name, each["model"], f"{each['prompt_tokens']:,}", f"{each['completion_tokens']:,}",
+              f"{each['price']:,.2f}"] for name, each in models.items()],
+        )  # fmt: skip
     away = sum(sum(counts[kind].values()) for kind in ("dropped", "quarantined"))
+    derived = f" + {counts['derived']:,} made of them" if counts.get("derived") else ""
     screen.console.print(
-        f"\n{counts['input']:,} read = {counts['output']:,} kept + {away:,} turned away, counted in the files.\n"
+        f"\n{counts['input']:,} read{derived} = {counts['output']:,} kept + {away:,} turned away, "
+        "counted in the files.\n"
         f"{corpus.folder / 'documents'}",
         soft_wrap=True,
     )

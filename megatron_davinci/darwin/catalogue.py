@@ -9,6 +9,7 @@ from megatron_davinci.darwin import (
     gopher,
     near,
     normalise,
+    refine,
     rules,
     selection,
     web_rules,
@@ -20,6 +21,7 @@ LEVELS = {
     1: "normalisation to text, nothing filtered",
     2: "rules: deterministic, explainable",
     3: "selection by light models, text untouched",
+    4: "refinement by a model, faithful: nothing added",
 }
 
 STEPS: dict[str, type[Step]] = {
@@ -41,5 +43,6 @@ STEPS: dict[str, type[Step]] = {
         decontaminate.Decontaminate,
         selection.Classify,
         selection.SelectTop,
+        refine.Refine,
     )
 }

@@ -105,6 +105,7 @@ def finish(plan: Plan, passes: int) -> Corpus:
         "documents": documents,
         "sources": _by_source(plan, total),
         "operations": plan.operations(),
+        **({"models": models} if (models := _by_model(plan, total)) else {}),
         "input": {
             "files": len(plan.files),
             "bytes": sum(file.size for file in plan.files),
@@ -112,27 +113,35 @@ def finish(plan: Plan, passes: int) -> Corpus:
         },
         "files": files,
     }
-    statistics = {key: dumped[key] for key in ("documents", "characters", "histograms", "examples")}
+    statistics = {key: dumped[key] for key in ("documents", "characters", "histograms", "examples", "counts")}
     write_json(plan.out / "statistics.json", statistics)
     write_json(plan.out / "seconds.json", dumped["seconds"])
+    if dumped["requests"]:
+        write_json(plan.out / "requests.json", dumped["requests"])
     write_json(plan.out / "corpus.json", manifest)
     return Corpus(plan.out, manifest)
 
 
 def by_fate(total: Tally) -> dict[str, Any]:
     """Documents by what became of them, over all sources."""
-    found: dict[str, Any] = {"input": 0, "output": 0, "dropped": Counter(), "quarantined": Counter()}
+    found: dict[str, Any] = {
+        "input": 0,
+        "derived": 0,
+        "output": 0,
+        "dropped": Counter(),
+        "quarantined": Counter(),
+    }
     for key, count in total.documents.items():
         _, what, *rest = key.split("/")
         if what in ("dropped", "quarantined"):
             found[what]["/".join(rest)] += count
-        elif what in ("input", "kept"):
-            found["input" if what == "input" else "output"] += count
+        elif what in ("input", "derived", "kept"):
+            found["output" if what == "kept" else what] += count
     return found | {kind: dict(sorted(found[kind].items())) for kind in ("dropped", "quarantined")}
 
 
 def check(out: Path, documents: dict[str, Any], entered: list[int]) -> None:
-    """Input = output + dropped + quarantined, as counted and as the files hold.
+    """Input + derived = output + dropped + quarantined, as counted and as the files hold.
 
     Args:
         out: The corpus.
@@ -151,17 +160,36 @@ def check(out: Path, documents: dict[str, Any], entered: list[int]) -> None:
         "dropped": sum(documents["dropped"].values()),
         "quarantine": sum(documents["quarantined"].values()),
     }
-    if written != counted or documents["input"] != sum(written.values()) or documents["input"] != entered[0]:
+    came, began = documents["input"] + documents["derived"], entered[0] - documents["derived"]
+    if written != counted or came != sum(written.values()) or documents["input"] != began:
         raise DataError(
             "Documents are missing, or were written twice.",
             where=out,
-            found=f"{documents['input']:,} read; written: "
+            found=f"{documents['input']:,} read, {documents['derived']:,} made of them; written: "
             + ", ".join(
                 f"{count:,} in {kind} ({counted[kind]:,} counted)" for kind, count in written.items()
             ),
-            expected="input = output + dropped + quarantined",
+            expected="input + derived = output + dropped + quarantined",
             do="begin anew with --restart; this is a fault of megatron-davinci, please report it",
         )
+
+
+def _by_model(plan: Plan, total: Tally) -> dict[str, Any]:
+    """By step that asks a model: what its answers came to, and their price at the recipe's rates."""
+    found: dict[str, Any] = {}
+    for step in plan.steps:
+        endpoint = getattr(step.parameters, "endpoint", None)
+        if endpoint is None or step.name in found:
+            continue
+        tokens = {
+            what: total.counts[f"{step.name}/{what}"] for what in ("prompt_tokens", "completion_tokens")
+        }
+        price = (
+            tokens["prompt_tokens"] * endpoint.input_price
+            + tokens["completion_tokens"] * endpoint.output_price
+        )
+        found[step.name] = {"model": endpoint.model, **tokens, "price": round(price / 1e6, 6)}
+    return found
 
 
 def records_in(path: Path) -> int:

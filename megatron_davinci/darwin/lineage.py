@@ -21,7 +21,7 @@ from megatron_davinci.darwin.corpus import Corpus
 from megatron_davinci.darwin.parts import lines_of_part
 from megatron_davinci.darwin.provenance import text_hash
 from megatron_davinci.darwin.recipe import SourceRecipe
-from megatron_davinci.errors import DataError
+from megatron_davinci.errors import DataError, DavinciError
 
 KINDS = ("documents", "dropped", "quarantine")
 
@@ -101,6 +101,9 @@ def events(found: Found) -> Iterator[Event]:
     """A document's operations, with the texts before and after each that changed one."""
     manifest, record = found.corpus.manifest, found.record
     settings = {operation["parameters"]: operation["settings"] for operation in manifest["operations"]}
+    where = {
+        operation["parameters"]: operation.get("whereabouts", {}) for operation in manifest["operations"]
+    }
     text, trouble = _raw_text(record, settings)
     for entry in record["darwin"]["operations"]:
         known = settings.get(entry["parameters"])
@@ -108,12 +111,12 @@ def events(found: Found) -> Iterator[Event]:
             if text is not None and "sha" in entry and text_hash(text) != entry["sha"]:
                 text, trouble = None, "the raw file has changed since it was read"
             yield Event(entry, known, trouble=trouble)
-        elif entry["result"] != "changed":
+        elif entry["result"] not in ("changed", "made"):
             yield Event(entry, known)
         elif text is None or known is None:
             yield Event(entry, known, trouble=trouble or "the corpus's manifest does not know its parameters")
         else:
-            after, trouble = _applied(entry, known, text, record)
+            after, trouble = _applied(entry, known, where[entry["parameters"]], text, record)
             yield Event(entry, known, text, after, trouble)
             text = after
 
@@ -134,19 +137,22 @@ def _raw_text(record: dict[str, Any], settings: dict[str, Any]) -> tuple[str | N
 
 
 def _applied(
-    entry: dict[str, Any], settings: dict[str, Any], text: str, record: dict[str, Any]
+    entry: dict[str, Any], settings: dict[str, Any], where: dict[str, Any], text: str, record: dict[str, Any]
 ) -> tuple[str | None, str]:
     """What an operation made of a text, and why that cannot be shown if it cannot."""
     kind = STEPS.get(entry["name"])
     if kind is None or kind.version != entry["version"]:
         return None, f"this version of megatron-davinci has no {entry['name']} of version {entry['version']}"
-    step = kind(kind.Parameters.model_validate(settings))
-    metadata = {key: value for key, value in record.items() if key not in ("id", "text", "fate")}
-    step.open()
+    metadata = {key: value for key, value in record.items() if key not in ("id", "text", "fate", "prompt")}
     try:
-        after = step.apply(Document(text=text, id=record["id"], metadata=metadata)).text
-    finally:
-        step.close()
+        step = kind.restored(settings, where)
+        outcome = step.replay(Document(text=text, id=record["id"], metadata=metadata))
+    except DavinciError as error:  # the answers of a model that has been moved away
+        return None, str(error)
+    after = outcome.text
+    if entry["result"] == "made":
+        texts = [each.text for each in outcome.made or []]
+        after = next((text for text in texts if text_hash(text) == entry["sha"]), None)
     if after is None or text_hash(after) != entry["sha"]:
         return None, f"{entry['name']} makes another text today" + (
             f" ({step.model}; then {entry['model']})" if step.model != entry.get("model") else ""

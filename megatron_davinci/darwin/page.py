@@ -9,13 +9,14 @@ from typing import Any
 
 from megatron_davinci.darwin.catalogue import LEVELS
 from megatron_davinci.darwin.corpus import Corpus
+from megatron_davinci.darwin.page_models import add_models
 from megatron_davinci.darwin.tally import bin_edge
 from megatron_davinci.report.axes import Axis
 from megatron_davinci.report.numbers import percent, quantity
 from megatron_davinci.report.page import Page
 from megatron_davinci.report.plots import Bar, Bars, LinePlot, Plot, Series
 
-_COLOURS = {0: "slate", 1: "green", 2: "blue", 3: "violet"}
+_COLOURS = {0: "slate", 1: "green", 2: "blue", 3: "violet", 4: "sand", 5: "wine"}
 _MOST_REASONS = 18
 _KEPT, _DROPPED = "blue", "vermillion"
 
@@ -44,6 +45,7 @@ def corpus_page(corpus: Corpus) -> Page:
     _funnel(page, funnel)
     _reasons(page, counts)
     _sources(page, manifest)
+    add_models(page, manifest, statistics)
     for plot in _histograms(statistics):
         if plot is not None:
             page.plot(plot)
@@ -113,7 +115,7 @@ def _figures(page: Page, counts: dict[str, Any], manifest: dict[str, Any]) -> No
             ),
             ("dropped", f"{dropped:,}", "with step and reason", _DROPPED),
             ("quarantined", f"{quarantined:,}", "could not be processed", "wine" if quarantined else ""),
-            ("unaccounted for", "0", "input = output + dropped + quarantined"),
+            ("unaccounted for", "0", "input + derived = output + dropped + quarantined"),
         ]
     )
 

@@ -16,6 +16,7 @@ from datatrove.pipeline.base import PipelineStep
 from loguru import logger
 
 from megatron_davinci.darwin import acquire, provenance
+from megatron_davinci.darwin.asking import StreamStep
 from megatron_davinci.darwin.inventory import InputFile
 from megatron_davinci.darwin.parts import Parts, read_part
 from megatron_davinci.darwin.provenance import DROPPED, QUARANTINED, fate_of
@@ -121,6 +122,8 @@ class ReadParts(PipelineStep):
 def looks_at(step: Step, document: Document) -> bool:
     """Whether a step looks at a document: one that is still in, of a source that the step is for."""
     chosen = step.parameters.sources
+    if step.edits and "prompt" in document.metadata:
+        return False  # a question with its answer: its text is both, and would no longer be
     return fate_of(document) is None and (chosen is None or document.metadata["source"] in chosen)
 
 
@@ -139,6 +142,8 @@ def note(step: Step, document: Document, outcome: Outcome) -> None:
         entry["scores"] = outcome.scores
     if outcome.notes:
         entry["notes"] = outcome.notes
+    if outcome.level is not None:
+        entry["level"] = outcome.level
     kind, reason = (QUARANTINED, outcome.quarantine) if outcome.quarantine else (DROPPED, outcome.drop)
     if reason:
         entry |= {"result": kind, "reason": reason}
@@ -174,24 +179,46 @@ class Apply(PipelineStep):
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Apply."""
-        step, tally, clock = self.step, self.shared.tally, time.perf_counter
-        spent = 0.0
+        step, tally = self.step, self.shared.tally
         step.open()
         try:
-            for document in data:
-                if looks_at(step, document):
-                    began = clock()
-                    outcome = step.apply(document)
-                    spent += clock() - began
-                    if step.level == SELECTION:
-                        _assert_untouched(step, document)
-                    note(step, document, outcome)
-                    if outcome.scores:
-                        tally.scored(step.name, outcome.scores, fate_of(document) is not None)
+            for document, outcome in self._outcomes(data):
+                if outcome is None:
+                    yield document
+                    continue
+                if step.level == SELECTION:
+                    _assert_untouched(step, document)
+                made = outcome.made or []
+                note(step, document, outcome)
+                if outcome.scores:
+                    tally.scored(step.name, outcome.scores, fate_of(document) is not None)
+                tally.counted(step.name, outcome.counts or {})
                 yield document
+                for each in made:
+                    tally.derived(each)
+                    yield each
         finally:
+            if isinstance(step, StreamStep):
+                tally.requested(step.name, step.requests())
             step.close()
-        tally.seconds[step.name] += spent
+
+    def _outcomes(self, data: DocumentsPipeline) -> Iterator[tuple[Document, Outcome | None]]:
+        """Every document with what the step says of it; the time that the step takes is counted."""
+        step, seconds, clock = self.step, self.shared.tally.seconds, time.perf_counter
+        if isinstance(step, StreamStep):
+            began = clock()
+            for pair in step.apply_all(data, lambda document: looks_at(step, document)):
+                seconds[step.name] += clock() - began
+                yield pair
+                began = clock()
+            return
+        for document in data:
+            outcome = None
+            if looks_at(step, document):
+                began = clock()
+                outcome = step.apply(document)
+                seconds[step.name] += clock() - began
+            yield document, outcome
 
 
 def _assert_untouched(step: Step, document: Document) -> None:

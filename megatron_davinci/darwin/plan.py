@@ -96,6 +96,7 @@ class Plan:
                 "settings": step.settings,
                 "sources": step.parameters.sources,
                 **({"model": step.model} if step.model else {}),
+                **({"whereabouts": step.whereabouts()} if step.whereabouts() else {}),
             }
             for step in self.steps
         ]
@@ -122,6 +123,7 @@ def make_plan(loaded: LoadedRecipe, restart: bool = False) -> Plan:
             "corpus.json",
             "statistics.json",
             "seconds.json",
+            "requests.json",
             "recipe.yaml",
             "report.html",
             "plan.json",

@@ -145,7 +145,7 @@ class Recipe(Section):
                 if isinstance(value, Path)
                 or (isinstance(value, list) and value and isinstance(value[0], Path))
             }
-            made.append(kind(parameters.model_copy(update=paths)))
+            made.append(kind(parameters.model_copy(update=paths), base))
         return made
 
 

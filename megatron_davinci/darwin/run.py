@@ -11,6 +11,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any, NamedTuple
 
+from megatron_davinci.darwin.asking import StreamStep
 from megatron_davinci.darwin.corpus import Corpus, finish
 from megatron_davinci.darwin.executor import Executor
 from megatron_davinci.darwin.parts import remove_temporary
@@ -105,6 +106,9 @@ def _run_pass(
             [Solve(each.before, before / "sketches", work / "verdicts", plan.tasks)], 1, 1, work / "solve"
         )
         pipeline = [ReadParts(shared, before / "documents", each.before, work / "verdicts")]
+    for step in each.steps:
+        if isinstance(step, StreamStep):
+            step.processes = workers
     pipeline += [Apply(shared, step) for step in each.steps]
     if each.after is not None:
         pipeline.append(Sketch(shared, each.after, work / "sketches"))

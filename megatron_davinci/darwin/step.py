@@ -38,6 +38,9 @@ class Outcome(NamedTuple):
         quarantine: Why it cannot be processed, likewise.
         scores: Numbers that the step measured, which the report draws.
         notes: What else a reader of the document's history should know.
+        counts: What the step counts over documents; the report shows the sums.
+        level: That the operation raises the document to, where it is not the step's.
+        made: Documents that the step made of this one, which follow it.
     """
 
     text: str | None = None
@@ -45,6 +48,9 @@ class Outcome(NamedTuple):
     quarantine: str | None = None
     scores: Scores | None = None
     notes: dict[str, Any] | None = None
+    counts: dict[str, int] | None = None
+    level: int | None = None
+    made: list[Document] | None = None
 
 
 KEEP = Outcome()
@@ -55,6 +61,7 @@ class Step:
 
     Args:
         parameters: Of the class's own `Parameters`.
+        base: The folder that paths count from which a parameter may hold beside other words.
 
     Attributes:
         name: What recipes call it.
@@ -71,13 +78,26 @@ class Step:
     about: ClassVar[str]
     Parameters: ClassVar[type[StepParameters]] = StepParameters
 
-    def __init__(self, parameters: StepParameters) -> None:
-        self.parameters = parameters
+    def __init__(self, parameters: StepParameters, base: Path = Path()) -> None:
+        self.parameters, self.base = parameters, base
 
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The parameters that decide what the step does to a document."""
-        return self.parameters.model_dump(mode="json", exclude={"sources"}) | self.files()
+        return self.parameters.model_dump(mode="json", exclude=self.undecided()) | self.files()
+
+    def undecided(self) -> set[str]:
+        """Parameters that do not decide what the step does to a document."""
+        return {"sources"}
+
+    def whereabouts(self) -> dict[str, Any]:
+        """What decides nothing, and is needed to tell a document's life again."""
+        return {}
+
+    @classmethod
+    def restored(cls, settings: dict[str, Any], whereabouts: dict[str, Any]) -> Step:
+        """The step that a corpus's manifest describes."""
+        return cls(cls.Parameters.model_validate(settings))
 
     @cached_property
     def hash(self) -> str:
@@ -113,6 +133,14 @@ class Step:
     def apply(self, document: Document) -> Outcome:
         """Look at one document."""
         raise NotImplementedError
+
+    def replay(self, document: Document) -> Outcome:
+        """Do again what was done, to tell a document's life."""
+        self.open()
+        try:
+            return self.apply(document)
+        finally:
+            self.close()
 
 
 class Verdict(NamedTuple):

@@ -21,14 +21,16 @@ class Tally:
     """Counts of one task or of many.
 
     Attributes:
-        documents: By `(source, what)`: how many, where what is `input`, `kept`, `dropped/STEP/REASON` or
-            `quarantined/STEP/REASON`.
+        documents: By `(source, what)`: how many, where what is `input`, `derived`, `kept`, `dropped/STEP/REASON`
+            or `quarantined/STEP/REASON`.
         characters: Likewise; of `input`, those of the raw text.
         tokens: Of kept documents, by source and level, where they are counted.
         levels: Kept documents and characters by source and level.
         histograms: By name, documents in each bin.
         examples: By what, a few documents that the hash of their identifier chose.
         seconds: That were spent in each step.
+        counts: What steps count themselves, by `STEP/WHAT`.
+        requests: To models, by `STEP/WHAT` too; these differ from run to run.
     """
 
     def __init__(self) -> None:
@@ -38,11 +40,27 @@ class Tally:
         self.histograms: dict[str, Counter[int]] = {}
         self.examples: dict[str, list[list[Any]]] = {}
         self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.counts: Counter[str] = Counter()
+        self.requests: Counter[str] = Counter()
 
     def read(self, source: str, characters: int) -> None:
         """A document, or what cannot be one, has been read."""
         self.documents[f"{source}/input"] += 1
         self.characters[f"{source}/input"] += characters
+
+    def derived(self, document: Document) -> None:
+        """A step made a document out of another."""
+        source = document.metadata["source"]
+        self.documents[f"{source}/derived"] += 1
+        self.characters[f"{source}/derived"] += len(document.text)
+
+    def counted(self, step: str, counts: dict[str, int]) -> None:
+        """A step counted something."""
+        self.counts.update({f"{step}/{what}": count for what, count in counts.items()})
+
+    def requested(self, step: str, requests: dict[str, int]) -> None:
+        """A step asked a model."""
+        self.requests.update({f"{step}/{what}": count for what, count in requests.items()})
 
     def written(self, document: Document, last: bool, tokens: int | None) -> str:
         """A document leaves a pass.
@@ -102,6 +120,8 @@ class Tally:
                 for name, bins in sorted(self.histograms.items())
             },
             "examples": dict(sorted(self.examples.items())),
+            "counts": dict(sorted(self.counts.items())),
+            "requests": dict(sorted(self.requests.items())),
             "seconds": {name: round(value, 3) for name, value in sorted(self.seconds.items())},
         }
 
@@ -113,6 +133,8 @@ class Tally:
             total.documents.update(counts["documents"])
             total.characters.update(counts["characters"])
             total.levels.update(counts["levels"])
+            total.counts.update(counts.get("counts", {}))
+            total.requests.update(counts.get("requests", {}))
             for name, seconds in counts["seconds"].items():
                 total.seconds[name] += seconds
             for name, bins in counts["histograms"].items():

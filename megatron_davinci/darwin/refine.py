@@ -1,0 +1,153 @@
+"""Level 4: faithful refinement by a model, chunk by chunk, through gates; what fails stays as it was.
+
+The report's policy (Data Darwinism, appendix B.3): a chunk without a usable answer keeps its text, and a document
+is done when 95% of its chunks are. What it asks of models in words only is checked here (`fidelity`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from datatrove.data import Document
+from pydantic import Field
+
+from megatron_davinci.darwin.asking import Asking, AskingParameters, measure_of
+from megatron_davinci.darwin.chunks import Chunk, cut, join
+from megatron_davinci.darwin.fidelity import violations
+from megatron_davinci.darwin.step import Outcome
+from megatron_davinci.files import file_digest
+
+
+class Piece(NamedTuple):
+    """What came of a chunk.
+
+    Attributes:
+        text: The new text; None where it stays.
+        result: `refined`, `unchanged`, `verbatim`, or why there is no usable answer.
+    """
+
+    text: str | None
+    result: str
+
+
+GOOD = ("refined", "unchanged", "verbatim")
+
+
+class ChunkedParameters(AskingParameters):
+    """What steps take that rewrite documents chunk by chunk.
+
+    Attributes:
+        chunk: Most that a chunk measures.
+        tokenizer: Folder of a tokenizer to measure chunks by, in tokens; without one they are measured in characters.
+        pass_share: Least share of a document's chunks with a usable answer; else all of it stays as it was.
+        on_failure: What becomes of a document below it: `keep` it at the level that it had, or `quarantine` it.
+    """
+
+    chunk: int = Field(gt=0)
+    tokenizer: Path | None = None
+    pass_share: float = Field(default=0.95, ge=0, le=1)
+    on_failure: str = Field(default="keep", pattern="^(keep|quarantine)$")
+
+
+class Chunked(Asking):
+    """Rewrites documents chunk by chunk. Sub-classes write `judge`."""
+
+    parameters: ChunkedParameters
+
+    def files(self) -> dict[str, Any]:
+        """Also the tokenizer's digest."""
+        folder = self.parameters.tokenizer
+        return super().files() | (
+            {} if folder is None else {"tokenizer_sha256": file_digest(folder / "tokenizer.json")}
+        )
+
+    def undecided(self) -> set[str]:
+        """Also where the tokenizer lies, whose digest stands for it."""
+        return super().undecided() | {"tokenizer"}
+
+    def whereabouts(self) -> dict[str, Any]:
+        """Also the tokenizer."""
+        folder = self.parameters.tokenizer
+        return super().whereabouts() | ({} if folder is None else {"tokenizer": str(folder.absolute())})
+
+    def check(self) -> None:
+        """Also the tokenizer."""
+        super().check()
+        measure_of(self.parameters.tokenizer)
+
+    def _begin(self, asks: bool) -> None:
+        self._measure = measure_of(self.parameters.tokenizer)
+        super()._begin(asks)
+
+    def judge(self, source: str, answer: str) -> list[str]:
+        """Gates that an answer does not pass."""
+        raise NotImplementedError
+
+    async def process(self, document: Document) -> Outcome:
+        """Cut, ask about each chunk, put together; or leave all as it was."""
+        chunks = cut(document.text, self.parameters.chunk, self._measure)
+        spent: Counter[str] = Counter()
+        pieces = await asyncio.gather(*(self._rewrite(chunk, spent) for chunk in chunks))
+        results = Counter(piece.result for piece in pieces)
+        failed = {result: count for result, count in results.items() if result not in GOOD}
+        notes: dict[str, Any] = {"prompt": self.prompt.mark, "chunks": dict(sorted(results.items())), **spent}
+        counts = {f"chunks/{result}": count for result, count in results.items()} | dict(spent)
+        if sum(failed.values()) > (1 - self.parameters.pass_share) * len(chunks) + 1e-9:
+            if self.parameters.on_failure == "quarantine":
+                return Outcome(quarantine="failed_chunks", notes=notes, counts=counts)
+            counts["documents/kept as they were"] = 1
+            return Outcome(notes=notes, counts=counts, level=document.metadata["darwin"]["level"])
+        counts["documents/done"] = 1
+        text = join(chunks, [piece.text for piece in pieces])
+        if not text.strip() and document.text.strip():
+            return Outcome(drop="nothing_left", notes=notes, counts=counts)
+        return Outcome(text=text, notes=notes, counts=counts)
+
+    async def _rewrite(self, chunk: Chunk, spent: Counter[str]) -> Piece:
+        if chunk.verbatim:
+            return Piece(None, "verbatim")
+        result = ""
+        for attempt in range(self.parameters.tries):
+            text, result = await self.tagged(chunk.text, attempt, spent)
+            if text is None:
+                continue
+            broken = self.judge(chunk.text, text)
+            if not broken:
+                return Piece(None, "unchanged") if text == chunk.text else Piece(text, "refined")
+            result = broken[0]
+        return Piece(None, result)
+
+
+class Refine(Chunked):
+    """Level 4 by a model."""
+
+    name = "refine"
+    level = 4
+    about = "a model cleans or reorganises, chunk by chunk; what adds or loses something is not used"
+    tasks = frozenset({"purify", "reorganise"})
+
+    class Parameters(ChunkedParameters):
+        """Parameters of `refine`.
+
+        Attributes:
+            endpoint: The model.
+            prompt: `purify_*` or `reorganise_*`, or a prompt file (`.yaml`).
+            answers: File of the answers, on a local disk. Recipes may share one.
+            tries: Most answers to one question that are judged; each further one has another seed.
+            chunk: Most characters of a chunk, or tokens with `tokenizer`.
+            tokenizer: Folder of a tokenizer to measure chunks by.
+            pass_share: Least share of a document's chunks with a usable answer; else all of it stays as it was.
+            on_failure: What becomes of a document below it: `keep` it at the level that it had, or `quarantine` it.
+        """
+
+        prompt: str = "purify_general"
+        chunk: int = Field(default=1024, gt=0)
+
+    parameters: Parameters
+
+    def judge(self, source: str, answer: str) -> list[str]:
+        """The gates of fidelity."""
+        return violations(source, answer, self.prompt.task)
