@@ -26,6 +26,7 @@ TOOLS = {
     "dali": "nvidia.dali",
     "wandb": "wandb",
     "lm_eval": "lm_eval",
+    "chromium": "tests.need_chromium",
     **{name: f"tests.kernels.need_{name}" for name in ("nvrtc", "nvcc", "emulator")},
 }
 _seconds: dict[str, float] = defaultdict(float)
