@@ -21,8 +21,8 @@ _LOOK = """<script>addEventListener("load", () => {
     size: Math.min(...[...document.querySelectorAll("p, td, th, li, svg text")]
       .filter(one => box(one).width > 0)
       .map(one => parseFloat(getComputedStyle(one).fontSize) * (one.ownerSVGElement
-        ? box(one.ownerSVGElement).width / (one.ownerSVGElement.viewBox.baseVal.width || box(one.ownerSVGElement).width)
-        : 1))),
+        ? box(one.ownerSVGElement).width /
+          (one.ownerSVGElement.viewBox.baseVal.width || box(one.ownerSVGElement).width) : 1))),
   });
 });</script>"""
 
