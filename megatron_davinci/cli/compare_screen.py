@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from megatron_davinci.evaluate.comparing import Compared, InFormats
     from megatron_davinci.evaluate.foresight import Course, Foretold
     from megatron_davinci.evaluate.item_scores import ItemScores
+    from megatron_davinci.stats.memory import Memory
     from megatron_davinci.stats.rankings import Agreement
     from megatron_davinci.stats.subsets import DiscriminativeSubset
 
@@ -67,6 +68,12 @@ def tables(compared: Compared) -> list[Shown]:
             "The order of the runs by an early measurement against their order at the last checkpoint that all have: "
             "Kendall's tau, and the share of pairs in the right order.",
             *foretold_table(compared.foretold),
+        ),
+        Shown(
+            "What became of made-up facts",
+            "Log-probability of the answers in nats: before, at its highest and now. Retained is the share of the "
+            "rise that is left, the decay its loss with every tenfold of tokens since the highest point.",
+            *memories_table(compared.memories),
         ),
         Shown(
             "The fewest items that rank alike",
@@ -203,6 +210,41 @@ def foretold_table(found: Sequence[Foretold]) -> tuple[list[tuple[str, Any]], li
             one.by,
         ]
         for one in found
+    ]
+    return columns, rows
+
+
+def memories_table(
+    found: Sequence[tuple[ItemScores, str, Memory]],
+) -> tuple[list[tuple[str, Any]], list[list[str]]]:
+    """How facts were acquired and forgotten, by kind of probe and by condition."""
+    several = len({run for _, run, _ in found}) > 1
+    columns: list[tuple[str, Any]] = [
+        ("probe", "left"),
+        ("facts", "left"),
+        *([("run", "left")] if several else []),
+        ("before", "right"),
+        ("highest", "right"),
+        ("at", "right"),
+        ("now", "right"),
+        ("retained", "right"),
+        ("decay", "right"),
+        ("nothing left after", "left"),
+    ]
+    rows = [
+        [
+            task.protocol,
+            task.task.removeprefix("facts_").removesuffix(f"_{task.protocol}"),
+            *([run] if several else []),
+            number(one.before),
+            number(one.peak),
+            quantity(one.peak_tokens),
+            number(one.last),
+            f"{one.retained:.0%}" if math.isfinite(one.retained) else NOTHING,
+            number(one.decay),
+            quantity(one.threshold) if math.isfinite(one.threshold) else NOTHING,
+        ]
+        for task, run, one in found
     ]
     return columns, rows
 

@@ -8,6 +8,7 @@ from megatron_davinci.cli import (
     data_classifier,
     data_files,
     data_inspect,
+    data_knowledge,
     data_lineage,
     data_order,
     data_run,
@@ -23,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data_run.add_actions(actions)
     data_lineage.add_actions(actions)
     data_classifier.add_actions(actions)
+    data_knowledge.add_actions(actions)
     order = actions.add_parser(
         "order", help="say what sample N is and why, and when a window or a document is seen"
     )
@@ -43,6 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
         return data_files.run(arguments)
     if arguments.action in data_classifier.ACTIONS:
         return data_classifier.run(arguments)
+    if arguments.action == "knowledge":
+        return data_knowledge.run(arguments)
     if arguments.action in data_lineage.ACTIONS:
         return data_lineage.run(arguments)
     if arguments.action in data_run.ACTIONS:

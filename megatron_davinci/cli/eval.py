@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--suite",
         choices=SUITES,
         help="local: items made from held-out texts, without download; davinci19: the report's 19 benchmarks; "
-        "contamination: were these texts in the training data",
+        "knowledge: what is known of made-up texts; contamination: were these texts in the training data",
     )
     parser.add_argument(
         "--include-path",
@@ -57,6 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=FILE",
         help="texts, JSON lines or Parquet: for --suite local instead of the run's held-out sources; for --suite "
         "contamination suspects, and then unseen ones of the same kind",
+    )
+    parser.add_argument(
+        "--knowledge",
+        type=Path,
+        metavar="DIR",
+        help="what `davinci data knowledge` has made, for --suite knowledge, or beside --suite local",
     )
     parser.add_argument(
         "--samples",
@@ -97,10 +103,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Check what is asked, here, once; then compute it on this process or on several."""
     from megatron_davinci.cli.convert_to_hf import find
+    from megatron_davinci.cli.eval_knowledge import check
     from megatron_davinci.cli.eval_model import config_of, tokenizer_for
     from megatron_davinci.train.launch import Watched, inside_launcher, launch
 
     _offline(arguments.download)
+    check(arguments)
     if arguments.follow and not inside_launcher():
         from megatron_davinci.cli.eval_follow import follow_run
 
@@ -142,6 +150,7 @@ def lead(
     arguments: argparse.Namespace, found: Found, leader: Any, tokenizer: Any, identity: dict[str, Any]
 ) -> int:
     """Run the tasks on rank 0, keep and print what they came to."""
+    from megatron_davinci.cli.eval_knowledge import probe_knowledge
     from megatron_davinci.cli.eval_plan import in_formats
     from megatron_davinci.cli.eval_screen import averaged, format_table, progress, show, side_by_side
     from megatron_davinci.evaluate.answers import Answers
@@ -191,6 +200,13 @@ def lead(
                 seconds = round(time.monotonic() - began, 3)
                 computed = {"seconds": seconds, "answers_found": answers.known - known}
                 keep(out, found, result, about | computed)
+        told.task("knowledge")
+        probed = probe_knowledge(arguments, found, lm)
+        results += probed
+        for result in probed:
+            ends = arguments.suite == "knowledge" and result is probed[-1]
+            if out is not None:
+                keep(out, found, result, about | ({"suite_ends": True} if ends else {}))
         if arguments.suite == "local":
             results.append(measure_geometry(found, leader, tokenizer, identity["length"], arguments))
             if out is not None:
@@ -212,6 +228,8 @@ def plan(arguments: argparse.Namespace, found: Found, tokenizer: Any, folder: Pa
 
     if arguments.suite == "local":
         return eval_plan.local(found, tokenizer, arguments.texts, folder, arguments.limit)
+    if arguments.suite == "knowledge":
+        return []
     if arguments.suite == "davinci19":
         return eval_plan.davinci19(arguments.data)
     names = [name for name in arguments.tasks.split(",") if name]
@@ -301,7 +319,18 @@ def _check_installed() -> None:
 def _words(arguments: argparse.Namespace) -> list[str]:
     """The command's options as they were given, for the ranks."""
     words = list(arguments.overrides)
-    for name in ("tasks", "suite", "data", "samples", "shots", "limit", "tokenizer", "out", "tokens_at_once"):
+    for name in (
+        "tasks",
+        "suite",
+        "data",
+        "knowledge",
+        "samples",
+        "shots",
+        "limit",
+        "tokenizer",
+        "out",
+        "tokens_at_once",
+    ):
         if (value := getattr(arguments, name)) is not None:
             words += [f"--{name.replace('_', '-')}", str(value)]
     if arguments.ranks is not None and arguments.follow:

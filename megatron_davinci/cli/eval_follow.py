@@ -93,7 +93,12 @@ def on_record(out: Path, arguments: argparse.Namespace) -> set[int]:
 
 
 def _last(record: dict[str, object]) -> bool:
-    return "means" in record or "texts" in record or record.get("task") == "geometry"
+    return (
+        "means" in record
+        or "texts" in record
+        or record.get("task") == "geometry"
+        or bool(record.get("suite_ends"))
+    )
 
 
 def _at_work(run: Path) -> bool:

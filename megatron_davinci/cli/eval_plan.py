@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from megatron_davinci.cli.convert_to_hf import Found
     from megatron_davinci.evaluate.suites import Entry
 
-SUITES = ("local", "davinci19", "contamination")
+SUITES = ("local", "davinci19", "knowledge", "contamination")
 _NO_SANDBOX = "it runs code that a model wrote, and there is no sandbox for that yet"
 
 

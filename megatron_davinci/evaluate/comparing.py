@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from megatron_davinci.evaluate.foresight import Course, Foretold, courses, foretold, subsets
+from megatron_davinci.evaluate.foresight import Course, Foretold, courses, foretold, memories, subsets
 from megatron_davinci.evaluate.item_scores import ItemScores, formats_of, pairs_of_protocols
 from megatron_davinci.stats.formats import FormatSpread, format_spread
+from megatron_davinci.stats.memory import Memory
 from megatron_davinci.stats.rankings import Agreement, compare_rankings
 from megatron_davinci.stats.subsets import DiscriminativeSubset
 
@@ -40,6 +41,7 @@ class Compared:
         formats: Of each task and model.
         courses: Of each task and run, what its early checkpoints say of its last.
         foretold: How early measurements of several runs have the runs' order at the end.
+        memories: What became of made-up facts, by probes and run.
         subsets: Of each task, the fewest items that rank alike.
     """
 
@@ -47,6 +49,7 @@ class Compared:
     formats: list[InFormats]
     courses: list[Course]
     foretold: list[Foretold]
+    memories: list[tuple[ItemScores, str, Memory]]
     subsets: list[tuple[ItemScores, DiscriminativeSubset]]
 
     def record(self) -> dict[str, Any]:
@@ -75,6 +78,10 @@ class Compared:
                 "formats": formats,
                 "courses": [asdict(one) for one in self.courses],
                 "foretold": [asdict(one) for one in self.foretold],
+                "memories": [
+                    {"task": task.task, "kind": task.protocol, "run": run} | asdict(one)
+                    for task, run, one in self.memories
+                ],
                 "subsets": subsets,
             }
         )
@@ -89,7 +96,12 @@ def compare(tasks: Sequence[ItemScores], seed: int = 0) -> Compared:
         seed: Of what is resampled.
     """
     return Compared(
-        _protocols(tasks, seed), _formats(tasks), courses(tasks), foretold(tasks), subsets(tasks, seed)
+        _protocols(tasks, seed),
+        _formats(tasks),
+        courses(tasks),
+        foretold(tasks),
+        memories(tasks),
+        subsets(tasks, seed),
     )
 
 

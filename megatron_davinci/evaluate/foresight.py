@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_davinci.data.knowledge.facts import KINDS
 from megatron_davinci.evaluate.item_scores import ItemScores
 from megatron_davinci.evaluate.naming import GENERATION, LIKELIHOOD, format_of
+from megatron_davinci.stats.memory import Memory, memory
 from megatron_davinci.stats.prediction import (
     Decision,
     EarlyForecast,
@@ -103,6 +105,20 @@ def _course(task: ItemScores, run: str, rows: list[int]) -> Course:
     )
 
 
+def memories(tasks: Sequence[ItemScores]) -> list[tuple[ItemScores, str, Memory]]:
+    """What became of made-up facts: (probes, run, memory) of each run with three checkpoints."""
+    found = []
+    for task in tasks:
+        for run in dict.fromkeys(task.runs) if task.protocol in KINDS else ():
+            rows = [row for row in range(len(task.models)) if task.runs[row] == run]
+            rows = sorted(
+                (row for row in rows if np.isfinite(task.tokens[row])), key=lambda row: task.tokens[row]
+            )
+            if len(rows) > 2:
+                found.append((task, run, memory([task.tokens[row] for row in rows], task.scores[rows])))
+    return found
+
+
 def subsets(tasks: Sequence[ItemScores], seed: int = 0) -> list[tuple[ItemScores, DiscriminativeSubset]]:
     """The fewest items of each task that rank all models alike, where there are enough models to say."""
     found = []
@@ -148,7 +164,7 @@ def foretold(tasks: Sequence[ItemScores]) -> list[Foretold]:
 
 
 def _plain(tasks: Sequence[ItemScores]) -> Iterator[ItemScores]:
-    return (task for task in tasks if format_of(task.task) is None)
+    return (task for task in tasks if task.protocol not in KINDS and format_of(task.task) is None)
 
 
 def _names_of(task: ItemScores) -> tuple[str, str]:

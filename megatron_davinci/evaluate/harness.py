@@ -132,6 +132,12 @@ class NativeLM(TemplateLM):
             pairs.append(self._checked(request, pair))
         return self._likelihoods("loglikelihood", requests, pairs)
 
+    def ask(self, texts: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
+        """The same of texts that no task of lm-eval asks: NaN where one is empty or longer than the model."""
+        return self.loglikelihood(
+            [Instance("loglikelihood", {}, text, number) for number, text in enumerate(texts)]
+        )
+
     def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> list[tuple[float, bool]]:
         raise NotImplementedError("`loglikelihood` does not go through it")
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_davinci.data.knowledge.facts import KINDS
 from megatron_davinci.errors import DataError
 from megatron_davinci.evaluate.naming import GENERATION, LIKELIHOOD, format_of, stem_of
 
@@ -25,6 +26,7 @@ _METRICS = {
     "likelihood": ("acc",),
     "generation": ("exact_match", "pass@1", "pass_at_1"),
     "text": ("bits_per_byte",),
+    **dict.fromkeys(KINDS, ("log_probability",)),
 }
 Key = tuple[str, int]
 
@@ -35,7 +37,7 @@ class ItemScores:
 
     Attributes:
         task: Its name.
-        protocol: `likelihood`, `generation` or `text`.
+        protocol: `likelihood`, `generation` or `text`; of probes of facts their kind.
         metric: What each score is; more is better, so of bits per byte it is the negative.
         models: Names.
         runs: The run of each model.

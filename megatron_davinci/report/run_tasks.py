@@ -40,7 +40,10 @@ NORMAL = 1.96  # standard errors of a 95% band
 MOST_BANDS = 2  # of a plot: more lie over each other, and none can be told from the next
 
 # What counts of a task, the first that is there; the rest is in the file.
-_MAIN = ("acc_norm", "acc", "exact_match", "pass@1", "pass_at_1", "bits_per_byte", "rank_me")
+_MAIN = (
+    "acc_norm", "acc", "exact_match", "pass@1", "pass_at_1", "bits_per_byte", "bits_per_parameter",
+    "log_probability", "rank_me",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,10 @@ def task_plots(lines: Sequence[TaskLine], stages: Sequence[Stage]) -> list[Plot]
         "likelihood": ("Benchmarks, by likelihood", Axis("share of items", "%", zero=True)),
         "generation": ("Benchmarks, by generation", Axis("share of items", "%", zero=True)),
         "text": ("Bits of text", Axis("bits per byte", "")),
+        "capacity": ("Bits of biographies", Axis("bits a parameter", "")),
+        "memorisation": ("Made-up facts, as they were told", Axis("log-probability", "nats")),
+        "semantic": ("Made-up facts, in other words", Axis("log-probability", "nats")),
+        "composition": ("Made-up facts, from two sentences", Axis("log-probability", "nats")),
         "states": ("Directions in use", Axis("RankMe", "")),
         "mean": ("Means of the suite", Axis("score", "")),
     }

@@ -48,6 +48,21 @@ def test_every_metric_of_the_local_suite_is_what_it_is_by_hand(root, capsys):
     assert "in both ways" in shown and "same verdict" in shown
 
 
+def test_what_is_known_of_made_up_texts_is_what_it_is_by_hand(root, capsys):
+    made = root / "made"
+    assert main(["data", "knowledge", "--people", "3", "--facts", "4", "--out", str(made)]) == 0
+    assert evaluate(root, "knowledge", "--suite", "knowledge", "--knowledge", str(made)) == 0
+    found = {record["task"]: record["metrics"] for record in records(root, "knowledge")}
+    (expected,) = run_ranks(1, trained.knowledge_by_hand, root / "run", made)
+    for name in ("name_loss", "attribute_loss"):
+        assert found["biographies"][f"{name},none"] == pytest.approx(expected[name], abs=1e-3)
+    once = found["facts_once_semantic"]["log_probability,none"]
+    assert once == pytest.approx(expected["once"], abs=1e-3)
+    # It was trained on other texts.
+    assert found["biographies"]["bits_per_parameter,none"] == 0
+    assert "bits_per_parameter" in capsys.readouterr().out
+
+
 def test_benchmarks_without_data_are_named_with_what_to_do_and_the_rest_is_run(root, capsys):
     data = trained.write_benchmarks(root / "hub")
     code = evaluate(root, "davinci19", "--suite", "davinci19", "--data", str(data), "--limit", "3")

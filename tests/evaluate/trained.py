@@ -159,6 +159,44 @@ def by_hand(run: Path, folder: Path) -> dict[str, dict[str, float]]:
     return metrics
 
 
+def knowledge_by_hand(run: Path, made: Path) -> dict[str, float]:
+    """Losses of persons and log-probabilities of facts: one at a time, no cache, float64."""
+    import torch
+
+    from megatron_davinci.cli.convert_to_hf import find
+    from megatron_davinci.cli.eval_model import on_ranks, tokenizer_for
+    from megatron_davinci.data.knowledge.biographies import ATTRIBUTES, biography
+    from megatron_davinci.data.knowledge.corpus import read
+    from megatron_davinci.data.knowledge.facts import probes
+
+    found, knowledge = find(str(run)), read(made)
+    tokenizer = tokenizer_for(found, None)
+    with on_ranks(found, ["train.threads=1"], tokenizer, 1, 512) as measured:
+
+        def log(before: str, after: str) -> float:
+            whole = tokenizer.encode_batch([before + after])[0].tolist()
+            first = len(tokenizer.encode_batch([before])[0]) if before else 1
+            whole = whole if before else [tokenizer.eod_id, *whole]
+            with torch.no_grad():
+                logits = measured.engine.chunk(torch.tensor([whole[:-1]]), None, None)[0].double()
+            rows = torch.log_softmax(logits, -1)
+            return sum(float(rows[place - 1, whole[place]]) for place in range(first, len(whole)))
+
+        generator = np.random.default_rng([knowledge.seed, 4])
+        names, values = [], []
+        for person in knowledge.persons():
+            text, begins = biography(person, generator)
+            names.append(-log("", person.name))
+            values.append(-sum(log(text[: begins[a] - 1], f" {person.values[a]}") for a in ATTRIBUTES))
+        asked = [one for one in probes(knowledge.made_up()) if one.kind == "semantic"]
+        once = [log(one.before, one.answer) for one in asked if one.condition == "once"]
+        return {
+            "name_loss": float(np.mean(names)),
+            "attribute_loss": float(np.mean(values)),
+            "once": float(np.mean(once)),
+        }
+
+
 def _rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
