@@ -1,10 +1,10 @@
 """Passages about things that do not exist, to see how facts are learnt and forgotten.
 
-After Chang et al. (arXiv 2406.11813). A passage says four things. A fact is trained on once, several times in the
-same words, several times in other words, or never: those of the last kind say what is known of such sentences
-without having read them. Three kinds of probes ask for each: its own sentence, the same in words that no passage has,
-and what follows from two sentences together. The paper's passages and probes were written by a language model; these follow
-from templates and a seed.
+After Chang et al. (arXiv 2406.11813). A passage says four things. A fact is trained on once, several times in
+the same words, several times in other words, or never: those of the last kind say what is known of such
+sentences without having read them. Three kinds of probes ask for each: its own sentence, the same in words that
+no passage has, and what follows from two sentences together. The paper's passages and probes were written by a
+language model; these follow from templates and a seed.
 """
 
 from __future__ import annotations
