@@ -22,7 +22,9 @@ from typing import Any
 
 import common
 
-OPS = {f"backends.{op}": "davinci" for op in ("loss", "norm", "rope", "swiglu", "optimizer")}
+OPS = {
+    f"backends.{op}": "davinci" for op in ("loss", "norm", "rope", "swiglu", "optimizer", "weight_gradient")
+}
 # A lever is a row: the settings that it changes of `off`.
 ROWS: dict[str, dict[str, Any]] = {
     "off": {},

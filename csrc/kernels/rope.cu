@@ -17,6 +17,36 @@ __device__ __forceinline__ i64 place_of(i64 token, i64 batch) {
   return (u64)(token | batch) >> 32 ? token / batch : (i64)((u32)token / (u32)batch);
 }
 
+// In the first warp: each lane's sums over all warps. All threads call it.
+template <int kWide>
+__device__ __forceinline__ void add_warps(Pack<float, kWide>& low, Pack<float, kWide>& high) {
+  constexpr int kValues = 2 * kWide, kOfWarp = 32 * kValues;
+  DAVINCI_SHARED(float, sums, kWarps * kOfWarp);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll
+  for (int i = 0; i < kWide; ++i) {
+    sums[warp * kOfWarp + i * 32 + lane] = low.at[i];
+    sums[warp * kOfWarp + (kWide + i) * 32 + lane] = high.at[i];
+  }
+  __syncthreads();
+  // A warp adds some values of all lanes, and leaves them where the first warp's were, which nobody else reads.
+  for (int i = warp; i < kValues; i += kWarps) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) sum += sums[w * kOfWarp + i * 32 + lane];
+    sums[i * 32 + lane] = sum;
+  }
+  __syncthreads();
+  if (warp == 0) {
+#pragma unroll
+    for (int i = 0; i < kWide; ++i) {
+      low.at[i] = sums[i * 32 + lane];
+      high.at[i] = sums[(kWide + i) * 32 + lane];
+    }
+  }
+  __syncthreads();  // the next unit writes where these are read
+}
+
 // The channels of a token are fewer than 2^31.
 // A lane takes kWide channels of one half of a head, and those of the other half, of token after token: what they are
 // is found once. With `shares` [parts, channels of a token], each part's sum over its tokens is that row: forward has a
@@ -82,11 +112,7 @@ __device__ __forceinline__ void turn(const T* x, T* out, const T* bias, const fl
       *reinterpret_cast<P*>(out + token * pitch + high) = b;
     }
     if constexpr (!kShares) continue;
-#pragma unroll
-    for (int i = 0; i < kWide; ++i) {
-      sum_low.at[i] = sum_warps<kThreads>(sum_low.at[i]);
-      sum_high.at[i] = sum_warps<kThreads>(sum_high.at[i]);
-    }
+    add_warps<kWide>(sum_low, sum_high);
     if (warp == 0 && here) {
       *reinterpret_cast<F*>(shares + part * pitch + low) = sum_low;
       *reinterpret_cast<F*>(shares + part * pitch + high) = sum_high;

@@ -15,15 +15,14 @@ It is the same on any GPU, so that sums have the same order, and the same bits.
 _COLUMNS = 32  # that a block of the kernel takes
 
 
-def parts(way: Way, work: int, most: int = PARTS) -> int:
+def parts(way: Way, work: int) -> int:
     """Into how many shares to sum: as many as there is work, not more than are of use.
 
     Args:
         way: How kernels run; emulated blocks are few, and each then has some of them.
         work: How many there could be.
-        most: How many blocks a GPU runs at once.
     """
-    return max(1, min(most, 2 * way.most_blocks, work))
+    return max(1, min(PARTS, 2 * way.most_blocks, work))
 
 
 def sum_columns(way: Way, shares: Tensor, out: Tensor) -> None:

@@ -19,7 +19,6 @@ from megatron_davinci.kernels.operators import operator
 from megatron_davinci.kernels.ways import way_of
 
 _OP = "rope"
-_BLOCKS = 396  # of the kernel that sums: three for each multiprocessor of an H100, which its registers allow
 _TOKENS = 16  # of a block of the kernel that sums nothing: 2 for each of its warps
 
 
@@ -179,7 +178,7 @@ def backward(
         share = -(-shape.tokens // _TOKENS)
         shares: Tensor | int = 0
         if biased:
-            share = max(1, parts(way, share * tiles, _BLOCKS) // tiles)
+            share = max(1, parts(way, share * tiles) // tiles)
             shares = by_out.new_empty((share, channels), dtype=torch.float32)
         given = (by_out, by_x, 0, table, _or_null(positions), shares, -1.0, *shape.numbers(), share)
         way.launch("rope_sums" if biased else "rope", share * tiles, by_out, *given)

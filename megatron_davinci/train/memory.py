@@ -145,7 +145,7 @@ class _Rank:
         """
         experts = self.model.experts
         if experts is None:
-            return 5 * self.hidden
+            return (2 if self.config.backends.swiglu == "davinci" else 5) * self.hidden
         shared = 5 * (experts.shared_ffn_hidden_size or 0) * self.size / self.layout.tensor
         sent = 2 * self.channels * self.layout.expert_tensor
         split = self.model.hidden_size * self.size / self.channels
@@ -163,6 +163,10 @@ class _Rank:
         # Queries are cut out of the projection before they are normalised, and keys are not; a scale for each.
         scales = 4 * (heads + groups) if model.qk_norm_scope == "head" else 8 * self.layout.tensor
         normal = heads * width + scales if model.qk_norm else 0
+        if self.config.backends.rope == "davinci" and not model.qk_norm:
+            # Keys stay where the projection has written them; queries too, if they lie side by side.
+            again = heads if groups > self.layout.tensor else 0
+            return (heads + 2 * groups + again) * width / self.layout.tensor
         return ((2 * heads + 3 * groups) * width + normal) / self.layout.tensor + rotation
 
     def _attention(self) -> float:

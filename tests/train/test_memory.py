@@ -48,8 +48,10 @@ def planned(settings, ranks=1):
 )
 def test_the_estimate_is_within_15_percent_of_what_is_alive(ranks, parallel):
     settings = [whole(recompute, **parallel) for recompute in RECOMPUTE.values()]
+    # Own ops: what they do not keep.
+    settings.append(whole(**parallel) | {"backends": dict.fromkeys(("norm", "rope", "swiglu"), "davinci")})
     by_rank = run_ranks(ranks, measure_all, settings)
-    for number, name in enumerate(RECOMPUTE):
+    for number, name in enumerate([*RECOMPUTE, "own ops"]):
         plan = planned(settings[number], ranks)
         fullest = max((rank[number] for rank in by_rank), key=lambda measured: measured["total"])
         assert plan.total == pytest.approx(fullest["total"], rel=0.15), name
@@ -61,6 +63,9 @@ def test_the_estimate_is_within_15_percent_of_what_is_alive(ranks, parallel):
 def test_each_setting_keeps_less_and_recomputes_more():
     plans = [planned(whole(RECOMPUTE[name], micro=8)) for name in ("none", "layernorm and mlp", "full")]
     assert [p.activations for p in plans] == sorted((p.activations for p in plans), reverse=True)
+    lean = planned(whole(micro=8) | {"backends": {"swiglu": "davinci"}})
+    inner = 4 * MODEL["ffn_hidden_size"] * 8 * 128 * MODEL["num_layers"]
+    assert plans[0].activations - lean.activations == 3 * inner
     assert len({(p.weights, p.gradients, p.optimizer) for p in plans}) == 1
     uniform = [planned(whole({"granularity": "full", "layers": n}, micro=8)) for n in (1, 2, 4)]
     assert [p.working for p in uniform] == sorted(p.working for p in uniform)
