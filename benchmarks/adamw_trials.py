@@ -18,10 +18,13 @@ def adamw(seed: int, device: torch.device) -> Worst:
     """One of both kinds of moments."""
     g = torch.Generator().manual_seed(seed)
     case, worst = Case(g), Worst()
-    if chance(g, 0.4):
-        case.full(worst, g, device)
-    else:
-        case.eight_bits(worst, g, device)
+    elements = spans.ELEMENTS
+    if chance(g, 0.3):
+        spans.ELEMENTS = moments.GROUP * integers(g, 1, 8)
+    try:
+        (case.full if chance(g, 0.4) else case.eight_bits)(worst, g, device)
+    finally:
+        spans.ELEMENTS = elements
     return worst
 
 
@@ -30,8 +33,10 @@ class Case:
 
     def __init__(self, g: torch.Generator) -> None:
         counts = [size(g, 2000) for _ in range(integers(g, 1, 4))]
-        if chance(g, 0.1):
-            counts.append(spans.ELEMENTS * integers(g, 1, 2) + integers(g, -200, 200))
+        if chance(g, 0.5):
+            counts.append(integers(g, 1000, 5000))  # several groups for each warp
+        if chance(g, 0.02):
+            counts.append(spans.ELEMENTS + integers(g, -200, 200))
         if chance(g, 0.2):
             counts.insert(integers(g, 0, len(counts)), 0)
         spread = (0.5, 2, 6)[integers(g, 0, 2)]  # powers of ten that sizes are over

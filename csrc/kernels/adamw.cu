@@ -108,79 +108,111 @@ __device__ __forceinline__ void full(const Settings& s, const i64* spans, i64 co
   }
 }
 
+// What a lane has of a group: four elements, and the group's ranges.
+struct Held {
+  Vector<float> parameter, gradient, ranges;
+  u32 first, second;
+};
+
+// `here`: how many of the four there are; all of them, each four where one instruction moves them, if kWhole.
+template <bool kWhole>
+__device__ __forceinline__ Held taken(const Span& span, int group, int at, int here) {
+  Held held;
+  held.first = held.second = 0;
+  if (kWhole) {
+    held.parameter = *reinterpret_cast<const Vector<float>*>(span.parameter + at);
+    held.gradient = *reinterpret_cast<const Vector<float>*>(span.gradient + at);
+    held.first = *reinterpret_cast<const u32*>(span.first + at);
+    held.second = *reinterpret_cast<const u32*>(span.second + at);
+  } else {
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      const bool there = k < here;
+      held.parameter.at[k] = there ? span.parameter[at + k] : 0.0f;
+      held.gradient.at[k] = there ? span.gradient[at + k] : 0.0f;
+      if (there) held.first |= (u32)span.first[at + k] << (8 * k);
+      if (there) held.second |= (u32)span.second[at + k] << (8 * k);
+    }
+  }
+  held.ranges = span.ranges[group];
+  return held;
+}
+
+template <bool kWhole>
+__device__ __forceinline__ void put(const Span& span, int group, int at, int here, const Held& held) {
+  // All lanes have read the ranges: the reductions took what they made of them.
+  if (threadIdx.x % 32 == 0) span.ranges[group] = held.ranges;
+  if (kWhole) {
+    *reinterpret_cast<Vector<float>*>(span.parameter + at) = held.parameter;
+    *reinterpret_cast<u32*>(span.first + at) = held.first;
+    *reinterpret_cast<u32*>(span.second + at) = held.second;
+    if (!span.copy) return;
+    Four rounded;
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) rounded.at[k] = store<bf16>(held.parameter.at[k]);
+    *reinterpret_cast<Four*>(span.copy + at) = rounded;
+    return;
+  }
+#pragma unroll
+  for (int k = 0; k < kAtOnce; ++k) {
+    if (k >= here) continue;
+    span.parameter[at + k] = held.parameter.at[k];
+    span.first[at + k] = (u8)(held.first >> (8 * k));
+    span.second[at + k] = (u8)(held.second >> (8 * k));
+    if (span.copy) span.copy[at + k] = store<bf16>(held.parameter.at[k]);
+  }
+}
+
+__device__ __forceinline__ void update(const Settings& s, Held& held) {
+  using namespace moments;
+  const Decoder of_first(Range{held.ranges.at[0], held.ranges.at[1]});
+  const Decoder of_second(Range{held.ranges.at[2], held.ranges.at[3]});
+  float m[kPerLane], v[kPerLane], size[kPerLane];
+#pragma unroll
+  for (int k = 0; k < kPerLane; ++k) {
+    m[k] = of_first.first(held.first >> (8 * k));
+    v[k] = of_second.size_of(held.second >> (8 * k));
+    held.parameter.at[k] = updated<false>(s, held.parameter.at[k], held.gradient.at[k], m[k], v[k]);
+    size[k] = fabsf(m[k]);
+  }
+  const Encoder to_first(range_of<false>(size)), to_second(range_of<true>(v));
+#pragma unroll
+  for (int k = 0; k < kPerLane; ++k) {
+    m[k] = float_of(bits_of(to_first.stretched<false>(size[k])) | (bits_of(m[k]) & 0x80000000u));
+    v[k] = to_second.stretched<true>(v[k]);
+  }
+  held.first = pair_of_codes(m[0], m[1]) | pair_of_codes(m[2], m[3]) << 16;
+  held.second = pair_of_codes(v[0], v[1]) | pair_of_codes(v[2], v[3]) << 16;
+  const Range first = to_first.range, second = to_second.range;
+  held.ranges = Vector<float>{{first.top, first.bottom, second.top, second.bottom}};
+}
+
 // A warp for a group, a lane for four of its elements.
 __device__ __forceinline__ void eight_bits(const Settings& s, const i64* spans, i64 count) {
-  using namespace moments;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  using moments::kGroup;
+  constexpr int kWarps = kThreads / 32;
+  const int warp = threadIdx.x / 32, lane_at = threadIdx.x % 32 * kAtOnce;
   for (i64 n = blockIdx.x; n < count; n += gridDim.x) {
     const Span span(spans + 8 * n);
-    u8* firsts = span.first;
-    u8* seconds = span.second;
-    const bool aligned = span.aligned && (((u64)firsts | (u64)seconds) & 3) == 0;
+    const bool aligned = span.aligned && (((u64)span.first | (u64)span.second) & 3) == 0;
     const int elements = (int)span.count, groups = (elements + kGroup - 1) / kGroup;  // a run is short
-    for (int group = warp; group < groups; group += kThreads / 32) {
-      const int at = group * kGroup + lane * kPerLane;
-      const bool whole = aligned && (group + 1) * kGroup <= elements;
-      const int here = whole ? kPerLane : elements - at;
-      Vector<float> p, g;
-      u32 first = 0, second = 0;
-      if (whole) {
-        p = *reinterpret_cast<const Vector<float>*>(span.parameter + at);
-        g = *reinterpret_cast<const Vector<float>*>(span.gradient + at);
-        first = *reinterpret_cast<const u32*>(firsts + at);
-        second = *reinterpret_cast<const u32*>(seconds + at);
-      } else {
-#pragma unroll
-        for (int k = 0; k < kPerLane; ++k) {
-          const bool there = k < here;
-          p.at[k] = there ? span.parameter[at + k] : 0.0f;
-          g.at[k] = there ? span.gradient[at + k] : 0.0f;
-          if (there) first |= (u32)firsts[at + k] << (8 * k);
-          if (there) second |= (u32)seconds[at + k] << (8 * k);
-        }
-      }
-      const Vector<float> before = span.ranges[group];
-      const Decoder of_first(Range{before.at[0], before.at[1]}), of_second(Range{before.at[2], before.at[3]});
-      float m[kPerLane], v[kPerLane], size[kPerLane];
-#pragma unroll
-      for (int k = 0; k < kPerLane; ++k) {
-        m[k] = of_first.first(first >> (8 * k));
-        v[k] = of_second.size_of(second >> (8 * k));
-        p.at[k] = updated<false>(s, p.at[k], g.at[k], m[k], v[k]);
-        size[k] = fabsf(m[k]);
-      }
-      const Encoder to_first(range_of<false>(size)), to_second(range_of<true>(v));
-#pragma unroll
-      for (int k = 0; k < kPerLane; ++k) {
-        m[k] = float_of(bits_of(to_first.stretched<false>(size[k])) | (bits_of(m[k]) & 0x80000000u));
-        v[k] = to_second.stretched<true>(v[k]);
-      }
-      first = pair_of_codes(m[0], m[1]) | pair_of_codes(m[2], m[3]) << 16;
-      second = pair_of_codes(v[0], v[1]) | pair_of_codes(v[2], v[3]) << 16;
-      // All lanes have read the ranges: the reductions took what they made of them.
-      if (lane == 0)
-        span.ranges[group] = Vector<float>{
-            {to_first.range.top, to_first.range.bottom, to_second.range.top, to_second.range.bottom}};
-      if (whole) {
-        *reinterpret_cast<Vector<float>*>(span.parameter + at) = p;
-        *reinterpret_cast<u32*>(firsts + at) = first;
-        *reinterpret_cast<u32*>(seconds + at) = second;
-        if (span.copy) {
-          Four rounded;
-#pragma unroll
-          for (int k = 0; k < kPerLane; ++k) rounded.at[k] = store<bf16>(p.at[k]);
-          *reinterpret_cast<Four*>(span.copy + at) = rounded;
-        }
-      } else {
-#pragma unroll
-        for (int k = 0; k < kPerLane; ++k) {
-          if (k >= here) continue;
-          span.parameter[at + k] = p.at[k];
-          firsts[at + k] = (u8)(first >> (8 * k));
-          seconds[at + k] = (u8)(second >> (8 * k));
-          if (span.copy) span.copy[at + k] = store<bf16>(p.at[k]);
-        }
-      }
+    const int whole = aligned ? elements / kGroup : 0;
+    int group = warp;
+    Held next;
+    if (group < whole) next = taken<true>(span, group, group * kGroup + lane_at, kAtOnce);
+    for (; group < whole; group += kWarps) {
+      Held held = next;
+      // The next group is on its way while this one is computed.
+      const int then = group + kWarps;
+      if (then < whole) next = taken<true>(span, then, then * kGroup + lane_at, kAtOnce);
+      update(s, held);
+      put<true>(span, group, group * kGroup + lane_at, kAtOnce, held);
+    }
+    for (group = whole + warp; group < groups; group += kWarps) {
+      const int at = group * kGroup + lane_at;
+      Held held = taken<false>(span, group, at, elements - at);
+      update(s, held);
+      put<false>(span, group, at, elements - at, held);
     }
   }
 }

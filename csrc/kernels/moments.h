@@ -139,8 +139,6 @@ __device__ __forceinline__ Range range_of(const float (&size)[kPerLane]) {
   for (int k = 0; k < kPerLane; ++k) most = bits_of(size[k]) > most ? bits_of(size[k]) : most;
   most = largest_of_warp(most);
   const float top = float_of(most);
-  if (most >= 0x7f800000u) return Range{not_a_number(), not_a_number()};
-  if (top < kLeastTop) return Range{0.0f, 0.0f};
   const float floor = fmaxf(top * (kSecond ? kSecondDepth : kFirstDepth), kSmallest);
   u32 least = most;
 #pragma unroll
@@ -151,7 +149,10 @@ __device__ __forceinline__ Range range_of(const float (&size)[kPerLane]) {
   least = smallest_of_warp(least);
   float bottom = float_of(least);
   if (kSecond) bottom = fmaxf(bottom, floor);
-  return Range{top, fminf(bottom, 0.5f * top)};
+  bottom = fminf(bottom, 0.5f * top);
+  // No branches: a warp's lanes agree, but the compiler does not know.
+  const bool bad = most >= 0x7f800000u, zeros = top < kLeastTop;
+  return Range{bad ? not_a_number() : zeros ? 0.0f : top, bad ? not_a_number() : zeros ? 0.0f : bottom};
 }
 
 // `fmaxf` would hide what is no number.
@@ -161,9 +162,12 @@ struct Encoder {
   Range range;
   float per_top, power;
   __device__ __forceinline__ explicit Encoder(Range range_) : range(range_) {
-    const bool zeros = range.top == 0.0f;
-    per_top = zeros ? 0.0f : inverse(0.25f * range.top) * 0.25f;
-    power = zeros ? 1.0f : kLog2Range * inverse(range.octaves());
+    per_top = inverse(0.25f * range.top) * 0.25f;
+    power = kLog2Range * inverse(range.octaves());
+    if (range.top == 0.0f) {
+      per_top = 0.0f;
+      power = 1.0f;
+    }
   }
   // What the code nearest to it stands for.
   template <bool kSecond>

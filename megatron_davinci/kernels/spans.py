@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ELEMENTS = 1 << 14
-"""Of a run, at most; a multiple of the groups that 8-bit moments have."""
+ELEMENTS = 1 << 16
+"""Of a run, at most; a multiple of the groups that 8-bit moments have. Long, since a block begins each by waiting."""
 
 _COLUMNS = 8
 _COUNT = 6  # the column that has a run's elements
@@ -19,7 +19,7 @@ _KEPT = 16  # tables: an optimizer needs one for each parameter group
 _tables: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
 
 
-def table(columns: Sequence[tuple[Sequence[Tensor], float]], elements: int = ELEMENTS) -> Tensor:
+def table(columns: Sequence[tuple[Sequence[Tensor], float]]) -> Tensor:
     """Addresses of every run.
 
     A table is kept for as long as it is asked for: an optimizer has the same tensors at every step. What it says
@@ -29,12 +29,11 @@ def table(columns: Sequence[tuple[Sequence[Tensor], float]], elements: int = ELE
         columns: For each column of addresses (at most 6) its tensors, and the bytes that an element of the first
             column's tensor takes in them. The n-th tensors of all columns belong together, and the first column's say
             how many elements there are. No tensors: addresses are 0.
-        elements: Of a run, at most.
 
     Returns:
         [runs, 8] int64 on the tensors' device: addresses by column, in column 6 the run's elements.
     """
-    first = columns[0][0]
+    first, elements = columns[0][0], ELEMENTS
     counts = [tensor.numel() for tensor in first]
     addresses = [[tensor.data_ptr() for tensor in tensors] for tensors, _ in columns]
     key = (first[0].device, elements, *counts, *(one for column in addresses for one in column))
