@@ -9,6 +9,7 @@ from megatron_davinci.darwin import (
     gopher,
     near,
     normalise,
+    pairs,
     refine,
     rules,
     selection,
@@ -22,6 +23,7 @@ LEVELS = {
     2: "rules: deterministic, explainable",
     3: "selection by light models, text untouched",
     4: "refinement by a model, faithful: nothing added",
+    5: "completion by a model: what is implicit made explicit",
 }
 
 STEPS: dict[str, type[Step]] = {
@@ -44,5 +46,6 @@ STEPS: dict[str, type[Step]] = {
         selection.Classify,
         selection.SelectTop,
         refine.Refine,
+        pairs.WritePairs,
     )
 }

@@ -92,7 +92,8 @@ def finish(plan: Plan, passes: int) -> Corpus:
     ]
     total = Tally.merged(each for pass_ in counts for each in pass_)
     documents = by_fate(total)
-    check(plan.out, documents, [sum(each["entered"] for each in pass_) for pass_ in counts])
+    entered = [sum(each["entered"] - _derived(each) for each in pass_) for pass_ in counts]
+    check(plan.out, documents, entered)
     files = {
         str(path.relative_to(plan.out)): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
         for path in files_in(plan.out / "documents")
@@ -122,6 +123,10 @@ def finish(plan: Plan, passes: int) -> Corpus:
     return Corpus(plan.out, manifest)
 
 
+def _derived(counts: dict[str, Any]) -> int:
+    return sum(count for key, count in counts["documents"].items() if "/derived/" in key)
+
+
 def by_fate(total: Tally) -> dict[str, Any]:
     """Documents by what became of them, over all sources."""
     found: dict[str, Any] = {
@@ -146,7 +151,7 @@ def check(out: Path, documents: dict[str, Any], entered: list[int]) -> None:
     Args:
         out: The corpus.
         documents: `by_fate`.
-        entered: Documents that entered each pass.
+        entered: Documents that entered each pass, those not counted that a step of it made.
 
     Raises:
         DataError: They differ.
@@ -160,8 +165,8 @@ def check(out: Path, documents: dict[str, Any], entered: list[int]) -> None:
         "dropped": sum(documents["dropped"].values()),
         "quarantine": sum(documents["quarantined"].values()),
     }
-    came, began = documents["input"] + documents["derived"], entered[0] - documents["derived"]
-    if written != counted or came != sum(written.values()) or documents["input"] != began:
+    came = documents["input"] + documents["derived"]
+    if written != counted or came != sum(written.values()) or documents["input"] != entered[0]:
         raise DataError(
             "Documents are missing, or were written twice.",
             where=out,
@@ -216,20 +221,25 @@ def records_in(path: Path) -> int:
 def _by_source(plan: Plan, total: Tally) -> dict[str, Any]:
     """By source: what went in, what came out at which level, languages, licence of the recipe."""
     found: dict[str, Any] = {}
-    for source in plan.recipe.sources:
-        prefix = f"{source.name}/"
+    licences = {source.name: source.licence for source in plan.recipe.sources}
+    for step in plan.steps:  # what is made of documents may be a source of its own
+        made = getattr(step.parameters, "as_source", None)
+        if made is not None:
+            licences.setdefault(made, None)
+    for source, licence in licences.items():
+        prefix = f"{source}/"
         levels: dict[str, dict[str, int]] = {}
         for key, count in sorted(total.levels.items()):
             name, level, unit = key.split("/")
-            if name == source.name:
+            if name == source:
                 levels.setdefault(level, {})[unit] = count
         languages = {
             key.rsplit("/", 1)[1]: count
             for key, count in total.documents.items()
             if key.startswith(f"{prefix}language/")
         }
-        found[source.name] = {
-            "licence": source.licence,
+        found[source] = {
+            "licence": licence,
             "input": {
                 "documents": total.documents[f"{prefix}input"],
                 "characters": total.characters[f"{prefix}input"],

@@ -76,6 +76,7 @@ _CODE_LINE = re.compile(
     r"|^\s*(?:>>>|\$ |#include|import |from \w+ import|return\b|def |class |for .*:$)"
 )
 _CAPITAL = re.compile(r"(?<![\w'’])[^\W\d_][\w'’]*")
+_ADDRESS = re.compile(r"(?:https?://|www\.)[^\s<>\"'`)\]]+")
 _TORN = re.compile(r"(?<=\w)[-\u00ad\u2010]\s*\n\s*(?=[a-zß-ÿ])")  # a hyphen at a line end
 _LIGATURES = str.maketrans(
     {"ﬁ": "fi", "ﬂ": "fl", "ﬀ": "ff", "ﬃ": "ffi", "ﬄ": "ffl", "\u2212": "-", "’": "'", "μ": "µ"}
@@ -83,8 +84,8 @@ _LIGATURES = str.maketrans(
 
 
 def plain(text: str) -> str:
-    """A text in NFC with ligatures, minus signs and apostrophes of one kind."""
-    return unicodedata.normalize("NFC", text).translate(_LIGATURES)
+    """A text in NFC with ligatures, minus signs and apostrophes of one kind, and without addresses of the web."""
+    return _ADDRESS.sub(" ", unicodedata.normalize("NFC", text).translate(_LIGATURES))
 
 
 def mended(text: str) -> str:

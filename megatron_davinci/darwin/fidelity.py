@@ -45,8 +45,10 @@ _META = re.compile(
     re.IGNORECASE,
 )
 _NOISE_LINE = re.compile(
-    r"https?://|www\.|©|\bcopyright\b|all rights reserved|\bcookies?\b|\bsubscribe\b|\bclick\b", re.IGNORECASE
+    r"©|\bcopyright\b|all rights reserved|\bcookies?\b|\bsubscribe\b|\bclick\b", re.IGNORECASE
 )
+# A page number, or a running head in capitals.
+_HEAD = re.compile(r"\s*(?:(?:[Pp]age|PAGE|p\.)?\s*[-–]?\s*\d+\s*[-–]?|[^a-z]*[A-Z]{3}[^a-z]*\d[^a-z]*)\s*$")
 
 
 class Bounds(NamedTuple):
@@ -125,9 +127,12 @@ def _numbers(source: str, answer: str, bounds: Bounds) -> list[str]:
         found.append("added_number")
     if any(value in values and (value, unit) not in had for value, unit in has):
         found.append("changed_unit")
-    if values and bounds.kept_numbers:
-        left = {value for value, _ in has}
-        if len(values & left) < bounds.kept_numbers * len(values):
+    if bounds.kept_numbers:
+        matter = [
+            line for line in source.split("\n") if not _NOISE_LINE.search(line) and not _HEAD.match(line)
+        ]
+        wanted = {value for value, _ in facts_of.numbers("\n".join(matter))}
+        if len(wanted & {value for value, _ in has}) < bounds.kept_numbers * len(wanted):
             found.append("dropped_numbers")
     return found
 

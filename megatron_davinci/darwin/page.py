@@ -81,8 +81,8 @@ class Funnel:
         for unit, counter in gone.items():
             for key, count in statistics[unit].items():
                 _, what, *rest = key.split("/")
-                if what in ("dropped", "quarantined"):
-                    counter[rest[0]] += count
+                if what in ("dropped", "quarantined", "derived"):
+                    counter[rest[0]] += -count if what == "derived" else count
         self.read = manifest["documents"]["input"]
         self.rows: list[tuple[str, int, int, int, int]] = []
         left, seen = self.read, set()

@@ -195,7 +195,7 @@ class Apply(PipelineStep):
                 tally.counted(step.name, outcome.counts or {})
                 yield document
                 for each in made:
-                    tally.derived(each)
+                    tally.derived(step.name, each)
                     yield each
         finally:
             if isinstance(step, StreamStep):

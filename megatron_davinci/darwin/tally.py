@@ -21,7 +21,7 @@ class Tally:
     """Counts of one task or of many.
 
     Attributes:
-        documents: By `(source, what)`: how many, where what is `input`, `derived`, `kept`, `dropped/STEP/REASON`
+        documents: By `(source, what)`: how many, where what is `input`, `derived/STEP`, `kept`, `dropped/STEP/REASON`
             or `quarantined/STEP/REASON`.
         characters: Likewise; of `input`, those of the raw text.
         tokens: Of kept documents, by source and level, where they are counted.
@@ -48,11 +48,11 @@ class Tally:
         self.documents[f"{source}/input"] += 1
         self.characters[f"{source}/input"] += characters
 
-    def derived(self, document: Document) -> None:
+    def derived(self, step: str, document: Document) -> None:
         """A step made a document out of another."""
         source = document.metadata["source"]
-        self.documents[f"{source}/derived"] += 1
-        self.characters[f"{source}/derived"] += len(document.text)
+        self.documents[f"{source}/derived/{step}"] += 1
+        self.characters[f"{source}/derived/{step}"] += len(document.text)
 
     def counted(self, step: str, counts: dict[str, int]) -> None:
         """A step counted something."""

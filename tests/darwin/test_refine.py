@@ -264,3 +264,16 @@ def test_prompts_are_checked(tmp_path, server):
     with pytest.raises(ConfigError, match="other steps"):
         made(refining(tmp_path, server, step={"prompt": "mine.yaml"}))
     assert (FOLDER / "purify_base.yaml").is_file()
+
+
+def test_the_examples_recipes_are_sound(tmp_path, monkeypatch):
+    from pathlib import Path
+
+    from megatron_davinci.darwin.recipe import load_recipe
+
+    monkeypatch.setenv("DARWIN_MODEL_KEY", "any")
+    for path in Path("examples/darwin_science").glob("*.yaml"):
+        steps = load_recipe(path).recipe.make_steps(tmp_path)
+        for step in steps:
+            step.check()
+        assert {step.name for step in steps} & {"refine", "write_pairs"}

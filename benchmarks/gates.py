@@ -1,0 +1,80 @@
+"""Whether the gates of levels 4 and 5 say no to what they should, and to nothing else.
+
+Violations are planted in clean refinements (a number added or changed, a unit changed, a formula dropped or
+changed, code altered, a name or a claim added, a sentence turned into its opposite) and in clean questions with
+answers (a question that leans on its passage, a wrong answer, evidence that is invented or says something
+else). Each is judged beside its clean twin, with the rules alone: no model is asked.
+
+The texts and violations are drawn from the seed by tests/darwin/gate_plants.py, whose author also wrote the
+gates: the figures say that the gates do what they are for, not how often a given model errs in ways that nobody
+thought of.
+
+figures: gate_catch_fraction, gate_false_alarm_fraction (the worse of both levels), and for each level
+violations_caught_fraction, clean_accepted_fraction; least_caught_fraction of any kind; cases; chunks_a_second
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import common
+
+from megatron_davinci.darwin.fidelity import violations
+from megatron_davinci.darwin.pair_gates import faults
+from tests.darwin.gate_plants import fidelity_cases, pair_cases
+
+
+def measure(judged: list[tuple[str, list[str]]]) -> tuple[float, float, dict[str, str]]:
+    """Of violations the share that is caught, of clean cases the share that passes, and the former by kind."""
+    all_, caught = Counter(kind for kind, _ in judged), Counter(kind for kind, found in judged if found)
+    planted = sum(count for kind, count in all_.items() if kind)
+    by_kind = {kind: f"{caught[kind]} of {all_[kind]}" for kind in sorted(all_) if kind}
+    return sum(caught[kind] for kind in all_ if kind) / planted, 1 - caught[""] / all_[""], by_kind
+
+
+def main() -> None:
+    """Judge, and write the figures."""
+    parser = common.parser(__doc__ or "")
+    parser.add_argument("--passages", type=int, default=300)
+    arguments = parser.parse_args()
+    cases = list(fidelity_cases(arguments.seed, arguments.passages))
+    began = time.perf_counter()
+    level_4 = [(case.kind, violations(case.source, case.answer, case.task)) for case in cases]
+    seconds = time.perf_counter() - began
+    pairs = list(pair_cases(arguments.seed, arguments.passages // 6))
+    level_5 = [(case.kind, faults(case.pair, case.passage)) for case in pairs]
+    figures: dict[str, float] = {}
+    peer: dict[str, Any] = {}
+    rates = []
+    for name, judged in (("refinement", level_4), ("pairs", level_5)):
+        caught, accepted, by_kind = measure(judged)
+        rates.append((caught, accepted))
+        figures[f"{name}_violations_caught_fraction"] = caught
+        figures[f"{name}_clean_accepted_fraction"] = accepted
+        shares = [int(row.split()[0]) / int(row.split()[2]) for row in by_kind.values()]
+        figures[f"{name}_least_caught_fraction"] = min(shares)
+        figures[f"{name}_cases"] = len(judged)
+        peer[f"{name}_caught"] = by_kind
+    both = level_4 + level_5
+    caught, accepted, _ = measure(both)
+    figures = {
+        "gate_catch_fraction": min(rate for rate, _ in rates),
+        "gate_false_alarm_fraction": max(1 - rate for _, rate in rates),
+        "violations_caught_fraction": caught,
+        "clean_accepted_fraction": accepted,
+        **figures,
+        "chunks_a_second": len(cases) / seconds,
+    }
+    for level, rows in peer.items():
+        print(level, rows)
+    common.write(arguments.json, figures, peer)
+
+
+if __name__ == "__main__":
+    main()
