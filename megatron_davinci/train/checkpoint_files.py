@@ -74,6 +74,9 @@ def begin(checkpoints: Path, step: int) -> Path:
         make_private_folder(checkpoints)
         for leftover in checkpoints.glob(".step-*.tmp-*"):
             discard(leftover)
+        for leftover in checkpoints.glob(".LATEST.tmp-*"):
+            with contextlib.suppress(OSError):
+                leftover.unlink()
         temporary = checkpoints / f".step-{step:08d}.tmp-{uuid.uuid4().hex[:8]}"
         os.mkdir(temporary, 0o700)
         os.mkdir(temporary / "state", 0o700)
