@@ -179,7 +179,8 @@ _ROWS: tuple[tuple[object, ...], ...] = (
     ("--end-weight-decay", 1, "lost", "weight decay is constant", "set optimizer.weight_decay"),
     ("--weight-decay-incr-style", 1, "fixed", "weight decay is constant", "set optimizer.weight_decay", ("constant",)),
     ("--use-distributed-optimizer", 0, "translated", "parallel.distributed_optimizer"),
-    ("--use-precision-aware-optimizer", 0, "lost", _MEMORY, _FITS),
+    ("--use-precision-aware-optimizer", 0, "lost", "state in dtypes that other flags name; ours are fp32 and 8 bits",
+     "for less memory set optimizer.moments: fp8"),
     ("--optimizer-cpu-offload", 0, "translated", "optimizer.cpu_offload"),
     ("--optimizer-offload-fraction", 1, "translated", "optimizer.cpu_offload"),
     # Precision.

@@ -120,3 +120,12 @@ def test_bytes_of_state_a_parameter():
     optimizer.make_states()
     total = sum(one.nbytes for state in optimizer.state.values() for one in state.values())
     assert total / (2 * 1280) == 2 + 16 / moments.GROUP == 2.125
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_moments_in_8_bits_stay_near_those_in_fp32():
+    from benchmarks import optimizer_moments
+
+    figures, _ = optimizer_moments.compare("cuda", 1, 2, 40)
+    assert figures["largest_difference"] < 0.02, figures
+    assert figures["loss_fp32"] < 4.7, "nothing was learnt"
