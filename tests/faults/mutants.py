@@ -164,9 +164,7 @@ def _remove_before_it_is_verified() -> None:
     commit = save_job.SaveJob._commit
 
     def remove_and_commit(self: Any, *given: Any) -> int:
-        with contextlib.suppress(
-            OSError
-        ):  # `ignore_errors` lets some through
+        with contextlib.suppress(OSError):  # `ignore_errors` lets some through
             shutil.rmtree(self.target.parent / "step-00000010", ignore_errors=True)
         return commit(self, *given)
 
