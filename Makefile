@@ -82,6 +82,7 @@ bench: setup
 	$(BIN)/python benchmarks/health.py --json $(OUT)/health.json
 	$(BIN)/python benchmarks/corruption.py --json $(OUT)/corruption.json
 	$(BIN)/python benchmarks/darwin.py --json $(OUT)/darwin.json
+	$(BIN)/python benchmarks/ops_on_off.py --device cpu --json $(OUT)/ops_on_off.json
 
 GPU_TESTS := tests/gpu tests/kernels tests/train/test_dali_run.py
 

@@ -125,8 +125,9 @@ def main() -> None:
     made = common.parser(__doc__ or "")
     made.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     made.add_argument("--steps", type=int, default=STEPS)
+    made.add_argument("--only", nargs="+", choices=tuple(ops()), metavar="OP", help="default: each, and all")
     arguments = made.parse_args()
-    figures, curves = differences(arguments.device, arguments.seed, arguments.steps)
+    figures, curves = differences(arguments.device, arguments.seed, arguments.steps, arguments.only)
 
     from megatron_davinci.kernels.ways import way_for
 
