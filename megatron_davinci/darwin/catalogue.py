@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from megatron_davinci.darwin import (
     code_rules,
+    complete,
     decontaminate,
     exact,
     gopher,
@@ -46,6 +47,7 @@ STEPS: dict[str, type[Step]] = {
         selection.Classify,
         selection.SelectTop,
         refine.Refine,
+        complete.Complete,
         pairs.WritePairs,
     )
 }

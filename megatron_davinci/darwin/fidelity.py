@@ -104,11 +104,32 @@ def violations(source: str, answer: str, task: str) -> list[str]:
     known = _known_words(source)
     found += _names(answer_text, known, strict=task == "purify")
     found += _claims(source_text, answer_text, bounds, known)
-    if _loops(source, answer):
+    if loops(source, answer):
         found.append("repetition")
-    if any(match[0].casefold() not in source.casefold() for match in _META.finditer(answer)):
+    if speaks_of_the_task(source, answer):
         found.append("speaks_of_the_task")
     return found
+
+
+def speaks_of_the_task(source: str, answer: str) -> bool:
+    """Whether an answer says "here is the cleaned text" or the like, and its source does not."""
+    return any(match[0].casefold() not in source.casefold() for match in _META.finditer(answer))
+
+
+def turned(source: str, answer: str) -> bool:
+    """Whether the answer has a sentence of the source with the other sign."""
+    before = _signed(source)
+    rows = map(facts_of.words, facts_of.sentences(answer))
+    return bool(before) and any(len(row) >= 4 and _turned(row, before) for row in rows)
+
+
+def content_stems(text: str) -> set[str]:
+    """Stems of words that carry content."""
+    return {_stem(word) for word in facts_of.words(text) if len(word) > 3 and word not in _STARTERS}
+
+
+def _signed(text: str) -> list[tuple[set[str], bool]]:
+    return [(set(row), _negated(row)) for row in map(facts_of.words, facts_of.sentences(text)) if row]
 
 
 def _lengths(source: str, answer: str, bounds: Bounds) -> list[str]:
@@ -168,15 +189,14 @@ def _is_ordinary(word: str, known: set[str]) -> bool:
 def _claims(source: str, answer: str, bounds: Bounds, known: set[str]) -> list[str]:
     found = []
     stems = {_stem(word) for word in known}
-    before = [(set(row), _negated(row)) for row in map(facts_of.words, facts_of.sentences(source)) if row]
     for sentence in facts_of.sentences(answer):
         row = facts_of.words(sentence)
         content = [word for word in row if len(word) > 3 and word not in _STARTERS]
         new = [word for word in content if word not in known and _stem(word) not in stems]
         if len(content) >= 3 and len(new) > bounds.new_words * len(content):
             found.append("added_claim")
-        if len(row) >= 4 and _turned(row, before):
-            found.append("changed_negation")
+    if turned(source, answer):
+        found.append("changed_negation")
     if _contained(facts_of.words(source), facts_of.words(answer), bounds.run) < bounds.contained:
         found.append("added_text")
     prose = [
@@ -212,7 +232,7 @@ def _contained(before: list[str], after: list[str], run: int) -> float:
     return sum(each in had for each in has) / len(has) if len(has) >= 8 else 1.0
 
 
-def _loops(source: str, answer: str) -> bool:
+def loops(source: str, answer: str) -> bool:
     """Whether a run of eight words comes far more often than in the source, or one mark follows itself on and on."""
 
     def most(text: str) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from datatrove.data import Document
 from pydantic import Field
@@ -26,14 +26,14 @@ class Piece(NamedTuple):
 
     Attributes:
         text: The new text; None where it stays.
-        result: `refined`, `unchanged`, `verbatim`, or why there is no usable answer.
+        result: `refined`, `completed`, `unchanged`, `verbatim`, or why there is no usable answer.
     """
 
     text: str | None
     result: str
 
 
-GOOD = ("refined", "unchanged", "verbatim")
+GOOD = ("refined", "completed", "unchanged", "verbatim")
 
 
 class ChunkedParameters(AskingParameters):
@@ -53,9 +53,14 @@ class ChunkedParameters(AskingParameters):
 
 
 class Chunked(Asking):
-    """Rewrites documents chunk by chunk. Sub-classes write `judge`."""
+    """Rewrites documents chunk by chunk. Sub-classes write `judge`.
+
+    Attributes:
+        done: What a chunk is called that has been rewritten.
+    """
 
     parameters: ChunkedParameters
+    done: ClassVar[str] = "refined"
 
     def files(self) -> dict[str, Any]:
         """Also the tokenizer's digest."""
@@ -116,7 +121,7 @@ class Chunked(Asking):
                 continue
             broken = self.judge(chunk.text, text)
             if not broken:
-                return Piece(None, "unchanged") if text == chunk.text else Piece(text, "refined")
+                return Piece(None, "unchanged") if text == chunk.text else Piece(text, self.done)
             result = broken[0]
         return Piece(None, result)
 
