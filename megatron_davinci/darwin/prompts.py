@@ -20,11 +20,12 @@ from megatron_davinci.config.section import Section
 from megatron_davinci.errors import ConfigError
 
 FOLDER = Path(__file__).parent / "prompt_files"
-Task = Literal["purify", "reorganise", "complete", "pairs", "judge_alone", "judge_support"]
+Task = Literal["purify", "reorganise", "edit", "complete", "pairs", "judge_alone", "judge_support"]
 # The slots that the user's message of each task must have.
 SLOTS: dict[str, set[str]] = {
     "purify": {"passage", "mark"},
     "reorganise": {"passage", "mark"},
+    "edit": {"passage", "mark"},
     "complete": {"passage", "mark"},
     "pairs": {"passage", "mark"},
     "judge_alone": {"question"},
@@ -39,8 +40,9 @@ class PromptFile(Section):
     Attributes:
         name: What documents' histories call it.
         version: Raised with every change of wording.
-        task: What is asked for: `purify` deletes and repairs, `reorganise` regroups too, `complete` spells out what
-            is left unsaid, `pairs` asks for questions with answers; `judge_alone` and `judge_support` judge a pair.
+        task: What is asked for: `purify` deletes and repairs, `reorganise` regroups too, `edit` says which lines go and
+            what is replaced, `complete` spells out what is left unsaid, `pairs` asks for questions with answers;
+            `judge_alone` and `judge_support` judge a pair.
         domain: What it is for, for a reader.
         base: Name of the prompt file that it gives its guidance to.
         guidance: What is peculiar to the domain.

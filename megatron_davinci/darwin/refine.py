@@ -16,6 +16,7 @@ from pydantic import Field
 
 from megatron_davinci.darwin.asking import Asking, AskingParameters, measure_of
 from megatron_davinci.darwin.chunks import Chunk, cut, join
+from megatron_davinci.darwin.edits import carried_out, numbered
 from megatron_davinci.darwin.fidelity import violations
 from megatron_davinci.darwin.step import Outcome
 from megatron_davinci.files import file_digest
@@ -91,6 +92,14 @@ class Chunked(Asking):
         """Gates that an answer does not pass."""
         raise NotImplementedError
 
+    def shown(self, source: str) -> str:
+        """What of a chunk stands in the prompt."""
+        return source
+
+    def understood(self, source: str, answer: str) -> str | None:
+        """The new text that an answer means; None where it means none."""
+        return answer
+
     async def process(self, document: Document) -> Outcome:
         """Cut, ask about each chunk, put together; or leave all as it was."""
         chunks = cut(document.text, self.parameters.chunk, self._measure)
@@ -116,8 +125,12 @@ class Chunked(Asking):
             return Piece(None, "verbatim")
         result = ""
         for attempt in range(self.parameters.tries):
-            text, result = await self.tagged(chunk.text, attempt, spent)
+            answer, result = await self.tagged(self.shown(chunk.text), attempt, spent)
+            if answer is None:
+                continue
+            text = self.understood(chunk.text, answer)
             if text is None:
+                result = "no_program"
                 continue
             broken = self.judge(chunk.text, text)
             if not broken:
@@ -132,14 +145,14 @@ class Refine(Chunked):
     name = "refine"
     level = 4
     about = "a model cleans or reorganises, chunk by chunk; what adds or loses something is not used"
-    tasks = frozenset({"purify", "reorganise"})
+    tasks = frozenset({"purify", "reorganise", "edit"})
 
     class Parameters(ChunkedParameters):
         """Parameters of `refine`.
 
         Attributes:
             endpoint: The model.
-            prompt: `purify_*` or `reorganise_*`, or a prompt file (`.yaml`).
+            prompt: `purify_*`, `reorganise_*` or `edit_lines`, or a prompt file (`.yaml`).
             answers: File of the answers, on a local disk. Recipes may share one.
             tries: Most answers to one question that are judged; each further one has another seed.
             chunk: Most characters of a chunk, or tokens with `tokenizer`.
@@ -153,6 +166,14 @@ class Refine(Chunked):
 
     parameters: Parameters
 
+    def shown(self, source: str) -> str:
+        """With numbers before the lines, where the answer is a program."""
+        return numbered(source) if self.prompt.task == "edit" else source
+
+    def understood(self, source: str, answer: str) -> str | None:
+        """What the program makes of the chunk, where the answer is one."""
+        return carried_out(source, answer) if self.prompt.task == "edit" else answer
+
     def judge(self, source: str, answer: str) -> list[str]:
         """The gates of fidelity."""
-        return violations(source, answer, self.prompt.task)
+        return violations(source, answer, "purify" if self.prompt.task == "edit" else self.prompt.task)

@@ -12,6 +12,7 @@ import pytest
 
 from megatron_davinci.cli.main import main
 from megatron_davinci.darwin import endpoint, parts
+from megatron_davinci.darwin.edits import carried_out
 from megatron_davinci.darwin.lineage import events, find
 from megatron_davinci.darwin.prompts import FOLDER, load_prompt, mark_for, names
 from megatron_davinci.errors import ConfigError, EnvironmentProblem
@@ -277,3 +278,35 @@ def test_the_examples_recipes_are_sound(tmp_path, monkeypatch):
         for step in steps:
             step.check()
         assert {step.name for step in steps} & {"refine", "write_pairs"}
+
+
+def test_a_model_may_say_which_lines_go(tmp_path, server):
+    documents(tmp_path, 3)
+
+    def model(content):
+        text, mark = passage(content)
+        calls = [f"remove_lines({n}, {n})" for n in re.findall(r"(?m)^\[(\d+)\] Page \d+$", text)]
+        return f"<{mark}>\n```\n" + "\n".join(calls or ["keep_all()"]) + f"\n```\n</{mark}>"
+
+    server.model = model
+    corpus = made(refining(tmp_path, server, step={"prompt": "edit_lines"}))
+    for record, path in zip(corpus.records(), sorted((tmp_path / "raw").iterdir()), strict=True):
+        before = json.loads(path.read_text())["text"]
+        assert record["darwin"]["level"] == 4 and record["text"] != before
+        assert re.sub(r"\s+", "", record["text"]) == re.sub(r"\s+", "", before.replace("Page 1\n", ""))
+        assert not any(event.trouble for event in events(find([corpus], record["id"])))
+
+
+@pytest.mark.parametrize(
+    "program,after",
+    [
+        ("keep_all()", "one\ntwo\nthree"), ("remove_lines(2, 2)", "one\nthree"), ("remove_lines(1, 3)", ""),
+        ("# why\nreplace('t', 'T')\nremove_lines(1, 1)", "Two\nThree"), ("", None), ("keep_all()\nkeep_all()", None),
+        ("remove_lines(0, 1)", None), ("remove_lines(2, 9)", None), ("remove_lines(True, 2)", None),
+        ("replace('four', '4')", None), ("replace('', 'x')", None), ("replace('o', '%s')" % ("x" * 200), None),
+        ("__import__('os').system('x')", None), ("open('x')", None), ("remove_lines(1, 1", None),
+        ("replace('a' * 9, 'b')", None), ("keep_all()\n" * 500, None), ("(" * 500, None),
+    ],
+)  # fmt: skip
+def test_programs_are_read_and_not_run(program, after):
+    assert carried_out("one\ntwo\nthree", program) == after
