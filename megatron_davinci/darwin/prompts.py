@@ -40,8 +40,8 @@ class PromptFile(Section):
     Attributes:
         name: What documents' histories call it.
         version: Raised with every change of wording.
-        task: What is asked for: `purify` deletes and repairs, `reorganise` regroups too, `edit` says which lines go and
-            what is replaced, `complete` spells out what is left unsaid, `pairs` asks for questions with answers;
+        task: What is asked for: `purify` deletes and repairs, `reorganise` regroups too, `edit` says which lines go
+            and what is replaced, `complete` spells out what is left unsaid, `pairs` asks for questions with answers;
             `judge_alone` and `judge_support` judge a pair.
         domain: What it is for, for a reader.
         base: Name of the prompt file that it gives its guidance to.
