@@ -15,7 +15,7 @@ from tests.cli.screen import Screen, davinci, davinci_on_a_rank
 from tests.tiny import tiny_settings
 
 
-def launched(*arguments: object) -> Screen:
+def launched(*arguments: object, timeout: float = 150) -> Screen:
     """The command in a process of its own, as a shell starts it: no launcher around it."""
     launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     environment = {name: value for name, value in os.environ.items() if name not in launcher}
@@ -24,7 +24,7 @@ def launched(*arguments: object) -> Screen:
         capture_output=True,
         text=True,
         env=environment,
-        timeout=150,
+        timeout=timeout,
     )
     return Screen(done.returncode, done.stdout, done.stderr)
 

@@ -95,12 +95,13 @@ def test_training_does_not_wait_and_is_not_stopped_by_what_fails(tmp_path):
 def test_a_run_of_two_ranks_leaves_its_exports_and_another_start_makes_what_is_missing(tmp_path):
     run, path = tmp_path / "run", tmp_path / "config.json"
     path.write_text(json.dumps(settings_of(tmp_path)))
-    first = launched(path, "--ranks", 2)
+    # Exports have the lowest priority, and the run waits for its last one.
+    first = launched(path, "--ranks", 2, timeout=900)
     assert first.code == 0, first.err
     assert records(run) == [(4, "exported"), (6, "exported")]
     assert [one.name for one in (run / "checkpoints").glob("step-*")] == ["step-00000006"]
     shutil.rmtree(run / "hf" / "step-00000006")
-    assert launched(path, "--ranks", 2).code == 0
+    assert launched(path, "--ranks", 2, timeout=900).code == 0
     assert records(run)[2:] == [(6, "exported")]
     for step in (4, 6):
         card = (run / "hf" / f"step-{step:08d}" / "README.md").read_text()
