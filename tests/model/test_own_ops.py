@@ -16,6 +16,7 @@ from tests.stepping import take_all
 OPS = ("norm", "rope", "swiglu", "weight_gradient")
 SEVERAL = {
     "as it is": {"model": {"qkv_bias": True}, "train": {}},
+    "one group": {"model": {"num_query_groups": 1}, "train": {}},
     "norms of their own": {
         "model": {"qk_norm": True, "qkv_bias": False, "norm_placement": "post"},
         "train": {"recompute": {"granularity": "full"}},
@@ -23,10 +24,10 @@ SEVERAL = {
 }
 
 
-def settings(backends, tensor, model, train):
+def settings(backends, parallel, model, train):
     return small.settings(
         model={"num_layers": 2, **model},
-        parallel={"device": "cpu", "tensor": tensor, "sequence": tensor > 1},
+        parallel={"device": "cpu", **parallel},
         backends=backends,
         train={"precision": "fp32", "micro_batch_size": 2, **train},
     )
@@ -40,11 +41,25 @@ def with_kernels(way, whole):
         return take_all(whole, documents=True)
 
 
-@pytest.mark.parametrize("case", ["as it is", pytest.param("norms of their own", marks=pytest.mark.long)])
-def test_training_over_tensor_ranks_is_the_same(case):
+@pytest.mark.parametrize(
+    ("case", "parallel"),
+    [
+        ("as it is", {"tensor": 2, "sequence": True}),
+        *(
+            pytest.param(case, parallel, marks=pytest.mark.long)
+            for case, parallel in (
+                ("norms of their own", {"tensor": 2, "sequence": True}),
+                ("one group", {"tensor": 2}),
+                ("as it is", {"context": 2}),
+                ("as it is", {"pipeline": 2}),
+            )
+        ),
+    ],
+)
+def test_training_over_ranks_is_the_same(case, parallel):
     whole = {
-        "off": settings({}, 2, **SEVERAL[case]),
-        "on": settings(dict.fromkeys(OPS, "davinci"), 2, **SEVERAL[case]),
+        name: settings(backends, parallel, **SEVERAL[case])
+        for name, backends in (("off", {}), ("on", dict.fromkeys(OPS, "davinci")))
     }
     for taken in run_ranks(2, with_kernels, "reference", whole):
         for part in ("losses", "norms"):
@@ -86,7 +101,7 @@ def names_in_a_checkpoint(whole):
 
 
 def test_a_checkpoint_is_the_same():
-    whole = [settings(dict.fromkeys(OPS, name), 1, {}, {}) for name in ("auto", "davinci")]
+    whole = [settings(dict.fromkeys(OPS, name), {}, {}, {}) for name in ("auto", "davinci")]
     ((off, on),) = run_ranks(1, names_in_a_checkpoint, whole)
     assert off == on and any("linear_fc2.weight" in name for name in on)
 
@@ -134,6 +149,6 @@ def rounded_to_bf16(whole):
 
 def test_products_add_to_fp32_sums_without_a_gradient_in_bf16():
     whole = [
-        settings({"weight_gradient": name}, 1, {}, {"precision": "bf16"}) for name in ("megatron", "davinci")
+        settings({"weight_gradient": name}, {}, {}, {"precision": "bf16"}) for name in ("megatron", "davinci")
     ]
     assert run_ranks(1, rounded_to_bf16, whole) == [[1.0, 0.0]]
