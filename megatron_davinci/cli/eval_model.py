@@ -125,7 +125,11 @@ def on_ranks(
     config = config_of(found.checkpoint.manifest["model"], overrides, ranks)
     platform = choose(config.parallel.device, config.train.threads)
     train = config.train.model_copy(update={"precision": platform.precision(config.train.precision)})
-    config = config.model_copy(update={"train": train})
+    backends = config.backends
+    if platform.device.type == "cpu":
+        # One table of cosines and sines a pass, where Megatron-Core computes them in every layer, twice.
+        backends = backends.model_copy(update={"rope": "davinci"})
+    config = config.model_copy(update={"train": train, "backends": backends})
 
     import torch.distributed as dist
 
