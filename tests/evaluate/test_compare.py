@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from megatron_davinci.cli.main import main
+from megatron_davinci.cli.report import findings
 from megatron_davinci.evaluate.comparing import compare
 from megatron_davinci.evaluate.formats import FORMATS
 from megatron_davinci.evaluate.item_scores import read_item_scores
@@ -97,6 +98,16 @@ def test_early_checkpoints_are_set_against_the_last_of_one_run_and_of_several(tm
     assert main(["compare", *runs, "--tasks", "steady"]) == 0
     shown = capsys.readouterr().out
     assert "which measurement decides early" in shown and "the fewest items that rank alike" in shown
+
+
+def test_the_report_is_given_the_same_tables_and_says_so_where_answers_cannot_be_read(run, tmp_path):
+    titles = [finding.title for finding in findings(run)]
+    assert titles[:2] == ["Rankings by likelihood and by generation", "In several formats"]
+    assert all(len(row) == len(found.headers) for found in findings(run) for row in found.rows)
+    assert findings(tmp_path / "nowhere") == []
+    (run / "evals/samples/step-00000010/words_likelihood.jsonl").write_text("{}\n")
+    (broken,) = findings(run)
+    assert "line 1" in broken.text and not broken.rows
 
 
 def test_one_checkpoint_of_one_run_may_be_named_and_two_runs_compared(run, tmp_path):
