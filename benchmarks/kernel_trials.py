@@ -28,6 +28,12 @@ def cross_entropy(seed: int, device: torch.device, widest: int = 3000) -> Worst:
     weights = torch.rand(rows, generator=g) if chance(g, 0.5) else None
     z_loss = 1e-2 if chance(g, 0.5) else 0.0
     by = torch.randn(2, rows, generator=g)
+    ones = chance(g, 0.3)  # what scales P - Y is then 1, whatever is added to it
+    if ones:
+        log_z = logits[:, :tokens].double().logsumexp(-1)
+        each = torch.ones(rows) if weights is None else weights.clamp(min=1e-3)
+        weights = None if weights is None else each
+        by[0] = ((1 - by[1] * each * 2 * z_loss * log_z) / each).nan_to_num(1.0)
 
     exact = CrossEntropy(logits, labels, tokens, z_loss, weights, by)
     worst = Worst()
@@ -61,6 +67,8 @@ def cross_entropy(seed: int, device: torch.device, widest: int = 3000) -> Worst:
     weight = 1.0 if weights is None else weights
     shift = by[1] * weight * 2 * z_loss * log_z if z_loss else torch.zeros_like(log_z)
     scale = by[0] * weight + shift
+    if ones:
+        scale = torch.where((scale - 1).abs() < 1e-5, 1.0, scale)
     for n, piece in enumerate(pieces):
         again = placed(piece, g, device)
         passes.gradient_(piece, labels, log_z, n * width, *place)
