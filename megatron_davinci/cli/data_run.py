@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -102,8 +103,16 @@ def show_corpus(corpus: Corpus) -> None:
             [("step", "left"), ("model", "left"), ("prompt tokens", "right"), ("answer tokens", "right"),
              ("price", "right")],
             [[name, each["model"], f"{each['prompt_tokens']:,}", f"{each['completion_tokens']:,}",
-              f"{each['price']:,.2f}"] for name, each in models.items()],
+              f"{each['price']:,.4g}"] for name, each in models.items()],
         )  # fmt: skip
+        statistics = json.loads((corpus.folder / "statistics.json").read_text(encoding="utf-8"))
+        rows = [
+            [*key.split("/"), f"{count:,}"]
+            for key, count in statistics["counts"].items()
+            if key.count("/") == 2
+        ]
+        screen.console.print()
+        screen.table("what came of it", [("step", "left"), ("", "left"), ("", "left"), ("", "right")], rows)
     away = sum(sum(counts[kind].values()) for kind in ("dropped", "quarantined"))
     derived = f" + {counts['derived']:,} made of them" if counts.get("derived") else ""
     screen.console.print(

@@ -29,13 +29,13 @@ def add_models(page: Page, manifest: dict[str, Any], statistics: dict[str, Any])
                 each["model"],
                 quantity(each["prompt_tokens"]),
                 quantity(each["completion_tokens"]),
-                f"{each['price']:,.2f}",
+                f"{each['price']:,.4g}",
             ]
             for name, each in models.items()
         ],
     )
     for name in models:
-        for unit in ("chunks", "pairs", "documents"):
+        for unit in ("documents", "chunks", "pairs", "unused answers"):
             prefix = f"{name}/{unit}/"
             found = {
                 key.removeprefix(prefix): count
@@ -48,7 +48,7 @@ def add_models(page: Page, manifest: dict[str, Any], statistics: dict[str, Any])
             page.plot(
                 Bars(
                     title=f"{name}: {unit} by what came of them",
-                    value=Axis("", unit, zero=True),
+                    value=Axis("number", unit, zero=True),
                     bars=[
                         Bar(
                             result.replace("_", " "),

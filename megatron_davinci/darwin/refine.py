@@ -103,12 +103,13 @@ class Chunked(Asking):
     async def process(self, document: Document) -> Outcome:
         """Cut, ask about each chunk, put together; or leave all as it was."""
         chunks = cut(document.text, self.parameters.chunk, self._measure)
-        spent: Counter[str] = Counter()
-        pieces = await asyncio.gather(*(self._rewrite(chunk, spent) for chunk in chunks))
+        spent, unused = Counter[str](), Counter[str]()
+        pieces = await asyncio.gather(*(self._rewrite(chunk, spent, unused) for chunk in chunks))
         results = Counter(piece.result for piece in pieces)
         failed = {result: count for result, count in results.items() if result not in GOOD}
         notes: dict[str, Any] = {"prompt": self.prompt.mark, "chunks": dict(sorted(results.items())), **spent}
         counts = {f"chunks/{result}": count for result, count in results.items()} | dict(spent)
+        counts |= {f"unused answers/{reason}": count for reason, count in unused.items()}
         if sum(failed.values()) > (1 - self.parameters.pass_share) * len(chunks) + 1e-9:
             if self.parameters.on_failure == "quarantine":
                 return Outcome(quarantine="failed_chunks", notes=notes, counts=counts)
@@ -120,22 +121,26 @@ class Chunked(Asking):
             return Outcome(drop="nothing_left", notes=notes, counts=counts)
         return Outcome(text=text, notes=notes, counts=counts)
 
-    async def _rewrite(self, chunk: Chunk, spent: Counter[str]) -> Piece:
+    async def _rewrite(self, chunk: Chunk, spent: Counter[str], unused: Counter[str]) -> Piece:
         if chunk.verbatim:
             return Piece(None, "verbatim")
         result = ""
         for attempt in range(self.parameters.tries):
             answer, result = await self.tagged(self.shown(chunk.text), attempt, spent)
             if answer is None:
+                if result in ("cut_off", "no_tags"):  # else there is no answer
+                    unused[result] += 1
                 continue
             text = self.understood(chunk.text, answer)
             if text is None:
                 result = "no_program"
+                unused[result] += 1
                 continue
             broken = self.judge(chunk.text, text)
             if not broken:
                 return Piece(None, "unchanged") if text == chunk.text else Piece(text, self.done)
             result = broken[0]
+            unused[result] += 1
         return Piece(None, result)
 
 

@@ -111,6 +111,7 @@ def test_answers_that_break_a_gate_are_not_used(tmp_path, server):
     assert all(record["darwin"]["level"] == 0 for record in records), "what failed is not level 4"
     counts = json.loads((corpus.folder / "statistics.json").read_text())["counts"]
     assert counts["refine/documents/kept as they were"] == 6
+    assert counts["refine/unused answers/added_number"] == 2 * counts["refine/chunks/added_number"] > 6
     assert counts["refine/chunks/added_number"] == sum(
         refinement(record)["notes"]["chunks"]["added_number"] for record in records
     )
