@@ -75,7 +75,7 @@ def measure(seed: int) -> tuple[dict[str, float], dict[str, Any]]:
     timed, peer = cross_entropy(device, copy)
     others, rivals = memory_bound_speed.measure(device, copy, seconds)
     of_adam, with_adam = adamw_speed.measure(device, copy, seconds)
-    peer = {"way": str(way), "never_run_on_a_gpu": [], **peer, **rivals, **with_adam}
+    peer = {"way": way.name, "never_run_on_a_gpu": [], **peer, **rivals, **with_adam}
     return figures | timed | others | of_adam, peer
 
 
