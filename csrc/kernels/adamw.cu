@@ -66,7 +66,7 @@ __device__ __forceinline__ float updated(const Settings& s, float parameter, flo
     return (parameter - s.decay * parameter) - s.step * (first / size);
   }
   const float size = moments::square_root(second) * s.correction + s.epsilon;
-  return (parameter - s.decay * parameter) - s.step * (first * moments::inverse(size));
+  return (parameter - s.decay * parameter) - s.step * (first * reciprocal(size));
 }
 
 __device__ __forceinline__ void one(const Settings& s, const Span& span, i64 i) {

@@ -44,17 +44,6 @@ struct Parts {
   }
 };
 
-// 2^x, as the hardware has it: 2 units in the last place, 0 where that is below 2^-126.
-__device__ __forceinline__ float power_of_two(float x) {
-#if defined(__CUDA_ARCH__)
-  float result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-#else
-  return exp2f(x);
-#endif
-}
-
 // Adds a vector's logits: one comparison with the largest so far for all, then a difference, a product and a power each.
 template <class T>
 __device__ __forceinline__ void add_vector(Softmax& sum, const Vector<T>& block) {

@@ -32,26 +32,6 @@ __device__ __forceinline__ float log2_of(float x) {
 #endif
 }
 
-__device__ __forceinline__ float power_of_two(float x) {
-#if defined(__CUDA_ARCH__)
-  float result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-#else
-  return exp2f(x);
-#endif
-}
-
-__device__ __forceinline__ float inverse(float x) {
-#if defined(__CUDA_ARCH__)
-  float result;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-#else
-  return 1.0f / x;
-#endif
-}
-
 __device__ __forceinline__ float square_root(float x) {
 #if defined(__CUDA_ARCH__)
   float result;
@@ -93,7 +73,7 @@ __device__ __forceinline__ u32 pair_of_codes(float low, float high) {
 struct Range {
   float top, bottom;
   // log2(top / bottom): at least 1, at most 64. The factors keep an inverse from being subnormal.
-  __device__ __forceinline__ float octaves() const { return log2_of(top * inverse(bottom)); }
+  __device__ __forceinline__ float octaves() const { return log2_of(top * reciprocal(bottom)); }
 };
 
 // Top and bottom come back to a few units of 2^-22 here; in kernels/moments.py, which checkpoints use, exactly.
@@ -162,8 +142,8 @@ struct Encoder {
   Range range;
   float per_top, power;
   __device__ __forceinline__ explicit Encoder(Range range_) : range(range_) {
-    per_top = inverse(0.25f * range.top) * 0.25f;
-    power = kLog2Range * inverse(range.octaves());
+    per_top = reciprocal(0.25f * range.top) * 0.25f;
+    power = kLog2Range * reciprocal(range.octaves());
     if (range.top == 0.0f) {
       per_top = 0.0f;
       power = 1.0f;

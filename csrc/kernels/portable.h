@@ -113,7 +113,18 @@ __device__ __forceinline__ float not_a_number() { return float_of(0x7fc00000u); 
 // exp as the hardware has it: a power of two, of a rounded product. Relative error about 2 + |x| units of 2^-24.
 __device__ __forceinline__ float exponential(float x) { return exp2f(x * kLog2E); }
 
-// 1 / x, of an x from 1 on, to a unit in the last place; 0 where that is below 2^-126.
+// 2^x, as the hardware has it: 2 units in the last place, 0 where that is below 2^-126.
+__device__ __forceinline__ float power_of_two(float x) {
+#if defined(__CUDA_ARCH__)
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+#else
+  return exp2f(x);
+#endif
+}
+
+// 1 / x, of an x that is not subnormal, to a unit in the last place; 0 where that is below 2^-126.
 __device__ __forceinline__ float reciprocal(float x) {
 #if defined(__CUDA_ARCH__)
   float result;
