@@ -52,6 +52,7 @@ ROOTS = (
     ("python", sysconfig.get_path("stdlib"), ("*.py",)),
     ("packages", sysconfig.get_path("purelib"), ("*.py",)),
 )
+PARTS = ("kills", "dedup", "speed")
 STEPS = [
     "extract_html",
     "normalise_text",
@@ -143,10 +144,38 @@ def killed(recipe: Path, seconds: float, kills: int, draw: random.Random) -> int
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             done += 1
+            say(f"killed {done} of {kills}, with {progress(recipe.with_suffix(''))}")
         else:
             shutil.rmtree(recipe.with_suffix(""))
     undisturbed(recipe)
     return done
+
+
+def progress(folder: Path) -> str:
+    """How many tasks of which pass are marked as done."""
+    done = {path.name: len(list(path.glob("log/completions/*"))) for path in sorted(folder.glob("work/??"))}
+    return ", ".join(f"{count} tasks of pass {name} done" for name, count in done.items()) or "nothing done"
+
+
+def kill_figures(folder: Path, kills: int, draw: random.Random) -> dict[str, float]:
+    """The corpus made undisturbed and made under kills: what is missing, and whether they are the same."""
+    seconds = undisturbed(write_recipe(folder, "whole"))
+    text = characters(folder / "whole") / 1e6
+    say(f"made the corpus of {text:.0f} MB of text in {seconds:.0f} seconds")
+    figures: dict[str, float] = {"accounting_error": lost(folder / "whole")}
+    if kills:
+        figures["kills"] = killed(write_recipe(folder, "killed"), seconds, kills, draw)
+        figures["accounting_error"] += lost(folder / "killed")
+        same = [digests(folder / name) for name in ("whole", "killed")]
+        for each in same:
+            del each["corpus.json"]  # has the corpus's name in it
+        figures["identical_after_kills"] = float(same[0] == same[1])
+    return figures | {"corpus_text_megabytes": text, "corpus_megabytes_a_second": text / seconds}
+
+
+def say(what: str) -> None:
+    """Tell on standard error how far it is; a run takes many minutes."""
+    print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
 
 
 def lost(folder: Path) -> int:
@@ -392,32 +421,32 @@ def main() -> None:
         "--planted", type=int, default=600, help="texts with a near-duplicate or a clean twin"
     )
     parser.add_argument("--speed-megabytes", type=float, default=6.0, help="of text for each step's speed")
+    parser.add_argument(
+        "--part", choices=PARTS, action="append", help="measure only this; may be given again (default: all)"
+    )
     arguments = parser.parse_args()
+    parts = arguments.part or PARTS
     draw = random.Random(arguments.seed)
     figures: dict[str, float] = {}
+    peer: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        size = gather(folder / "raw", arguments.megabytes, draw)
-        seconds = undisturbed(write_recipe(folder, "whole"))
-        figures["accounting_error"] = lost(folder / "whole")
-        if arguments.kills:
-            figures["kills"] = killed(write_recipe(folder, "killed"), seconds, arguments.kills, draw)
-            figures["accounting_error"] += lost(folder / "killed")
-            same = [digests(folder / name) for name in ("whole", "killed")]
-            for each in same:
-                del each["corpus.json"]  # has the corpus's name in it
-            figures["identical_after_kills"] = float(same[0] == same[1])
-        text = characters(folder / "whole") / 1e6
-        figures |= {"corpus_files_megabytes": size, "corpus_text_megabytes": text}
-        figures |= {"corpus_megabytes_a_second": text / seconds}
-        figures |= dedup_figures(folder / "dedup", arguments.planted, arguments.seed)
-        peer: dict[str, Any] = peer_dedup(folder / "peer-dedup", arguments.planted, arguments.seed)
-        ours, theirs = speeds(folder, arguments.speed_megabytes)
-        for name, value in ours.items():
-            figures[f"{name}_megabytes_a_second"] = value
-            if name in theirs:
-                figures[f"{name}_against_datatrove"] = value / theirs[name]
-                peer[f"{name}_megabytes_a_second"] = theirs[name]
+        if "kills" in parts or "speed" in parts:
+            size = gather(folder / "raw", arguments.megabytes, draw)
+            say(f"gathered {size:.0f} MB of files")
+        if "kills" in parts:
+            figures |= kill_figures(folder, arguments.kills, draw) | {"corpus_files_megabytes": size}
+        if "dedup" in parts:
+            figures |= dedup_figures(folder / "dedup", arguments.planted, arguments.seed)
+            peer |= peer_dedup(folder / "peer-dedup", arguments.planted, arguments.seed)
+            say("looked for planted duplicates")
+        if "speed" in parts:
+            ours, theirs = speeds(folder, arguments.speed_megabytes)
+            for name, value in ours.items():
+                figures[f"{name}_megabytes_a_second"] = value
+                if name in theirs:
+                    figures[f"{name}_against_datatrove"] = value / theirs[name]
+                    peer[f"{name}_megabytes_a_second"] = theirs[name]
     common.write(arguments.json, figures, peer)
     for name, value in peer.items():
         print(f"peer {name}  {value:.6g}")
