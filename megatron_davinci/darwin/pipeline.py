@@ -21,7 +21,7 @@ from megatron_davinci.darwin.inventory import InputFile
 from megatron_davinci.darwin.parts import Parts, read_part
 from megatron_davinci.darwin.provenance import DROPPED, QUARANTINED, fate_of
 from megatron_davinci.darwin.recipe import SourceRecipe
-from megatron_davinci.darwin.step import GlobalStep, Outcome, Step
+from megatron_davinci.darwin.step import KEEP, GlobalStep, Outcome, Step
 from megatron_davinci.darwin.tally import Tally
 from megatron_davinci.errors import DataError
 from megatron_davinci.files import write_json
@@ -112,10 +112,12 @@ class ReadParts(PipelineStep):
             document = provenance.from_record(record)
             if looks_at(self.step, document):
                 verdict = goes.get(index)
-                kind = (
-                    {"quarantine" if self.step.quarantines else "drop": verdict["reason"]} if verdict else {}
+                outcome = (
+                    self.step.carry_out(document, verdict["reason"], verdict["notes"]) if verdict else KEEP
                 )
-                note(self.step, document, Outcome(**kind, notes=verdict["notes"] if verdict else None))
+                if outcome.counts:
+                    self.shared.tally.counted(self.step.name, outcome.counts)
+                note(self.step, document, outcome)
             yield document
 
 

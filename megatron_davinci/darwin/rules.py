@@ -1,9 +1,8 @@
-"""Level 2: length, garble, language, licence."""
+"""Level 2: length, garble, language."""
 
 from __future__ import annotations
 
 import re
-from fnmatch import fnmatch
 from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
@@ -161,37 +160,3 @@ class Language(Step):
         if language not in chosen.keep:
             return Outcome(drop="other_language", scores=scores, notes={"language": language})
         return Outcome(drop="uncertain_language" if score < chosen.min_score else None, scores=scores)
-
-
-class Licence(Step):
-    """Licences that may or may not be used."""
-
-    name = "licence"
-    level = 2
-    about = "documents whose licence is not among those that may be used"
-
-    class Parameters(StepParameters):
-        """Parameters of `licence`. Patterns as of file names, case ignored: `cc-by*`, `*gpl*`.
-
-        Attributes:
-            keep: Licences that stay; None for all that `drop` does not name.
-            drop: Licences that go.
-            unknown: What becomes of a document without one.
-        """
-
-        keep: list[str] | None = None
-        drop: list[str] = Field(default=[])
-        unknown: str = Field(default="keep", pattern="^(keep|drop)$")
-
-    parameters: Parameters
-
-    def apply(self, document: Document) -> Outcome:
-        """Compare with the patterns."""
-        licence, chosen = document.metadata.get("licence"), self.parameters
-        if not licence:
-            return Outcome(drop="no_licence" if chosen.unknown == "drop" else None)
-        name = str(licence).lower()
-        kept = chosen.keep is None or any(fnmatch(name, pattern.lower()) for pattern in chosen.keep)
-        if not kept or any(fnmatch(name, pattern.lower()) for pattern in chosen.drop):
-            return Outcome(drop="licence", notes={"licence": licence})
-        return Outcome()

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from megatron_davinci.darwin.parts import TEMPORARY
 from megatron_davinci.files import disk_errors
 
+KEY = np.dtype([("high", "<u8"), ("low", "<u8")])
+"""A 128-bit key; zeros stand for none, which no digest is."""
+
 
 def save(path: Path, **arrays: NDArray[Any]) -> None:
     """Write arrays to `path.NAME.npy`, each whole or not at all.
@@ -57,3 +60,25 @@ def names(strings: Sequence[str]) -> dict[str, NDArray[Any]]:
     encoded = [string.encode("utf-8", "surrogatepass") for string in strings]
     ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
     return {"names": np.frombuffer(b"".join(encoded), np.uint8), "name_ends": ends}
+
+
+def first_of_each(keys: NDArray[Any]) -> NDArray[np.int64]:
+    """For each key, the place of the first that is equal; its own where none was before, or it is no key.
+
+    Args:
+        keys: Of dtype `KEY`, [n].
+
+    Returns:
+        int64 [n].
+    """
+    # Equal keys stand together and keep their order, so the first of each run is the first of all.
+    order = np.lexsort((keys["high"], keys["low"]))
+    ordered = keys[order]
+    same = ordered[1:] == ordered[:-1]
+    same &= (ordered["high"][1:] != 0) | (ordered["low"][1:] != 0)
+    first = np.arange(len(order))
+    first[1:][same] = 0
+    np.maximum.accumulate(first, out=first)
+    found = np.empty(len(order), np.int64)
+    found[order] = order[first]
+    return found

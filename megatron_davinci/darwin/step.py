@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 from datatrove.data import Document
 
 from megatron_davinci.config.section import Section
-from megatron_davinci.darwin.provenance import parameters_hash
+from megatron_davinci.darwin.provenance import Entry, parameters_hash
 
 Scores = dict[str, float]
 
@@ -142,9 +142,13 @@ class Step:
         finally:
             self.close()
 
+    def repeat(self, document: Document, entry: Entry) -> Outcome:
+        """Do again what was done, where the entry of the document's history is needed for that."""
+        return self.replay(document)
+
 
 class Verdict(NamedTuple):
-    """Why a global step drops a document.
+    """What a global step has found of a document, for which it drops the document or carries something out on it.
 
     Attributes:
         place: Of the document among those that its task sketched.
@@ -158,7 +162,7 @@ class Verdict(NamedTuple):
 
 
 class GlobalStep(Step):
-    """A step that needs all documents: `sketch` each, `solve` all, drop what `solve` says.
+    """A step that needs all documents: `sketch` each, `solve` all, carry out what `solve` says; most drop documents.
 
     `sketch` and `finish` are called in one process for each task; `solve` in one process when all tasks are done. The
     order of tasks and documents is that of the recipe's sources and their files, whatever the number of tasks, so a
@@ -186,3 +190,9 @@ class GlobalStep(Step):
     def solve(self, folder: Path, tasks: Sequence[int]) -> Iterator[tuple[int, list[Verdict]]]:
         """For each task, which of its documents go."""
         raise NotImplementedError
+
+    def carry_out(self, document: Document, reason: str, notes: dict[str, Any]) -> Outcome:
+        """What becomes of a document of which there is a verdict: it goes."""
+        if self.quarantines:
+            return Outcome(quarantine=reason, notes=notes)
+        return Outcome(drop=reason, notes=notes)

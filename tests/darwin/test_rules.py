@@ -123,17 +123,6 @@ def test_language():
     assert judged("language", german, keep=None).scores["language_score"] > 0.8
 
 
-def test_licence():
-    def fate(licence, **parameters):
-        step = STEPS["licence"](STEPS["licence"].Parameters(**parameters))
-        return step.apply(document("x", licence)).drop
-
-    assert fate("GPL-3.0", drop=["gpl*"]) == "licence"
-    assert fate("MIT", drop=["gpl*"]) is None
-    assert fate("CC-BY-NC-4.0", keep=["cc-by-4*", "mit"]) == "licence"
-    assert fate(None) is None and fate(None, unknown="drop") == "no_licence"
-
-
 def test_code_quality():
     module = (STDLIB / "textwrap.py").read_text()
     assert judged("code_quality", module, parse_python=True).drop is None
