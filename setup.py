@@ -62,6 +62,7 @@ EXTRAS = {
         "pytest>=8",
         "pytest-xdist>=3.6",
         "hypothesis>=6.100",
+        "ml_dtypes>=0.5",  # formats of few bits, to hold ours against
         "ruff",
         "mypy",
         "types-PyYAML",
