@@ -218,3 +218,14 @@ def test_a_thousand_ranks_are_said_in_a_few_lines(run):
     assert "rank 417 on node052 (process 99) left without a word" in screen
     assert "0-416, 418-999" in screen and "node000 and 124 more" in screen
     assert len(screen.splitlines()) < 24
+
+
+def test_what_keeps_untrusted_code_in_is_said():
+    found = davinci("doctor", "--sandbox", "--json")
+    said = json.loads(found.out)
+    here = [way for way, why in said["ways"].items() if why is None]
+    assert said["chosen"] == (here[0] if here else None) and found.code == (0 if here else 2)
+    assert said["isolation"]["calls"] == "seccomp"
+    screen = davinci("doctor", "--sandbox").out
+    assert "namespaces" in screen and said["isolation"]["network"] in " ".join(screen.split())
+    assert "one of them" in davinci("doctor", "--sandbox", "--kernels").refusal()
