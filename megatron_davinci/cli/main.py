@@ -24,6 +24,7 @@ COMMANDS = {
     ),
     "convert": ("megatron_davinci.cli.convert", "checkpoints to and from Hugging Face, and from Megatron-LM"),
     "eval": ("megatron_davinci.cli.eval", "run lm-eval's tasks on a checkpoint, without conversion"),
+    "serve": ("megatron_davinci.cli.serve", "a checkpoint or an export behind an OpenAI-compatible API"),
     "doctor": ("megatron_davinci.cli.doctor", "why a run has ended, what is left of it, and what to do"),
     "lab": ("megatron_davinci.cli.lab", "ask a question by runs that differ in one thing"),
     "compare": (

@@ -19,6 +19,7 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from megatron_davinci.config.model import ModelConfig
+from megatron_davinci.errors import ConfigError
 from megatron_davinci.evaluate.packing import Batch, batches
 from megatron_davinci.model.branches import Branches, KeyValueCache
 from megatron_davinci.platform.device import Platform
@@ -29,6 +30,7 @@ _LOGITS = 16 * 2**20
 
 Progress = Callable[[int, int], None]
 _Read = Callable[[Tensor, int], Tensor]
+Choose = Callable[[Sequence[int], Tensor], Tensor]
 
 
 class Likelihood(NamedTuple):
@@ -133,8 +135,9 @@ class Engine:
         stop: Callable[[int, list[int]], bool],
         most: Sequence[int],
         progress: Progress = lambda done, total: None,
+        choose: Choose | None = None,
     ) -> list[list[int]]:
-        """Continue prompts greedily.
+        """Continue prompts.
 
         Args:
             prompts: Token ids, none empty.
@@ -142,10 +145,20 @@ class Engine:
                 the same on every rank.
             most: Tokens to generate at most, by prompt.
             progress: As in `log_likelihoods`.
+            choose: Is given prompts' numbers and their logits, [prompts, vocabulary] fp32, and returns the token of
+                each, -1 where a logit is not a number; None for the likeliest token. Not with tensor ranks, of which
+                each has a part of the vocabulary.
 
         Returns:
             The tokens generated after each prompt. Where a logit was not a number, -1 ends them.
         """
+        if choose is not None and self._tensor.size() > 1:
+            raise ConfigError(
+                "Tensor ranks do not draw tokens.",
+                where="parallel.tensor",
+                found=self._tensor.size(),
+                expected="1, or the likeliest tokens",
+            )
         plan = list(
             batches(
                 prompts,
@@ -158,7 +171,7 @@ class Engine:
         found: dict[int, list[int]] = {}
         total = sum(len(row.paths) for rows in mine for row in rows)
         for rows in mine:
-            found |= self._continue(Batch.of(rows), prompts, stop, most)
+            found |= self._continue(Batch.of(rows), prompts, stop, most, choose)
             progress(len(found), total)
         return self._of_all(found, len(prompts))
 
@@ -234,6 +247,7 @@ class Engine:
         prompts: Sequence[Sequence[int]],
         stop: Callable[[int, list[int]], bool],
         most: Sequence[int],
+        choose: Choose | None,
     ) -> dict[int, list[int]]:
         numbers = list(batch.paths)
         generated: dict[int, list[int]] = {number: [] for number in numbers}
@@ -244,7 +258,7 @@ class Engine:
             keep[place, columns - len(prompts[number]) :] = batch.paths[number]
         cache = KeyValueCache(columns)
         outputs = np.array([batch.paths[number][-1] for number in numbers])
-        branches = self._branches(batch, outputs, self._likeliest)
+        branches = self._branches(batch, outputs, self._choosing(choose, numbers))
         branches.keep, branches.cache = torch.from_numpy(keep).to(self.platform.device), cache
         tokens = batch.tokens
         alive = numbers
@@ -263,9 +277,9 @@ class Engine:
                 cache.select(kept.to(self.platform.device))
                 before, alive = before[kept], [alive[row] for row in rows]
             tokens = np.array([[generated[number][-1]] for number in alive])
-            branches = self._next(cache, before, len(alive))
+            branches = self._next(cache, before, len(alive), self._choosing(choose, alive))
 
-    def _next(self, cache: KeyValueCache, before: Tensor, sequences: int) -> Branches:
+    def _next(self, cache: KeyValueCache, before: Tensor, sequences: int, read: _Read) -> Branches:
         """One more token behind every sequence of a cache, of which the first `before` columns are empty."""
         sees = None
         if bool(before.any()):
@@ -275,7 +289,7 @@ class Engine:
             positions=(cache.used - before)[:, None].to(self.platform.device),
             sees=sees,
             outputs=torch.arange(sequences, device=self.platform.device),
-            read=self._likeliest,
+            read=read,
             at_once=self._at_once,
             cache=cache,
         )
@@ -354,6 +368,11 @@ class Engine:
         mean = self._over_tensor_ranks((p * terms).sum(-1), dist.ReduceOp.SUM)
         apart = self._over_tensor_ranks((p * (terms - mean[:, None]).square()).sum(-1), dist.ReduceOp.SUM)
         return torch.stack([self._own_logit(logits, targets) - log_z, mean, apart.sqrt()], 1)
+
+    def _choosing(self, choose: Choose | None, numbers: list[int]) -> _Read:
+        if choose is None:
+            return self._likeliest
+        return lambda logits, first: choose(numbers[first : first + len(logits)], logits.float())[:, None]
 
     def _likeliest(self, logits: Tensor, first: int = 0) -> Tensor:
         """[outputs, 1] int64: the likeliest token, the first of equals; -1 where a logit is not a number."""

@@ -8,7 +8,7 @@ that do not overlap, each after one token. So both give the same numbers.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from megatron_davinci.data.tokenizer import Tokenizer
 from megatron_davinci.evaluate.answers import Answers
+from megatron_davinci.evaluate.endings import ends
 from megatron_davinci.evaluate.engine import Likelihood
 
 DEFAULT_MOST = 256  # tokens to generate, where a task does not say; as in lm-eval
@@ -226,21 +227,6 @@ class NativeLM(TemplateLM):
             if not abs(log) < float("inf"):
                 self.troubles.add(NOT_A_NUMBER, requests[number])
         return answers
-
-
-def stopper(tokenizer: Tokenizer, until: Sequence[Sequence[str]]) -> Callable[[int, list[int]], bool]:
-    """What `Engine.generate` asks after each token."""
-    return lambda number, ids: ends(tokenizer, ids, until[number])
-
-
-def ends(tokenizer: Tokenizer, ids: Sequence[int], until: Sequence[str]) -> bool:
-    """Whether the last of these tokens ends the text: it ends the document, or completes one of these strings."""
-    if ids[-1] == tokenizer.eod_id:
-        return True
-    longest = max((len(text.encode()) for text in until), default=0)
-    # A token is at least a byte; some more, for a character that is not whole at the beginning.
-    tail = tokenizer.decode(ids[-(longest + 4) :], special=True)
-    return any(text in tail for text in until)
 
 
 def _spaces_moved(context: str, continuation: str) -> tuple[str, str]:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from megatron_davinci.data.tokenizer import Tokenizer
+from megatron_davinci.evaluate.endings import stopper
 from megatron_davinci.evaluate.engine import Engine, Likelihood
-from megatron_davinci.evaluate.harness import Pair, stopper
+from megatron_davinci.evaluate.harness import Pair
 from megatron_davinci.platform.distributed import broadcast_object
 
 

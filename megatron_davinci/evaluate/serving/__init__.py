@@ -1,0 +1,1 @@
+"""Our own models behind the part of OpenAI's API that asks for text."""

@@ -1,0 +1,289 @@
+"""An OpenAI-compatible server of one model: threads talk to clients, the thread that has the model writes batches.
+
+`POST /v1/chat/completions`, `POST /v1/completions`, `GET /v1/models`, `GET /health`. Answers come whole; `stream` is
+refused. It stands on http.server: behind it is one small model, and what limits it is the model.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import select
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Condition, Thread
+from typing import Any
+
+from megatron_davinci.errors import EnvironmentProblem
+from megatron_davinci.evaluate.serving.queue import Job, Queue
+from megatron_davinci.evaluate.serving.requests import Refusal, asked, parsed
+from megatron_davinci.evaluate.serving.writers import Writer
+
+_IDLE_SECONDS = 75.0  # of a connection without a request, or in the middle of one
+_LAST_SECONDS = 5.0  # in which the last answers are sent
+_POSTS = ("/v1/chat/completions", "/v1/completions")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a model is served.
+
+    Attributes:
+        name: Of the model.
+        host: To listen at.
+        port: Likewise; 0 for a free one.
+        batch: Texts that are written at once. With 1 the same question has the same answer, whatever else is asked.
+        waiting: Texts that wait at most; more are refused with 503.
+        body_bytes: Of one request at most.
+        key: That clients must show; None for none.
+    """
+
+    name: str
+    host: str = "127.0.0.1"
+    port: int = 8000
+    batch: int = 16
+    waiting: int = 256
+    body_bytes: int = 8_000_000
+    key: str | None = None
+
+
+class Server:
+    """Serves a model.
+
+    Args:
+        writer: The model.
+        settings: How.
+
+    Raises:
+        EnvironmentProblem: It cannot listen there.
+
+    Attributes:
+        url: Up to and with `/v1`.
+    """
+
+    def __init__(self, writer: Writer, settings: Settings) -> None:
+        self.writer, self.settings, self.queue = writer, settings, Queue(settings.waiting)
+        try:
+            self._http = _Http((settings.host, settings.port), self)
+        except OSError as error:
+            raise EnvironmentProblem(
+                "The server cannot listen there.",
+                where=f"{settings.host}:{settings.port}",
+                found=error.strerror or error,
+                do="name another --port; 0 takes a free one",
+            ) from error
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        self.url = f"http://{host}:{self._http.server_address[1]}/v1"
+        self.began = int(time.time())
+        self._idle, self._talking = Condition(), 0
+
+    def run(self) -> None:
+        """Write what is asked for, in this thread, until `stop`."""
+        thread = Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
+        thread.start()
+        try:
+            while not self.queue.closed:
+                self._write(self.queue.take(self.settings.batch))
+        finally:
+            self.queue.close()
+            self._http.shutdown()
+            thread.join()
+            self._http.server_close()
+            with self._idle:
+                self._idle.wait_for(lambda: not self._talking, _LAST_SECONDS)
+
+    @contextmanager
+    def talking(self) -> Iterator[None]:
+        """While a request is being answered: the server does not end in the middle of it."""
+        with self._idle:
+            self._talking += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._talking -= 1
+                self._idle.notify_all()
+
+    def stop(self) -> None:
+        """Refuse what waits, and end when what is being written is there. May be called by a signal's handler."""
+        Thread(target=self.queue.close, daemon=True).start()
+
+    def _write(self, jobs: list[Job]) -> None:
+        if not jobs:
+            return
+        try:
+            texts = self.writer.write([job.asked for job in jobs])
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}"
+            for job in jobs:
+                job.settle(problem=Refusal(500, f"The model failed: {said}"[:500], "server_error"))
+            if not isinstance(error, RuntimeError | MemoryError):
+                raise
+            return
+        for job, tokens in zip(jobs, texts, strict=True):
+            if tokens and tokens[-1] < 0:
+                job.settle(problem=Refusal(500, "The model's logits are not numbers.", "server_error"))
+            else:
+                job.settle(tokens)
+
+    def answer(self, path: str, raw: bytes, gone: Any) -> dict[str, Any]:
+        """The body of the response to a request, when it is there.
+
+        Args:
+            path: Of the request.
+            raw: Its body.
+            gone: Says whether the client has left.
+
+        Raises:
+            Refusal: There is none.
+        """
+        chat = path == _POSTS[0]
+        tokenizer = self.writer.tokenizer
+        wanted = asked(
+            parsed(raw),
+            chat,
+            self.settings.name,
+            self.writer.longest,
+            lambda text: [int(token) for token in tokenizer.encode_batch([text])[0]],
+        )
+        jobs = [Job(each, gone) for each in wanted]
+        self.queue.put(jobs)
+        for job in jobs:
+            job.done.wait()
+            if job.problem is not None:
+                raise job.problem
+        choices = [self._choice(number, job, chat) for number, job in enumerate(jobs)]
+        prompt, written = sum(len(each.ids) for each in wanted), sum(len(job.tokens) for job in jobs)
+        return {
+            "id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}",
+            "object": "chat.completion" if chat else "text_completion",
+            "created": int(time.time()),
+            "model": self.settings.name,
+            "choices": choices,
+            "usage": {
+                "prompt_tokens": prompt,
+                "completion_tokens": written,
+                "total_tokens": prompt + written,
+            },
+        }
+
+    def _choice(self, number: int, job: Job, chat: bool) -> dict[str, Any]:
+        tokenizer, until = self.writer.tokenizer, job.asked.until
+        ended = job.tokens[-1] == tokenizer.eod_id
+        text = tokenizer.decode(job.tokens, special=False)
+        places = [place for stop in until if (place := text.find(stop)) >= 0]
+        choice: dict[str, Any] = {
+            "index": number,
+            "finish_reason": "stop" if ended or places else "length",
+            "logprobs": None,
+        }
+        text = text[: min(places)] if places else text
+        return choice | ({"message": {"role": "assistant", "content": text}} if chat else {"text": text})
+
+    def models(self) -> dict[str, Any]:
+        """The body of the list of models."""
+        one = {
+            "id": self.settings.name,
+            "object": "model",
+            "created": self.began,
+            "owned_by": "megatron-davinci",
+            "max_model_len": self.writer.longest,
+        }
+        return {"object": "list", "data": [one]}
+
+
+class _Http(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 256
+
+    def __init__(self, address: tuple[str, int], served: Server) -> None:
+        if ":" in address[0]:
+            self.address_family = socket.AF_INET6
+        self.served = served
+        super().__init__(address, _Handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that is gone is no news; what else goes wrong is answered."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    timeout = _IDLE_SECONDS
+    server: _Http
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: questions may hold what is private."""
+
+    def do_GET(self) -> None:
+        """`/v1/models`, `/health`."""
+        served = self.server.served
+        if self.path == "/health":
+            self._reply(200, {"status": "ok"})
+        elif self.path in ("/v1/models", f"/v1/models/{served.settings.name}"):
+            listed = served.models()
+            self._guarded(lambda: listed if self.path == "/v1/models" else listed["data"][0])
+        else:
+            self._reply(404, Refusal(404, f"There is no {self.path}; there is /v1/models").body)
+
+    def do_POST(self) -> None:
+        """`/v1/chat/completions`, `/v1/completions`."""
+        path = self.path.split("?")[0]
+        if path not in _POSTS:
+            self.close_connection = True
+            self._reply(404, Refusal(404, f"There is no {path}; there are {' and '.join(_POSTS)}").body)
+            return
+        self._guarded(lambda: self.server.served.answer(path, self._body(), self._gone))
+
+    def _guarded(self, answer: Any) -> None:
+        with self.server.served.talking():
+            try:
+                self._authorise()
+                body = answer()
+            except Refusal as refusal:
+                if refusal.status in (401, 411, 413):
+                    self.close_connection = True  # what was sent is not read
+                self._reply(refusal.status, refusal.body, refusal.wait)
+                return
+            self._reply(200, body)
+
+    def _authorise(self) -> None:
+        key = self.server.served.settings.key
+        given = self.headers.get("Authorization", "")
+        if key is not None and not hmac.compare_digest(given.encode(), f"Bearer {key}".encode()):
+            raise Refusal(
+                401, "The API key is missing or wrong.", "authentication_error", code="invalid_api_key"
+            )
+
+    def _body(self) -> bytes:
+        length, most = self.headers.get("Content-Length", ""), self.server.served.settings.body_bytes
+        if not length.isdigit():
+            raise Refusal(411, "A request needs a Content-Length.")
+        if int(length) > most:
+            raise Refusal(413, f"The body has {int(length):,} bytes, of at most {most:,}.")
+        return self.rfile.read(int(length))
+
+    def _gone(self) -> bool:
+        """Whether the client has closed its side."""
+        look = select.poll()
+        try:
+            look.register(self.connection, select.POLLIN)
+            return bool(look.poll(0)) and self.connection.recv(1, socket.MSG_PEEK) == b""
+        except (OSError, ValueError):
+            return True
+
+    def _reply(self, status: int, body: dict[str, Any], wait: float | None = None) -> None:
+        raw = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(raw)))
+        if wait is not None:
+            self.send_header("Retry-After", f"{wait:g}")
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(raw)

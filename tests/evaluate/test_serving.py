@@ -1,0 +1,288 @@
+"""Our models behind OpenAI's API: the words of the engine, refusals in OpenAI's form, a queue with an end."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+
+from megatron_davinci.cli import serve
+from megatron_davinci.cli.convert_to_hf import export
+from megatron_davinci.cli.main import main
+from megatron_davinci.evaluate.sampling import Draw, Sampling
+from megatron_davinci.evaluate.serving.requests import Refusal
+from megatron_davinci.evaluate.serving.server import Server, Settings
+from tests.evaluate import models
+
+PROMPTS = [
+    "river stone",
+    "The lamp",
+    "garden winter paper music",
+    "b",
+    "window bread silver morning letter bridge",
+]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("served")
+    models.write_run(root)
+    return root
+
+
+def options(model: Path, **changes) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    serve.add_arguments(parser)
+    given = parser.parse_args([str(model), "train.threads=1", "train.precision=fp32", "--port", "0"])
+    return argparse.Namespace(**vars(given) | changes)
+
+
+@contextmanager
+def running(writer, **settings) -> Iterator[Server]:
+    server = Server(writer, Settings(**{"name": "tiny", "port": 0} | settings))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def served(root) -> Iterator[Server]:
+    with serve.loaded(options(root / "run")) as (writer, name), running(writer) as server:
+        assert name == "run@0"
+        yield server
+
+
+@pytest.fixture(scope="module")
+def exported(root) -> Path:
+    return export(str(root / "run"), root / "hf", verify=False)
+
+
+def post(server: Server, path: str = "completions", **body) -> httpx.Response:
+    return httpx.post(f"{server.url}/{path}", json={"model": "tiny"} | body, timeout=60)
+
+
+def completed(server: Server, prompt: str, **more) -> str:
+    found = post(server, prompt=prompt, max_tokens=24, **{"temperature": 0} | more).json()
+    return found["choices"][0]["text"]
+
+
+def test_answers_are_the_engines_alone_or_in_company(served):
+    writer = served.writer
+    ids = [one.tolist() for one in writer.tokenizer.encode_batch(PROMPTS)]
+    tokens = writer._engine.generate(
+        ids, lambda number, so_far: so_far[-1] == writer.tokenizer.eod_id, [24] * len(ids)
+    )
+    expected = [writer.tokenizer.decode(one, special=False) for one in tokens]
+    with ThreadPoolExecutor(len(PROMPTS)) as pool:
+        assert list(pool.map(lambda prompt: completed(served, prompt), PROMPTS)) == expected
+    together = post(served, prompt=PROMPTS, max_tokens=24, temperature=0).json()
+    assert [choice["text"] for choice in together["choices"]] == expected
+    assert together["usage"] == {
+        "prompt_tokens": sum(map(len, ids)),
+        "completion_tokens": sum(map(len, tokens)),
+        "total_tokens": sum(map(len, ids)) + sum(map(len, tokens)),
+    }
+    said = [
+        {"role": "system", "content": "river"},
+        {"role": "user", "content": [{"type": "text", "text": "stone"}]},
+    ]
+    chat = post(served, "chat/completions", messages=said, max_tokens=8, temperature=0).json()
+    assert chat["object"] == "chat.completion" and chat["choices"][0]["finish_reason"] == "length"
+    [choice] = post(served, prompt="river\n\nstone\n\n", max_tokens=8, temperature=0).json()["choices"]
+    assert chat["choices"][0]["message"] == {"role": "assistant", "content": choice["text"]}
+    [listed] = httpx.get(f"{served.url}/models").json()["data"]
+    assert listed["id"] == "tiny" and listed["max_model_len"] == models.LENGTH
+
+
+def test_a_text_ends_where_it_was_asked_to(served):
+    whole = completed(served, PROMPTS[0])
+    stop = whole[5:8]
+    [choice] = post(served, prompt=PROMPTS[0], max_tokens=24, temperature=0, stop=[stop, "\0"]).json()[
+        "choices"
+    ]
+    assert choice["text"] == whole[: whole.index(stop)] and choice["finish_reason"] == "stop"
+
+
+def test_an_export_says_what_its_checkpoint_says(served, exported):
+    expected = [completed(served, prompt) for prompt in PROMPTS]
+    drawn = completed(served, PROMPTS[2], temperature=1.0, seed=5)
+    with serve.loaded(options(exported)) as (writer, name), running(writer) as server:
+        assert name == "hf" and writer.longest == models.LENGTH
+        found = post(server, prompt=PROMPTS, max_tokens=24, temperature=0).json()["choices"]
+        assert [choice["text"] for choice in found] == expected
+        assert completed(server, PROMPTS[2], temperature=1.0, seed=5) == drawn
+
+
+def test_a_seed_decides_what_is_drawn(served):
+    def drawn(prompt, seed):
+        return completed(served, prompt, temperature=1.0, seed=seed)
+
+    alone = [drawn(PROMPTS[2], seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda seed: drawn(PROMPTS[2], seed), range(4))) == alone
+    assert len(set(alone)) == 4
+    assert completed(served, PROMPTS[2], temperature=1.0, top_p=1e-6) == completed(served, PROMPTS[2])
+
+
+def test_tokens_come_as_often_as_they_are_likely():
+    shares = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    draw = Draw([Sampling(1.0, 1.0, 3), Sampling(1.0, 0.75, 3), Sampling(2.0, 1.0, 3), Sampling()])
+    rows = shares.log().repeat(4, 1)
+    rows[0, 3] = float("-inf")
+    found = np.array([draw([0, 1, 2, 3], rows).tolist() for _ in range(2000)])
+    frequencies = [np.bincount(found[:, text], minlength=4) / len(found) for text in range(4)]
+    hot = shares.sqrt().numpy() / shares.sqrt().sum().item()
+    expected = [[0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95, 0], [0.625, 0.375, 0, 0], hot, [1, 0, 0, 0]]
+    assert np.abs(np.array(frequencies) - expected).max() < 0.04
+    rows[1, 0] = float("nan")
+    assert draw([0, 1], rows[:2]).tolist()[1] == -1
+
+
+@pytest.mark.parametrize(
+    "body,status,param,code",
+    [
+        ({"prompt": "x", "model": "other"}, 404, "model", "model_not_found"),
+        ({"prompt": "river " * 200}, 400, "prompt", "context_length_exceeded"),
+        ({"prompt": "x", "max_tokens": 1000}, 400, "prompt", "context_length_exceeded"),
+        ({"prompt": ""}, 400, "prompt", None), ({"prompt": 3}, 400, "prompt", None), ({}, 400, "prompt", None),
+        ({"prompt": "x", "stream": True}, 400, "stream", None), ({"prompt": "x", "n": 2}, 400, "n", None),
+        ({"prompt": "x", "temperature": 9}, 400, "temperature", None),
+        ({"prompt": "x", "seed": "a"}, 400, "seed", None), ({"prompt": "x", "stop": [""]}, 400, "stop", None),
+        ({"prompt": "x", "temperature": float("inf")}, 400, "temperature", None),
+        ({"prompt": "x", "max_tokens": 0}, 400, "max_tokens", None),
+        ({"prompt": "x", "response_format": {"type": "json_object"}}, 400, "response_format", None),
+        ({"prompt": "x", "top_k": 5}, 400, "top_k", None), ({"prompt": "x", "top_p": 0}, 400, "top_p", None),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_is_refused_by_name(served, body, status, param, code):
+    raw = json.dumps({"model": "tiny"} | body)
+    found = httpx.post(f"{served.url}/completions", content=raw, timeout=60)
+    error = found.json()["error"]
+    assert (found.status_code, error["param"], error["code"]) == (status, param, code) and error["message"]
+    if code == "context_length_exceeded":
+        assert f"context is {models.LENGTH} tokens" in error["message"]
+
+
+def test_bodies_and_paths_that_are_none(served):
+    for content in (b"{", b"[1]", b"\xff"):
+        found = httpx.post(f"{served.url}/completions", content=content)
+        assert found.status_code == 400 and "JSON" in found.json()["error"]["message"]
+    assert httpx.post(f"{served.url}/embeddings", json={}).status_code == 404
+    assert httpx.get(f"{served.url}/what").status_code == 404
+    for messages in (
+        [],
+        "x",
+        [{"role": "user"}],
+        [{"content": "x"}],
+        [{"role": "user", "content": [{"type": "image"}]}],
+    ):
+        assert post(served, "chat/completions", messages=messages).status_code == 400
+    nobody_measured = httpx.post(f"{served.url}/completions", content=iter([b"{}"]))
+    assert nobody_measured.status_code == 411
+
+
+class Held:
+    """A writer that writes when it is let, to see what waits meanwhile."""
+
+    def __init__(self, served: Server) -> None:
+        self.tokenizer, self.longest = served.writer.tokenizer, 64
+        self.go, self.written = threading.Event(), []
+        self.said: list[int] = [5, 6]
+
+    def write(self, asked):
+        self.go.wait(30)
+        self.written += [one.most for one in asked]
+        if not self.said:
+            raise RuntimeError("out of memory")
+        return [list(self.said) for _ in asked]
+
+
+def test_no_more_wait_than_agreed_and_who_left_is_not_answered(served):
+    writer = Held(served)
+    with running(writer, waiting=2, batch=1) as server, ThreadPoolExecutor(8) as pool:
+        first = pool.submit(post, server, prompt="x", max_tokens=1)
+        while server.queue._jobs or not server._talking:
+            time.sleep(0.01)
+        place = server._http.server_address
+        with socket.create_connection(place) as leaving:
+            body = json.dumps({"model": "tiny", "prompt": "x", "max_tokens": 2}).encode()
+            leaving.sendall(b"POST /v1/completions HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+            while not server.queue._jobs:
+                time.sleep(0.01)
+        second = pool.submit(post, server, prompt="x", max_tokens=3)
+        while len(server.queue._jobs) < 2:
+            time.sleep(0.01)
+        refused = post(server, prompt="x", max_tokens=4)
+        assert refused.status_code == 503 and refused.headers["Retry-After"] == "1"
+        assert refused.json()["error"]["code"] == "overloaded"
+        writer.go.set()
+        assert first.result().status_code == second.result().status_code == 200
+        assert writer.written == [1, 3], "nobody waited for 2"
+        for writer.said, words in (([5, -1], "not numbers"), ([], "out of memory")):
+            failed = post(server, prompt="x", max_tokens=5)
+            assert failed.status_code == 500 and words in failed.json()["error"]["message"]
+        server.stop()
+    with pytest.raises(Refusal, match="being stopped"):
+        server.queue.put([])
+
+
+def test_a_key_that_is_asked_for(served):
+    with running(Held(served), key="secret", body_bytes=100) as server:
+        assert httpx.get(f"{server.url}/models").status_code == 401
+        assert post(server, prompt="x").json()["error"]["code"] == "invalid_api_key"
+        shown = {"Authorization": "Bearer secret"}
+        assert httpx.get(f"{server.url}/models", headers=shown).status_code == 200
+        large = httpx.post(f"{server.url}/completions", json={"prompt": "x" * 200}, headers=shown)
+        assert large.status_code == 413 and "at most 100" in large.json()["error"]["message"]
+
+
+def test_the_command_serves_until_it_is_told_to_end(exported, capfd, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "secret")
+    seen = []
+
+    def ask() -> None:
+        said, began = "", time.monotonic()
+        while "http" not in said and time.monotonic() - began < 60:
+            time.sleep(0.05)
+            said += capfd.readouterr().out
+        url = said.split()[1].rstrip(",")
+        seen.append(httpx.get(f"{url}/models", headers={"Authorization": "Bearer secret"}).json())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    words = ["serve", str(exported), "--port", "0", "--name", "mine", "--key-variable", "MY_KEY"]
+    assert main([*words, "train.threads=1"]) == 0
+    thread.join(10)
+    assert seen[0]["data"][0]["id"] == "mine"
+
+
+@pytest.mark.parametrize(
+    "words,said",
+    [
+        (["--port", "70000"], "0 to 65,535"), (["--batch", "0"], "1 to 4,096"),
+        (["parallel.tensor=2"], "has one rank"),
+        (["--key-variable", "NO_KEY"], "NO_KEY"), (["model.num_layers=2"], "no such setting"),
+    ],
+)  # fmt: skip
+def test_options_that_cannot_be(root, capsys, words, said):
+    assert main(["serve", str(root / "run"), *words]) == 2
+    assert said in capsys.readouterr().err
