@@ -1,9 +1,9 @@
 """Data Darwinism: whether documents are lost, what deduplication finds, what a run that is killed leaves, and speed.
 
-A corpus of this machine's own text (documentation, HTML, Python sources; `--megabytes` of it) goes through levels 0
-to 2 once undisturbed, and once killed outright `--kills` times at random and started again. `accounting_error` is the
-number of documents that went in and came out nowhere, or twice, over both; bad files (broken gzip, pictures, lines
-that are no JSON) are among the input.
+A corpus of this machine's own text (documentation, HTML, PDF, Python sources; `--megabytes` of it) goes through
+levels 0 to 2 once undisturbed, and once killed outright `--kills` times, at moments drawn over all of its tasks, and
+started again. `accounting_error` is the number of documents that went in and came out nowhere, or twice, over both;
+bad files (broken gzip, pictures, lines that are no JSON) are among the input.
 
 Near-duplicates are planted: real texts and tables of numbers, each second with a copy whose words are changed until
 the exact Jaccard similarity of their 5-word runs lies between 0.80 and 0.87, the others with a clean twin between
@@ -21,6 +21,7 @@ dedup_precision, dedup_planted, dedup_clean, <step>_megabytes_a_second, <step>_a
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -47,7 +48,7 @@ from tests.darwin.making import digests
 from tests.darwin.planting import dedup_figures, plant
 
 ROOTS = (
-    ("debian", "/usr/share/doc", ("*.html", "*.txt", "*.md", "changelog*.gz")),
+    ("debian", "/usr/share/doc", ("*.pdf", "*.html", "*.txt", "*.md", "changelog*.gz")),
     ("rust", "/root/.rustup", ("book/*.html", "reference/*.html", "std/**/*.html", "core/**/*.html")),
     ("python", sysconfig.get_path("stdlib"), ("*.py",)),
     ("packages", sysconfig.get_path("purelib"), ("*.py",)),
@@ -55,6 +56,7 @@ ROOTS = (
 PARTS = ("kills", "dedup", "speed")
 STEPS = [
     "extract_html",
+    "extract_pdf",
     "normalise_text",
     {"length": {"min_characters": 200}},
     "garble",
@@ -106,7 +108,7 @@ def write_recipe(folder: Path, out: str) -> Path:
             given = given | {"sources": [source for source in given["sources"] if source in names]}
         steps.append({name: given})
     path = folder / f"{out}.yaml"
-    limits = {"task_bytes": 4_000_000}
+    limits = {"task_bytes": 2_000_000}
     path.write_text(
         yaml.safe_dump(
             {"name": out, "out": str(folder / out), "sources": sources, "steps": steps, "limits": limits}
@@ -133,22 +135,39 @@ def undisturbed(recipe: Path) -> float:
     return time.perf_counter() - began
 
 
-def killed(recipe: Path, seconds: float, kills: int, draw: random.Random) -> int:
-    """Kill a run outright at random and start it again, so often; begin anew where it was done before; let it end."""
+def killed(recipe: Path, steps: int, kills: int, draw: random.Random) -> int:
+    """Kill a run outright and start it again, so often, at moments that are drawn over all of its work.
+
+    The moments are counts of tasks that are done, and some seconds more, so that each pass has its share of them
+    however fast the machine is.
+
+    Args:
+        recipe: What is run.
+        steps: Tasks of all its passes.
+        kills: How often.
+        draw: Where from.
+    """
+    folder = recipe.with_suffix("")
     done = 0
-    while done < kills:
+    for moment in sorted(draw.randrange(steps) for _ in range(kills)):
         process = start(recipe)
-        try:
-            process.wait(draw.uniform(0.5, max(2.0, 1.6 * seconds / kills)))
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            done += 1
-            say(f"killed {done} of {kills}, with {progress(recipe.with_suffix(''))}")
-        else:
-            shutil.rmtree(recipe.with_suffix(""))
+        while process.poll() is None and finished(folder) < moment:
+            time.sleep(0.05)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(draw.uniform(0, 3))
+        if process.poll() is not None:
+            break  # it was done before: nothing is left to kill
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        done += 1
+        say(f"killed {done} of {kills}, with {progress(folder)}")
     undisturbed(recipe)
     return done
+
+
+def finished(folder: Path) -> int:
+    """How many tasks of all passes are marked as done."""
+    return sum(1 for _ in folder.glob("work/??/log/completions/*"))
 
 
 def progress(folder: Path) -> str:
@@ -159,12 +178,18 @@ def progress(folder: Path) -> str:
 
 def kill_figures(folder: Path, kills: int, draw: random.Random) -> dict[str, float]:
     """The corpus made undisturbed and made under kills: what is missing, and whether they are the same."""
+    from megatron_davinci.darwin.catalogue import STEPS as CATALOGUE
+    from megatron_davinci.darwin.step import GlobalStep
+
     seconds = undisturbed(write_recipe(folder, "whole"))
     text = characters(folder / "whole") / 1e6
     say(f"made the corpus of {text:.0f} MB of text in {seconds:.0f} seconds")
     figures: dict[str, float] = {"accounting_error": lost(folder / "whole")}
     if kills:
-        figures["kills"] = killed(write_recipe(folder, "killed"), seconds, kills, draw)
+        plan = json.loads((folder / "whole" / "plan.json").read_text())
+        passes = 1 + sum(issubclass(CATALOGUE[name], GlobalStep) for name, *_ in plan["saying"]["steps"])
+        steps = passes * (len(plan["deal"]) - 1)
+        figures["kills"] = killed(write_recipe(folder, "killed"), steps, kills, draw)
         figures["accounting_error"] += lost(folder / "killed")
         same = [digests(folder / name) for name in ("whole", "killed")]
         for each in same:

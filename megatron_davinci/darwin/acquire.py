@@ -7,44 +7,18 @@ decompressed file, or the row of a table.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from megatron_davinci.darwin.inventory import InputFile
+from megatron_davinci.darwin.raw import Raw, decode
 from megatron_davinci.darwin.recipe import SourceRecipe
 from megatron_davinci.darwin.streams import Unreadable, lines, opened, whole
+from megatron_davinci.darwin.threads import read_thread_at, read_threads
+from megatron_davinci.darwin.warc import read_warc, read_warc_at
 
-VERSION = 1
-_DECLARED = re.compile(
-    rb"""<(?:meta|\?xml)[^>]{0,200}?(?:charset|encoding)\s*=\s*["']?\s*([A-Za-z0-9._-]+)""", re.IGNORECASE
-)
-_MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
-
-
-class Raw(NamedTuple):
-    """What was read of one document.
-
-    Attributes:
-        text: Its text; empty where there is a fault.
-        name: Within the source.
-        origin: The raw bytes' place: `path`, `format`, and `first`, `bytes` or `row`.
-        fields: What else the record had.
-        licence: The record's own.
-        encoding: That the bytes were decoded from.
-        fault: Why it cannot be processed; one of few fixed words.
-        said: What the reader said of it.
-    """
-
-    text: str
-    name: str
-    origin: dict[str, Any]
-    fields: dict[str, Any] | None = None
-    licence: str | None = None
-    encoding: str | None = None
-    fault: str | None = None
-    said: str = ""
+VERSION = 2
 
 
 def read_file(file: InputFile, source: SourceRecipe, limit: int) -> Iterator[Raw]:
@@ -55,19 +29,34 @@ def read_file(file: InputFile, source: SourceRecipe, limit: int) -> Iterator[Raw
         source: What the recipe says of its source.
         limit: The most bytes that a document may have.
     """
-    readers = {"jsonl": _jsonl, "parquet": _parquet}
-    origin = {"path": file.path, "format": file.format}
-    yield from readers.get(file.format, _whole_file)(Path(file.path), file.name, origin, source, limit)
+    path, origin = Path(file.path), {"path": file.path, "format": file.format}
+    readers = {"jsonl": _jsonl, "parquet": _table, "arrow": _table}
+    if file.format == "warc":
+        found = read_warc(path, file.name, origin, limit)
+    elif file.format == "thread":
+        found = read_threads(path, file.name, origin, limit)
+    else:
+        found = readers.get(file.format, _whole_file)(path, file.name, origin, source, limit)
+    if file.about is None:
+        yield from found
+        return
+    for raw in found:
+        fields = (raw.fields or {}) | file.about.get("fields", {})
+        yield raw._replace(fields=fields or None, licence=raw.licence or file.about.get("licence"))
 
 
 def read_raw(origin: dict[str, Any], source: SourceRecipe, limit: int) -> Raw | None:
     """One document once more, by its origin; None if there is nothing at that place any more."""
-    file = InputFile(source.name, origin["path"], "", origin["format"], 0)
+    path = Path(origin["path"])
     try:
-        for raw in read_file(file, source, limit):
+        if origin.get("container") == "warc":
+            return read_warc_at(path, "", origin, limit)
+        if "rows" in origin:
+            return read_thread_at(path, "", origin)
+        for raw in read_file(InputFile(source.name, origin["path"], "", origin["format"], 0), source, limit):
             if raw.origin == origin:
                 return raw
-    except OSError:
+    except (OSError, Unreadable, UnicodeDecodeError):
         return None
     return None
 
@@ -82,62 +71,15 @@ def _whole_file(
         yield Raw("", name, origin, fault=fault.reason, said=fault.said)
         return
     origin = origin | {"first": 0, "bytes": len(content)}
+    if origin["format"] == "pdf":  # its bytes are the characters, until `extract_pdf` makes text of them
+        yield Raw(content.decode("latin-1"), name, origin, encoding="bytes")
+        return
     try:
         text, encoding = decode(content, markup=origin["format"] == "html")
     except Unreadable as fault:
         yield Raw("", name, origin, fault=fault.reason, said=fault.said)
         return
     yield Raw(text, name, origin, encoding=encoding)
-
-
-def decode(content: bytes, markup: bool = False) -> tuple[str, str]:
-    """Text out of bytes whose encoding nobody has said: by its mark, as UTF-8, as declared, or as it looks.
-
-    Args:
-        content: All of the document.
-        markup: Whether a declaration in HTML counts.
-
-    Returns:
-        The text, and the encoding.
-
-    Raises:
-        Unreadable: The bytes are no text, or of no encoding that can be told.
-    """
-    for mark, encoding in _MARKS:
-        if content.startswith(mark):
-            return _strictly(content, encoding)
-    if b"\0" in content[:8192]:
-        raise Unreadable("binary", "a zero byte")
-    try:
-        return content.decode("utf-8"), "utf-8"
-    except UnicodeDecodeError as error:
-        damage = f"byte 0x{content[error.start]:02x} at byte {error.start + 1}"
-    if markup and (declared := _DECLARED.search(content[:4096])):
-        try:
-            return _strictly(content, declared[1].decode("ascii"))
-        except (LookupError, Unreadable):
-            pass  # a declaration that is wrong counts as none
-    from resiliparse.parse.encoding import detect_encoding
-
-    guessed = detect_encoding(content, html5_compatible=False)
-    if guessed and guessed.lower().replace("-", "") not in ("utf8", "ascii"):
-        try:
-            text, encoding = _strictly(content, guessed)
-        except (LookupError, Unreadable):
-            pass
-        else:
-            # The 1-byte encodings take any bytes; those of a picture give many control characters.
-            odd = sum((ord(c) < 32 and c not in "\t\n\r\f") or 0x7F <= ord(c) < 0xA0 for c in text[:20000])
-            if odd * 50 <= len(text[:20000]):
-                return text, encoding
-    raise Unreadable("unknown_encoding", damage)
-
-
-def _strictly(content: bytes, encoding: str) -> tuple[str, str]:
-    try:
-        return content.decode(encoding), encoding.lower()
-    except (UnicodeDecodeError, UnicodeError) as error:
-        raise Unreadable("unknown_encoding", error) from error
 
 
 def _jsonl(path: Path, name: str, origin: dict[str, Any], source: SourceRecipe, limit: int) -> Iterator[Raw]:
@@ -194,29 +136,36 @@ def _record(record: dict[str, Any], name: str, origin: dict[str, Any], source: S
     return Raw(text, name, origin, record or None, str(licence) if licence is not None else None, "utf-8")
 
 
-def _parquet(
-    path: Path, name: str, origin: dict[str, Any], source: SourceRecipe, limit: int
-) -> Iterator[Raw]:
+def _table(path: Path, name: str, origin: dict[str, Any], source: SourceRecipe, limit: int) -> Iterator[Raw]:
     import pyarrow
-    import pyarrow.parquet
 
     row = 0
     try:
+        for record in _rows(path, origin["format"]):
+            place, row = origin | {"row": row}, row + 1
+            text = record.get(source.text_field)
+            if isinstance(text, str | bytes) and len(text) > limit:
+                said = f"{len(text):,} characters"
+                yield Raw("", f"{name}#{place['row']}", place, fault="too_large", said=said)
+            else:
+                yield _record(record, f"{name}#{place['row']}", place, source)
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        fault = f"broken_{origin['format']}"
+        yield Raw(
+            "", f"{name}#{row}-rest", origin | {"row": row}, fault=fault, said=f"from row {row} on: {error}"
+        )
+
+
+def _rows(path: Path, format_: str) -> Iterator[dict[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    if format_ == "parquet":
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=256):
-                for record in batch.to_pylist():
-                    place, row = origin | {"row": row}, row + 1
-                    text = record.get(source.text_field)
-                    if isinstance(text, str | bytes) and len(text) > limit:
-                        yield Raw(
-                            "",
-                            f"{name}#{place['row']}",
-                            place,
-                            fault="too_large",
-                            said=f"{len(text):,} characters",
-                        )
-                    else:
-                        yield _record(record, f"{name}#{place['row']}", place, source)
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
-        rest = origin | {"row": row}
-        yield Raw("", f"{name}#{row}-rest", rest, fault="broken_parquet", said=f"from row {row} on: {error}")
+                yield from batch.to_pylist()
+        return
+    with pyarrow.memory_map(str(path)) as mapped, pyarrow.ipc.open_stream(mapped) as reader:
+        for batch in reader:
+            for begin in range(0, batch.num_rows, 256):
+                yield from batch.slice(begin, 256).to_pylist()

@@ -7,6 +7,7 @@ from megatron_davinci.darwin import (
     complete,
     decontaminate,
     exact,
+    formats,
     gopher,
     licences,
     near,
@@ -34,6 +35,10 @@ STEPS: dict[str, type[Step]] = {
     step.name: step
     for step in (
         normalise.ExtractHtml,
+        formats.ExtractPdf,
+        formats.ExtractNotebook,
+        formats.ExtractLatex,
+        formats.ExtractThread,
         normalise.NormaliseText,
         rules.Length,
         rules.Garble,
@@ -46,6 +51,7 @@ STEPS: dict[str, type[Step]] = {
         web_rules.C4,
         web_rules.FineWeb,
         code_rules.CodeQuality,
+        code_rules.Stars,
         exact.ExactDedup,
         near.MinhashDedup,
         pieces.DedupPieces,

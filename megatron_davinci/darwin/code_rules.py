@@ -84,6 +84,38 @@ class CodeQuality(Step):
         return Outcome()
 
 
+class Stars(Step):
+    """Repositories that few people have marked."""
+
+    name = "stars"
+    level = 2
+    about = (
+        "files of repositories with few stars, by the field `stars` that a list of repositories gives them"
+    )
+
+    class Parameters(StepParameters):
+        """Parameters of `stars`. The report keeps repositories with 10 or more.
+
+        Attributes:
+            min_stars: Fewest.
+            unknown: What becomes of a document that no number is known of.
+        """
+
+        min_stars: int = Field(default=10, ge=0)
+        unknown: str = Field(default="drop", pattern="^(keep|drop)$")
+
+    parameters: Parameters
+
+    def apply(self, document: Document) -> Outcome:
+        """Compare."""
+        stars = (document.metadata.get("fields") or {}).get("stars")
+        if not isinstance(stars, int | float):
+            return Outcome(drop="unknown_stars" if self.parameters.unknown == "drop" else None)
+        return Outcome(
+            drop="few_stars" if stars < self.parameters.min_stars else None, scores={"stars": stars}
+        )
+
+
 def _letters_and_digits(text: str) -> tuple[int, int]:
     """How many there are of each; digits are those of ASCII."""
     encoded = text.encode("utf-8", "surrogatepass")

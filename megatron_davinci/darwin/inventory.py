@@ -7,15 +7,21 @@ import os
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from megatron_davinci.darwin.holdings import dataset_files, read_repositories
 from megatron_davinci.darwin.recipe import LoadedRecipe, SourceRecipe
 from megatron_davinci.errors import ConfigError
 
 _ENDINGS = {
     **dict.fromkeys((".jsonl", ".json", ".ndjson"), "jsonl"),
     ".parquet": "parquet",
+    ".arrow": "arrow",
     **dict.fromkeys((".html", ".htm", ".xhtml"), "html"),
+    ".pdf": "pdf",
+    ".ipynb": "notebook",
+    **dict.fromkeys((".tex", ".ltx"), "latex"),
+    **dict.fromkeys((".warc", ".wet"), "warc"),
     **dict.fromkeys(
         ".py .pyi .c .h .cc .cpp .hpp .cu .rs .go .java .js .ts .rb .pl .pm .sh .sql .lua .scala .jl .r".split(),
         "code",
@@ -30,9 +36,11 @@ class InputFile(NamedTuple):
     Attributes:
         source: The source's name.
         path: Absolute.
-        name: The path from the recipe's folder, where it lies in that, else without the leading slash.
+        name: The path from the recipe's folder, where it lies in that, else without the leading slash; of a file of a
+            repository, the repository's name and the path in it.
         format: Of `recipe.Format`, decided.
         size: Bytes on disk when the inventory was made.
+        about: What its documents carry: `licence`, and `fields` of its repository.
     """
 
     source: str
@@ -40,43 +48,83 @@ class InputFile(NamedTuple):
     name: str
     format: str
     size: int
+    about: dict[str, Any] | None = None
 
 
 def take_inventory(loaded: LoadedRecipe) -> list[InputFile]:
     """Every input file, source by source in the recipe's order, each source's by path.
 
     Raises:
-        ConfigError: A pattern of a source names no file.
+        ConfigError: A pattern of a source names no file, or there is no such dataset.
+        DataError: A list of repositories is not one.
     """
     found: list[InputFile] = []
     for index, source in enumerate(loaded.recipe.sources):
-        files = sorted(set(_files(source, loaded.path, index)))
-        found += [
-            InputFile(
-                source.name, path, _name(path, loaded.path), _format(source, path), os.path.getsize(path)
-            )
-            for path in files
-        ]
+        where = f"{loaded.path}: sources.{index}"
+        if source.dataset is not None:
+            files, about = dataset_files(source.dataset, loaded.base, f"{where}.dataset")
+            names = [f"{source.dataset.split}/{Path(path).name}" for path in files]
+            found += [
+                InputFile(source.name, path, name, "arrow", os.path.getsize(path), about or None)
+                for path, name in zip(files, names, strict=True)
+            ]
+        elif source.repositories is not None:
+            found += _of_repositories(source, loaded, where)
+        else:
+            paths = sorted(set(_files(source, loaded.base, where)))
+            found += [_file(source, path, _name(path, loaded.path)) for path in paths]
     return found
 
 
-def _files(source: SourceRecipe, recipe: Path, index: int) -> Iterator[str]:
+def _file(source: SourceRecipe, path: str, name: str, about: dict[str, Any] | None = None) -> InputFile:
+    return InputFile(source.name, path, name, _format(source, path), os.path.getsize(path), about)
+
+
+def _of_repositories(source: SourceRecipe, loaded: LoadedRecipe, where: str) -> list[InputFile]:
+    """Files of each repository, repository by repository in the list's order."""
+    found: list[InputFile] = []
+    for repository in read_repositories(loaded.base / str(source.repositories)):
+        folder = os.path.abspath(repository.folder)
+        paths = {
+            path for pattern in source.paths for path in _matching(source, os.path.join(folder, pattern))
+        }
+        about: dict[str, Any] = {"fields": repository.fields}
+        if repository.licence:
+            about["licence"] = repository.licence
+        for path in sorted(paths):
+            within = os.path.relpath(path, folder)
+            if not within.startswith((".git" + os.sep, "..")):
+                found.append(_file(source, path, f"{repository.name}/{within}", about))
+    if not found:
+        raise _no_file(source, f"{where}.paths", ", ".join(source.paths))
+    return found
+
+
+def _files(source: SourceRecipe, base: Path, where: str) -> Iterator[str]:
     for number, pattern in enumerate(source.paths):
-        absolute = os.path.join(os.path.abspath(recipe.parent), os.path.expanduser(pattern))
-        paths = [absolute] if os.path.isfile(absolute) else glob.glob(absolute, recursive=True)
-        files = [
-            os.path.normpath(path)
-            for path in paths
-            if os.path.isfile(path) and not any(fnmatch(path, f"*{ending}") for ending in source.exclude)
-        ]
+        absolute = os.path.join(os.path.abspath(base), os.path.expanduser(pattern))
+        files = _matching(source, absolute)
         if not files:
-            raise ConfigError(
-                f"The source {source.name!r} has a path that names no file.",
-                where=f"{recipe}: sources.{index}.paths.{number}",
-                found=absolute,
-                expected="a file, or a pattern like folder/**/*.html",
-            )
+            raise _no_file(source, f"{where}.paths.{number}", absolute)
         yield from files
+
+
+def _matching(source: SourceRecipe, pattern: str) -> list[str]:
+    paths = [pattern] if os.path.isfile(pattern) else glob.glob(pattern, recursive=True)
+    return [
+        os.path.normpath(path)
+        for path in paths
+        if os.path.isfile(path) and not any(fnmatch(path, f"*{ending}") for ending in source.exclude)
+    ]
+
+
+def _no_file(source: SourceRecipe, where: str, found: str) -> ConfigError:
+    return ConfigError(
+        f"The source {source.name!r} has a path that names no file.",
+        where=where,
+        found=found,
+        expected="a file, or a pattern like folder/**/*.html",
+    )
 
 
 def _name(path: str, recipe: Path) -> str:

@@ -17,6 +17,7 @@ from loguru import logger
 
 from megatron_davinci.darwin import acquire, provenance
 from megatron_davinci.darwin.asking import StreamStep
+from megatron_davinci.darwin.formats import ExtractLatex, ExtractNotebook, ExtractPdf, ExtractThread
 from megatron_davinci.darwin.inventory import InputFile
 from megatron_davinci.darwin.parts import Parts, read_part
 from megatron_davinci.darwin.provenance import DROPPED, QUARANTINED, fate_of
@@ -28,6 +29,7 @@ from megatron_davinci.files import write_json
 
 logger.disable("datatrove")  # it says each file and task on standard error; ours is a bar, counts and errors
 
+EXTRACTORS = {each.format: each.name for each in (ExtractPdf, ExtractNotebook, ExtractLatex, ExtractThread)}
 SELECTION = 3  # the level whose steps leave text as it is
 
 
@@ -45,10 +47,16 @@ class Acquire(PipelineStep):
     type = "READER"
 
     def __init__(
-        self, shared: Shared, files: list[InputFile], deal: list[int], sources: list[SourceRecipe], limit: int
+        self,
+        shared: Shared,
+        files: list[InputFile],
+        deal: list[int],
+        sources: list[SourceRecipe],
+        limit: int,
+        steps: list[Step],
     ) -> None:
         super().__init__()
-        self.shared, self.files, self.deal, self.limit = shared, files, deal, limit
+        self.shared, self.files, self.deal, self.limit, self.steps = shared, files, deal, limit, steps
         self.sources = {source.name: source for source in sources}
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
@@ -57,8 +65,22 @@ class Acquire(PipelineStep):
             source = self.sources[file.source]
             hash_ = acquire_hash(source, self.limit)
             for raw in acquire.read_file(file, source, self.limit):
+                if raw.fault is None and (
+                    wanted := missing_extractor(raw.origin["format"], file.source, self.steps)
+                ):
+                    said = f"the recipe has no step {wanted} for it"
+                    raw = raw._replace(text="", fault="not_extracted", said=said)
                 self.shared.tally.read(file.source, len(raw.text))
                 yield first_document(raw, source, hash_)
+
+
+def missing_extractor(format_: str, source: str, steps: list[Step]) -> str | None:
+    """The step that a document of a format needs to be text, where a recipe lacks it; None if all is well."""
+    wanted = EXTRACTORS.get(format_)
+    for step in steps:
+        if step.name == wanted and (step.parameters.sources is None or source in step.parameters.sources):
+            return None
+    return wanted
 
 
 def acquire_hash(source: SourceRecipe, limit: int) -> str:
@@ -88,7 +110,7 @@ def first_document(raw: acquire.Raw, source: SourceRecipe, hash_: str) -> Docume
         provenance.turn_away(document, QUARANTINED, "acquire", raw.fault)
     else:
         entry |= {"result": "read", "sha": provenance.text_hash(raw.text), "characters": len(raw.text)}
-        if raw.encoding not in (None, "utf-8"):
+        if raw.encoding not in (None, "utf-8", "bytes"):
             entry["notes"] = {"encoding": raw.encoding}
     provenance.append(document, entry)
     return document

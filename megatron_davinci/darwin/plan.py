@@ -10,7 +10,7 @@ from typing import Any
 
 from megatron_davinci.darwin.exact import UniqueIds
 from megatron_davinci.darwin.inventory import InputFile, deal, take_inventory
-from megatron_davinci.darwin.pipeline import acquire_hash, acquire_settings
+from megatron_davinci.darwin.pipeline import acquire_hash, acquire_settings, missing_extractor
 from megatron_davinci.darwin.recipe import LoadedRecipe, Recipe
 from megatron_davinci.darwin.step import GlobalStep, Step
 from megatron_davinci.errors import ConfigError, DataError
@@ -156,9 +156,22 @@ def make_plan(loaded: LoadedRecipe, restart: bool = False) -> Plan:
         _check_files(files, mark, done=(out / "corpus.json").exists())
         return Plan(recipe, out, loaded.tokenizer, steps, files, begun["deal"])
     files = take_inventory(loaded)
+    _check_formats(files, steps, loaded.path)
     dealt = deal(files, recipe.limits.task_bytes)
     write_json(mark, {"saying": saying, "deal": dealt, "files": files})
     return Plan(recipe, out, loaded.tokenizer, steps, files, dealt)
+
+
+def _check_formats(files: list[InputFile], steps: list[Step], recipe: Path) -> None:
+    for file in files:
+        if wanted := missing_extractor(file.format, file.source, steps):
+            raise ConfigError(
+                f"Files of the source {file.source!r} are no text, and no step makes text of them.",
+                where=f"{recipe}: steps",
+                found=f"{file.path}, read as {file.format}",
+                expected=f"a step {wanted}",
+                do=f"add {wanted}, or leave the files out by `exclude`; `format: text` reads them as they are",
+            )
 
 
 def _compare(begun: dict[str, Any], now: dict[str, Any], mark: Path) -> None:

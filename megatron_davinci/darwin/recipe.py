@@ -17,7 +17,25 @@ from megatron_davinci.darwin.catalogue import STEPS
 from megatron_davinci.darwin.step import Step
 from megatron_davinci.errors import ConfigError
 
-Format = Literal["auto", "jsonl", "parquet", "html", "text", "code"]
+Format = Literal[
+    "auto", "jsonl", "parquet", "arrow", "html", "text", "code", "pdf", "notebook", "latex", "thread", "warc"
+]
+
+
+class Dataset(Section):
+    """A dataset of Hugging Face, as `datasets.load_dataset` finds it: on the hub, or in a local folder.
+
+    Attributes:
+        path: Its name on the hub, or a folder: one of data files, or one that `save_to_disk` wrote.
+        name: Of the configuration, where it has several.
+        split: One of its splits.
+        revision: Of the repository on the hub; name one, so that the same data is read another day.
+    """
+
+    path: str = Field(min_length=1)
+    name: str | None = None
+    split: str = Field(default="train", pattern=r"^\w[\w.-]*$")
+    revision: str | None = None
 
 
 class SourceRecipe(Section):
@@ -26,6 +44,9 @@ class SourceRecipe(Section):
     Attributes:
         name: Of the source: the corpus has a folder of that name.
         paths: Files or patterns (`text/**/*.html`, `**` for any folders).
+        dataset: A dataset of Hugging Face, instead of paths.
+        repositories: A file of JSON lines that names repositories in local folders (`path`), with what is known of
+            them: `name`, `licence`, `stars`, or the fields of GitHub's answers. Paths are then patterns within each.
         exclude: Patterns of files to leave out.
         format: What they hold; `auto` goes by each file's ending. Compression (gzip, Zstandard) is seen by itself.
         licence: Of documents that do not name their own.
@@ -35,13 +56,23 @@ class SourceRecipe(Section):
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    paths: list[str] = Field(min_length=1)
+    paths: list[str] = Field(default=[])
+    dataset: Dataset | None = None
+    repositories: Path | None = None
     exclude: list[str] = Field(default=[])
     format: Format = "auto"
     licence: str | None = None
     text_field: str = "text"
     id_field: str | None = None
     licence_field: str | None = None
+
+    @model_validator(mode="after")
+    def _has_one_place(self) -> SourceRecipe:
+        if bool(self.paths) == (self.dataset is not None):
+            raise Problems([(("paths",), "a source has either `paths` or a `dataset`")])
+        if self.dataset is not None and self.repositories is not None:
+            raise Problems([(("repositories",), "repositories go with `paths`, not with a `dataset`")])
+        return self
 
 
 class Limits(Section):

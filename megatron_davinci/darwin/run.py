@@ -99,7 +99,7 @@ def _run_pass(
     pipeline: list[Any]
     if each.before is None:
         limit = recipe.limits.document_bytes
-        pipeline = [Acquire(shared, plan.files, plan.deal, recipe.sources, limit)]
+        pipeline = [Acquire(shared, plan.files, plan.deal, recipe.sources, limit, plan.steps)]
     else:
         before = plan.work / f"{number - 1:02d}"
         _execute(

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_davinci.darwin.acquire import decode
+from megatron_davinci.darwin.raw import decode
 from megatron_davinci.darwin.streams import Unreadable, lines, opened, whole
 
 

@@ -1,0 +1,89 @@
+"""What is read of one document, and text out of bytes whose encoding nobody has said."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+from megatron_davinci.darwin.streams import Unreadable
+
+_DECLARED = re.compile(
+    rb"""<(?:meta|\?xml)[^>]{0,200}?(?:charset|encoding)\s*=\s*["']?\s*([A-Za-z0-9._-]+)""", re.IGNORECASE
+)
+_MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+
+
+class Raw(NamedTuple):
+    """What was read of one document.
+
+    Attributes:
+        text: Its text; empty where there is a fault.
+        name: Within the source.
+        origin: The raw bytes' place: `path`, `format`, and `first`, `bytes` or `row`.
+        fields: What else the record had.
+        licence: The record's own.
+        encoding: That the bytes were decoded from.
+        fault: Why it cannot be processed; one of few fixed words.
+        said: What the reader said of it.
+    """
+
+    text: str
+    name: str
+    origin: dict[str, Any]
+    fields: dict[str, Any] | None = None
+    licence: str | None = None
+    encoding: str | None = None
+    fault: str | None = None
+    said: str = ""
+
+
+def decode(content: bytes, markup: bool = False, header: str | None = None) -> tuple[str, str]:
+    """Text out of bytes whose encoding nobody has said: by its mark, as UTF-8, as declared, or as it looks.
+
+    Args:
+        content: All of the document.
+        markup: Whether a declaration in HTML counts.
+        header: What the server declared; its word goes before the page's.
+
+    Returns:
+        The text, and the encoding.
+
+    Raises:
+        Unreadable: The bytes are no text, or of no encoding that can be told.
+    """
+    for mark, encoding in _MARKS:
+        if content.startswith(mark):
+            return _strictly(content, encoding)
+    if b"\0" in content[:8192]:
+        raise Unreadable("binary", "a zero byte")
+    try:
+        return content.decode("utf-8"), "utf-8"
+    except UnicodeDecodeError as error:
+        damage = f"byte 0x{content[error.start]:02x} at byte {error.start + 1}"
+    declared = _DECLARED.search(content[:4096]) if markup else None
+    for encoding in filter(None, (header, declared and declared[1].decode("ascii"))):
+        try:
+            return _strictly(content, encoding)
+        except (LookupError, Unreadable):
+            pass  # a declaration that is wrong counts as none
+    from resiliparse.parse.encoding import detect_encoding
+
+    guessed = detect_encoding(content, html5_compatible=False)
+    if guessed and guessed.lower().replace("-", "") not in ("utf8", "ascii"):
+        try:
+            text, encoding = _strictly(content, guessed)
+        except (LookupError, Unreadable):
+            pass
+        else:
+            # The 1-byte encodings take any bytes; those of a picture give many control characters.
+            odd = sum((ord(c) < 32 and c not in "\t\n\r\f") or 0x7F <= ord(c) < 0xA0 for c in text[:20000])
+            if odd * 50 <= len(text[:20000]):
+                return text, encoding
+    raise Unreadable("unknown_encoding", damage)
+
+
+def _strictly(content: bytes, encoding: str) -> tuple[str, str]:
+    try:
+        return content.decode(encoding), encoding.lower()
+    except (UnicodeDecodeError, UnicodeError) as error:
+        raise Unreadable("unknown_encoding", error) from error

@@ -1,0 +1,203 @@
+"""Level 0: documents out of WARC files (ISO 28500), as Common Crawl and `davinci data fetch` write them.
+
+Read by FastWARC. A record is a document, with its place in the file, the page's address and the date. What is no
+document (requests, descriptions of the crawl) is passed over; what is one and cannot be used (another media type, a
+page of an error) comes out with its fault. After a member of a compressed file that is damaged, reading goes on with
+the next that is whole.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from megatron_davinci.darwin.raw import Raw, decode
+from megatron_davinci.darwin.streams import Unreadable
+
+_MEMBER = b"\x1f\x8b\x08"
+_RECORD = b"WARC/1."
+_BLOCK = 1 << 20
+# What a media type is read as; the step that makes text of it goes by this.
+_FORMATS = {
+    "text/html": "html", "application/xhtml+xml": "html", "text/plain": "text", "text/markdown": "text",
+    "application/pdf": "pdf", "application/x-ipynb+json": "notebook", "application/x-tex": "latex",
+    "text/x-tex": "latex",
+}  # fmt: skip
+
+
+def read_warc(path: Path, name: str, origin: dict[str, Any], limit: int) -> Iterator[Raw]:
+    """Every document of a WARC file, compressed or not.
+
+    Args:
+        path: The file.
+        name: What documents are named by: `NAME#OFFSET`.
+        origin: What the documents' origin begins with.
+        limit: The most bytes that a record may have.
+    """
+    origin = origin | {"container": "warc"}
+    try:
+        with path.open("rb") as file:
+            at: int | None = 0
+            while at is not None:
+                at = yield from _until_damage(file, at, name, origin, limit)
+    except OSError as error:
+        yield Raw("", f"{name}#rest", origin, fault="unreadable_file", said=str(error.strerror or error))
+
+
+def read_warc_at(path: Path, name: str, origin: dict[str, Any], limit: int) -> Raw | None:
+    """The document of an origin once more; None if there is no such record at its offset."""
+    from fastwarc.warc import ArchiveIterator
+
+    base = {key: origin[key] for key in ("path", "container")} | {"format": "warc"}
+    with path.open("rb") as file:
+        file.seek(origin["first"])
+        for record in ArchiveIterator(file, parse_http=False):
+            if record.record_id == origin.get("record"):
+                return _document(record, origin["first"], name, base, limit)
+    return None
+
+
+def _until_damage(
+    file: IO[bytes], begin: int, name: str, origin: dict[str, Any], limit: int
+) -> Generator[Raw, None, int | None]:
+    """Documents from an offset on; returns where to go on after damage, None at the end."""
+    from fastwarc.warc import ArchiveIterator
+
+    size = file.seek(0, 2)
+    file.seek(begin)
+    last: int | None = None
+    said = "the file ends within a record"
+    try:
+        for record in ArchiveIterator(file, parse_http=False):
+            last = record.stream_pos
+            if (raw := _document(record, last, name, origin, limit)) is not None:
+                yield raw
+    except OSError as error:
+        said = str(error)
+        damaged = begin if last is None else (_end(file, last) or last)
+    else:
+        # A beginning of a record that breaks off before its block is no error to the library.
+        damaged = begin if last is None else (_end(file, last) or size)
+        if damaged >= size:
+            return None
+    following = _member(file, damaged + 1)
+    while following is not None and _end_of_member(file, following) is None:
+        following = _member(file, following + 1)
+    lost = (size if following is None else following) - damaged
+    fault = "broken_gzip" if _starts(file, 0, _MEMBER) else "broken_warc"
+    place = origin | {"first": damaged, "bytes": lost}
+    yield Raw("", f"{name}#{damaged}-damaged", place, fault=fault, said=f"{said}; {lost:,} bytes")
+    return following
+
+
+def _starts(file: IO[bytes], at: int, mark: bytes) -> bool:
+    file.seek(at)
+    return file.read(len(mark)) == mark
+
+
+def _member(file: IO[bytes], begin: int) -> int | None:
+    """The next offset at which a compressed member may begin."""
+    file.seek(begin)
+    at, rest = begin, b""
+    while block := file.read(_BLOCK):
+        found = (rest + block).find(_MEMBER)
+        if found >= 0:
+            return at - len(rest) + found
+        at += len(block)
+        rest = (rest + block)[-len(_MEMBER) + 1 :]
+    return None
+
+
+def _end(file: IO[bytes], at: int) -> int | None:
+    """Where a record that has been read ends, with the blank lines behind it; None if it is cut off."""
+    if _starts(file, at, _MEMBER):
+        return _end_of_member(file, at)
+    file.seek(at)
+    size = -1
+    while (line := file.readline(_BLOCK)).strip():
+        name, _, value = line.partition(b":")
+        if name.strip().lower() == b"content-length":
+            size = int(value)
+    if not line or size < 0:
+        return None
+    file.seek(size, 1)
+    end = file.tell()
+    while (line := file.readline(_BLOCK)) in (b"\r\n", b"\n"):
+        end = file.tell()
+    return end
+
+
+def _end_of_member(file: IO[bytes], at: int) -> int | None:
+    """Where the compressed member that begins here ends; None if it is not whole, or holds no WARC record."""
+    file.seek(at)
+    unpack, head = zlib.decompressobj(31), b""
+    try:
+        while block := file.read(_BLOCK):
+            at += len(block)
+            while block and not unpack.eof:
+                piece = unpack.decompress(block, _BLOCK)
+                head = (head + piece[: len(_RECORD)])[: len(_RECORD)]
+                if not _RECORD.startswith(head):
+                    return None
+                block = unpack.unconsumed_tail
+            if unpack.eof:
+                return at - len(unpack.unused_data)
+    except zlib.error:
+        pass
+    return None
+
+
+def _document(record: Any, first: int, name: str, origin: dict[str, Any], limit: int) -> Raw | None:
+    """A record as a document; None for a record that is none."""
+    from fastwarc.warc import WarcRecordType
+
+    size, headers, kind = record.content_length, record.headers, record.record_type
+    if headers.get("WARC-Type") is None or headers.get("Content-Length") is None:
+        place = origin | {"first": first}
+        return Raw("", f"{name}#{first}", place, fault="broken_record", said="its header breaks off")
+    if kind not in (WarcRecordType.response, WarcRecordType.resource, WarcRecordType.conversion):
+        return None
+    fields = {"url": headers.get("WARC-Target-URI"), "date": headers.get("WARC-Date")}
+    name = f"{name}#{first}"
+    origin = origin | {"record": record.record_id, "first": first, "bytes": size}
+
+    def faulty(fault: str, said: str) -> Raw:
+        return Raw("", name, origin, fields, fault=fault, said=said)
+
+    if size > limit:
+        return faulty("too_large", f"a record of {size:,} bytes")
+    block = record.reader.read(size)
+    if len(block) < size:
+        return faulty("broken_record", f"{len(block):,} of {size:,} bytes are there")
+    media, encoding = (headers.get("Content-Type") or "").split(";")[0].strip().lower(), None
+    if kind == WarcRecordType.response:
+        if not media.startswith("application/http"):
+            return faulty("not_http", f"the record's type is {media or 'not given'}")
+        try:
+            record.set_bytes_content(block)
+            record.parse_http(auto_decode="all")
+            status = record.http_headers.status_code
+            media, encoding = (record.http_content_type or "").lower(), record.http_charset
+            block = record.reader.read(limit + 1)
+        except (OSError, ValueError, AttributeError) as error:
+            return faulty("broken_http", str(error))
+        if status != 200:
+            return faulty("http_status", f"status {status}")
+        if len(block) > limit:
+            return faulty("too_large", f"more than {limit:,} bytes when unpacked")
+    media = headers.get("WARC-Identified-Payload-Type") or media
+    format_ = _FORMATS.get(media.split(";")[0].strip().lower())
+    if format_ is None and not media:
+        format_ = "html" if b"<html" in block[:2000].lower() else "text"
+    if format_ is None:
+        return faulty("other_media", f"the media type is {media}")
+    origin["format"] = format_
+    if format_ == "pdf":
+        return Raw(block.decode("latin-1"), name, origin, fields, encoding="bytes")
+    try:
+        text, encoding = decode(block, markup=format_ == "html", header=encoding)
+    except Unreadable as fault:
+        return faulty(fault.reason, fault.said)
+    return Raw(text, name, origin, fields, encoding=encoding)
