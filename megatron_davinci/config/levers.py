@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from megatron_davinci.config.low_precision import low_precision_problems
 from megatron_davinci.config.snapshots import snapshot_problems
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ def lever_problems(config: RunConfig) -> list[str]:
         *decay_problems(config),
         *overlap_problems(config),
         *optimizer_problems(config),
-        *fp8_problems(config),
+        *low_precision_problems(config),
         *graph_problems(config),
         *kernel_problems(config),
         *snapshot_problems(config),
@@ -27,11 +28,13 @@ def lever_problems(config: RunConfig) -> list[str]:
 def lever_needs(config: RunConfig) -> dict[str, tuple[str, ...]]:
     """Levers that act on some platforms and layers only, as `platform.backends.choose_backends` takes them."""
     train, parallel = config.train, config.parallel
+    low = train.low_precision
     engine = {
-        f"train.fp8.recipe: {train.fp8.recipe}": train.fp8.recipe != "none",
         "parallel.overlap_tensor": parallel.overlap_tensor,
+        "train.low_precision.parameters": low.parameters,
     }
     ours = {
+        "train.low_precision.tail_tokens": low.tail_tokens is not None,
         "model.norm_placement: post": config.model.norm_placement == "post",
         "model.qk_norm_scope: all_heads": config.model.qk_norm_scope == "all_heads",
     }
@@ -83,44 +86,6 @@ def optimizer_problems(config: RunConfig) -> list[str]:
         problems.append(
             "optimizer.cpu_offload has an AdamW of its own; not with backends.optimizer: davinci or moments: fp8"
         )
-    return problems
-
-
-def fp8_problems(config: RunConfig) -> list[str]:
-    """What FP8 products rest on."""
-    fp8, model, parallel, problems = config.train.fp8, config.model, config.parallel, []
-    if fp8.recipe == "none":
-        return []
-    if config.train.precision == "fp32":
-        problems.append("train.fp8 is beside bf16; found train.precision: fp32")
-    if config.backends.layers == "local":
-        problems.append("train.fp8 acts in Transformer Engine's layers; found backends.layers: local")
-    if fp8.recipe == "delayed" and "layernorm" in config.train.recompute.modules:
-        problems.append(
-            "train.recompute.modules names layernorm, which Megatron-Core cannot recompute under train.fp8.recipe: "
-            "delayed: take another recipe"
-        )
-    if fp8.recipe == "mxfp8" and fp8.parameters and parallel.overlap_parameter_gather:
-        problems.append(
-            "train.fp8.parameters under mxfp8 shares the gradients' buffer; not with overlap_parameter_gather"
-        )
-    if fp8.parameters and not parallel.distributed_optimizer:
-        problems.append("train.fp8.parameters needs parallel.distributed_optimizer: true")
-    block = 32 if fp8.recipe == "mxfp8" else 16
-    heads = (model.num_attention_heads + 2 * model.num_query_groups) * model.kv_channels
-    sizes = {
-        "model.hidden_size": model.hidden_size,
-        "model.ffn_hidden_size / parallel.tensor": model.ffn_hidden_size // parallel.tensor,
-        "channels of queries, keys and values / parallel.tensor": heads // parallel.tensor,
-        "tokens of a micro-batch on a rank": config.data.sequence_length
-        * config.train.micro_batch_size
-        // (parallel.context * (parallel.tensor if parallel.sequence else 1)),
-    }
-    problems += [
-        f"{name} ({size}) is not a multiple of {block}, which train.fp8.recipe: {fp8.recipe} multiplies at a time"
-        for name, size in sizes.items()
-        if size % block
-    ]
     return problems
 
 

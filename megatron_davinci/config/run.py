@@ -103,6 +103,8 @@ class RunConfig(Section):
             **self.backends.model_dump(exclude={"loss_chunk_tokens"}),
             "documents": documents or self.evaluation.document_mask,
             "half": self.train.precision == "bf16",
+            "recipe": self.train.low_precision.recipe,
+            "low_precision": self.train.low_precision.backend,
             **lever_needs(self),
         }
 

@@ -55,8 +55,10 @@ def snapshot_problems(config: RunConfig) -> list[str]:
             "snapshots.every_steps takes no snapshots of an optimizer whose state is in the CPU's memory already; "
             "found optimizer.cpu_offload"
         )
-    if config.train.fp8.recipe != "none":
+    low = config.train.low_precision
+    if low.recipe == "delayed" or (low.recipe != "none" and low.backend in ("auto", "transformer_engine")):
         problems.append(
-            f"snapshots.every_steps holds no scales of FP8 layers; found train.fp8.recipe: {config.train.fp8.recipe}"
+            f"snapshots.every_steps holds no scales of FP8 layers; found train.low_precision.recipe: {low.recipe}, "
+            f"backend: {low.backend}"
         )
     return problems

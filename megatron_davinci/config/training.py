@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from megatron_davinci.config.export import ExportConfig
-from megatron_davinci.config.fp8 import FP8Config
+from megatron_davinci.config.low_precision import LowPrecisionConfig
 from megatron_davinci.config.recompute import RecomputeConfig
 from megatron_davinci.config.section import Section
 
@@ -50,7 +50,9 @@ class TrainConfig(Section):
         description="bf16 keeps fp32 main weights and sums gradients in fp32; auto: bf16 on GPUs and on CPUs that "
         "multiply it natively, else fp32",
     )
-    fp8: FP8Config = Field(default=FP8Config(), description="8-bit products in the layers")
+    low_precision: LowPrecisionConfig = Field(
+        default=LowPrecisionConfig(), description="Products of 8 bits or fewer in the layers"
+    )
     recompute: RecomputeConfig = Field(
         default=RecomputeConfig(), description="Activations that are computed again instead of kept"
     )

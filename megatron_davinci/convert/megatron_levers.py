@@ -59,26 +59,62 @@ def train(ledger: Ledger) -> dict[str, Any]:
     if ledger.has("--deterministic-mode"):
         found["deterministic"] = True
         ledger.carry("--deterministic-mode", "train.deterministic")
-    if ledger.has("--fp8-format"):
-        recipe = ledger.text("--fp8-recipe", "delayed") or ""
-        if recipe in _RECIPES:
-            found["fp8"] = {
-                "recipe": _RECIPES[recipe],
-                "parameters": ledger.has("--fp8-param-gather") and ledger.has("--use-distributed-optimizer"),
-            }
-            ledger.carry("--fp8-recipe", "train.fp8.recipe")
-            hybrid = recipe in ("delayed", "tensorwise")
-            if ledger.text("--fp8-format") != ("hybrid" if hybrid else "e4m3"):
-                ledger.lost_note(
-                    "--fp8-format", "the recipe decides the formats", "compare docs/concepts/levers.md"
-                )
-            ledger.carry("--fp8-format", "train.fp8.recipe, which decides it")
-            ledger.carry("--fp8-param-gather", "train.fp8.parameters")
-        ledger.lose("--fp8-recipe", "there is no such recipe", "set train.fp8.recipe")
-        ledger.lose("--fp8-format", "there is no such recipe", "set train.fp8.recipe")
-    for name in ("--fp8-recipe", "--fp8-param-gather"):
-        ledger.ignore(name, "it acts with --fp8-format")
+    if low := _low_precision(ledger):
+        found["low_precision"] = low
     return found
+
+
+def _low_precision(ledger: Ledger) -> dict[str, Any]:
+    """`train.low_precision`: Transformer Engine's FP8 or FP4; empty where there is neither."""
+    found: dict[str, Any] = {}
+    recipe = ledger.text("--fp8-recipe", "delayed") or ""
+    if not ledger.has("--bf16"):
+        for name in ("--fp8-format", "--fp4-format"):
+            ledger.lose(name, "it is beside --bf16 only", "give --bf16, or leave it out")
+    elif ledger.has("--fp8-format") and recipe in _RECIPES:
+        found = {
+            "recipe": _RECIPES[recipe],
+            "parameters": ledger.has("--fp8-param-gather") and ledger.has("--use-distributed-optimizer"),
+        }
+        ledger.carry("--fp8-recipe", "train.low_precision.recipe")
+        hybrid = recipe in ("delayed", "tensorwise")
+        if ledger.text("--fp8-format") != ("hybrid" if hybrid else "e4m3"):
+            ledger.lost_note(
+                "--fp8-format", "the recipe decides the formats", "compare docs/concepts/precision.md"
+            )
+        ledger.carry("--fp8-format", "train.low_precision.recipe, which decides it")
+        ledger.carry("--fp8-param-gather", "train.low_precision.parameters")
+        if recipe == "delayed":
+            found["amax_history"] = _amax_history(ledger)
+    elif ledger.has("--fp4-format") and ledger.text("--fp4-recipe", "nvfp4") == "nvfp4":
+        found = {"recipe": "nvfp4"}
+        ledger.carry("--fp4-format", "train.low_precision.recipe, which decides it")
+        ledger.carry("--fp4-recipe", "train.low_precision.recipe")
+    if found:
+        found["backend"] = "transformer_engine"
+    if found and ledger.has("--first-last-layers-bf16") and found["recipe"] != "delayed":
+        for name, key in (("start", "keep_first_layers"), ("end", "keep_last_layers")):
+            found[key] = ledger.integer(f"--num-layers-at-{name}-in-bf16", 1, least=0)
+            ledger.carry(f"--num-layers-at-{name}-in-bf16", f"train.low_precision.{key}")
+        ledger.carry("--first-last-layers-bf16", "train.low_precision.keep_first_layers and keep_last_layers")
+    for name in ("--fp8-recipe", "--fp8-format", "--fp4-recipe", "--fp4-format"):
+        if ledger.has("--fp8-format") or ledger.has("--fp4-format"):
+            ledger.lose(name, "there is no such recipe", "set train.low_precision.recipe")
+    for name in ("--fp8-recipe", "--fp8-param-gather", "--fp8-amax-history-len", "--fp8-amax-compute-algo"):
+        ledger.ignore(name, "it acts with --fp8-format")
+    ledger.ignore("--fp4-recipe", "it acts with --fp4-format")
+    for name in ("--first-last-layers-bf16", "--num-layers-at-start-in-bf16", "--num-layers-at-end-in-bf16"):
+        ledger.ignore(name, "it acts with FP8 or FP4, and not with --fp8-recipe delayed")
+    return found
+
+
+def _amax_history(ledger: Ledger) -> int:
+    """`amax_history`. Megatron-LM's most recent number is the largest of a history of one."""
+    length = ledger.integer("--fp8-amax-history-len", 1, least=1) or 1
+    newest = ledger.text("--fp8-amax-compute-algo", "most_recent") == "most_recent"
+    for name in ("--fp8-amax-history-len", "--fp8-amax-compute-algo"):
+        ledger.carry(name, "train.low_precision.amax_history")
+    return 1 if newest else length
 
 
 def parallel(ledger: Ledger, found: dict[str, Any]) -> dict[str, Any]:

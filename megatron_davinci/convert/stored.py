@@ -26,7 +26,7 @@ from megatron_davinci.platform.checkpoint_metadata import SafeReader
 from megatron_davinci.platform.safe_pickle import NotPlain, read_plain
 
 # A model with experts has several optimizers, which Megatron-Core chains.
-_OF_AN_OPTIMIZER = re.compile(r"(chained_\d+\.)?optimizer\.")
+_NO_WEIGHT = re.compile(r"((chained_\d+\.)?optimizer|low_precision)\.")
 _BLOCK = 8 * 1024 * 1024
 _LOCAL_HEADER = struct.Struct(
     "<26xHH"
@@ -69,7 +69,7 @@ class StoredTensors:
         self._entries = {
             key: entry
             for key, entry in said.state_dict_metadata.items()
-            if isinstance(entry, TensorStorageMetadata) and not _OF_AN_OPTIMIZER.match(key)
+            if isinstance(entry, TensorStorageMetadata) and not _NO_WEIGHT.match(key)
         }
         self._storage: dict[MetadataIndex, Any] = said.storage_data or {}
         self._files: dict[str, int] = {}

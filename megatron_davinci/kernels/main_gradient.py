@@ -31,6 +31,14 @@ class MainGradient:
         """
         add_weight_gradient(inputs, by_out, self._sum)
 
+    def add_product(self, made: Tensor) -> None:
+        """Add what was multiplied elsewhere.
+
+        Args:
+            made: [out, in].
+        """
+        self._sum.add_(made)
+
     def gradient(self) -> Tensor:
         """What autograd gets: nothing that counts where `main_grad` has it already, as Megatron-Core does it."""
         if not self._is_main:

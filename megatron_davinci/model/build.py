@@ -13,6 +13,7 @@ from megatron_davinci.model.experts import expert_settings, mark_experts
 from megatron_davinci.model.gpt import GPT
 from megatron_davinci.model.initialize import initialize
 from megatron_davinci.model.levers import lever_settings, start_tensor_overlap
+from megatron_davinci.model.precision_state import LowPrecision
 from megatron_davinci.model.spec import block_spec
 from megatron_davinci.platform.backends import choose_backends
 from megatron_davinci.platform.device import Platform
@@ -63,7 +64,7 @@ def transformer_config(
         bf16=config.train.precision == "bf16",
         # `initialize` draws the weights, the same on every layout. Megatron-Core still has to go through its own
         # initialisation on the CPU: that is where it marks which weights are split over tensor ranks.
-        use_cpu_initialization=not config.train.fp8.parameters,  # there is no FP8 on a CPU
+        use_cpu_initialization=not config.train.low_precision.parameters,  # there is no FP8 on a CPU
         init_method=_leave,
         output_layer_init_method=_leave,
         embedding_init_method=_leave,
@@ -75,7 +76,7 @@ def transformer_config(
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
         gradient_accumulation_fusion=fused_weight_gradient,
-        **lever_settings(config),
+        **lever_settings(config, transformer_engine=transformer_engine),
         **expert_settings(config, grouped=transformer_engine),
     )
 
@@ -138,4 +139,11 @@ def build_model(config: RunConfig, platform: Platform) -> list[GPT]:
         mark_experts(chunk)
         initialize(chunk, config.run.seed, config.model.init_std)
         chunks.append(chunk.to(platform.device))
+    if backends.low_precision.name in ("native", "emulate"):
+        chunks[0].low_precision = LowPrecision(
+            chunks,
+            config,
+            native=backends.low_precision.name == "native",
+            fused_swiglu=backends.swiglu.name == "davinci",
+        )
     return chunks

@@ -38,7 +38,12 @@ class GPT(GPTModel):
         own_loss: Take the cross entropy of `kernels`, which overwrites the logits, instead of Megatron-Core's.
         loss_chunk: With `own_loss`: tokens whose logits are there at once; None for all.
         own_rope: Hand on cosines and sines, as `RotatedAttention` takes them, in place of angles.
+
+    Attributes:
+        low_precision: Of a rank's first chunk: the products of few bits of all its chunks; None for none.
     """
+
+    low_precision: Any = None
 
     def __init__(
         self,

@@ -26,6 +26,7 @@ def build_optimizer(config: RunConfig, chunks: list[Any]) -> Any:
         chunks: Model chunks wrapped in Megatron-Core's `DistributedDataParallel`.
     """
     on_cuda, settings = next(chunks[0].parameters()).is_cuda, config.optimizer
+    low = config.train.low_precision
     name = choose_backends(on_cuda=on_cuda, **config.backend_arguments()).optimizer.name
     use_adam(_adam(name, settings.moments), transformer_engine=name == "transformer_engine")
     mcore = OptimizerConfig(
@@ -41,8 +42,8 @@ def build_optimizer(config: RunConfig, chunks: list[Any]) -> Any:
         use_distributed_optimizer=config.parallel.distributed_optimizer,
         overlap_param_gather=config.parallel.overlap_parameter_gather,
         **_offload(config),
-        fp8_recipe=config.train.fp8.megatron_recipe,
-        reuse_grad_buf_for_mxfp8_param_ag=config.train.fp8.parameters and config.train.fp8.recipe == "mxfp8",
+        fp8_recipe=low.megatron_recipe if low.parameters else None,
+        reuse_grad_buf_for_mxfp8_param_ag=low.parameters and low.recipe == "mxfp8",
     )
     optimizer = get_megatron_optimizer(mcore, chunks, config_overrides=decay_overrides(config, mcore))
     if name == "davinci":

@@ -56,6 +56,7 @@ class Backends:
     rope: Choice = Choice("megatron", "the default")
     swiglu: Choice = Choice("megatron", "the default")
     weight_gradient: Choice = Choice("megatron", "the default")
+    low_precision: Choice = Choice("none", "the default")
 
     def __str__(self) -> str:
         return "; ".join(f"{place}: {choice.name} ({choice.why})" for place, choice in self.places())
@@ -116,6 +117,8 @@ def choose_backends(
     rope: str = "auto",
     swiglu: str = "auto",
     weight_gradient: str = "auto",
+    recipe: str = "none",
+    low_precision: str = "auto",
     documents: bool = False,
     half: bool = False,
     needs_engine: tuple[str, ...] = (),
@@ -136,6 +139,8 @@ def choose_backends(
         rope: The same.
         swiglu: The same.
         weight_gradient: The same.
+        recipe: Of products of few bits; `none` for none.
+        low_precision: `auto`, `transformer_engine`, `native` or `emulate`: who multiplies by that recipe.
         documents: Whether attention will be confined to documents.
         half: Whether the run computes in half precision.
         needs_engine: Settings that act in Transformer Engine's layers only; elsewhere they would be ignored.
@@ -180,6 +185,12 @@ def choose_backends(
 
     asked = {"norm": norm, "rope": rope, "swiglu": swiglu, "weight_gradient": weight_gradient}
     needs_local += tuple(f"backends.{place}: davinci" for place, name in asked.items() if name == "davinci")
+    if low_precision in ("native", "emulate"):
+        needs_local += (f"train.low_precision.backend: {low_precision}",)
+    elif recipe == "bits":
+        needs_local += ("train.low_precision.recipe: bits",)
+    elif low_precision == "transformer_engine":
+        needs_engine += ("train.low_precision.backend: transformer_engine",)
     chosen = choose("layers", layers, "local", ("transformer_engine",))
     if needs_local and layers == "auto":
         chosen = Choice("local", f"they alone have {needs_local[0]}")
@@ -194,6 +205,12 @@ def choose_backends(
         optimizes = Choice("davinci", f"it alone has {needs_adam[0]}")
     others = {"loss": loss, "rope": rope, "swiglu": swiglu, "weight_gradient": weight_gradient}
     ours = {place: whose(place, name, "megatron") for place, name in others.items()}
+    multiplies = _who_multiplies(recipe, low_precision, engine=engine, on_cuda=on_cuda)
+    if isinstance(multiplies, str):
+        problems.append(multiplies)
+        multiplies = Choice("none", multiplies)
+    if multiplies.name == "transformer_engine" and engine and not half:
+        problems.append("train.low_precision by Transformer Engine is beside bf16: train in bf16")
     if documents and attends.name == "transformer_engine":
         problems.append(
             "backends.attention: transformer_engine, but a stage or the evaluation has a document mask, which it "
@@ -231,7 +248,48 @@ def choose_backends(
             found="\n".join(problems),
             do="install what is named (docs/install-gpu.md says how), or take it out of the configuration",
         )
-    return Backends(chosen, attends, normalises, optimizes, **ours)
+    return Backends(chosen, attends, normalises, optimizes, **ours, low_precision=multiplies)
+
+
+_NATIVE = ("delayed", "current")  # FP8 with a scale a tensor, which torch multiplies
+
+
+def _who_multiplies(recipe: str, asked: str, *, engine: bool, on_cuda: bool) -> Choice | str:
+    """Whose products follow a recipe, or what is wrong with that."""
+    if recipe == "none":
+        return Choice("none", "the default")
+    here = native_problem() if on_cuda else None
+    if asked == "native":
+        return (
+            Choice("native", "asked for")
+            if here is None
+            else f"train.low_precision.backend: native, but {here}"
+        )
+    if asked != "auto":
+        return Choice(asked, "asked for")
+    if engine:
+        return Choice("transformer_engine", "its layers run")
+    if not on_cuda:
+        return Choice("emulate", "the platform is cpu")
+    if recipe in _NATIVE and here is None:
+        return Choice("native", "layers are ours, and torch multiplies in FP8 here")
+    why = here or f"torch's own products have {' and '.join(_NATIVE)} only"
+    return (
+        f"train.low_precision.recipe: {recipe}, but layers are ours and {why}: take Transformer Engine's layers, or "
+        "backend: emulate, which has the same rounding and is slower than bf16"
+    )
+
+
+def native_problem() -> str | None:
+    """Why this GPU has no FP8 products; None where it has."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    if (major, minor) >= (8, 9):
+        return None
+    return f"{torch.cuda.get_device_name()} multiplies no FP8 (compute capability {major}.{minor}; 8.9 does)"
 
 
 def _find(name: str, module: str) -> Package:

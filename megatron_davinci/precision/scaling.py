@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -55,7 +55,7 @@ class Lost:
     Attributes:
         underflow: Part of the numbers that became 0 and were not.
         overflow: Part that was beyond the format's largest number.
-        scale: The tensor's scale; of blocks the smallest.
+        scale: The tensor's scale; of blocks the smallest above 0, infinite where there is none.
     """
 
     underflow: Tensor
@@ -72,6 +72,7 @@ class Quantized:
         inverse: What they are multiplied by to be the matrix again; its shape spreads over `blocked`.
         blocked: The shape in which blocks have dimensions of their own.
         amax: The largest size in the matrix: one number. Of a transformed matrix, after the transform.
+        dtype: Torch's, of the format; None where it has none of one byte.
         lost: What was lost; None unless asked for.
     """
 
@@ -79,7 +80,15 @@ class Quantized:
     inverse: Tensor
     blocked: tuple[int, ...]
     amax: Tensor
+    dtype: torch.dtype | None = None
     lost: Lost | None = None
+
+    def t(self) -> Quantized:
+        """Transposed; for what has one scale, or tiles."""
+        assert len(self.blocked) != 3, "blocks of a row are not those of the transposed matrix"
+        inverse = self.inverse if self.inverse.dim() == 0 else self.inverse.permute(2, 3, 0, 1)
+        blocked = (*self.blocked[2:], *self.blocked[:2]) if len(self.blocked) == 4 else self.blocked[::-1]
+        return replace(self, values=self.values.t().contiguous(), inverse=inverse, blocked=blocked)
 
     def dequantized(self) -> Tensor:
         """[rows, columns] fp32: what the format kept. Of a transformed matrix, still transformed."""
@@ -126,7 +135,7 @@ def quantize(
     scaled = x if how.scale == "none" else (seen * scale).view(x.shape)
     values = formats.round_to(scaled, how.form, how.rounding, noise)
     lost = _lost(x, scaled, values, how.form, scale) if watch else None
-    return Quantized(values, inverse, blocked, own, lost)
+    return Quantized(values, inverse, blocked, own, how.form.dtype, lost)
 
 
 def _blocked(x: Tensor, how: Quantizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -186,5 +195,5 @@ def _lost(x: Tensor, scaled: Tensor, values: Tensor, form: Format, scale: Tensor
     return Lost(
         underflow=((values == 0) & (x != 0)).float().mean(),
         overflow=(scaled.abs() > form.top).float().mean(),
-        scale=scale.min(),
+        scale=torch.where(scale > 0, scale, torch.inf).min(),
     )

@@ -16,6 +16,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_davinci.errors import CheckpointError, DavinciError, EnvironmentProblem
+from megatron_davinci.model.precision_state import low_precision_of
 from megatron_davinci.platform.distributed import broadcast_object
 from megatron_davinci.train import checkpoint_files
 from megatron_davinci.train.checkpoint_files import Checkpoint, TurnedBack
@@ -54,7 +55,10 @@ def sharded_state(chunks: Sequence[Any], optimizer: Any, *, loading: bool = Fals
     weights = {_key(n): chunk.sharded_state_dict(metadata=dict(CONTENT)) for n, chunk in enumerate(chunks)}
     with _old_objects_aside():
         moments = optimizer.sharded_state_dict(weights, is_loading=loading, metadata=dict(CONTENT))
-    return {"model": weights, "optimizer": moments}
+    state = {"model": weights, "optimizer": moments}
+    low = low_precision_of(chunks)
+    scales = {} if low is None else low.sharded_state()
+    return {**state, "low_precision": scales} if scales else state
 
 
 @contextmanager
@@ -92,6 +96,8 @@ def load(checkpoint: Checkpoint, chunks: Sequence[Any], optimizer: Any) -> None:
             loaded = dist_checkpointing.load(state, str(checkpoint.state))
         for number, chunk in enumerate(chunks):
             chunk.load_state_dict(loaded["model"][_key(number)])
+        if (low := low_precision_of(chunks)) is not None:
+            low.load(loaded.get("low_precision", {}))
         # Megatron-Core copies into parameters that require gradients here without saying no_grad.
         with torch.no_grad():
             optimizer.load_state_dict(loaded["optimizer"])
@@ -217,6 +223,33 @@ def check_same_model(
             where=checkpoint.folder,
             found="\n".join(differing),
             do="resume with the configuration that wrote it, or give this run another run.directory",
+        )
+
+
+def check_same_recipe(checkpoint: Checkpoint, low: dict[str, Any]) -> None:
+    """Refuse a checkpoint that was trained with other products of few bits.
+
+    Args:
+        checkpoint: What would be loaded.
+        low: What decides those of this run.
+
+    Raises:
+        CheckpointError: They differ; every difference is listed.
+    """
+    saved = checkpoint.manifest.get("low_precision", {"recipe": "none"})
+    names = dict.fromkeys([*saved, *low])
+    differing = [
+        f"train.low_precision, {name}: {saved.get(name)!r} in the checkpoint, {low.get(name)!r} in this run"
+        for name in names
+        if saved.get(name) != low.get(name)
+    ]
+    if differing:
+        raise CheckpointError(
+            "The checkpoint was trained by another recipe.",
+            where=checkpoint.folder,
+            found="\n".join(differing),
+            do="resume with the recipe that wrote it; for another, begin a new run from its weights "
+            "(checkpoint.initial_weights), or end this one in train.precision by train.low_precision.tail_tokens",
         )
 
 

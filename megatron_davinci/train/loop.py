@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch.distributed as dist
 
 from megatron_davinci.config import Layout, RunConfig, check_layout
@@ -252,11 +253,12 @@ class TrainingRun:
                 samples = feed.take(plan.first_sample, plan.batch, plan.stage)
                 request(1)
             self.integrity.before(plan)
+            numbers = feed.numbers(plan.first_sample, plan.batch)
             result = self.health.take(
                 plan,
                 samples,
-                feed.numbers(plan.first_sample, plan.batch),
-                partial(self._step, plan, samples, feed.micro_batches(plan.batch)),
+                numbers,
+                partial(self._step, plan, samples, numbers, feed.micro_batches(plan.batch)),
             )
             for message in self.health.messages():
                 progress.message(message)
@@ -327,10 +329,12 @@ class TrainingRun:
                 yield plan
             step, sample = plan.step, sample + plan.batch
 
-    def _step(self, plan: StepPlan, samples: Samples, micro_batches: int) -> StepResult:
+    def _step(self, plan: StepPlan, samples: Samples, numbers: np.ndarray, micro_batches: int) -> StepResult:
         if self.config.model.dropout:
             # Dropout too is a function of the clock, so no generator state needs saving.
             distributed.seed_ranks(self.config.run.seed + plan.first_sample)
+        low, left = self.stepper.low_precision, self.schedule.total_samples - plan.first_sample
+        watch = low is not None and low.begin_step(plan.step, left * self.config.data.sequence_length)
         set_hyperparameters(
             self.optimizer,
             learning_rate=plan.learning_rate,
@@ -343,6 +347,8 @@ class TrainingRun:
             self.document_masks[plan.stage],
             samples.source,
             len(self.sources),
+            numbers,
+            watch=watch,
         )
 
     def _is_due(self, plan: StepPlan, every: int | None) -> bool:
@@ -375,6 +381,7 @@ class TrainingRun:
         checkpoint.check_same_model(
             found, self.config.model.model_dump(mode="json"), self.config.parallel.distributed_optimizer
         )
+        checkpoint.check_same_recipe(found, self.config.train.low_precision.description)
         if found.consumed_samples < self.schedule.total_samples:
             try:
                 expected = self.schedule.at(found.consumed_samples).step - 1

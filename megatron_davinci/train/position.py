@@ -35,6 +35,7 @@ def position(
         "model": config.model.model_dump(mode="json"),
         "distributed_optimizer": config.parallel.distributed_optimizer,
         "precision": config.train.precision,
+        "low_precision": config.train.low_precision.description,
         "layout": asdict(layout),
         "journal": order.position() if dist.get_rank() == 0 else None,
     }

@@ -91,6 +91,8 @@ class Records:
             "flops_utilization": round(rate * self._flops_per_token / self._peak, 4),
             "sources": sources,
         }
+        if result.low_precision is not None:
+            record["low_precision"] = result.low_precision
         if tokens_cut is not None:
             record["transform_tokens_cut"] = tokens_cut
         if token_digest is not None:
@@ -169,5 +171,8 @@ class Records:
             if source["loss"] is not None:
                 numbers[f"loss_by_source/{name}"] = source["loss"]
         numbers |= {f"phases/{name}": seconds for name, seconds in record.get("phases", {}).items()}
+        for linear, operands in record.get("low_precision", {}).items():
+            for operand, one in operands.items():
+                numbers |= {f"low_precision_{name}/{linear}.{operand}": value for name, value in one.items()}
         for board in self._boards:
             board.add(record["step"], numbers)

@@ -9,6 +9,7 @@ from functools import partial
 from itertools import tee
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from megatron_davinci.config import RunConfig
 from megatron_davinci.model.documents import DocumentMask
+from megatron_davinci.model.precision_state import low_precision_of
 from megatron_davinci.model.router import routers
 from megatron_davinci.platform.device import Platform
 from megatron_davinci.platform.distributed import largest
@@ -53,6 +55,7 @@ class StepResult:
         loss: Mean over the labels of the global batch, by their weights, nats a token.
         grad_norm: Norm of the gradient before clipping.
         z_loss: As the loss, and not part of it; None without one.
+        low_precision: What products of few bits lost, by linear layer and operand; None unless watched.
         sources: By the place of each source: the loss of its labels, summed by their weights, nats, and the weights'
             sum. One entry where the samples' sources were not said.
     """
@@ -60,18 +63,20 @@ class StepResult:
     loss: float
     grad_norm: float
     z_loss: float | None = None
+    low_precision: dict[str, dict[str, dict[str, float]]] | None = None
     sources: tuple[tuple[float, float], ...] = ()
 
 
 def wrap_model(chunks: Sequence[Any], config: RunConfig) -> list[DistributedDataParallel]:
     """Wrap a rank's model chunks for data parallelism; gradients are summed in fp32."""
+    low = config.train.low_precision
     settings = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         overlap_grad_reduce=config.parallel.overlap_gradient_reduce,
         overlap_param_gather=config.parallel.overlap_parameter_gather,
         num_distributed_optimizer_instances=config.parallel.optimizer_instances,
-        fp8_param_gather=config.train.fp8.parameters,
-        reuse_grad_buf_for_mxfp8_param_ag=config.train.fp8.parameters and config.train.fp8.recipe == "mxfp8",
+        fp8_param_gather=low.parameters,
+        reuse_grad_buf_for_mxfp8_param_ag=low.parameters and low.recipe == "mxfp8",
         use_distributed_optimizer=config.parallel.distributed_optimizer,
     )
     wrapped = [
@@ -127,6 +132,7 @@ class Stepper:
         self.has_z_loss = config.train.z_loss > 0
         self._schedule = get_forward_backward_func()
         self._routers = routers(self.wrapped)
+        self.low_precision = low_precision_of(self.wrapped)
         self.judge: Callable[[float, float], str | None] = _no_spike
         self.compute: Callable[[Callable[[], list[Tensor]]], list[Tensor]] = once
         self.reports: list[Tensor] = []
@@ -146,6 +152,8 @@ class Stepper:
         document_mask: DocumentMask | None = None,
         source: Tensor | None = None,
         sources: int = 1,
+        numbers: np.ndarray | None = None,
+        watch: bool = False,
     ) -> StepResult:
         """Take one step.
 
@@ -160,6 +168,9 @@ class Stepper:
             source: [micro_batches * micro_batch_size] int64, the place of each sample's source; None where all are
                 of one. The last pipeline stage reads it.
             sources: How many sources there are.
+            numbers: [micro_batches * micro_batch_size] the samples' global numbers, of which stochastic rounding is
+                a function; None where nobody knows them.
+            watch: Whether to count what products of few bits lose.
 
         Raises:
             NotApplied: The loss or the gradient is not finite, no label carries loss, or `judge` has refused.
@@ -175,7 +186,10 @@ class Stepper:
             batches = micro.split(
                 tokens, loss_mask, document_mask, self.micro_batch_size, self.platform.device
             )
-            return self._run(batches, micro_batches, self.micro_batch_size, forward_only=False)
+            if self.low_precision is None:
+                return self._run(batches, micro_batches, self.micro_batch_size, forward_only=False)
+            with self.low_precision.step(numbers, watching=watch):
+                return self._run(batches, micro_batches, self.micro_batch_size, forward_only=False)
 
         self.reports = reports = self.compute(gradient)
         by_source = self._gather(reports, source, sources)
@@ -188,10 +202,13 @@ class Stepper:
         self._loss_now = loss
         with self.timers.phase("optimizer"):
             _, grad_norm, _ = self.optimizer.step()
+            if self.low_precision is not None:
+                self.low_precision.commit()
         return StepResult(
             loss,
             float(grad_norm),
             z_loss / count if self.has_z_loss else None,
+            self.low_precision.report() if watch and self.low_precision is not None else None,
             tuple((of_source, weight) for of_source, weight, _ in by_source),
         )
 
@@ -250,7 +267,9 @@ class Stepper:
                 micro_batches, parallel_state.get_pipeline_model_parallel_world_size()
             )
         reports: list[Tensor] = self._schedule(
-            forward_step_func=_forward,
+            forward_step_func=_forward
+            if forward_only or self.low_precision is None
+            else self._forward_numbered,
             # Each chunk takes the micro-batches in their order; one that is behind finds them kept.
             data_iterator=list(tee(batches, chunks)) if chunks > 1 else batches,
             model=self.wrapped,
@@ -260,6 +279,16 @@ class Stepper:
             forward_only=forward_only,
         )
         return reports
+
+    def _forward_numbered(self, batches: Iterator[MicroBatch], model: Any) -> tuple[Tensor, Any]:
+        """`_forward`, having said of which samples it is; and again when its backward pass begins."""
+        assert self.low_precision is not None
+        resume = self.low_precision.resume_micro_batch
+        samples = self.low_precision.begin_micro_batch(self.wrapped.index(model))
+        output, loss = _forward(batches, model)
+        if output.requires_grad:
+            output.register_hook(lambda _: resume(samples))
+        return output, loss
 
     @property
     def _fewest_micro_batches(self) -> int:
@@ -286,8 +315,11 @@ class Stepper:
             norm = float(measure())
             finite = math.isfinite(norm)
             why = self.judge(self._loss_now, norm) if finite else f"gradient norm {norm}"
+            if self.low_precision is not None and (bad := self.low_precision.not_finite()):
+                # A scale from earlier steps makes the format's largest number of an infinite one.
+                finite, why = False, f"{why or 'the largest number'}: not finite is {bad[0]}"
             worst = 0 if why is None else 1 if finite else 2
-            if self._replicas_measure:
+            if self._replicas_measure or self.low_precision is not None:
                 worst = largest([worst])[0]
             if worst:
                 heard = "the gradient of another replica"

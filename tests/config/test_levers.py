@@ -70,10 +70,11 @@ def test_contradictions_of_several_sections_are_listed_together():
         ({"optimizer": {"moments": "fp8"}, "parallel": {"distributed_optimizer": False}}, "moments: fp8 needs"),
         ({"optimizer": {"cpu_offload": 0.5}, "backends": {"optimizer": "davinci"}}, "an AdamW of its own"),
         ({"optimizer": {"cpu_offload": 1.5}}, "less than or equal to 1"),
-        ({"train": {"fp8": {"parameters": True}}}, "needs a recipe"),
-        ({"train": {"precision": "bf16", "fp8": {"recipe": "fp8"}}}, "'delayed', 'current', 'block'"),
-        ({"train": {"precision": "fp32", "fp8": {"recipe": "current"}}}, "beside bf16"),
-        ({"train": {"precision": "bf16", "fp8": {"recipe": "mxfp8"}}}, "tokens of a micro-batch on a rank"),
+        ({"train": {"low_precision": {"parameters": True}}}, "needs a recipe"),
+        ({"train": {"precision": "bf16", "low_precision": {"recipe": "fp8"}}}, "'delayed', 'current', 'block'"),
+        ({"train": {"precision": "fp32", "low_precision": {"recipe": "current", "backend": "transformer_engine"}}},
+         "beside bf16"),
+        ({"train": {"precision": "bf16", "low_precision": {"recipe": "mxfp8"}}}, "tokens of a micro-batch on a rank"),
         ({"train": {"cuda_graphs": True, "recompute": {"granularity": "full"}}}, "runs them again"),
         ({"train": {"cuda_graphs": True}, "model": {"dropout": 0.1}}, "cannot capture model.dropout"),
         ({"train": {"cuda_graphs": True}, "evaluation": {"document_mask": True}}, "cannot capture a document mask"),
@@ -87,7 +88,7 @@ def test_what_fp8_forbids_is_listed_at_once():
     text = refusal(
         model={"hidden_size": 36, "ffn_hidden_size": 40, "head_dim": 8},
         backends={"layers": "local"},
-        train={"precision": "fp32", "fp8": {"recipe": "delayed"},
+        train={"precision": "fp32", "low_precision": {"recipe": "delayed", "backend": "transformer_engine"},
                "recompute": {"granularity": "selective", "modules": ["layernorm"]}},
     )  # fmt: skip
     for said in ("beside bf16", "backends.layers: local", "cannot recompute under", "model.hidden_size (36)",
@@ -110,6 +111,6 @@ def test_what_a_snapshot_would_not_hold_is_refused():
     snapshots = {"every_steps": 10}
     offloaded = {"train": {"precision": "bf16"}, "optimizer": {"cpu_offload": 1.0}, "snapshots": snapshots}
     assert "found optimizer.cpu_offload" in refusal(**offloaded)
-    fp8 = {"train": {"precision": "bf16", "fp8": {"recipe": "current"}}, "snapshots": snapshots}
-    assert "holds no scales of FP8 layers; found train.fp8.recipe: current" in refusal(**fp8)
+    fp8 = {"train": {"precision": "bf16", "low_precision": {"recipe": "current"}}, "snapshots": snapshots}
+    assert "holds no scales of FP8 layers; found train.low_precision.recipe: current" in refusal(**fp8)
     validate(small.settings(snapshots=snapshots), "test")

@@ -89,7 +89,7 @@ def test_what_llama3_8b_loses_is_what_is_not_here():
     }
     assert set(lost(result)) == {
         "--decoupled-lr", "--decoupled-min-lr", "--grad-reduce-in-bf16", "--exit-duration-in-mins",
-        "--fp8-amax-history-len", "--fp8-amax-compute-algo", "--mock-data", "--tiktoken-pattern",
+        "--mock-data", "--tiktoken-pattern",
         "--split", "--profile", "--profile-step-start", "--profile-step-end",
         "--most-recent-k (not given)",
     }  # fmt: skip
@@ -98,7 +98,13 @@ def test_what_llama3_8b_loses_is_what_is_not_here():
 
 def test_levers_go_over():
     result = published("llama3_8b.sh")
-    assert result.config.train.fp8.model_dump() == {"recipe": "delayed", "parameters": True}
+    low = result.config.train.low_precision
+    assert (low.recipe, low.backend, low.parameters, low.amax_history) == (
+        "delayed",
+        "transformer_engine",
+        True,
+        1024,
+    )
     assert result.config.parallel.overlap_parameter_gather
     flags = {
         "--recompute-granularity": "full", "--recompute-method": "block", "--recompute-num-layers": "2",

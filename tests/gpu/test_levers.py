@@ -87,7 +87,7 @@ def test_offloaded_state_follows_the_run_without(plain, fraction):
 @pytest.mark.parametrize("parameters", [False, True])
 def test_fp8_follows_bf16_and_is_not_bf16(plain, recipe, parameters):
     root, expected = plain
-    train = {"fp8": {"recipe": recipe, "parameters": parameters}}
+    train = {"low_precision": {"recipe": recipe, "parameters": parameters, "backend": "transformer_engine"}}
     found = losses(root, f"fp8-{recipe}-{parameters}", train=train)
     assert 1e-6 < difference(found, expected) <= 0.1
 

@@ -39,7 +39,7 @@ def said_to_megatron(changes):
             settings.update({f"ddp.{name}": value for name, value in vars(ddp).items()})
 
     class Chunk:
-        config = transformer_config(made)
+        config = transformer_config(made, transformer_engine=True)
 
         def parameters(self):
             import torch
@@ -64,22 +64,30 @@ def said_to_megatron(changes):
     ("changes", "expected"),
     [
         (
-            {"train": {"fp8": {"recipe": "delayed"}}},
+            {"train": {"low_precision": {"recipe": "delayed", "amax_history": 16}}},
             {"model.fp8": "hybrid", "model.fp8_recipe": "delayed", "model.fp8_param": "False",
-             "optimizer.fp8_recipe": "delayed"},
+             "model.fp8_amax_history_len": "16", "model.fp8_amax_compute_algo": "max",
+             "optimizer.fp8_recipe": "None"},
         ),
         (
-            {"train": {"fp8": {"recipe": "current", "parameters": True}}},
+            {"train": {"low_precision": {"recipe": "current", "parameters": True}}},
             {"model.fp8": "hybrid", "model.fp8_recipe": "tensorwise", "model.fp8_param": "True",
-             "ddp.fp8_param_gather": "True", "model.use_cpu_initialization": "False",
+             "ddp.fp8_param_gather": "True", "optimizer.fp8_recipe": "tensorwise",
+             "model.use_cpu_initialization": "False",
              "ddp.reuse_grad_buf_for_mxfp8_param_ag": "False"},
         ),
         (
-            {"train": {"fp8": {"recipe": "mxfp8", "parameters": True}, "micro_batch_size": 2}},
+            {"train": {"low_precision": {"recipe": "mxfp8", "parameters": True}, "micro_batch_size": 2}},
             {"model.fp8": "e4m3", "model.fp8_recipe": "mxfp8", "ddp.reuse_grad_buf_for_mxfp8_param_ag": "True",
              "optimizer.reuse_grad_buf_for_mxfp8_param_ag": "True"},
         ),
-        ({"train": {"fp8": {"recipe": "block"}}}, {"model.fp8": "e4m3", "model.fp8_recipe": "blockwise"}),
+        ({"train": {"low_precision": {"recipe": "block"}}}, {"model.fp8": "e4m3", "model.fp8_recipe": "blockwise"}),
+        (
+            {"train": {"low_precision": {"recipe": "nvfp4", "keep_last_layers": 1}}},
+            {"model.fp8": "None", "model.fp4": "e2m1", "model.fp4_recipe": "nvfp4",
+             "model.first_last_layers_bf16": "True", "model.num_layers_at_start_in_bf16": "0",
+             "model.num_layers_at_end_in_bf16": "1"},
+        ),
         ({"train": {"cuda_graphs": True}}, {"model.cuda_graph_impl": "local", "model.cuda_graph_scope": "[]"}),
         ({"train": {"deterministic": True}}, {"model.deterministic_mode": "True"}),
         (
@@ -109,8 +117,8 @@ def test_each_lever_is_said_in_megatron_cores_words(changes, expected):
     ("changes", "said"),
     [
         (
-            {"train": {"fp8": {"recipe": "current"}}},
-            "train.fp8.recipe: current acts in Transformer Engine's layers only",
+            {"train": {"low_precision": {"recipe": "current", "backend": "transformer_engine"}}},
+            "train.low_precision.backend: transformer_engine acts in Transformer Engine's layers only",
         ),
         ({"train": {"cuda_graphs": True}}, "train.cuda_graphs acts on CUDA only"),
         (
@@ -130,7 +138,8 @@ def test_a_lever_that_would_be_ignored_here_is_an_error(changes, said):
 
 def test_all_of_them_at_once():
     asked = config(
-        train={"fp8": {"recipe": "current"}, "cuda_graphs": True}, optimizer={"cpu_offload": 1.0},
+        train={"low_precision": {"recipe": "current", "parameters": True}, "cuda_graphs": True},
+        optimizer={"cpu_offload": 1.0},
         backends={"optimizer": "apex"},
     )  # fmt: skip
     with pytest.raises(EnvironmentProblem) as caught:
@@ -177,5 +186,5 @@ def test_tensor_overlap_gives_transformer_engine_its_buffers():
     }
     expected = {"shape": [32, 64], "tp_size": 2, "bootstrap_backend": "nccl"}
     assert run_ranks(1, tensor_overlap, changes, True)[0] == {**expected, "quantization_modes": ["none"]}
-    changes["train"]["fp8"] = {"recipe": "current"}
+    changes["train"]["low_precision"] = {"recipe": "current"}
     assert run_ranks(1, tensor_overlap, changes, False)[0] == {**expected, "use_fp8": True}

@@ -1,0 +1,335 @@
+"""A linear layer of Megatron-Core whose three products are of few bits, and what all of a rank's share.
+
+What is kept for the backward pass, what ranks tell each other, and where gradients go is as in Megatron-Core's
+`LinearWithGradAccumulationAndAsyncCommunication`; only the products differ. Embedding, output layer, norms, softmax
+and the optimizer are not touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.tensor_parallel.mappings import (
+    gather_from_sequence_parallel_region,
+    reduce_scatter_to_sequence_parallel_region,
+)
+from torch import Tensor
+
+from megatron_davinci.kernels.main_gradient import MainGradient
+from megatron_davinci.kernels.swiglu import swiglu
+from megatron_davinci.precision import noise, products, scaling
+from megatron_davinci.precision.recipes import Recipe
+from megatron_davinci.precision.scaling import Quantized, Quantizer
+
+PLACES = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
+"""The linear layers of a layer."""
+
+OPERANDS = ("input", "weight", "gradient")
+"""What they multiply."""
+
+
+@dataclass
+class Shared:
+    """What the linear layers of a rank share, set before a step or a micro-batch.
+
+    Attributes:
+        recipe: How operands are quantised.
+        native: Whether torch's own kernels multiply.
+        seed: Of stochastic rounding.
+        length: Tokens of a sequence.
+        forward: Whether products of the forward pass are of few bits at present.
+        backward: Whether those of gradients are.
+        samples: [batch] int64, the global numbers of the micro-batch's samples; None where nobody said them.
+        positions: [positions on this rank] int64, where its tokens stand in their sequences; None for all in order.
+        watching: Whether what is lost is counted in this step.
+        learning: Whether this is a step, whose largest numbers count, and no evaluation.
+    """
+
+    recipe: Recipe
+    native: bool
+    seed: int
+    length: int
+    forward: bool = True
+    backward: bool = True
+    samples: Tensor | None = None
+    positions: Tensor | None = None
+    watching: bool = False
+    learning: bool = False
+
+
+@dataclass(eq=False)
+class LowPrecisionProduct:
+    """The products of one linear layer; stands for its `_forward_impl`.
+
+    Args:
+        shared: What all of them share.
+        layer: Number of the layer in the whole model, from 0.
+        place: Which of its linear layers.
+        linear: Megatron-Core's module.
+        original: Its own `_forward_impl`, for what is not of few bits.
+        before: Makes the input of what the module is given; None for the same.
+        sharded_input: Whether tensor ranks have parts of the input's channels, and the whole of the output's.
+
+    Attributes:
+        amax: [3] fp32, the largest numbers of this step's operands here, as `OPERANDS` has them.
+        known: The largest numbers of earlier steps on all ranks; None for an operand of which there are none.
+        lost: For each operand, the sums of what was lost of it: [underflow, overflow, 1], and the smallest scale.
+    """
+
+    shared: Shared
+    layer: int
+    place: str
+    linear: Any
+    original: Callable[..., Tensor]
+    before: Callable[[Tensor], Tensor] | None
+    sharded_input: bool
+    amax: Tensor = field(default_factory=lambda: torch.zeros(len(OPERANDS)))
+    known: list[Tensor | None] = field(default_factory=lambda: [None] * len(OPERANDS))
+    lost: Tensor = field(default_factory=lambda: torch.zeros(len(OPERANDS), 4))
+
+    def __call__(self, input: Tensor, weight: Tensor, bias: Tensor | None, **how: Any) -> Tensor:
+        """What Megatron-Core calls with its arguments.
+
+        Args:
+            input: [positions on this rank, batch, in].
+            weight: [out, in], this rank's part.
+            bias: [out] or None.
+            how: `allreduce_dgrad`, `sequence_parallel`, `gradient_accumulation_fusion` and others.
+
+        Returns:
+            [positions, batch, out].
+        """
+        if self.before is not None:
+            input = self.before(input)
+        if not (self.shared.forward or self.shared.backward):
+            return self.original(input=input, weight=weight, bias=bias, **how)
+        out: Tensor = _LowPrecision.apply(
+            input, weight, self, bool(how.get("sequence_parallel")), bool(how.get("allreduce_dgrad"))
+        )
+        return out if bias is None else out + bias
+
+    def remember(self, largest: Tensor) -> None:
+        """Make scales of these from now on.
+
+        Args:
+            largest: [3] fp32 on the CPU, as `OPERANDS` has them; 0 where there are none.
+        """
+        device = self.amax.device
+        self.known = [one.to(device) if float(one) > 0 else None for one in largest]
+
+    @property
+    def name(self) -> str:
+        """As in `layers.3.linear_fc1`."""
+        return f"layers.{self.layer}.{self.place}"
+
+    def forward_product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """`x wᵀ`: [tokens, in] and [out, in] to [tokens, out]."""
+        recipe = self.shared.recipe
+        a = self._quantized(x.float(), recipe.input, 0, sharded=self.sharded_input)
+        b = self._quantized(weight.detach().float(), recipe.weight, 1, sharded=True)
+        return self._product(a, b, x.dtype)
+
+    def input_gradient(self, by_out: Quantized | None, g: Tensor, weight: Tensor) -> Tensor:
+        """`g w`: [tokens, out] and [out, in] to [tokens, in]."""
+        recipe = self.shared.recipe
+        a = by_out or self.gradient(g)
+        if recipe.weight_back.transposes:
+            b = self._quantized(weight.detach().float(), recipe.weight_back, 1, sharded=True, seen=True).t()
+        else:
+            turned = weight.detach().t().contiguous().float()
+            b = self._quantized(turned, recipe.weight_back, 1, sharded=True, seen=True)
+        return self._product(a, b, g.dtype)
+
+    def gradient(self, g: Tensor) -> Quantized:
+        """The gradient of the outputs as `input_gradient` multiplies it."""
+        how = self.shared.recipe.gradient
+        drawn = self._noise(g.shape[0], how, "gradient")
+        return self._quantized(g.float(), how, 2, sharded=not self.sharded_input, drawn=drawn)
+
+    def weight_gradient(self, by_out: Quantized | None, g: Tensor, x: Tensor) -> tuple[Quantized, Quantized]:
+        """The operands of `gᵀ x`, both with tokens last: [out, tokens] and [in, tokens]."""
+        recipe = self.shared.recipe
+        if by_out is not None and recipe.gradient_back.transposes and recipe.gradient_back == recipe.gradient:
+            a = by_out.t()
+        else:
+            drawn = self._noise(g.shape[0], recipe.gradient_back, "gradient for weights")
+            turned = g.t().contiguous().float()
+            a = self._quantized(
+                turned,
+                recipe.gradient_back,
+                2,
+                sharded=not self.sharded_input,
+                seen=True,
+                drawn=None if drawn is None else drawn.t().contiguous(),
+            )
+        b = self._quantized(
+            x.t().contiguous().float(), recipe.input_back, 0, sharded=self.sharded_input, seen=True
+        )
+        return a, b
+
+    def _quantized(
+        self,
+        x: Tensor,
+        how: Quantizer,
+        operand: int,
+        *,
+        sharded: bool,
+        seen: bool = False,
+        drawn: Tensor | None = None,
+    ) -> Quantized:
+        """An operand. `seen`: it was quantised in another way before, and is not counted twice."""
+        shared = self.shared
+        known = self.known[operand]
+        # One scale of a tensor is of all its parts; with blocks each rank has whole ones.
+        whole = (how.blocks == "tensor" and how.scale != "none" and known is None) or how.scale == "e4m3"
+        out = scaling.quantize(
+            x,
+            how,
+            amax=known,
+            largest=self._largest if sharded and whole and self._ranks > 1 else None,
+            noise=drawn,
+            watch=shared.watching and shared.learning and not seen,
+        )
+        if shared.learning and not seen:
+            torch.maximum(self.amax[operand], out.amax, out=self.amax[operand])
+            if out.lost is not None:
+                row = self.lost[operand]
+                row[:3] += torch.stack([out.lost.underflow, out.lost.overflow, row.new_ones(())])
+                row[3] = torch.where(row[2] > 1, torch.minimum(row[3], out.lost.scale), out.lost.scale)
+        return out
+
+    def _product(self, a: Quantized, b: Quantized, dtype: torch.dtype) -> Tensor:
+        return (products.native if self.shared.native else products.emulated)(a, b, dtype)
+
+    @property
+    def _ranks(self) -> int:
+        return int(self.linear.tp_group.size())
+
+    def _largest(self, mine: Tensor) -> Tensor:
+        """Of all tensor ranks."""
+        largest = mine.clone()
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=self.linear.tp_group)
+        return largest
+
+    def _noise(self, tokens: int, how: Quantizer, what: str) -> Tensor | None:
+        """[tokens, out on this rank], of the numbers of tokens and of outputs in the whole model."""
+        if how.rounding != "stochastic":
+            return None
+        shared, device = self.shared, self.linear.weight.device
+        outputs = self._outputs().to(device)
+        positions = shared.positions
+        if shared.samples is None:
+            rows = torch.arange(tokens, device=device)
+        else:
+            batch = len(shared.samples)
+            if positions is None:
+                positions = torch.arange(tokens // batch, device=device)
+            rows = (positions[:, None] + shared.samples.to(device) * shared.length).flatten()
+        return noise.uniform(noise.key(shared.seed, self.layer, f"{self.place} {what}"), rows, outputs)
+
+    def _outputs(self) -> Tensor:
+        """The numbers of this rank's outputs in the whole layer."""
+        here = self.linear.weight.shape[0]
+        if self.sharded_input or self._ranks == 1:
+            return torch.arange(here)
+        # SwiGLU's two halves are each divided among ranks.
+        parts = getattr(self.linear.weight, "partition_stride", 1)
+        part, rank = here // parts, self.linear.tp_group.rank()
+        one = torch.arange(part) + rank * part
+        return torch.cat([one + number * part * self._ranks for number in range(parts)])
+
+
+class _LowPrecision(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, weight: Tensor, product: LowPrecisionProduct, gathers: bool, reduces: bool
+    ) -> Tensor:
+        ctx.save_for_backward(input, weight)
+        ctx.parameter, ctx.product, ctx.gathers, ctx.reduces = weight, product, gathers, reduces
+        # The backward pass may come when the next micro-batch has begun.
+        ctx.samples = product.shared.samples
+        x = _whole(input, product, gathers).flatten(0, -2)
+        if product.shared.forward:
+            out = product.forward_product(x, weight)
+        else:
+            out = torch.matmul(x, weight.t())
+        return out.view(-1, input.shape[1], weight.shape[0])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, by_out: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight = ctx.saved_tensors
+        product: LowPrecisionProduct = ctx.product
+        product.shared.samples = ctx.samples
+        low = product.shared.backward
+        g = by_out.flatten(0, -2)
+        quantized = product.gradient(g) if low else None
+        by_input = product.input_gradient(quantized, g, weight) if low else torch.matmul(g, weight)
+        by_input = by_input.view(-1, input.shape[1], input.shape[2])
+        group = product.linear.tp_group
+        if ctx.gathers:
+            by_input = reduce_scatter_to_sequence_parallel_region(by_input, group=group)
+        elif ctx.reduces:
+            dist.all_reduce(by_input, group=group)
+        if not ctx.needs_input_grad[1]:
+            return by_input, None, None, None, None
+        x = _whole(input, product, ctx.gathers).flatten(0, -2)
+        main = MainGradient(ctx.parameter)
+        if low:
+            a, b = product.weight_gradient(quantized, g, x)
+            main.add_product(product._product(a, b, torch.float32))
+        else:
+            main.add(g, x)
+        return by_input, main.gradient(), None, None, None
+
+
+def _whole(input: Tensor, product: LowPrecisionProduct, gathers: bool) -> Tensor:
+    """All positions, where tensor ranks have parts of them."""
+    if not gathers:
+        return input
+    whole: Tensor = gather_from_sequence_parallel_region(input.detach(), group=product.linear.tp_group)
+    return whole
+
+
+def attach(
+    chunks: Sequence[Any], shared: Shared, *, layers: range, fused_swiglu: bool
+) -> list[LowPrecisionProduct]:
+    """Give the linear layers of model chunks products of few bits.
+
+    Args:
+        chunks: This rank's model chunks.
+        shared: What all of them share.
+        layers: Numbers of the layers that get them; the others stay.
+        fused_swiglu: Whether MLPs leave their activation to the second linear layer.
+
+    Returns:
+        Theirs, by layer and place.
+    """
+    found = []
+    for chunk in chunks:
+        for layer in chunk.decoder.layers:
+            number = layer.layer_number - 1
+            if number not in layers:
+                continue
+            for place in PLACES:
+                owner = layer.self_attention if place in PLACES[:2] else layer.mlp
+                linear = getattr(owner, place)
+                fused = fused_swiglu and place == "linear_fc2"
+                original = type(linear)._forward_impl.__get__(linear) if fused else linear._forward_impl
+                linear._forward_impl = product = LowPrecisionProduct(
+                    shared,
+                    number,
+                    place,
+                    linear,
+                    original,
+                    swiglu if fused else None,
+                    sharded_input=place in ("linear_proj", "linear_fc2"),
+                )
+                for name in ("amax", "lost"):
+                    setattr(product, name, getattr(product, name).to(linear.weight.device))
+                found.append(product)
+    return found
