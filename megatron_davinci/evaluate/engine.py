@@ -22,6 +22,7 @@ from megatron_davinci.config.model import ModelConfig
 from megatron_davinci.errors import ConfigError
 from megatron_davinci.evaluate.packing import Batch, batches
 from megatron_davinci.model.branches import Branches, KeyValueCache
+from megatron_davinci.model.without_gradients import without_gradients
 from megatron_davinci.platform.device import Platform
 from megatron_davinci.platform.distributed import gather_objects
 
@@ -62,7 +63,7 @@ class Engine:
     """Runs a model; every method is called by all ranks with the same arguments, and answers on all.
 
     Args:
-        chunk: This rank's part of the model, loaded. A pipeline rank has one.
+        chunk: This rank's part of the model, loaded. A pipeline rank has one. It cannot be trained any more.
         model: The configuration's section.
         platform: What to compute on.
         limits: How much is computed at once.
@@ -72,6 +73,7 @@ class Engine:
         self, chunk: Any, model: ModelConfig, platform: Platform, limits: Limits | None = None
     ) -> None:
         self.chunk, self.model, self.platform = chunk.eval(), model, platform
+        without_gradients(self.chunk)
         self.limits = limits or Limits()
         self._tensor = parallel_state.get_tensor_model_parallel_group()
         self._pipeline = parallel_state.get_pipeline_model_parallel_group()
