@@ -6,16 +6,18 @@ import json
 
 import pytest
 
+from tests.cases import is_long
 from tests.distributed.test_layouts import deviation, evaluations, metrics
 from tests.ranks import run_ranks
 from tests.tiny import LENGTH, tiny_settings, train_here
 
 # Without data parallelism: tests/distributed/test_layouts.py.
+STAGES = (30, 20) if is_long() else (12, 6)  # steps
 LAYOUTS = {"CP2xDP2": (4, {"context": 2}, "TP1 x PP1 x CP2 x DP2 = 4 ranks")}
 
 
 def context_settings(root, directory, parallel, **changes):
-    """Fifty steps of small batches, in two stages."""
+    """Some steps of small batches, in two stages."""
     settings = tiny_settings(
         root,
         parallel={"device": "cpu", **parallel},
@@ -23,7 +25,7 @@ def context_settings(root, directory, parallel, **changes):
         evaluation={"sequences": 8},
         **changes,
     )
-    sizes = ({"tokens": 30 * 4 * LENGTH}, {"tokens": 20 * 4 * LENGTH})
+    sizes = [{"tokens": steps * 4 * LENGTH} for steps in STAGES]
     settings["curriculum"] = [
         stage | size | {"global_batch_size": 4}
         for stage, size in zip(settings["curriculum"], sizes, strict=True)
@@ -39,11 +41,11 @@ def one_rank(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_fifty_steps_equal_those_of_one_rank(name, one_rank, tmp_path):
+def test_all_steps_equal_those_of_one_rank(name, one_rank, tmp_path):
     ranks, parallel, written = LAYOUTS[name]
     run_ranks(ranks, train_here, context_settings(one_rank, tmp_path / "run", parallel))
     found, expected = metrics(tmp_path / "run"), metrics(one_rank / "run")
-    assert len(found) == len(expected) == 50
+    assert len(found) == len(expected) == sum(STAGES)
     assert deviation(found, expected, "loss") <= 1e-4
     for ours, theirs in zip(found, expected, strict=True):
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
@@ -61,7 +63,7 @@ def test_fifty_steps_equal_those_of_one_rank(name, one_rank, tmp_path):
     ids=["CP2 to one rank", "TP2 to CP2"],
 )
 def test_resume_on_another_layout(before, after, one_rank, tmp_path):
-    for (ranks, parallel), stop in ((before, 12), (after, 20)):
+    for (ranks, parallel), stop in ((before, 8), (after, 14)):
         settings = context_settings(
             one_rank,
             tmp_path / "run",
@@ -69,6 +71,6 @@ def test_resume_on_another_layout(before, after, one_rank, tmp_path):
             train={"micro_batch_size": 2, "precision": "fp32", "threads": 1, "stop_after_steps": stop},
         )
         assert run_ranks(ranks, train_here, settings)[0] == stop
-    found, expected = metrics(tmp_path / "run"), metrics(one_rank / "run")[:20]
+    found, expected = metrics(tmp_path / "run"), metrics(one_rank / "run")[:14]
     assert [step["consumed_samples"] for step in found] == [step["consumed_samples"] for step in expected]
     assert deviation(found, expected, "loss") <= 1e-5

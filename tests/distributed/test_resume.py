@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -154,15 +155,32 @@ def test_dropout_is_a_function_of_the_clock(undisturbed, tmp_path):
     assert numbers(tmp_path / "whole") != without
 
 
-@pytest.fixture
-def stopped(undisturbed, tmp_path):
-    """A run of one rank that stopped after step 16 with checkpoints of steps 8 and 16."""
+@pytest.fixture(scope="module")
+def stopped_once(undisturbed, tmp_path_factory):
     root, _ = undisturbed
-    settings = tiny_settings(
-        root, run={"directory": str(tmp_path / "run"), "seed": 7}, checkpoint={"every_steps": 8}
-    )
-    run_ranks(1, train_here, {**settings, "train": {**settings["train"], "stop_after_steps": 16}})
-    return settings, tmp_path / "run"
+    run = tmp_path_factory.mktemp("stopped") / "run"
+    settings = tiny_settings(root, run={"directory": str(run), "seed": 7}, checkpoint={"every_steps": 8})
+    run_ranks(1, train_here, until(settings, 16))
+    return settings, run, shutil.copytree(run, run.with_name("as it was"))
+
+
+@pytest.fixture
+def stopped(stopped_once):
+    """A run of one rank that stopped after step 16 with checkpoints of steps 8 and 16."""
+    settings, run, as_it_was = stopped_once
+    shutil.rmtree(run)
+    shutil.copytree(as_it_was, run)
+    return settings, run
+
+
+def until(settings, step):
+    return {**settings, "train": {**settings["train"], "stop_after_steps": step}}
+
+
+def assert_goes_as(expected, run, last):
+    found = numbers(run)
+    assert len(found) == last
+    assert max(abs(f[2] - e[2]) / e[2] for f, e in zip(found, expected[:last], strict=True)) <= 1e-5
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(stopped, undisturbed):
@@ -171,11 +189,10 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(stopped, undistu
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    run_ranks(1, train_here, settings)
+    run_ranks(1, train_here, until(settings, 20))
     starts = json.loads((run / "manifest.json").read_text())["starts"]
     assert [s["step"] for s in starts] == [0, 8]
-    found, expected = numbers(run), undisturbed[1]
-    assert max(abs(f[2] - e[2]) / e[2] for f, e in zip(found, expected, strict=True)) <= 1e-5
+    assert_goes_as(undisturbed[1], run, 20)
 
 
 def test_when_no_checkpoint_is_whole_nothing_is_begun_anew(stopped):
@@ -191,9 +208,9 @@ def test_when_no_checkpoint_is_whole_nothing_is_begun_anew(stopped):
 def test_the_order_of_sources_in_the_file_decides_nothing(stopped, undisturbed):
     settings, run = stopped
     sources = dict(reversed(settings["data"]["sources"].items()))
-    run_ranks(1, train_here, {**settings, "data": {**settings["data"], "sources": sources}})
-    found, expected = numbers(run), undisturbed[1]
-    assert max(abs(f[2] - e[2]) / e[2] for f, e in zip(found, expected, strict=True)) <= 1e-5
+    settings = {**settings, "data": {**settings["data"], "sources": sources}}
+    run_ranks(1, train_here, until(settings, 24))
+    assert_goes_as(undisturbed[1], run, 24)
 
 
 def train_with_a_bad_gradient(settings):
@@ -221,9 +238,8 @@ def test_a_gradient_that_is_not_finite_is_never_applied(undisturbed, tmp_path):
     with pytest.raises(DavinciError) as error:
         run_ranks(1, train_with_a_bad_gradient, {**settings, "health": {"not_finite": "stop"}})
     assert "gradient norm" in str(error.value) and "step 12" in str(error.value)
-    run_ranks(1, train_here, settings)
-    found = numbers(tmp_path / "run")
-    assert max(abs(f[2] - e[2]) / e[2] for f, e in zip(found, expected, strict=True)) <= 1e-5
+    run_ranks(1, train_here, until(settings, 16))
+    assert_goes_as(expected, tmp_path / "run", 16)
 
 
 def test_a_checkpoint_of_another_model_is_refused(stopped):
@@ -253,7 +269,7 @@ def test_an_edited_configuration_changes_what_lies_ahead_and_nothing_else(stoppe
         run_ranks(1, train_here, rewritten)
     assert ((run / "journal.jsonl").read_text(), (run / "metrics.jsonl").read_text()) == before
     ahead = [{**first, "mixture": {"a": 0.25, "b": 0.75}}, {**second, "mixture": {"a": 0.5, "b": 0.5}}]
-    run_ranks(1, train_here, {**settings, "curriculum": ahead})
+    run_ranks(1, train_here, until({**settings, "curriculum": ahead}, 32))
     records = Journal.open(run / "journal.jsonl").mixes
     assert [(r.first_sample, r.weights["a"], r.origin) for r in records] == [
         (0, "0.75", ""),
@@ -275,10 +291,10 @@ def test_a_mixture_that_the_journal_has_beyond_the_stages_is_replayed(undisturbe
     run = {"directory": str(tmp_path / "run")}
     run_ranks(1, train_here, tiny_settings(root, run=run, train={"stop_after_steps": 5}))
     Journal.open(tmp_path / "run" / "journal.jsonl").append(MixRecord(48, "first", {"a": "0", "b": "1"}))
-    run_ranks(2, train_here, tiny_settings(root, run=run, train={"stop_after_steps": 20}))
+    run_ranks(2, train_here, tiny_settings(root, run=run, train={"stop_after_steps": 16}))
     changed = numbers(tmp_path / "run")
     run = {"directory": str(tmp_path / "plain")}
-    run_ranks(2, train_here, tiny_settings(root, run=run, train={"stop_after_steps": 20}))
+    run_ranks(2, train_here, tiny_settings(root, run=run, train={"stop_after_steps": 16}))
     plain = numbers(tmp_path / "plain")
     losses = [[loss for _, _, loss, *_ in lines] for lines in (changed, plain)]
     # Steps 1 to 12 hold samples 0 to 47, and the new mixture only `b` from sample 48 on.
