@@ -122,7 +122,11 @@ def on_ranks(
     """
     from megatron_davinci.platform.device import choose
 
-    config = config_of(found.checkpoint.manifest["model"], overrides, ranks)
+    manifest = found.checkpoint.manifest
+    if manifest.get("precision") == "fp32":
+        # `auto` would round to bf16 what was never rounded, on machines that multiply it natively.
+        overrides = ["train.precision=fp32", *overrides]
+    config = config_of(manifest["model"], overrides, ranks)
     platform = choose(config.parallel.device, config.train.threads)
     train = config.train.model_copy(update={"precision": platform.precision(config.train.precision)})
     backends = config.backends

@@ -70,7 +70,12 @@ def save_chunks(chunks: Any, config: RunConfig, checkpoints: Path) -> None:
         chunk.zero_grad_buffer()
     set_hyperparameters(optimizer, learning_rate=0.0, weight_decay=0.0)
     optimizer.step()
-    description = {"step": 0, "consumed_samples": 0, "model": config.model.model_dump(mode="json")}
+    description = {
+        "step": 0,
+        "consumed_samples": 0,
+        "model": config.model.model_dump(mode="json"),
+        "precision": config.train.precision,
+    }
     saver = Saver(checkpoints, config.checkpoint)
     saver.save(chunks, optimizer, description)
     saver.finish()
