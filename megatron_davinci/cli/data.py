@@ -6,6 +6,7 @@ import argparse
 
 from megatron_davinci.cli import (
     data_classifier,
+    data_fetch,
     data_files,
     data_inspect,
     data_knowledge,
@@ -21,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     data_text.add_actions(actions)
     data_files.add_actions(actions)
+    data_fetch.add_actions(actions)
     data_run.add_actions(actions)
     data_lineage.add_actions(actions)
     data_classifier.add_actions(actions)
@@ -45,6 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
         return data_files.run(arguments)
     if arguments.action in data_classifier.ACTIONS:
         return data_classifier.run(arguments)
+    if arguments.action == "fetch":
+        return data_fetch.run(arguments)
     if arguments.action == "knowledge":
         return data_knowledge.run(arguments)
     if arguments.action in data_lineage.ACTIONS:

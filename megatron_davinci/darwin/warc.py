@@ -20,7 +20,7 @@ _MEMBER = b"\x1f\x8b\x08"
 _RECORD = b"WARC/1."
 _BLOCK = 1 << 20
 # What a media type is read as; the step that makes text of it goes by this.
-_FORMATS = {
+MEDIA = {
     "text/html": "html", "application/xhtml+xml": "html", "text/plain": "text", "text/markdown": "text",
     "application/pdf": "pdf", "application/x-ipynb+json": "notebook", "application/x-tex": "latex",
     "text/x-tex": "latex",
@@ -188,7 +188,7 @@ def _document(record: Any, first: int, name: str, origin: dict[str, Any], limit:
         if len(block) > limit:
             return faulty("too_large", f"more than {limit:,} bytes when unpacked")
     media = headers.get("WARC-Identified-Payload-Type") or media
-    format_ = _FORMATS.get(media.split(";")[0].strip().lower())
+    format_ = MEDIA.get(media.split(";")[0].strip().lower())
     if format_ is None and not media:
         format_ = "html" if b"<html" in block[:2000].lower() else "text"
     if format_ is None:
