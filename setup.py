@@ -97,7 +97,8 @@ KERNELS = "megatron_davinci.kernels"
 class BuildExtensions(build_ext):
     """Besides, CUDA kernels as a library where there is nvcc; where there is none, NVRTC compiles them when they run.
 
-    DAVINCI_BUILD_CUDA=0 leaves them out, 1 makes it an error when they cannot be made.
+    A checkout on a machine without a GPU goes without them: nothing there could run them, and a wheel is for others.
+    DAVINCI_BUILD_CUDA=0 leaves them out, 1 makes them, and makes it an error when they cannot be made.
     """
 
     def run(self):
@@ -106,6 +107,8 @@ class BuildExtensions(build_ext):
         from megatron_davinci.kernels import compilers
 
         wanted = os.environ.get("DAVINCI_BUILD_CUDA", "")
+        if not wanted and (self.inplace or self.editable_mode) and not Path("/dev/nvidiactl").exists():
+            return
         nvcc = None if wanted == "0" else compilers.find_nvcc()
         if nvcc is None:
             if wanted == "1":

@@ -49,8 +49,8 @@ def pytest_configure(config):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers():
-    # Many tests start ranks of their own.
-    return min(len(os.sched_getaffinity(0)), 4)
+    # Many tests start ranks of their own, and many wait: one more than there are cores leaves none of them idle.
+    return min(len(os.sched_getaffinity(0)) + 1, 4)
 
 
 def pytest_collection_modifyitems(config, items):

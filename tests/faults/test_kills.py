@@ -15,7 +15,7 @@ from tests.faults.kills import LAYOUTS
 def test_a_run_that_is_killed_again_and_again(layout, tmp_path):
     undisturbed = chains.Undisturbed(tmp_path, layout)
     aims = ("save", "rank 0", "recovery", "evaluation", "loader worker", "all ranks")
-    number = 6 if is_long() else 3
+    number = 6 if is_long() else 2
     done = chains.chain(undisturbed, iter(aims), number, random.Random(1))
     assert done.problem == "" and done.equal
     assert len(done.kills) >= number // 2, "it was done before it was killed"

@@ -43,8 +43,11 @@ def planned(settings, ranks=1):
 
 @pytest.mark.parametrize(
     ("ranks", "parallel"),
-    [(1, {}), (2, {"tensor": 2, "sequence": True}), (2, {"pipeline": 2, "virtual_pipeline": 2})],
-    ids=["one rank", "TP2+SP", "PP2xVP2"],
+    [
+        pytest.param(1, {}, id="one rank"),
+        pytest.param(2, {"tensor": 2, "sequence": True}, id="TP2+SP"),
+        pytest.param(2, {"pipeline": 2, "virtual_pipeline": 2}, id="PP2xVP2", marks=pytest.mark.long),
+    ],
 )
 def test_the_estimate_is_within_15_percent_of_what_is_alive(ranks, parallel):
     settings = [whole(recompute, **parallel) for recompute in RECOMPUTE.values()]
