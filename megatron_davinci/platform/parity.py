@@ -39,7 +39,8 @@ def parity_groups(nodes: Sequence[str], largest: int) -> list[list[int]]:
 
     Args:
         nodes: The node of each rank.
-        largest: Nodes of the largest group. One of each group may be lost.
+        largest: Nodes of the largest group; with 2 and an odd number of nodes one group is of 3. One node of each
+            group may be lost.
 
     Returns:
         Groups of ranks, every two of a group on different nodes; each rank is in exactly one. A rank that is alone
@@ -50,6 +51,8 @@ def parity_groups(nodes: Sequence[str], largest: int) -> list[list[int]]:
         by_node.setdefault(node, []).append(rank)
     members = list(by_node.values())
     count = -(-len(members) // largest)
+    # Three together rather than one of them alone, whom nobody could help.
+    count = max(1, min(count, len(members) // 2))
     groups = []
     for number in range(count):
         # As equal as they can be: none is left with one node alone.
