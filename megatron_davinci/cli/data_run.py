@@ -1,10 +1,11 @@
-"""`davinci data run | steps`: raw files to a corpus, by a recipe of steps; and the catalogue of steps."""
+"""`davinci data run | plan | steps`: raw files to a corpus, by a recipe of steps; and the catalogue of steps."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from megatron_davinci.darwin.corpus import Corpus
-    from megatron_davinci.darwin.run import Progress
+    from megatron_davinci.darwin.watching import Progress
 
 
 def add_actions(actions: Any) -> None:
@@ -25,6 +26,18 @@ def add_actions(actions: Any) -> None:
     run_.add_argument("recipe", type=Path, help="YAML file: sources, steps, output")
     run_.add_argument("--workers", type=int, help="processes (default: one for each core)")
     run_.add_argument("--restart", action="store_true", help="do away with what an earlier run has left")
+    plan = actions.add_parser("plan", help="what a recipe's models will be asked, and what that costs")
+    plan.add_argument("recipe", type=Path, help="YAML file: sources, steps, output")
+    plan.add_argument(
+        "--documents", type=int, default=50, metavar="N", help="to look at, of each source (default: 50)"
+    )
+    plan.add_argument("--tokenizer", type=Path, help="folder of the model's tokenizer, to count tokens by")
+    plan.add_argument("--input-price", type=float, metavar="X", help="of a million prompt tokens")
+    plan.add_argument("--output-price", type=float, metavar="X", help="of a million answer tokens")
+    plan.add_argument(
+        "--tokens-per-second", type=float, metavar="X", help="answer tokens that the server writes in all"
+    )
+    plan.add_argument("--json", type=Path, metavar="FILE", help="write the estimate here too")
     steps = actions.add_parser("steps", help="list the steps that a recipe can name, by level")
     steps.add_argument("step", nargs="?", help="a step, to see its parameters")
 
@@ -183,32 +196,50 @@ def _described(docstring: str) -> dict[str, str]:
 
 
 @contextmanager
-def shown(title: str) -> Iterator[Callable[[Progress], None]]:
-    """How far a run is: a bar on a screen, a line a pass elsewhere."""
+def shown(title: str, every: float = 30.0) -> Iterator[Callable[[Progress], None]]:
+    """How far a run is: a bar on a screen; elsewhere a line a pass, and one now and then while a model is asked."""
+    from megatron_davinci.cli.data_progress import line, what_was_asked
+
     if not sys.stdout.isatty():
         said: set[int] = set()
+        last = [time.monotonic()]
 
         def say(progress: Progress) -> None:
-            if progress.number not in said and progress.done == progress.tasks:
+            if progress.done == progress.tasks and progress.number not in said:
                 said.add(progress.number)
-                print(
-                    f"{title}: pass {progress.number} of {progress.passes} done: {progress.what}",
-                    file=sys.stderr,
-                )
+                print(f"{title}: {line(progress)}", file=sys.stderr, flush=True)
+            elif progress.asked and progress.done < progress.tasks and time.monotonic() - last[0] >= every:
+                last[0] = time.monotonic()
+                print(f"{title}: {line(progress)}", file=sys.stderr, flush=True)
 
         yield say
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("{task.fields[asked]}"),
+    )  # fmt: skip
     with Progress(*columns, transient=True) as bar:
-        task = bar.add_task(title)
+        task = bar.add_task(title, asked="")
         yield lambda progress: bar.update(
             task,
             description=f"{progress.number}/{progress.passes} {progress.what[:48]}",
             completed=progress.done,
             total=progress.tasks,
+            asked=what_was_asked(progress),
         )
 
 
-ACTIONS: dict[str, Callable[[argparse.Namespace], int]] = {"run": run_recipe, "steps": list_steps}
+def plan_recipe(arguments: argparse.Namespace) -> int:
+    """Estimate a recipe."""
+    from megatron_davinci.cli.data_cost import plan_recipe as plan
+
+    return plan(arguments)
+
+
+ACTIONS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "run": run_recipe,
+    "plan": plan_recipe,
+    "steps": list_steps,
+}

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Thread
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from datatrove.data import Document
 from pydantic import Field
@@ -22,6 +22,7 @@ from megatron_davinci.darwin.chunks import Measure, characters
 from megatron_davinci.darwin.endpoint import Client, Endpoint, Trouble, api_key
 from megatron_davinci.darwin.prompts import Prompt, load_prompt, mark_for
 from megatron_davinci.darwin.step import Outcome, Step, StepParameters
+from megatron_davinci.darwin.watching import Note
 
 _HELD = 16_000_000  # characters of documents that wait for answers, beyond which no further one is taken
 
@@ -42,14 +43,36 @@ class AskingParameters(StepParameters):
     tries: int = Field(default=2, gt=0)
 
 
+class Expected(NamedTuple):
+    """A question that a step will ask about a document, before any is asked.
+
+    Attributes:
+        kind: Questions of one kind have answers of like length.
+        messages: Of the chat.
+        passage: The text that it is about.
+        share: Tokens of the answer for one of the passage, where none is known; a supposition.
+        times: How many there will be of it, about.
+        supposed: Whether its words are a supposition too: it has answers in it that nobody has given yet.
+    """
+
+    kind: str
+    messages: list[dict[str, str]]
+    passage: str
+    share: float
+    times: float = 1.0
+    supposed: bool = False
+
+
 class StreamStep(Step):
     """A step that sees documents as a stream, and hands them on in order when they are done.
 
     Attributes:
         processes: Among which limits are divided; set before the step is opened.
+        told: File to write down in how far it is; set likewise; None for none.
     """
 
     processes: int = 1
+    told: Path | None = None
 
     def apply_all(
         self, documents: Iterator[Document], looks_at: Callable[[Document], bool]
@@ -124,6 +147,7 @@ class Asking(StreamStep):
         self._begin(asks=True)
 
     def _begin(self, asks: bool) -> None:
+        self._note = Note(self.told if asks else None)
         self._loop = asyncio.new_event_loop()
         self._thread = Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -154,6 +178,7 @@ class Asking(StreamStep):
 
         self._submit(end()).result()
         self._end()
+        self._note.write()
 
     def _end(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -186,7 +211,9 @@ class Asking(StreamStep):
         waiting: deque[tuple[Document, Future[Outcome] | None]] = deque()
         held, most = 0, 2 * self.parameters.endpoint.concurrency
         for document in documents:
-            waiting.append((document, self._submit(self.process(document)) if looks_at(document) else None))
+            waiting.append(
+                (document, self._submit(self._processed(document)) if looks_at(document) else None)
+            )
             held += len(document.text)
             while waiting and (held > _HELD or len(waiting) > most or _is_done(waiting[0][1])):
                 done, future = waiting.popleft()
@@ -195,12 +222,26 @@ class Asking(StreamStep):
         for done, future in waiting:
             yield done, None if future is None else future.result()
 
+    async def _processed(self, document: Document) -> Outcome:
+        outcome = await self.process(document)
+        unused = {
+            f"unused/{key.partition('/')[2]}": count
+            for key, count in (outcome.counts or {}).items()
+            if key.startswith(("unused answers/", "pairs/")) and key != "pairs/accepted"
+        }
+        self._note.add({"characters": len(document.text), **unused})
+        return outcome
+
     def requests(self) -> dict[str, int]:
         """Requests of this process."""
         return {} if self._client is None else dict(self._client.counts)
 
     async def process(self, document: Document) -> Outcome:
         """What the step says of a document."""
+        raise NotImplementedError
+
+    def expected(self, document: Document) -> Iterator[Expected]:
+        """The questions that it will ask about a document, in their first try."""
         raise NotImplementedError
 
     async def answer(self, messages: list[dict[str, str]], attempt: int, spent: Counter[str]) -> Answer:
@@ -225,13 +266,22 @@ class Asking(StreamStep):
                 task = self._waiting[key] = asyncio.ensure_future(self._ask(key, messages, attempt))
                 task.add_done_callback(lambda _: self._waiting.pop(key, None))
             found = await asyncio.shield(task)
+        else:
+            self._note.add({"known": 1})
         spent["prompt_tokens"] += found.prompt_tokens
         spent["completion_tokens"] += found.completion_tokens
         return found
 
     async def _ask(self, key: bytes, messages: list[dict[str, str]], attempt: int) -> Answer:
         assert self._client is not None and self._answers is not None
-        return self._answers.put(key, await self._client.ask(messages, attempt))
+        try:
+            answer = self._answers.put(key, await self._client.ask(messages, attempt))
+        finally:
+            troubles = {kind: count for kind, count in self._client.counts.items() if kind != "answered"}
+            self._note.counts |= Counter({f"trouble/{kind}": count for kind, count in troubles.items()})
+        tokens = {"prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens}
+        self._note.add({"answered": 1, **tokens})
+        return answer
 
     async def tagged(
         self, text: str, attempt: int, spent: Counter[str], **slots: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,13 +13,15 @@ from datatrove.data import Document
 from pydantic import Field
 
 from megatron_davinci.darwin import provenance
-from megatron_davinci.darwin.asking import Asking
+from megatron_davinci.darwin.asking import Asking, Expected
 from megatron_davinci.darwin.chunks import cut
 from megatron_davinci.darwin.endpoint import Trouble
 from megatron_davinci.darwin.pair_gates import Pair, faults, parsed
 from megatron_davinci.darwin.prompts import Prompt, load_prompt, mark_for
 from megatron_davinci.darwin.refine import Chunked, ChunkedParameters
 from megatron_davinci.darwin.step import Outcome
+
+_PAIRS = 3.0  # of a passage, that reach the judges; a supposition
 
 
 class Accepted(NamedTuple):
@@ -90,6 +93,17 @@ class WritePairs(Chunked):
             one, other = (Prompt(**described) for described in settings["judges"])
             step._judges = (one, other)
         return step
+
+    def expected(self, document: Document) -> Iterator[Expected]:
+        """Also the judges, of as many pairs as passages are taken to give."""
+        for question in super().expected(document):
+            yield question
+            if self.parameters.judge:
+                said = {"question": "?" * 150, "answer": "." * 300}
+                for judge in self.judges:
+                    slots = {"passage": question.passage, "mark": "passage", **said}
+                    messages = judge.messages(**slots)
+                    yield Expected(judge.task, messages, "x", 1.0, times=_PAIRS, supposed=True)
 
     async def process(self, document: Document) -> Outcome:
         """Ask about each passage, and make documents of the pairs that pass."""

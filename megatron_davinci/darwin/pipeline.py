@@ -196,14 +196,16 @@ class Apply(PipelineStep):
 
     type = "STEP"
 
-    def __init__(self, shared: Shared, step: Step) -> None:
+    def __init__(self, shared: Shared, step: Step, told: Path, place: int) -> None:
         self.name = step.name
         super().__init__()
-        self.shared, self.step = shared, step
+        self.shared, self.step, self.told, self.place = shared, step, told, place
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Apply."""
         step, tally = self.step, self.shared.tally
+        if isinstance(step, StreamStep):
+            step.told = self.told / f"{rank:05d}-{self.place:02d}.json"
         step.open()
         try:
             for document, outcome in self._outcomes(data):

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from datatrove.data import Document
 from pydantic import Field
 
-from megatron_davinci.darwin.asking import Asking, AskingParameters, measure_of
+from megatron_davinci.darwin.asking import Asking, AskingParameters, Expected, measure_of
 from megatron_davinci.darwin.chunks import Chunk, cut, join
 from megatron_davinci.darwin.edits import carried_out, numbered
 from megatron_davinci.darwin.fidelity import violations
+from megatron_davinci.darwin.prompts import mark_for
 from megatron_davinci.darwin.step import Outcome
 from megatron_davinci.files import file_digest
 
@@ -34,6 +36,8 @@ class Piece(NamedTuple):
     result: str
 
 
+# Tokens of an answer for one of its chunk, where none has been seen: suppositions.
+ANSWER_SHARE = {"purify": 0.95, "reorganise": 0.9, "edit": 0.1, "complete": 2.0, "pairs": 0.5}
 GOOD = ("refined", "completed", "unchanged", "verbatim")
 
 
@@ -99,6 +103,15 @@ class Chunked(Asking):
     def understood(self, source: str, answer: str) -> str | None:
         """The new text that an answer means; None where it means none."""
         return answer
+
+    def expected(self, document: Document) -> Iterator[Expected]:
+        """One for each chunk that is not left as it is."""
+        task = self.prompt.task
+        for chunk in cut(document.text, self.parameters.chunk, measure_of(self.parameters.tokenizer)):
+            if not chunk.verbatim:
+                shown = self.shown(chunk.text)
+                messages = self.prompt.messages(passage=shown, mark=mark_for(shown))
+                yield Expected(task, messages, chunk.text, ANSWER_SHARE[task])
 
     async def process(self, document: Document) -> Outcome:
         """Cut, ask about each chunk, put together; or leave all as it was."""

@@ -8,8 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Event, Thread
-from typing import Any, NamedTuple
+from typing import Any
 
 from megatron_davinci.darwin.asking import StreamStep
 from megatron_davinci.darwin.corpus import Corpus, finish
@@ -26,28 +25,9 @@ from megatron_davinci.darwin.pipeline import (
 )
 from megatron_davinci.darwin.plan import Pass, Plan, make_plan
 from megatron_davinci.darwin.recipe import LoadedRecipe
+from megatron_davinci.darwin.watching import Progress, watched
 from megatron_davinci.errors import EnvironmentProblem
 from megatron_davinci.files import write_atomically
-
-_POLL_SECONDS = 0.3
-
-
-class Progress(NamedTuple):
-    """How far a run is.
-
-    Attributes:
-        number: Of the pass, from 1 on.
-        passes: All.
-        what: What the pass does.
-        done: Tasks that are done.
-        tasks: All.
-    """
-
-    number: int
-    passes: int
-    what: str
-    done: int
-    tasks: int
 
 
 def run_recipe(
@@ -109,41 +89,23 @@ def _run_pass(
     for step in each.steps:
         if isinstance(step, StreamStep):
             step.processes = workers
-    pipeline += [Apply(shared, step) for step in each.steps]
+    pipeline += [Apply(shared, step, work / "told", place) for place, step in enumerate(each.steps)]
     if each.after is not None:
         pipeline.append(Sketch(shared, each.after, work / "sketches"))
     last = recipe.output.format if each.after is None else None
     pipeline.append(WriteParts(shared, plan.out, number, last, plan.tokenizer, work))
     names = [step.name for step in each.steps]
     what = ", ".join(([each.before.name] if each.before else ["acquire"]) + names)
-    with _watched(
-        work / "log" / "completions",
-        lambda done: progress(Progress(number + 1, passes, what, done, plan.tasks)),
-    ):
+    sizes = [
+        sum(file.size for file in plan.files[begin:end])
+        for begin, end in zip(plan.deal, plan.deal[1:], strict=False)
+    ]
+    with watched(number + 1, passes, what, work, sizes, progress):
         _execute(pipeline, plan.tasks, workers, work / "log")
 
 
 def _execute(pipeline: list[Any], tasks: int, workers: int, log: Path) -> None:
     Executor(pipeline, tasks=tasks, workers=workers, logging_dir=str(log)).run()
-
-
-@contextmanager
-def _watched(completions: Path, tell: Callable[[int], None]) -> Iterator[None]:
-    """Count the marks of finished tasks beside the executor, which says nothing before all are done."""
-    over = Event()
-
-    def watch() -> None:
-        while not over.wait(_POLL_SECONDS):
-            tell(len(os.listdir(completions)) if completions.is_dir() else 0)
-
-    thread = Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-    tell(len(os.listdir(completions)))
 
 
 @contextmanager
