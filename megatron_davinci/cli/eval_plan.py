@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from megatron_davinci.evaluate.suites import Entry
 
 SUITES = ("local", "davinci19", "knowledge", "contamination")
-_NO_SANDBOX = "it runs code that a model wrote, and there is no sandbox for that yet"
 
 
 @dataclass(frozen=True)
@@ -53,17 +52,33 @@ def by_name(
     names: Sequence[str], include: Sequence[Path], shots: int | None, *, both_ways: bool = False
 ) -> list[Planned]:
     """Tasks of lm-eval, or of a user's folders; each by generation too, if asked."""
+    from megatron_davinci.evaluate.code_tasks import CODE_TASKS, load_code_task
     from megatron_davinci.evaluate.naming import generated
     from megatron_davinci.evaluate.tasks import Tasks
 
     tasks = Tasks(include)
     planned = []
     for name in names:
+        if name in CODE_TASKS:
+            planned.append(Planned(name, partial(load_code_task, name), shots, problem=_no_sandbox()))
+            continue
         load = partial(tasks.manager(name).load, [name])
         planned.append(Planned(name, load, shots))
         if both_ways:
             planned.append(Planned(generated(name), partial(_turned, load), shots))
     return planned
+
+
+def _no_sandbox() -> str | None:
+    """Why code that a model wrote cannot be run here; None where it can."""
+    from megatron_davinci.platform.sandbox import NoSandbox, strongest_way
+
+    try:
+        strongest_way()
+    except NoSandbox as error:
+        reasons = str(error.found).replace("\n", "; ")
+        return f"it runs code that a model wrote, and nothing here keeps that in: {reasons}"
+    return None
 
 
 def _turned(load: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -139,7 +154,7 @@ def davinci19(data: Path | None) -> list[Planned]:
             entry.name,
             partial(_load, entry, data),
             entry.shots,
-            problem=_NO_SANDBOX if entry.code else None,
+            problem=_no_sandbox() if entry.code else None,
             help=how_to_get(entry),
             entry=entry,
         )
@@ -152,7 +167,11 @@ def _load(entry: Entry, data: Path | None) -> Mapping[str, Any]:
 
     import megatron_davinci.evaluate
     from megatron_davinci.evaluate.both_ways import as_generation
+    from megatron_davinci.evaluate.code_tasks import load_code_task
 
+    if entry.code:
+        with _from_folder(data):
+            return load_code_task(entry.task)
     theirs, ours = (Path(of.__file__ or "").parent for of in (lm_eval.tasks, megatron_davinci.evaluate))
     folders = [str((ours if name == "davinci19" else theirs) / name) for name in entry.folders]
     manager = lm_eval.tasks.TaskManager(include_path=folders, include_defaults=False)

@@ -25,7 +25,7 @@ class Entry:
         protocol: `likelihood` or `generation`.
         shots: Examples before each item.
         task: lm-eval's name of it.
-        folders: Of lm-eval's tasks that have it; where one begins with `davinci19` it is ours.
+        folders: Of lm-eval's tasks that have it; where one begins with `davinci19` it is ours. None of a code task.
         metric: What counts, as lm-eval names it.
         data: Its data sets on the hub.
         turned: Whether lm-eval has it by likelihood, and it is turned into generation.
@@ -47,6 +47,7 @@ class Entry:
 
 
 _LETTER = f"exact_match,{FILTER}"
+_PASSED = "pass@1,sandbox"
 _AGIEVAL = tuple(
     f"hails/agieval-{name}"
     for name in (
@@ -83,15 +84,15 @@ DAVINCI19 = (
     ),
     Entry("PIQA", "General", "likelihood", 0, "piqa", ("piqa",), "acc,none", ("baber/piqa",)),
     Entry(
-        "HumanEval", "Code", "generation", 0, "humaneval", ("humaneval",), "pass@1,create_test",
+        "HumanEval", "Code", "generation", 0, "humaneval", (), _PASSED,
         ("openai/openai_humaneval",), code=True,
     ),
     Entry(
-        "EvalPlus", "Code", "generation", 0, "humaneval_plus", ("humaneval",), "pass@1,create_test",
+        "EvalPlus", "Code", "generation", 0, "humaneval_plus", (), _PASSED,
         ("evalplus/humanevalplus",), code=True,
     ),
     Entry(
-        "MBPP", "Code", "generation", 3, "mbpp", ("mbpp",), "pass_at_1,none",
+        "MBPP", "Code", "generation", 3, "mbpp", (), _PASSED,
         ("google-research-datasets/mbpp",), code=True,
     ),
     Entry(

@@ -15,8 +15,11 @@ from lm_eval.api.task import Task
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 
-from megatron_davinci.errors import ConfigError
-from megatron_davinci.evaluate.harness import ENDLESS, FATAL, NativeLM
+from megatron_davinci.errors import ConfigError, DataError
+from megatron_davinci.evaluate import code_runs
+from megatron_davinci.evaluate.code_tasks import CODE_TASKS
+from megatron_davinci.evaluate.harness import FATAL, NativeLM
+from megatron_davinci.platform.sandbox import NoSandbox
 
 # lm-eval's own default, so that the same examples are shown.
 FEWSHOT_SEED = 1234
@@ -149,6 +152,8 @@ def run_task(
     try:
         with _quiet():
             loaded = load()
+    except DataError as error:
+        return TaskResult(label, problem=f"{error.what} {error.found}")
     except Exception as error:  # whatever datasets and lm-eval raise: one task's trouble
         return TaskResult(label, problem=f"it could not be loaded: {_said(error)}")
     tasks: Mapping[str, Task] = loaded["tasks"]
@@ -171,7 +176,18 @@ def run_task(
     except ValueError as error:
         if "unsafe" not in str(error):
             raise
-        return TaskResult(label, problem="it runs code that a model wrote", **_facts(tasks))
+        problem = (
+            "it runs code that a model wrote, outside the sandbox: " + ", ".join(CODE_TASKS) + " run in it"
+        )
+        return TaskResult(label, problem=problem, **_facts(tasks))
+    except AssertionError as error:
+        if "fewshot samples requested" not in str(error):
+            raise
+        return TaskResult(label, problem=f"it has too few examples: {_said(error)}", **_facts(tasks))
+    except NoSandbox as error:
+        return TaskResult(
+            label, problem=f"nothing keeps the model's code in: {_said(error)}", **_facts(tasks)
+        )
     return _collect(label, tasks, answered, lm)
 
 
@@ -183,6 +199,7 @@ def _collect(label: str, tasks: Mapping[str, Task], answered: Mapping[str, Any],
     results = []
     for name, task in tasks.items():
         troubles = {kind: count for kind, count in counts[name].items() if count}
+        troubles |= code_runs.stopped(answered["samples"][name])
         fatal = [
             f"{count} of {answered['n-samples'][name]['effective']} items: {kind}"
             for kind, count in troubles.items()
@@ -217,8 +234,8 @@ def _collect(label: str, tasks: Mapping[str, Task], answered: Mapping[str, Any],
         metrics={} if problems else metrics,
         errors={} if problems else errors,
         troubles={
-            kind: sum(one.troubles.get(kind, 0) for one in results) for kind in (*FATAL, ENDLESS)
-            if any(kind in one.troubles for one in results)
+            kind: sum(one.troubles.get(kind, 0) for one in results)
+            for kind in dict.fromkeys(kind for one in results for kind in one.troubles)
         },
         problem="; ".join(problems) or None,
         samples={name: rows for one in results for name, rows in one.samples.items()},

@@ -71,20 +71,22 @@ def test_benchmarks_without_data_are_named_with_what_to_do_and_the_rest_is_run(r
     *tasks, means = records(root, "davinci19")
     assert [one["task"] for one in tasks] == [entry.name for entry in DAVINCI19]
     run = {one["task"]: one for one in tasks if one["metrics"]}
-    assert run.keys() == {"PIQA", "GSM8K", "WinoGrande"}
+    assert run.keys() == {"PIQA", "GSM8K", "WinoGrande", "MBPP"}
     assert {name: (one["protocol"], one["shots"], one["items"]) for name, one in run.items()} == {
         "PIQA": ("likelihood", 0, 3),
         "GSM8K": ("generation", 8, 3),
         "WinoGrande": ("generation", 0, 3),
+        "MBPP": ("generation", 3, 3),
     }
+    assert run["MBPP"]["metrics"] == {"pass@1,sandbox": 0.0}
     assert "exact_match,letter" in run["WinoGrande"]["metrics"]
     assert "MMLU has no result: its data is not here" in shown.err
     assert "hf download --repo-type dataset cais/mmlu" in shown.err
     assert "accept its terms" in next(one["problem"] for one in tasks if one["task"] == "GPQA-Main")
-    assert "sandbox" in next(one["problem"] for one in tasks if one["task"] == "HumanEval")
-    assert means["means"]["Code"] == {"score": None, "of": 0, "missing": ["HumanEval", "EvalPlus", "MBPP"]}
+    assert "openai/openai_humaneval" in next(one["problem"] for one in tasks if one["task"] == "HumanEval")
+    assert means["means"]["Code"] == {"score": 0.0, "of": 1, "missing": ["HumanEval", "EvalPlus"]}
     assert means["means"]["General"]["of"] == 2
-    assert len(means["means"]["Overall"]["missing"]) == 16
+    assert len(means["means"]["Overall"]["missing"]) == 15
 
 
 def test_the_report_s_protocol_is_to_the_letter():

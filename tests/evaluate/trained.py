@@ -202,7 +202,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def write_benchmarks(root: Path) -> Path:
-    """A folder with a few items of three benchmarks, in folders of their names on the hub."""
+    """A folder with a few items of four benchmarks, in folders of their names on the hub."""
     generator = np.random.default_rng(2)
     piqa = [
         {
@@ -223,7 +223,22 @@ def write_benchmarks(root: Path) -> Path:
         }
         for n, (a, b) in enumerate([("lamp", "stone"), ("river", "cloud"), ("bread", "paper")])
     ]
-    folders = {"baber/piqa": piqa, "openai/gsm8k": gsm, "allenai/winogrande": winogrande}
+    mbpp = [
+        {
+            "task_id": n,
+            "text": "Write a sum.",
+            "code": "def f(a): return a",
+            "test_setup_code": "",
+            "test_list": ["assert f(1) == 1"] * 3,
+        }
+        for n in range(3)
+    ]
+    folders = {
+        "baber/piqa": piqa,
+        "openai/gsm8k": gsm,
+        "allenai/winogrande": winogrande,
+        "google-research-datasets/mbpp": mbpp,
+    }
     for name, rows in folders.items():
         (root / name).mkdir(parents=True)
         for part in ("train", "validation", "test"):

@@ -1,0 +1,117 @@
+"""Programs that a model wrote, run with their tests in the sandbox, and what share of them is right."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_davinci.platform.sandbox import MIB, Limits, run_python
+
+# EvalPlus runs hundreds of inputs an item. Processor time counts, so that a busy machine changes no score.
+LIMITS = Limits(cpu_seconds=20, wall_seconds=120, memory_bytes=2048 * MIB)
+PASSED, WRONG, ERROR, EARLY = "passed", "wrong", "error", "early"
+# What an answer says about the model and is no trouble of the sandbox's.
+_ORDINARY = (PASSED, WRONG, ERROR)
+_SAID = {
+    EARLY: "code that ended before its tests did",
+    "timeout": "code that did not stop",
+    "memory": "code that wanted too much memory",
+    "processes": "code that started too many processes",
+    "output": "code that printed without end",
+    "disk": "code that filled its disk",
+    "forbidden": "code that made a forbidden system call",
+    "killed": "code that a signal ended",
+}
+
+
+@dataclass(frozen=True)
+class CodeRun:
+    """What came of a program and its tests.
+
+    Attributes:
+        outcome: `passed`; `wrong` (a test said no); `error` (any other exception, a syntax error too); `early` (it
+            ended, as if all was well, before its tests had); or which limit it reached: `timeout`, `memory`,
+            `processes`, `output`, `disk`, `forbidden`, `killed`.
+        detail: The last line that it said on standard error.
+    """
+
+    outcome: str
+    detail: str = ""
+
+
+def run_with_tests(program: str, tests: str, limits: Limits = LIMITS) -> CodeRun:
+    """Run a program and then its tests, in one process, as the benchmarks of code have it.
+
+    To pass, all of it must have run to its end: exit code 0 is not enough, which a program that leaves early has too.
+    What says so is a word that is another each time. A program that looks for it in its own source could say it.
+
+    Args:
+        program: What a model wrote, and what stands before it.
+        tests: What raises where the program is wrong.
+        limits: What both may use.
+
+    Raises:
+        NoSandbox: This machine has none.
+    """
+    word = secrets.token_hex(16)
+    text = f"{program}\n\n{tests}\n\n__import__('sys').__stdout__.write('\\n{word}\\n')\n"
+    ran = run_python(text, limits=limits)
+    last = ran.stderr.strip().rsplit("\n", 1)[-1][:300]
+    if ran.status == "ok":
+        ended = ran.stdout.rstrip("\n").rsplit("\n", 1)[-1] == word
+        return CodeRun(PASSED if ended else EARLY)
+    if ran.status == "failed":
+        return CodeRun(WRONG if re.match(r"AssertionError\b", last) else ERROR, last)
+    return CodeRun(ran.status, last)
+
+
+def run_all(programs: Sequence[tuple[str, str]], limits: Limits = LIMITS) -> list[CodeRun]:
+    """Run programs with their tests, as many at once as this process has cores; what came of each, in their order.
+
+    Raises:
+        NoSandbox: This machine has none.
+    """
+    with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as pool:
+        return list(pool.map(lambda pair: run_with_tests(pair[0], pair[1], limits), programs))
+
+
+def pass_at_k(tried: int, right: int, k: int) -> float:
+    """The chance that one of `k` answers is right, estimated from more: without bias, and of less variance.
+
+    1 - C(n - c, k) / C(n, k), as in Chen et al., Evaluating Large Language Models Trained on Code (arXiv 2107.03374),
+    section 2.1.
+
+    Args:
+        tried: Answers, n.
+        right: Of those, how many are right, c.
+        k: At most `tried`.
+
+    Raises:
+        ValueError: `k` is more than was tried.
+    """
+    if not 0 <= right <= tried or not 1 <= k <= tried:
+        raise ValueError(f"pass@{k} cannot be said of {right} right answers of {tried}")
+    wrong = 1.0
+    for number in range(k):
+        wrong *= max(0, tried - right - number) / (tried - number)
+    return 1.0 - wrong
+
+
+def stopped(samples: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Of lm-eval's samples of a code task, items with an answer that was stopped or left early, by how.
+
+    Args:
+        samples: With `filtered_resps`, answers as `code_tasks` makes them.
+    """
+    counts: Counter[str] = Counter()
+    for sample in samples:
+        answers = [one for of in sample["filtered_resps"] if isinstance(of, list) for one in of]
+        kinds = {one["outcome"] for one in answers if isinstance(one, Mapping) and "outcome" in one}
+        counts.update(_SAID[kind] for kind in kinds if kind not in _ORDINARY)
+    return dict(counts)
