@@ -79,6 +79,7 @@ bench: setup
 	$(BIN)/python benchmarks/evaluate.py --json $(OUT)/evaluate.json
 	$(BIN)/python benchmarks/async_save.py --json $(OUT)/async_save.json
 	$(BIN)/python benchmarks/snapshots.py --json $(OUT)/snapshots.json
+	$(BIN)/python benchmarks/refine_faults.py --json $(OUT)/refine-faults.json
 	$(BIN)/python benchmarks/health.py --json $(OUT)/health.json
 	$(BIN)/python benchmarks/corruption.py --json $(OUT)/corruption.json
 	$(BIN)/python benchmarks/darwin.py --json $(OUT)/darwin.json

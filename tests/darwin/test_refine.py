@@ -16,7 +16,6 @@ from megatron_davinci.darwin.edits import carried_out
 from megatron_davinci.darwin.lineage import events, find
 from megatron_davinci.darwin.prompts import FOLDER, load_prompt, mark_for, names
 from megatron_davinci.errors import ConfigError, EnvironmentProblem
-from tests.cases import is_long
 from tests.darwin.making import digests, made, prose, recipe
 from tests.darwin.model_server import at_random, cleaner, passage, serving
 
@@ -194,6 +193,7 @@ def test_faults_and_crashes_change_nothing_and_no_answer_is_asked_for_twice(tmp_
     assert requests["refine/answered"] <= len(questions) and len(requests) > 1
 
 
+@pytest.mark.long
 def test_a_run_that_is_killed_asks_nothing_twice(tmp_path, server):
     """By SIGKILL, in the middle of answers: one that was on its way may be asked for again, one on disk is not."""
     documents(tmp_path, 12)
@@ -213,7 +213,7 @@ def test_a_run_that_is_killed_asks_nothing_twice(tmp_path, server):
         "1",
     ]
     kills = 0
-    for round_ in range(20 if is_long() else 1):
+    for round_ in range(20):
         before = len(server.requests)
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         while process.poll() is None and len(server.requests) < before + 2 + round_ % 3:
