@@ -191,19 +191,20 @@ def main() -> None:
             one = run(arm, seed, arguments.steps, arguments.learning_rate, source, held_out)
             found[arm].append(one)
             print(f"seed {seed} {arm:<34} held out {one['heldout']:.4f}  {one['seconds']:.0f} s", flush=True)
+        # After each seed, so that what a long benchmark has found is not lost.
+        peer = {
+            "seeds": seed - arguments.seed + 1,
+            "steps": arguments.steps,
+            "learning_rate": arguments.learning_rate,
+            "text": digest,
+            "heldout": {arm: [one["heldout"] for one in runs] for arm, runs in found.items()},
+            "cpu_seconds": {arm: [one["seconds"] for one in runs] for arm, runs in found.items()},
+            "losses_first_seed": {
+                arm: runs[0]["losses"][:: max(1, arguments.steps // 50)] for arm, runs in found.items()
+            },
+        }
+        common.write(arguments.json, figures_of(found), peer)
     distributed.stop()
-    peer = {
-        "seeds": arguments.seeds,
-        "steps": arguments.steps,
-        "learning_rate": arguments.learning_rate,
-        "text": digest,
-        "heldout": {arm: [one["heldout"] for one in runs] for arm, runs in found.items()},
-        "cpu_seconds": {arm: [one["seconds"] for one in runs] for arm, runs in found.items()},
-        "losses_first_seed": {
-            arm: runs[0]["losses"][:: max(1, arguments.steps // 50)] for arm, runs in found.items()
-        },
-    }
-    common.write(arguments.json, figures_of(found), peer)
 
 
 if __name__ == "__main__":

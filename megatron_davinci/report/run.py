@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from megatron_davinci.files import write_atomically
-from megatron_davinci.report import phase_plots, run_plots, run_tasks
+from megatron_davinci.report import phase_plots, precision_plots, run_plots, run_tasks
 from megatron_davinci.report.numbers import NOTHING, duration, number, percent, quantity, scientific
 from megatron_davinci.report.page import KeyFigure, Page
 from megatron_davinci.report.plots import Plot, grid_png
@@ -226,6 +226,15 @@ def _sections(
         (run_plots.throughput_plot(story), ""),
         (run_plots.grad_norm_plot(story), ""),
     )
+    headers, rows = precision_plots.lost_table(story)
+    if rows:
+        add(
+            "Low precision",
+            precision_plots.CAPTION,
+            (precision_plots.lost_plot(story, "underflow"), ""),
+            (precision_plots.lost_plot(story, "overflow"), ""),
+        )
+        page.table(headers, rows, "The last step that was watched: where most is lost.")
     add(
         "Where the time goes",
         "",

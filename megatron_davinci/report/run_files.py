@@ -44,6 +44,8 @@ class Metrics:
             the run; empty on one rank.
         source_loss: `{source: [n, 2] float64}`, the training loss of each step's samples of it, nats a token, and
             what their labels weigh; 0 and 0 where a step has none.
+        low_precision: `{row: {linear layer: {operand: {figure: number}}}}` of the rows that say what products of few
+            bits lost; an operand that is there has `amax`, `scale`, `underflow` and `overflow`.
     """
 
     step: NDArray[np.int64]
@@ -52,6 +54,7 @@ class Metrics:
     phases: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     slowest: dict[str, tuple[float, float]] = field(default_factory=dict)
     source_loss: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    low_precision: dict[int, dict[str, dict[str, dict[str, float]]]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.step)
@@ -284,7 +287,25 @@ def _metrics(records: list[dict[str, Any]]) -> Metrics:
         phases=_phases(records),
         slowest=_slowest(records),
         source_loss=_source_loss(records),
+        low_precision={row: found for row, record in enumerate(records) if (found := _low_precision(record))},
     )
+
+
+_LOST = {"amax", "scale", "underflow", "overflow"}
+
+
+def _low_precision(record: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+    said = record.get("low_precision")
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for name, operands in said.items() if isinstance(said, dict) else ():
+        ours = {
+            str(operand): numbers
+            for operand, one in (operands.items() if isinstance(operands, dict) else ())
+            if set(numbers := numbers_of(one)) >= _LOST
+        }
+        if ours:
+            found[str(name)] = ours
+    return found
 
 
 def _source_loss(records: list[dict[str, Any]]) -> dict[str, NDArray[np.float64]]:

@@ -352,3 +352,37 @@ def test_a_run_that_does_not_say_it_has_no_such_plot(tmp_path, sources):
     lines = [json.loads(line) | {"sources": sources} for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert domain_loss_plot(RunStory(read_run(folder))) is None
+
+
+def test_what_products_of_few_bits_lost(tmp_path):
+    from megatron_davinci.report.precision_plots import lost_plot, lost_table
+
+    folder = write_fake_run(tmp_path / "run", steps=40)
+    path = folder / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines[9::10]:
+        line["low_precision"] = {
+            f"layers.{n}.linear_fc1": {
+                operand: {
+                    "amax": 3.0,
+                    "scale": 2.0,
+                    "underflow": 0.01 * n * line["step"] / 10,
+                    "overflow": 0.001,
+                }
+                for operand in ("input", "gradient")
+            }
+            for n in range(3)
+        }
+    lines[29]["low_precision"] = {
+        "layers.0.linear_fc1": {"input": {"amax": "soon"}},
+        "layers.1.linear_fc1": 3,
+    }
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    story = RunStory(read_run(folder))
+    plot = lost_plot(story, "underflow")
+    assert [one.name for one in plot.series] == ["input", "gradient"]
+    assert list(plot.series[0].y) == pytest.approx([0.02, 0.04, 0.08])
+    headers, rows = lost_table(story)
+    assert rows[0] == ["layers.2.linear_fc1", "gradient", "3", "2", "8%", "0.1%"] and len(headers) == 6
+    html = page_of(folder)
+    assert "Low precision" in html and "layers.2.linear_fc1" in html

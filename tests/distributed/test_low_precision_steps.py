@@ -154,6 +154,7 @@ def changed(section, **more):
 
 
 MORE = {
+    "native": settings("current", backend="native"),
     "none": settings(None),
     "wide": settings(None, model=WIDE, length=64),
     "bf16": settings("nvfp4", precision="bf16"),
@@ -257,6 +258,15 @@ def test_layouts_take_the_same_step_but_for_the_order_of_sums(layouts, names):
 def test_a_bf16_run_is_near_an_fp32_run():
     for (loss, _), (fp32, _) in zip(alone()["bf16"]["taken"], alone()["nvfp4"]["taken"], strict=True):
         assert loss == pytest.approx(fp32, rel=0.01)
+
+
+def test_torch_s_own_products_take_the_emulated_steps():
+    (loss, norm), *_ = alone()["native"]["taken"]
+    (emulated, emulated_norm), *_ = alone()["current"]["taken"]
+    assert loss == pytest.approx(emulated, rel=1e-7) and norm == pytest.approx(emulated_norm, rel=1e-6)
+    for where, operands in alone()["current"]["first"].items():
+        for operand, one in operands.items():
+            assert alone()["native"]["first"][where][operand]["amax"] == pytest.approx(one["amax"], rel=1e-5)
 
 
 def test_recomputation_and_own_swiglu_change_nothing():

@@ -1,0 +1,75 @@
+"""What products of few bits lost over a run, and where it was most in the last step that was watched."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from megatron_davinci.report.axes import Axis
+from megatron_davinci.report.numbers import percent, scientific
+from megatron_davinci.report.plots import LinePlot, Series
+from megatron_davinci.report.run_plots import TOKENS
+from megatron_davinci.report.run_story import RunStory
+
+_COLOURS = {"input": "blue", "weight": "green", "gradient": "vermillion"}
+_ROWS = 12
+
+CAPTION = "The linear layer of which most is lost, among those of the model, in each step that was watched."
+
+
+def lost_plot(story: RunStory, figure: str) -> LinePlot | None:
+    """The largest part of an operand that any linear layer lost, by operand; None where nothing was watched.
+
+    Args:
+        story: The run.
+        figure: `underflow` or `overflow`.
+    """
+    watched = story.metrics.low_precision
+    rows = [row for row in sorted(watched) if row < len(story.tokens)]
+    series = []
+    for operand, colour in _COLOURS.items():
+        points = [
+            (
+                story.tokens[row],
+                max(
+                    (one[operand][figure] for one in watched[row].values() if operand in one), default=np.nan
+                ),
+            )
+            for row in rows
+        ]
+        if np.isfinite([y for _, y in points]).any():
+            x, y = zip(*points, strict=True)
+            series.append(Series(name=operand, x=x, y=y, colour=colour))
+    if not series:
+        return None
+    words = {"underflow": "became zero", "overflow": "was clipped"}[figure]
+    return LinePlot(
+        title=f"Part that {words}",
+        half=True,
+        x=TOKENS,
+        y=Axis(f"part of an operand that {words}", "largest of all layers", zero=True),
+        series=series,
+        stages=story.stage_ranges,
+    )
+
+
+def lost_table(story: RunStory) -> tuple[list[str], list[list[str]]]:
+    """The operands of which most was lost in the last step that was watched; no rows where none was."""
+    watched = story.metrics.low_precision
+    found = [
+        (one["underflow"] + one["overflow"], name, operand, one)
+        for name, operands in (watched[max(watched)] if watched else {}).items()
+        for operand, one in operands.items()
+    ]
+    found.sort(key=lambda entry: (-entry[0], entry[1], entry[2]))
+    rows = [
+        [
+            name,
+            operand,
+            scientific(one["amax"]),
+            scientific(one["scale"]),
+            percent(one["underflow"], 2),
+            percent(one["overflow"], 2),
+        ]
+        for _, name, operand, one in found[:_ROWS]
+    ]
+    return ["Linear layer", "Operand", "Largest", "Scale", "Became zero", "Clipped"], rows
