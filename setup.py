@@ -49,6 +49,8 @@ EXTRAS = {
         "zstandard>=0.22",
         "orjson>=3.10",
     ],
+    # davinci data run --executor ray.
+    "ray": ["ray>=2.40,<3"],
     # Benchmarks (davinci eval): our model behind lm-eval's interface, so its minor version counts; accelerate is what
     # its `hf` model wants. transformers loads an exported model, to compare it with ours and to generate; 5.3 is the
     # first release without CVE-2026-4372 (code execution from a model's config file).

@@ -24,7 +24,17 @@ def add_actions(actions: Any) -> None:
     """
     run_ = actions.add_parser("run", help="make a corpus from raw files by a recipe, or go on with one")
     run_.add_argument("recipe", type=Path, help="YAML file: sources, steps, output")
-    run_.add_argument("--workers", type=int, help="processes (default: one for each core)")
+    run_.add_argument(
+        "--workers",
+        type=int,
+        help="tasks at once (default: one for each core; on a cluster, as many as it takes)",
+    )
+    run_.add_argument(
+        "--executor",
+        choices=["local", "slurm", "ray"],
+        default="local",
+        help="where tasks run: here, or on the cluster that the recipe's section says (default: local)",
+    )
     run_.add_argument("--restart", action="store_true", help="do away with what an earlier run has left")
     plan = actions.add_parser("plan", help="what a recipe's models will be asked, and what that costs")
     plan.add_argument("recipe", type=Path, help="YAML file: sources, steps, output")
@@ -70,7 +80,7 @@ def run_recipe(arguments: argparse.Namespace) -> int:
 
     loaded = load_recipe(arguments.recipe)
     with shown(loaded.recipe.name) as progress:
-        corpus = make(loaded, arguments.workers, arguments.restart, progress)
+        corpus = make(loaded, arguments.workers, arguments.restart, arguments.executor, progress)
     show_corpus(corpus)
     return 0
 

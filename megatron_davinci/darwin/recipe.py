@@ -99,6 +99,44 @@ class Output(Section):
     tokenizer: Path | None = None
 
 
+class SlurmCluster(Section):
+    """How tasks are submitted to Slurm, for `--executor slurm`. Nothing here changes the corpus.
+
+    Attributes:
+        partition: Of the cluster.
+        time: Limit of a job of the array, as sbatch takes it.
+        cpus: Cores for a task.
+        memory_gb: For each of them.
+        qos: Quality of service, where the cluster asks for one.
+        tasks_per_job: Tasks that one job of the array does, one after another.
+        max_array: Most jobs in an array; more make a second array.
+        options: Of sbatch besides: `{account: NAME}`.
+    """
+
+    partition: str = Field(min_length=1)
+    time: str = "04:00:00"
+    cpus: int = Field(default=1, ge=1)
+    memory_gb: int = Field(default=4, ge=1)
+    qos: str | None = None
+    tasks_per_job: int = Field(default=1, ge=1)
+    max_array: int = Field(default=1000, ge=1)
+    options: dict[str, str | int] = Field(default={})
+
+
+class RayCluster(Section):
+    """Where tasks run for `--executor ray`. Nothing here changes the corpus.
+
+    Attributes:
+        address: Of the cluster; without one, that of `RAY_ADDRESS`, else a cluster is started on this machine.
+        cpus: Cores for a task.
+        memory_gb: For each of them.
+    """
+
+    address: str | None = None
+    cpus: int = Field(default=1, ge=1)
+    memory_gb: float = Field(default=2.0, gt=0)
+
+
 class Recipe(Section):
     """A corpus. Relative paths, all of them, count from the recipe's folder.
 
@@ -109,6 +147,8 @@ class Recipe(Section):
         steps: Names of the catalogue's steps, or a mapping of a name to its parameters, in order.
         limits: What one document may take.
         output: How the corpus is written.
+        slurm: What `--executor slurm` submits.
+        ray: Where `--executor ray` runs.
     """
 
     name: str = Field(min_length=1)
@@ -117,6 +157,8 @@ class Recipe(Section):
     steps: list[str | dict[str, Any]]
     limits: Limits = Limits()
     output: Output = Output()
+    slurm: SlurmCluster | None = None
+    ray: RayCluster = RayCluster()
 
     @field_validator("steps", mode="before")
     @classmethod

@@ -26,7 +26,7 @@ from megatron_davinci.darwin.pipeline import (
 from megatron_davinci.darwin.plan import Pass, Plan, make_plan
 from megatron_davinci.darwin.recipe import LoadedRecipe
 from megatron_davinci.darwin.watching import Progress, watched
-from megatron_davinci.errors import EnvironmentProblem
+from megatron_davinci.errors import ConfigError, EnvironmentProblem
 from megatron_davinci.files import write_atomically
 
 
@@ -34,6 +34,7 @@ def run_recipe(
     loaded: LoadedRecipe,
     workers: int | None = None,
     restart: bool = False,
+    executor: str = "local",
     progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Corpus:
     """Make the corpus of a recipe, or go on with it where an earlier run stopped.
@@ -43,8 +44,9 @@ def run_recipe(
 
     Args:
         loaded: The recipe.
-        workers: Processes; None for one a core.
+        workers: Tasks at once; None for one a core, on a cluster for as many as it takes.
         restart: Begin anew.
+        executor: `local`, `slurm` or `ray`; which one makes no difference to the corpus.
         progress: Is told now and then how far it is.
 
     Returns:
@@ -56,7 +58,14 @@ def run_recipe(
         EnvironmentProblem: The disk is full, or another run is at work in the folder.
     """
     out = loaded.out
+    if executor == "slurm" and loaded.recipe.slurm is None:
+        raise ConfigError(
+            "The recipe does not say how tasks are submitted to Slurm.",
+            where=f"{loaded.path}: slurm",
+            expected='slurm: {partition: NAME, time: "04:00:00"}',
+        )
     with locked(out):
+        _wait_for_jobs(out)
         plan = make_plan(loaded, restart)
         if (out / "corpus.json").exists():
             shutil.rmtree(plan.work, ignore_errors=True)
@@ -64,16 +73,16 @@ def run_recipe(
         write_atomically(out / "recipe.yaml", loaded.path.read_bytes())
         remove_temporary(out)
         passes = plan.passes()
-        cores = len(os.sched_getaffinity(0))
+        execute = Execute(executor, loaded, workers)
         for number, each in enumerate(passes):
-            _run_pass(plan, number, each, len(passes), min(workers or cores, plan.tasks), progress)
+            _run_pass(plan, number, each, len(passes), execute, progress)
         corpus = finish(plan, len(passes))
         shutil.rmtree(plan.work, ignore_errors=True)
         return corpus
 
 
 def _run_pass(
-    plan: Plan, number: int, each: Pass, passes: int, workers: int, progress: Callable[[Progress], None]
+    plan: Plan, number: int, each: Pass, passes: int, execute: Execute, progress: Callable[[Progress], None]
 ) -> None:
     work, shared, recipe = plan.work / f"{number:02d}", Shared(), plan.recipe
     pipeline: list[Any]
@@ -82,13 +91,11 @@ def _run_pass(
         pipeline = [Acquire(shared, plan.files, plan.deal, recipe.sources, limit, plan.steps)]
     else:
         before = plan.work / f"{number - 1:02d}"
-        _execute(
-            [Solve(each.before, before / "sketches", work / "verdicts", plan.tasks)], 1, 1, work / "solve"
-        )
+        execute([Solve(each.before, before / "sketches", work / "verdicts", plan.tasks)], 1, work / "solve")
         pipeline = [ReadParts(shared, before / "documents", each.before, work / "verdicts")]
     for step in each.steps:
         if isinstance(step, StreamStep):
-            step.processes = workers
+            step.processes = execute.at_once(plan.tasks)
     pipeline += [Apply(shared, step, work / "told", place) for place, step in enumerate(each.steps)]
     if each.after is not None:
         pipeline.append(Sketch(shared, each.after, work / "sketches"))
@@ -101,11 +108,50 @@ def _run_pass(
         for begin, end in zip(plan.deal, plan.deal[1:], strict=False)
     ]
     with watched(number + 1, passes, what, work, sizes, progress):
-        _execute(pipeline, plan.tasks, workers, work / "log")
+        execute(pipeline, plan.tasks, work / "log")
 
 
-def _execute(pipeline: list[Any], tasks: int, workers: int, log: Path) -> None:
-    Executor(pipeline, tasks=tasks, workers=workers, logging_dir=str(log)).run()
+class Execute:
+    """Runs the tasks of a pipeline that are not done, and returns when all are.
+
+    Args:
+        kind: `local`, `slurm` or `ray`.
+        loaded: The recipe.
+        workers: Tasks at once; None for one a core, on a cluster for as many as it takes.
+    """
+
+    def __init__(self, kind: str, loaded: LoadedRecipe, workers: int | None) -> None:
+        self.kind, self.loaded, self.workers = kind, loaded, workers
+
+    def at_once(self, tasks: int) -> int:
+        """How many of so many tasks run at once, at most."""
+        here = len(os.sched_getaffinity(0)) if self.kind == "local" else tasks
+        return min(self.workers or here, tasks)
+
+    def __call__(self, pipeline: list[Any], tasks: int, log: Path) -> None:
+        """Run them."""
+        recipe = self.loaded.recipe
+        if self.kind == "slurm" and recipe.slurm is not None:
+            from megatron_davinci.darwin.slurm import SlurmExecutor
+
+            name = f"{recipe.name}-{log.parent.name}"
+            SlurmExecutor(pipeline, tasks, self.workers or -1, log, recipe.slurm, name).run()
+        elif self.kind == "ray":
+            from megatron_davinci.darwin.ray_cluster import RayExecutor
+
+            RayExecutor(pipeline, tasks, self.workers or -1, log, recipe.ray).run()
+        else:
+            Executor(pipeline, tasks=tasks, workers=self.at_once(tasks), logging_dir=str(log)).run()
+
+
+def _wait_for_jobs(out: Path) -> None:
+    """Wait for jobs that an earlier start has submitted: what they write may not be taken for leftovers."""
+    logs = [mark.parent for mark in out.glob("work/*/*/job")]
+    if logs:
+        from megatron_davinci.darwin.slurm import wait_for_job
+
+        for log in logs:
+            wait_for_job(log)
 
 
 @contextmanager
