@@ -160,7 +160,7 @@ def on_ranks(
             "precision": config.train.precision,
             "length": config.model.max_sequence_length,
         }
-        engine = Engine(chunks[0], config.model, platform, Limits(tokens_at_once))
+        engine = Engine(chunks[0], config.model, platform.device, Limits(tokens_at_once))
         yield Measured(engine, tokenizer, config, identity)
     finally:
         distributed.stop()

@@ -22,6 +22,7 @@ def lever_problems(config: RunConfig) -> list[str]:
         *graph_problems(config),
         *kernel_problems(config),
         *snapshot_problems(config),
+        *task_problems(config),
     ]
 
 
@@ -45,6 +46,35 @@ def lever_needs(config: RunConfig) -> dict[str, tuple[str, ...]]:
         "needs_local": tuple(name for name, asked in ours.items() if asked),
         "needs_adam": ("optimizer.moments: fp8",) if config.optimizer.moments == "fp8" else (),
     }
+
+
+def task_problems(config: RunConfig) -> list[str]:
+    """What asking a model that is trained does not go with."""
+    if not config.evaluation.tasks:
+        return []
+    parallel = config.parallel
+    problems = [
+        f"evaluation.tasks makes items of held-out texts, and {key} is not given"
+        for key, given in (
+            ("data.validation", config.data.validation),
+            ("data.tokenizer", config.data.tokenizer),
+        )
+        if not given
+    ]
+    others = {
+        "parallel.context": parallel.context > 1,
+        "parallel.expert": parallel.expert > 1,
+        "parallel.virtual_pipeline": parallel.virtual_pipeline > 1,
+        "parallel.sequence: true": parallel.sequence,
+        "parallel.overlap_parameter_gather: true": parallel.overlap_parameter_gather,
+        "train.cuda_graphs: true": config.train.cuda_graphs,
+    }
+    if found := [name for name, asked in others.items() if asked]:
+        problems.append(
+            "evaluation.tasks asks under data, tensor and pipeline parallelism alone; found "
+            f"{', '.join(found)}. `davinci eval RUN --follow` asks beside the run"
+        )
+    return problems
 
 
 def overlap_problems(config: RunConfig) -> list[str]:

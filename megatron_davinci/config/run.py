@@ -101,7 +101,8 @@ class RunConfig(Section):
         documents = any(stage.transforms.document_mask for stage in self.curriculum)
         return {
             **self.backends.model_dump(exclude={"loss_chunk_tokens"}),
-            "documents": documents or self.evaluation.document_mask,
+            # What follows branches is confined too.
+            "documents": documents or self.evaluation.document_mask or self.evaluation.tasks > 0,
             "half": self.train.precision == "bf16",
             "recipe": self.train.low_precision.recipe,
             "low_precision": self.train.low_precision.backend,

@@ -119,7 +119,7 @@ class CheckpointConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """Held-out loss by domain, in the loop."""
+    """Held-out loss by domain, and tasks, in the loop."""
 
     every_steps: int | None = Field(
         default=None, gt=0, description="Besides the one at the end of each stage"
@@ -127,6 +127,12 @@ class EvaluationConfig(Section):
     sequences: int = Field(default=64, gt=0, description="Windows a domain, always the same ones")
     document_mask: bool = Field(
         default=False, description="Measure them under a document mask, as a stage may train"
+    )
+    tasks: int = Field(
+        default=0,
+        ge=0,
+        description="Items of each kind and domain, made of held-out texts, that the model chooses an option of: "
+        "multiple choice of `davinci eval --suite local`",
     )
 
 

@@ -23,7 +23,6 @@ from megatron_davinci.errors import ConfigError
 from megatron_davinci.evaluate.packing import Batch, batches
 from megatron_davinci.model.branches import Branches, KeyValueCache
 from megatron_davinci.model.without_gradients import without_gradients
-from megatron_davinci.platform.device import Platform
 from megatron_davinci.platform.distributed import gather_objects
 
 # What the logits of one piece of a batch may take: 64 MB in fp32.
@@ -63,17 +62,25 @@ class Engine:
     """Runs a model; every method is called by all ranks with the same arguments, and answers on all.
 
     Args:
-        chunk: This rank's part of the model, loaded. A pipeline rank has one. It cannot be trained any more.
+        chunk: This rank's part of the model, loaded. A pipeline rank has one.
         model: The configuration's section.
-        platform: What to compute on.
+        device: What to compute on.
         limits: How much is computed at once.
+        trained: Whether the model is trained on; otherwise it is made into one that cannot be.
     """
 
     def __init__(
-        self, chunk: Any, model: ModelConfig, platform: Platform, limits: Limits | None = None
+        self,
+        chunk: Any,
+        model: ModelConfig,
+        device: torch.device,
+        limits: Limits | None = None,
+        *,
+        trained: bool = False,
     ) -> None:
-        self.chunk, self.model, self.platform = chunk.eval(), model, platform
-        without_gradients(self.chunk)
+        self.chunk, self.model, self.device = chunk.eval(), model, device
+        if not trained:
+            without_gradients(self.chunk)
         self.limits = limits or Limits()
         self._tensor = parallel_state.get_tensor_model_parallel_group()
         self._pipeline = parallel_state.get_pipeline_model_parallel_group()
@@ -118,7 +125,7 @@ class Engine:
             outputs = np.concatenate([batch.paths[n][-k:] for n, k in zip(numbers, lengths, strict=True)])
             targets = torch.tensor(
                 [token for n, k in zip(numbers, lengths, strict=True) for token in whole[n][-k:]]
-            ).to(self.platform.device)
+            ).to(self.device)
             read = partial(self._scores, targets)
             scores = self._forward(batch.tokens, self._branches(batch, outputs, read))
             waiting.append((numbers, lengths, scores))
@@ -202,7 +209,7 @@ class Engine:
             batch = Batch.of(rows)
             numbers = list(batch.paths)
             outputs = np.concatenate([batch.paths[n] for n in numbers])
-            targets = torch.tensor([t for n in numbers for t in sequences[n][1:]]).to(self.platform.device)
+            targets = torch.tensor([t for n in numbers for t in sequences[n][1:]]).to(self.device)
             read = partial(self._moments, targets)
             waiting.append((numbers, self._forward(batch.tokens, self._branches(batch, outputs, read))))
             progress(sum(len(numbers) for numbers, _ in waiting), total)
@@ -261,7 +268,7 @@ class Engine:
         cache = KeyValueCache(columns)
         outputs = np.array([batch.paths[number][-1] for number in numbers])
         branches = self._branches(batch, outputs, self._choosing(choose, numbers))
-        branches.keep, branches.cache = torch.from_numpy(keep).to(self.platform.device), cache
+        branches.keep, branches.cache = torch.from_numpy(keep).to(self.device), cache
         tokens = batch.tokens
         alive = numbers
         while True:
@@ -276,7 +283,7 @@ class Engine:
                 return generated
             if len(rows) < len(alive):
                 kept = torch.tensor(rows)
-                cache.select(kept.to(self.platform.device))
+                cache.select(kept.to(self.device))
                 before, alive = before[kept], [alive[row] for row in rows]
             tokens = np.array([[generated[number][-1]] for number in alive])
             branches = self._next(cache, before, len(alive), self._choosing(choose, alive))
@@ -286,18 +293,18 @@ class Engine:
         sees = None
         if bool(before.any()):
             sees = torch.arange(cache.used + 1) >= before[:, None]
-            sees = sees[:, None, None].to(self.platform.device)
+            sees = sees[:, None, None].to(self.device)
         return Branches(
-            positions=(cache.used - before)[:, None].to(self.platform.device),
+            positions=(cache.used - before)[:, None].to(self.device),
             sees=sees,
-            outputs=torch.arange(sequences, device=self.platform.device),
+            outputs=torch.arange(sequences, device=self.device),
             read=read,
             at_once=self._at_once,
             cache=cache,
         )
 
     def _branches(self, batch: Batch, outputs: np.ndarray, read: _Read) -> Branches:
-        device = self.platform.device
+        device = self.device
         return Branches(
             positions=torch.from_numpy(batch.positions).to(device),
             sees=torch.from_numpy(batch.sees)[:, None].to(device),
@@ -313,7 +320,7 @@ class Engine:
     def _forward(self, tokens: np.ndarray, branches: Branches) -> Tensor:
         """What the last pipeline rank read, on that rank; elsewhere something else."""
         rows, length = tokens.shape
-        device, group = self.platform.device, self._pipeline
+        device, group = self.device, self._pipeline
         rank = group.rank()
         if not self._first:
             hidden = torch.empty(length, rows, self.model.hidden_size, dtype=self._dtype, device=device)
@@ -331,7 +338,7 @@ class Engine:
         """What the last pipeline rank has, on all of them."""
         if self._pipeline.size() == 1:
             return value
-        box = value if self._last else torch.empty(shape, dtype=dtype, device=self.platform.device)
+        box = value if self._last else torch.empty(shape, dtype=dtype, device=self.device)
         dist.broadcast(box, group=self._pipeline, group_src=self._pipeline.size() - 1)
         return box
 

@@ -21,6 +21,7 @@ from megatron_davinci.data.tokenizer import Tokenizer
 from megatron_davinci.evaluate.answers import Answers
 from megatron_davinci.evaluate.endings import ends
 from megatron_davinci.evaluate.engine import Likelihood
+from megatron_davinci.evaluate.texts import spaces_moved
 
 DEFAULT_MOST = 256  # tokens to generate, where a task does not say; as in lm-eval
 Pair = tuple[list[int], list[int]]
@@ -116,7 +117,7 @@ class NativeLM(TemplateLM):
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Log-likelihood of each continuation after its context, and whether it is what greedy decoding gives."""
-        moved = [_spaces_moved(*request.args) for request in requests]
+        moved = [spaces_moved(*request.args) for request in requests]
         wanted = {
             text for context, rest in moved for text in ((context, context + rest) if context else (rest,))
         }
@@ -227,11 +228,3 @@ class NativeLM(TemplateLM):
             if not abs(log) < float("inf"):
                 self.troubles.add(NOT_A_NUMBER, requests[number])
         return answers
-
-
-def _spaces_moved(context: str, continuation: str) -> tuple[str, str]:
-    """Spaces at a context's end belong to the continuation's first word."""
-    spaces = len(context) - len(context.rstrip())
-    if context and spaces:
-        return context[:-spaces], context[-spaces:] + continuation
-    return context, continuation

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from megatron_davinci.data.places import S3Options, place
 from megatron_davinci.data.source import Source
 from megatron_davinci.data.tokenizer import Tokenizer
 from megatron_davinci.errors import DataError
+from megatron_davinci.evaluate.in_loop import InLoopTasks
 from megatron_davinci.evaluate.text_bytes import bits_per_byte, bytes_of_tokens
 from megatron_davinci.model.documents import DocumentMask
 
@@ -67,6 +68,7 @@ class HeldOutEvaluator:
                 _document_mask(domain, source) if config.evaluation.document_mask else None
             )
         self._bytes = self._text_bytes(config, s3)
+        self._tasks = InLoopTasks(config) if config.evaluation.tasks else None
 
     def evaluate(
         self,
@@ -98,6 +100,10 @@ class HeldOutEvaluator:
             if self._bytes.get(domain):
                 bits[domain] = bits_per_byte(total, self._bytes[domain])
         return HeldOut(losses, counts, bits)
+
+    def ask(self, chunks: Sequence[Any]) -> dict[str, dict[str, Any]]:
+        """Scores of `evaluation.tasks` by name, as `InLoopTasks.ask` gives them; every rank calls this."""
+        return self._tasks.ask(chunks[0]) if self._tasks is not None else {}
 
     def _text_bytes(self, config: RunConfig, s3: S3Options) -> dict[str, int]:
         """Bytes of text of the labels that carry loss, in all ranks' windows, on the rank that writes the record."""

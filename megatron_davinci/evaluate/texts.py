@@ -1,4 +1,4 @@
-"""Documents of a run's held-out sources, as text again."""
+"""Documents of a run's held-out sources as text again, and where a text is cut in two."""
 
 from __future__ import annotations
 
@@ -51,3 +51,11 @@ def _documents(source: Source, eod_id: int) -> Iterator[np.ndarray]:
             for part in np.split(tokens, np.flatnonzero(tokens == eod_id) + 1):
                 if len(part):
                     yield part
+
+
+def spaces_moved(context: str, continuation: str) -> tuple[str, str]:
+    """Spaces at a context's end belong to the continuation's first word."""
+    spaces = len(context) - len(context.rstrip())
+    if context and spaces:
+        return context[:-spaces], context[-spaces:] + continuation
+    return context, continuation

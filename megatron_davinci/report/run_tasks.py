@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,15 +73,7 @@ def read_tasks(run: Path) -> list[TaskLine]:
     Lines that cannot be read are left out: somebody may be writing one.
     """
     points: dict[tuple[str, str, str], dict[float, tuple[float, float]]] = {}
-    try:
-        lines = (run / "evals" / "results.jsonl").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
+    for record in (*_in_the_loop(run), *_lines(run / "evals" / "results.jsonl")):
         for task, protocol, metric, value, error in _metrics_of(record):
             points.setdefault((task, protocol, metric), {})[float(record["tokens"])] = (value, error)
     found = []
@@ -92,6 +84,37 @@ def read_tasks(run: Path) -> list[TaskLine]:
             TaskLine(task, protocol, metric, *(np.array(x, np.float64) for x in (tokens, values, errors)))
         )
     return found
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            yield record
+
+
+def _in_the_loop(run: Path) -> Iterator[dict[str, Any]]:
+    """What was asked beside the held-out loss, as `davinci eval` would have written it."""
+    for record in _lines(run / "evals.jsonl"):
+        tasks = record.get("tasks")
+        for name, scores in tasks.items() if isinstance(tasks, dict) else ():
+            if isinstance(scores, dict):
+                metrics = {f"{metric},none": scores.get(metric) for metric in ("acc", "acc_norm")}
+                errors = {f"{metric},none": scores.get(f"{metric}_stderr") for metric in ("acc", "acc_norm")}
+                yield {
+                    "task": name,
+                    "protocol": "likelihood",
+                    "tokens": record.get("consumed_tokens"),
+                    "metrics": metrics,
+                    "errors": errors,
+                }
 
 
 def task_plots(lines: Sequence[TaskLine], stages: Sequence[Stage]) -> list[Plot]:

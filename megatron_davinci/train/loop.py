@@ -360,7 +360,8 @@ class TrainingRun:
         timer = Timer()
         with self.timers.phase("evaluation"):
             heldout = self.evaluator.evaluate(self.stepper.loss)
-        records.evaluation(plan, heldout, timer.lap())
+            tasks = self.evaluator.ask(self.chunks)
+        records.evaluation(plan, heldout, tasks, timer.lap())
         progress.heldout(plan.step, heldout.loss)
         self._control(plan, progress)
 

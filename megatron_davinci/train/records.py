@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 import torch.distributed as dist
@@ -119,12 +120,15 @@ class Records:
                 record["phases_by_rank"] = spread
             self._write(record)
 
-    def evaluation(self, plan: StepPlan, heldout: HeldOutLoss, seconds: float) -> None:
+    def evaluation(
+        self, plan: StepPlan, heldout: HeldOutLoss, tasks: Mapping[str, Mapping[str, Any]], seconds: float
+    ) -> None:
         """Write an evaluation.
 
         Args:
             plan: The step before it.
             heldout: What it measured.
+            tasks: Scores by task; empty where none were asked.
             seconds: How long it took.
         """
         if not self._writes:
@@ -140,6 +144,7 @@ class Records:
                 "heldout_loss": heldout.loss,
                 "heldout_tokens": heldout.tokens,
                 "heldout_bits_per_byte": heldout.bits_per_byte,
+                **({"tasks": tasks} if tasks else {}),
                 "seconds": round(seconds, 6),
             },
         )
@@ -147,7 +152,12 @@ class Records:
             board.add(
                 plan.step,
                 {f"heldout/{domain}": loss for domain, loss in heldout.loss.items()}
-                | {f"heldout_bits_per_byte/{domain}": bits for domain, bits in heldout.bits_per_byte.items()},
+                | {f"heldout_bits_per_byte/{domain}": bits for domain, bits in heldout.bits_per_byte.items()}
+                | {
+                    f"tasks/{name}": scores["acc_norm"]
+                    for name, scores in tasks.items()
+                    if "acc_norm" in scores
+                },
             )
 
     def close(self) -> None:

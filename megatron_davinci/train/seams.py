@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from torch import Tensor
+from torch.nn import Module
 
 from megatron_davinci.model.documents import DocumentMask
 
@@ -48,4 +50,8 @@ class Evaluator(Protocol):
 
     def evaluate(self, loss: LossSum) -> HeldOutLoss:
         """Measure, without changing the model."""
+        ...
+
+    def ask(self, chunks: Sequence[Module]) -> dict[str, dict[str, Any]]:
+        """Scores of tasks by name, of this rank's parts of the model; none where none are asked for."""
         ...

@@ -34,7 +34,7 @@ def evaluate(root: Path, out: str, *words: str) -> int:
 
 
 def test_every_metric_of_the_local_suite_is_what_it_is_by_hand(root, capsys):
-    assert evaluate(root, "local", "--suite", "local", "--limit", "4") == 0
+    assert evaluate(root, "local", "--suite", "local", "--limit", str(trained.ITEMS)) == 0
     found = {record["task"]: record["metrics"] for record in records(root, "local")}
     (expected,) = run_ranks(1, trained.by_hand, root / "run", root / "local/local")
     kinds = {"cloze_held", "choice_held", "arithmetic", "copying"}
@@ -42,6 +42,11 @@ def test_every_metric_of_the_local_suite_is_what_it_is_by_hand(root, capsys):
     assert expected.keys() == both | {"bytes_held"}
     for name, metrics in expected.items():
         assert found[name] == pytest.approx(metrics, abs=1e-6), name
+    in_the_loop = json.loads((root / "run/evals.jsonl").read_text().splitlines()[-1])["tasks"]
+    assert in_the_loop.keys() == {f"{kind}_likelihood" for kind in kinds}
+    for name, scores in in_the_loop.items():
+        asked = {f"{metric},none": scores[metric] for metric in ("acc", "acc_norm")}
+        assert asked == found[name] and scores["items"] == trained.ITEMS, name
     shape = found["geometry"]
     assert 1 < shape["rank_me,none"] <= 23
     shown = capsys.readouterr().out

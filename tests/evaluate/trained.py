@@ -21,10 +21,19 @@ from tests.tiny import train_here
 LENGTH = 96
 LONGEST = 320  # GSM8K generates 256 tokens
 EPOCHS = 25
+ITEMS = 4  # of each kind of task
 
 
 def write_run(root: Path) -> Path:
     """`root/run`, trained on the texts of `root/seen.jsonl`; `root/unseen.jsonl` has others of the same kind."""
+    settings = prepared(root)
+    run_ranks(1, train_here, settings)
+    (root / "run/config.yaml").write_text(dump_config(validate(settings, "tests/evaluate")))
+    return root / "run"
+
+
+def prepared(root: Path) -> dict[str, Any]:
+    """Its settings, with texts, tokenizer and sources written."""
     generator = np.random.default_rng(5)
     texts = {name: [sentence(generator, 30) for _ in range(24)] for name in ("seen", "unseen", "held")}
     for name, of in texts.items():
@@ -32,7 +41,7 @@ def write_run(root: Path) -> Path:
     train_bpe([root / f"{name}.jsonl" for name in texts], VOCABULARY, root / "tokenizer")
     tokenizer = Tokenizer.load(root / "tokenizer")
     windows = {name: write_source(root / "data" / name, texts[name], tokenizer) for name in ("seen", "held")}
-    settings = {
+    return {
         "run": {"directory": str(root / "run"), "seed": 1},
         "model": {
             "num_layers": 2,
@@ -59,13 +68,10 @@ def write_run(root: Path) -> Path:
                 "learning_rate": {"peak": 1e-2, "warmup_steps": 5},
             }
         ],
-        "evaluation": {"every_steps": 100000, "sequences": 2},
+        "evaluation": {"every_steps": 100000, "sequences": 2, "tasks": ITEMS},
         "train": {"micro_batch_size": 4, "precision": "fp32", "threads": 1},
         "logging": {"progress": "none", "tensorboard": False},
     }
-    run_ranks(1, train_here, settings)
-    (root / "run/config.yaml").write_text(dump_config(validate(settings, "tests/evaluate")))
-    return root / "run"
 
 
 def write_source(folder: Path, texts: list[str], tokenizer: Tokenizer) -> int:
