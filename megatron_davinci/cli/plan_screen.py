@@ -117,6 +117,7 @@ def _facts(plan: RunPlan, config: RunConfig) -> list[tuple[str, str]]:
             "layout",
             f"{plan.layout}, micro-batch {config.train.micro_batch_size}, {config.train.precision} precision",
         ),
+        *_products(plan, config),
         (
             "time",
             f"{plan.cost.gpu_hours:,.0f} GPU hours, {_time(plan.cost.wall_hours)}: {plan.gpu.name} with "
@@ -135,6 +136,29 @@ def _facts(plan: RunPlan, config: RunConfig) -> list[tuple[str, str]]:
             f"{format_tokens(largest * config.data.sequence_length)} (Li et al. 2025, fitted to 1.1B parameters and "
             "100B tokens: a prior)",
         ),
+    ]
+
+
+def _products(plan: RunPlan, config: RunConfig) -> list[tuple[str, str]]:
+    """What is multiplied in few bits, and what that does to the hours."""
+    low, layers = config.train.low_precision, config.model.num_layers
+    if low.recipe == "none":
+        return []
+    inside = layers - low.keep_first_layers - low.keep_last_layers
+    share = 6 * plan.parameters_without_embeddings * inside / layers / plan.flops_per_token
+    name = low.bits.format if low.recipe == "bits" else low.recipe
+    speed = (
+        "emulated products are slower than others: hours are those of the hardware, at --mfu of its bf16 peak"
+        if low.backend == "emulate" or low.recipe == "bits"
+        else "hours are at --mfu of the bf16 peak: no speed of this recipe has been measured"
+    )
+    tail = f", the last {format_tokens(low.tail_tokens)} tokens without" if low.tail_tokens else ""
+    return [
+        (
+            "products",
+            f"{name} in {inside} of {layers} layers, {share:.0%} of the FLOPs{tail} (backend: {low.backend}); "
+            + speed,
+        )
     ]
 
 

@@ -80,6 +80,11 @@ class LowPrecisionConfig(Section):
     amax_history: int = Field(
         default=1024, gt=0, description="`delayed`: scales are of the largest numbers of so many steps"
     )
+    activations: Literal["as_computed", "fp8"] = Field(
+        default="as_computed",
+        description="fp8, with `delayed` or `current` by native or emulate: inputs of linear layers are kept as "
+        "they were multiplied, those of norms and SwiGLU in E4M3 with a scale for 16 (COAT, arXiv 2410.19313)",
+    )
     nvfp4: NVFP4Config = NVFP4Config()
     bits: BitsConfig = BitsConfig()
     parameters: bool = Field(
@@ -117,6 +122,8 @@ class LowPrecisionConfig(Section):
             said |= self.nvfp4.model_dump()
         if self.recipe == "bits":
             said |= self.bits.model_dump()
+        if self.activations != "as_computed":
+            said["activations"] = self.activations
         return said
 
     def _says(self, name: str) -> bool:
@@ -135,6 +142,10 @@ class LowPrecisionConfig(Section):
         for name in ("backend", "keep_first_layers", "keep_last_layers", "tail_tokens"):
             if self._says(name) and self.recipe == "none":
                 raise ValueError(f"{name} acts with a recipe; found recipe: none")
+        if self.activations == "fp8" and self.recipe not in NATIVE:
+            raise ValueError(
+                f"activations: fp8 keeps what recipe: {' or '.join(NATIVE)} multiplies; found recipe: {self.recipe}"
+            )
         if self.tail == "forward" and self.tail_tokens is None:
             raise ValueError("tail says which products change for tail_tokens; there are none")
         return self

@@ -23,6 +23,7 @@ from megatron_davinci.kernels.main_gradient import MainGradient
 from megatron_davinci.kernels.swiglu import swiglu
 from megatron_davinci.precision import noise, products, scaling
 from megatron_davinci.precision.recipes import Recipe
+from megatron_davinci.precision.saved import keeping
 from megatron_davinci.precision.scaling import Quantized, Quantizer
 
 PLACES = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
@@ -45,6 +46,7 @@ class Shared:
         backward: Whether those of gradients are.
         samples: [batch] int64, the global numbers of the micro-batch's samples; None where nobody said them.
         positions: [positions on this rank] int64, where its tokens stand in their sequences; None for all in order.
+        fp8_activations: Whether what the backward pass needs is kept in 8 bits.
         watching: Whether what is lost is counted in this step.
         learning: Whether this is a step, whose largest numbers count, and no evaluation.
     """
@@ -57,6 +59,7 @@ class Shared:
     backward: bool = True
     samples: Tensor | None = None
     positions: Tensor | None = None
+    fp8_activations: bool = False
     watching: bool = False
     learning: bool = False
 
@@ -126,12 +129,20 @@ class LowPrecisionProduct:
         """As in `layers.3.linear_fc1`."""
         return f"layers.{self.layer}.{self.place}"
 
-    def forward_product(self, x: Tensor, weight: Tensor) -> Tensor:
+    @property
+    def keeps_codes(self) -> bool:
+        """Whether the input is kept as it was multiplied. Attention keeps what `linear_proj` is given itself."""
+        shared = self.shared
+        return shared.fp8_activations and shared.forward and shared.backward and self.place != "linear_proj"
+
+    def input(self, x: Tensor) -> Quantized:
+        """The input as `forward_product` multiplies it."""
+        return self._quantized(x.float(), self.shared.recipe.input, 0, sharded=self.sharded_input)
+
+    def forward_product(self, a: Quantized, weight: Tensor, dtype: torch.dtype) -> Tensor:
         """`x wᵀ`: [tokens, in] and [out, in] to [tokens, out]."""
-        recipe = self.shared.recipe
-        a = self._quantized(x.float(), recipe.input, 0, sharded=self.sharded_input)
-        b = self._quantized(weight.detach().float(), recipe.weight, 1, sharded=True)
-        return self._product(a, b, x.dtype)
+        b = self._quantized(weight.detach().float(), self.shared.recipe.weight, 1, sharded=True)
+        return self._product(a, b, dtype)
 
     def input_gradient(self, by_out: Quantized | None, g: Tensor, weight: Tensor) -> Tensor:
         """`g w`: [tokens, out] and [out, in] to [tokens, in]."""
@@ -150,7 +161,9 @@ class LowPrecisionProduct:
         drawn = self._noise(g.shape[0], how, "gradient")
         return self._quantized(g.float(), how, 2, sharded=not self.sharded_input, drawn=drawn)
 
-    def weight_gradient(self, by_out: Quantized | None, g: Tensor, x: Tensor) -> tuple[Quantized, Quantized]:
+    def weight_gradient(
+        self, by_out: Quantized | None, g: Tensor, x: Tensor | Quantized
+    ) -> tuple[Quantized, Quantized]:
         """The operands of `gᵀ x`, both with tokens last: [out, tokens] and [in, tokens]."""
         recipe = self.shared.recipe
         if by_out is not None and recipe.gradient_back.transposes and recipe.gradient_back == recipe.gradient:
@@ -166,6 +179,8 @@ class LowPrecisionProduct:
                 seen=True,
                 drawn=None if drawn is None else drawn.t().contiguous(),
             )
+        if isinstance(x, Quantized):
+            return a, x.t()
         b = self._quantized(
             x.t().contiguous().float(), recipe.input_back, 0, sharded=self.sharded_input, seen=True
         )
@@ -248,28 +263,35 @@ class _LowPrecision(torch.autograd.Function):
     def forward(
         ctx: Any, input: Tensor, weight: Tensor, product: LowPrecisionProduct, gathers: bool, reduces: bool
     ) -> Tensor:
-        ctx.save_for_backward(input, weight)
         ctx.parameter, ctx.product, ctx.gathers, ctx.reduces = weight, product, gathers, reduces
         # The backward pass may come when the next micro-batch has begun.
-        ctx.samples = product.shared.samples
+        ctx.samples, ctx.shape = product.shared.samples, input.shape
         x = _whole(input, product, gathers).flatten(0, -2)
-        if product.shared.forward:
-            out = product.forward_product(x, weight)
-        else:
+        quantized = product.input(x) if product.shared.forward else None
+        ctx.kept = quantized is not None and product.keeps_codes
+        if quantized is None:
             out = torch.matmul(x, weight.t())
+        else:
+            out = product.forward_product(quantized, weight, x.dtype)
+        if quantized is not None and ctx.kept:
+            ctx.save_for_backward(
+                _own_part(quantized, input.shape, product, gathers), weight, quantized.inverse
+            )
+        else:
+            ctx.save_for_backward(input, weight)
         return out.view(-1, input.shape[1], weight.shape[0])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, by_out: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight = ctx.saved_tensors
+        input, weight, *inverse = ctx.saved_tensors
         product: LowPrecisionProduct = ctx.product
         product.shared.samples = ctx.samples
         low = product.shared.backward
         g = by_out.flatten(0, -2)
         quantized = product.gradient(g) if low else None
         by_input = product.input_gradient(quantized, g, weight) if low else torch.matmul(g, weight)
-        by_input = by_input.view(-1, input.shape[1], input.shape[2])
+        by_input = by_input.view(-1, *ctx.shape[1:])
         group = product.linear.tp_group
         if ctx.gathers:
             by_input = reduce_scatter_to_sequence_parallel_region(by_input, group=group)
@@ -277,21 +299,34 @@ class _LowPrecision(torch.autograd.Function):
             dist.all_reduce(by_input, group=group)
         if not ctx.needs_input_grad[1]:
             return by_input, None, None, None, None
-        x = _whole(input, product, ctx.gathers).flatten(0, -2)
+        x: Tensor | Quantized = _whole(input, product, ctx.gathers).flatten(0, -2)
+        if ctx.kept and isinstance(x, Tensor):
+            x = Quantized(x.view(input.dtype).float(), inverse[0], tuple(x.shape), inverse[0], input.dtype)
         main = MainGradient(ctx.parameter)
         if low:
             a, b = product.weight_gradient(quantized, g, x)
             main.add_product(product._product(a, b, torch.float32))
         else:
+            assert isinstance(x, Tensor), "codes are kept of what is multiplied in few bits"
             main.add(g, x)
         return by_input, main.gradient(), None, None, None
+
+
+def _own_part(quantized: Quantized, shape: torch.Size, product: LowPrecisionProduct, gathers: bool) -> Tensor:
+    """The codes of this rank's positions: [positions, batch, in] of one byte."""
+    assert quantized.dtype is not None, "only FP8 is kept in 8 bits"
+    codes = quantized.values.to(quantized.dtype).view(-1, *shape[1:])
+    rank = product.linear.tp_group.rank() if gathers else 0
+    return codes.narrow(0, rank * shape[0], shape[0]).contiguous()
 
 
 def _whole(input: Tensor, product: LowPrecisionProduct, gathers: bool) -> Tensor:
     """All positions, where tensor ranks have parts of them."""
     if not gathers:
         return input
-    whole: Tensor = gather_from_sequence_parallel_region(input.detach(), group=product.linear.tp_group)
+    # Collectives know no FP8, and codes are bytes.
+    sent = input.detach() if input.element_size() > 1 else input.view(torch.uint8)
+    whole: Tensor = gather_from_sequence_parallel_region(sent, group=product.linear.tp_group)
     return whole
 
 
@@ -332,4 +367,7 @@ def attach(
                 for name in ("amax", "lost"):
                     setattr(product, name, getattr(product, name).to(linear.weight.device))
                 found.append(product)
+            if shared.fp8_activations:
+                for module in (layer.input_layernorm, layer.pre_mlp_layernorm, layer.mlp):
+                    module.forward = keeping(module.forward, lambda: shared.forward and shared.backward)
     return found

@@ -77,6 +77,7 @@ class LowPrecision:
         self.shared = Shared(
             recipe_of(low, config.run.seed), native, config.run.seed, config.data.sequence_length
         )
+        self.shared.fp8_activations = low.activations == "fp8"
         part = SequencePart.here(config.data.sequence_length)
         if part.ranks > 1:
             self.shared.positions = part.take(torch.arange(part.length), 0)

@@ -258,17 +258,19 @@ def _who_multiplies(recipe: str, asked: str, *, engine: bool, on_cuda: bool) -> 
     """Whose products follow a recipe, or what is wrong with that."""
     if recipe == "none":
         return Choice("none", "the default")
-    here = native_problem() if on_cuda else None
+    here = gpu_problem(recipe) if on_cuda else None
     if asked == "native":
         return (
             Choice("native", "asked for")
             if here is None
             else f"train.low_precision.backend: native, but {here}"
         )
-    if asked != "auto":
+    if asked == "emulate":
         return Choice(asked, "asked for")
-    if engine:
-        return Choice("transformer_engine", "its layers run")
+    if asked == "transformer_engine" or engine:
+        if here is not None:
+            return f"train.low_precision.recipe: {recipe}, but {here}"
+        return Choice("transformer_engine", "asked for" if asked != "auto" else "its layers run")
     if not on_cuda:
         return Choice("emulate", "the platform is cpu")
     if recipe in _NATIVE and here is None:
@@ -280,16 +282,29 @@ def _who_multiplies(recipe: str, asked: str, *, engine: bool, on_cuda: bool) -> 
     )
 
 
-def native_problem() -> str | None:
-    """Why this GPU has no FP8 products; None where it has."""
+_SINCE = {"delayed": (8, 9), "current": (8, 9), "block": (9, 0), "mxfp8": (10, 0), "nvfp4": (10, 0)}
+"""The compute capability from which on a GPU multiplies by a recipe: Ada, Hopper, Blackwell."""
+
+
+def gpu_problem(recipe: str) -> str | None:
+    """Why this GPU has no products of a recipe, and what it has; None where it has, or there is no GPU to ask.
+
+    Args:
+        recipe: As in `train.low_precision.recipe`.
+    """
     import torch
 
-    if not torch.cuda.is_available():
+    if recipe not in _SINCE or not torch.cuda.is_available():
         return None
-    major, minor = torch.cuda.get_device_capability()
-    if (major, minor) >= (8, 9):
+    capability = torch.cuda.get_device_capability()
+    if capability >= _SINCE[recipe]:
         return None
-    return f"{torch.cuda.get_device_name()} multiplies no FP8 (compute capability {major}.{minor}; 8.9 does)"
+    has = [name for name, since in _SINCE.items() if capability >= since]
+    return (
+        f"{torch.cuda.get_device_name()} (compute capability {capability[0]}.{capability[1]}) has no products of it: "
+        + (f"take {', '.join(has)}, or " if has else "take ")
+        + "backend: emulate, which has the same rounding and is slower than bf16"
+    )
 
 
 def _find(name: str, module: str) -> Package:

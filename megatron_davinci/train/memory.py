@@ -134,9 +134,23 @@ class _Rank:
 
     # ---- a layer, in bytes a token of this rank ----------------------------------------------------------
 
+    @property
+    def _linear_input(self) -> float:
+        """What a byte of activations takes that a linear layer was given."""
+        return 1 / self.size if self._in_8_bits else 1.0
+
+    @property
+    def _other_input(self) -> float:
+        """The same of norms and SwiGLU, with a byte of scale for 16 numbers."""
+        return 17 / 16 / self.size if self._in_8_bits else 1.0
+
+    @property
+    def _in_8_bits(self) -> bool:
+        return self.config.train.low_precision.activations == "fp8"
+
     def _norms(self) -> float:
         """The outputs of both norms, and the scale of each token."""
-        return 2 * self.channels + 8
+        return 2 * self.channels * self._linear_input + 8
 
     def _mlp(self) -> float:
         """Both halves of the first projection, the activation, the other half again, and the product.
@@ -144,6 +158,9 @@ class _Rank:
         An expert keeps what it was sent and what it sends back too. All are taken to be equally busy.
         """
         experts = self.model.experts
+        if experts is None and self._in_8_bits:
+            halves = 2 if self.config.backends.swiglu == "davinci" else 3
+            return (halves * self._other_input + self._linear_input) * self.hidden
         if experts is None:
             return (2 if self.config.backends.swiglu == "davinci" else 5) * self.hidden
         shared = 5 * (experts.shared_ffn_hidden_size or 0) * self.size / self.layout.tensor
@@ -182,7 +199,7 @@ class _Rank:
         return rotation + 3 * heads + 2 * groups * (context + 0.5) + sums
 
     def _whole_layer(self) -> float:
-        return 2 * self.channels + self._norms() + self._attention() + self._mlp()
+        return 2 * self.channels * self._other_input + self._norms() + self._attention() + self._mlp()
 
     def _kept_by_layers(self, layers: int) -> float:
         """What so many layers keep of one micro-batch, in bytes."""

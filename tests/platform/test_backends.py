@@ -181,3 +181,23 @@ def test_moments_in_8_bits_take_our_adamw(site):
 def test_the_loss_is_megatron_cores_unless_ours_is_asked_for():
     assert choose_backends(on_cuda=False).loss.name == choose_backends(on_cuda=True).loss.name == "megatron"
     assert "; loss: davinci (asked for); " in str(choose_backends(on_cuda=False, loss="davinci"))
+
+
+def test_a_recipe_that_the_gpu_lacks_is_said_with_what_it_has(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
+    ours = {"on_cuda": True, "layers": "local", "half": True}
+    assert choose_backends(**ours, recipe="current").low_precision.name == "native"
+    assert choose_backends(**ours, recipe="nvfp4", low_precision="emulate").low_precision.name == "emulate"
+    with pytest.raises(
+        EnvironmentProblem, match=r"H100 \(compute capability 9.0\).* take delayed, current, block, or"
+    ):
+        choose_backends(**ours, recipe="nvfp4")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    with pytest.raises(EnvironmentProblem, match=r"8\.0.*take backend: emulate"):
+        choose_backends(**ours, recipe="current", low_precision="native")
+    assert choose_backends(on_cuda=False, recipe="mxfp8").low_precision.name == "emulate"
+    assert choose_backends(on_cuda=False).low_precision.name == "none"

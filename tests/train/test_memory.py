@@ -100,3 +100,47 @@ def test_what_is_alive_is_counted_once_and_no_longer_than_it_is():
         b.untyped_storage().resize_(0)
         assert counter.now == 0
     assert counter.peak >= 800
+
+
+def alive_after_forward(whole):
+    """Bytes that a forward pass leaves behind for the backward pass, and the gradient's norm of the model."""
+    import gc
+
+    from megatron_davinci.model.build import build_model
+    from megatron_davinci.platform import distributed
+    from tests.stepping import start
+
+    _, platform = start(whole[0])
+    found = []
+    for settings in whole:
+        config = validate(settings, "test")
+        (model,) = build_model(config, platform)
+        tokens = torch.randint(512, (2, 129), generator=torch.Generator().manual_seed(0))
+        gc.collect()
+        counter = LiveBytes()
+        with counter:
+            losses = model(tokens[:, :-1], None, None, labels=tokens[:, 1:].contiguous())
+            alive = counter.now
+        losses.mean().backward()
+        gradient = torch.cat([p.grad.flatten().double() for p in model.parameters()])
+        found.append((alive, float(losses.mean()), gradient))
+    distributed.stop()
+    return [
+        (alive, loss, float((gradient - found[0][2]).norm() / found[0][2].norm()))
+        for alive, loss, gradient in found
+    ]
+
+
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.long)])
+def test_activations_in_8_bits_are_as_small_as_planned(precision):
+    low = {"recipe": "current", "backend": "emulate"}
+    settings = [whole(precision=precision) for _ in range(2)]
+    settings[0]["train"]["low_precision"] = low
+    settings[1]["train"]["low_precision"] = {**low, "activations": "fp8"}
+    (kept, loss, _), (eight, same, apart) = run_ranks(1, alive_after_forward, settings)[0]
+    plans = [planned(one) for one in settings]
+    planned_less = (plans[0].activations - plans[1].activations) / plans[0].activations
+    assert kept - eight == pytest.approx(plans[0].activations - plans[1].activations, rel=0.1)
+    assert planned_less > (0.5 if precision == "fp32" else 0.3)
+    # The forward pass is the same. So are the operands of weight gradients; what norms and SwiGLU send back is near.
+    assert loss == same and 0 < apart < 0.05
