@@ -17,6 +17,8 @@ from megatron_davinci.lab.arms import Arm, Run
 from megatron_davinci.lab.control import cost_of, differences
 from megatron_davinci.lab.design import Design
 from megatron_davinci.lab.outcomes import Outcome
+from megatron_davinci.lab.over_sizes import ArmLaw, OverSizes, law_table, trend_table
+from megatron_davinci.lab.size_plots import law_plot, trend_plot
 from megatron_davinci.lab.verdict import Comparison, Verdict, as_json, in_words
 from megatron_davinci.report.axes import Axis
 from megatron_davinci.report.colors import assign
@@ -26,6 +28,10 @@ from megatron_davinci.report.page import KeyFigure, Page
 from megatron_davinci.report.plots import LinePlot, Plot, Series
 
 TOKENS = Axis("tokens", "tokens", zero=True)
+OVER_SIZES = (
+    "What is beyond the largest size is a prediction that assumes the line or the law to go on; it is a reason to "
+    "run another size, and no verdict. Recipes that won at small sizes have lost at large ones."
+)
 
 
 def signed(value: float) -> str:
@@ -52,7 +58,7 @@ def write_report(
     outcomes: Sequence[Outcome],
     verdict: Verdict,
 ) -> Path:
-    """Write `lab.html`, `lab.md`, `runs.csv`, `verdict.json` and `plots/`.
+    """Write `lab.html`, `lab.md`, `runs.csv`, `verdict.json` and `plots/`; of a ladder `sizes.csv` too.
 
     Args:
         folder: Where to.
@@ -88,6 +94,21 @@ def write_report(
             "interval by Student's t for pairs, each arm for itself.",
         )
     page.section("How sure", _sure(verdict))
+    if verdict.over_sizes is not None:
+        page.section("Over sizes", OVER_SIZES)
+        show(
+            trend_plot(verdict),
+            "Mean over pairs; the band is each size's 95% interval; dashed: no difference.",
+        )
+        page.table(
+            *trend_table(verdict.over_sizes),
+            caption="The line through all pairs, over the logarithm of size.",
+        )
+        show(
+            law_plot(verdict.over_sizes, design.metrics[0].name), "Points: means over seeds; lines: the laws."
+        )
+        page.table(*law_table(verdict.over_sizes), caption="L = E + A / N^a (+ B / D^b), with 95% intervals.")
+        write_atomically(folder / "sizes.csv", sizes_csv(verdict.over_sizes))
     page.section("On the way")
     for size in dict.fromkeys(arm.size for arm in arms):
         show(_curves(design, runs, outcomes, size), "Mean over seeds of the metric that decides.")
@@ -301,17 +322,38 @@ def markdown(design: Design, arms: Sequence[Arm], outcomes: Sequence[Outcome], v
         interval = f"{signed(found.low)} to {signed(found.high)}" if found and found.pairs > 1 else NOTHING
         mean, pairs = (signed(found.mean), found.pairs) if found else (NOTHING, 0)
         said.append(f"| {name} | {one.metric.name} | {mean} | {interval} | {pairs} | {one.word} |")
-    headers, rows = _difference_table(arms)
-    said += [
-        "",
-        "What the arms differ in:",
-        "",
-        "| " + " | ".join(headers) + " |",
-        "|---" * len(headers) + "|",
-    ]
-    said += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    if verdict.over_sizes is not None:
+        said += _markdown_table("How the difference changes over sizes:", *trend_table(verdict.over_sizes))
+        said += _markdown_table("Scaling laws, L = E + A / N^a (+ B / D^b):", *law_table(verdict.over_sizes))
+    said += _markdown_table("What the arms differ in:", *_difference_table(arms))
     said += ["", _sure(verdict).replace("\n\n", " "), ""]
     return "\n".join(said)
+
+
+def _markdown_table(head: str, headers: list[str], rows: list[list[str]]) -> list[str]:
+    lines = ["", head, "", "| " + " | ".join(headers) + " |", "|---" * len(headers) + "|"]
+    return lines + ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+
+
+def sizes_csv(found: OverSizes) -> str:
+    """A line for each arm: its trend and its law, with the ends of their 95% intervals."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(
+        ["arm", "slope", "slope_low", "slope_high", "crossing", "floor", "floor_low", "floor_high", "exponent",
+         "exponent_low", "exponent_high", "no_law"]
+    )  # fmt: skip
+    for one in found.laws or [ArmLaw(arm, None, "another metric", [], [], 0.0) for arm in found.trends]:
+        line = found.trends.get(one.arm)
+        trend: list[float | None] = [] if line is None else [line.slope, line.low, line.high, line.crossing]
+        law = [] if one.law is None else [
+            end
+            for each in (one.law.interval("floor"), one.law.interval("exponent"))
+            for end in (each.value, each.low, each.high)
+        ]  # fmt: skip
+        cells: list[float | None] = [*(trend or [None] * 4), *law] + [None] * (6 - len(law))
+        writer.writerow([one.arm, *("" if cell is None else f"{cell:.6g}" for cell in cells), one.why])
+    return out.getvalue()
 
 
 def write_index(root: Path) -> Path:

@@ -9,6 +9,8 @@ from typing import Any, Literal
 from megatron_davinci.lab.arms import Arm, Run
 from megatron_davinci.lab.design import Design, Metric
 from megatron_davinci.lab.outcomes import Outcome
+from megatron_davinci.lab.over_sizes import OverSizes, over_sizes
+from megatron_davinci.lab.over_sizes import as_json as sizes_as_json
 from megatron_davinci.stats.comparison import Paired, holm, paired, pairs_needed, pooled_deviation, power
 
 Word = Literal["better", "worse", "equivalent", "not enough evidence", "refused"]
@@ -55,6 +57,7 @@ class Verdict:
         noise: Standard deviation of a pair's difference by the first metric, over all comparisons; None if unknown.
         seeds_needed: Pairs that would show the margin with a power of 0.8 under that noise; None if unknown or many.
         power: Of this design, for an effect of the margin, under that noise; None if unknown.
+        over_sizes: What the ladder tells of laws and trends; None without one.
     """
 
     design: Design
@@ -64,6 +67,7 @@ class Verdict:
     noise: float | None = None
     seeds_needed: int | None = None
     power: float | None = None
+    over_sizes: OverSizes | None = None
 
     def by(self, metric: str) -> list[Comparison]:
         """Those of one metric."""
@@ -99,14 +103,19 @@ def judge(design: Design, arms: Sequence[Arm], runs: Sequence[Run], outcomes: Se
     verdict = Verdict(design, control, comparisons)
     noise = pooled_deviation([one.found for one in verdict.deciding if one.found is not None])
     margin = design.metrics[0].margin
+    found = None
+    if len(design.ladder) > 1:
+        differences = {(one.arm, one.size): one.found for one in verdict.deciding if one.found is not None}
+        found = over_sizes(arms, runs, outcomes, design.metrics[0].name, differences, design.alpha)
     return Verdict(
         design,
         control,
         comparisons,
-        warnings=[*_missing(outcomes), *_over_sizes(verdict)],
+        warnings=[*_missing(outcomes), *(found.warnings if found else [])],
         noise=noise,
         seeds_needed=None if noise is None else pairs_needed(margin, noise, alpha=design.alpha),
         power=None if noise is None else power(margin, noise, len(design.seeds), design.alpha),
+        over_sizes=found,
     )
 
 
@@ -167,32 +176,6 @@ def _missing(outcomes: Sequence[Outcome]) -> list[str]:
     return said
 
 
-def _over_sizes(verdict: Verdict) -> list[str]:
-    """Where an effect at the largest size is not the one at the smallest."""
-    said, sizes = [], list(verdict.design.ladder)
-    if len(sizes) < 2:
-        return []
-    for arm in dict.fromkeys(one.arm for one in verdict.deciding):
-        there = {one.size: one for one in verdict.deciding if one.arm == arm and one.found is not None}
-        if sizes[0] not in there or sizes[-1] not in there:
-            continue
-        small, large = there[sizes[0]].found, there[sizes[-1]].found
-        assert small is not None
-        assert large is not None
-        known = small.low > 0 or small.high < 0
-        if known and (large.low > 0 > small.mean or large.high < 0 < small.mean):
-            said.append(
-                f"{arm} crosses over: its effect at {sizes[0]} is {small.mean:+.4f}, at {sizes[-1]} "
-                f"{large.mean:+.4f}. What holds at the small size does not at the large one."
-            )
-        elif known and abs(large.mean) < abs(small.mean) / 2:
-            said.append(
-                f"{arm}'s effect shrinks with size: {small.mean:+.4f} at {sizes[0]}, {large.mean:+.4f} at "
-                f"{sizes[-1]}. At larger sizes it may be nothing, or the reverse."
-            )
-    return said
-
-
 def in_words(one: Comparison, control: str) -> str:
     """A verdict as a sentence, with its figures."""
     at = f" at {one.size}" if one.size else ""
@@ -244,4 +227,5 @@ def as_json(verdict: Verdict) -> dict[str, Any]:
         "noise_of_a_pair": None if verdict.noise is None else round(verdict.noise, 6),
         "power_for_the_margin": None if verdict.power is None else round(verdict.power, 4),
         "seeds_needed_for_the_margin": verdict.seeds_needed,
+        **({} if verdict.over_sizes is None else {"over_sizes": sizes_as_json(verdict.over_sizes)}),
     }

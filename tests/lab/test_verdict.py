@@ -8,8 +8,8 @@ import pytest
 from benchmarks import lab_calibration
 from megatron_davinci.lab.arms import runs_of
 from megatron_davinci.lab.outcomes import Outcome
-from megatron_davinci.lab.report import answer, write_index, write_report
-from megatron_davinci.lab.verdict import in_words, judge
+from megatron_davinci.lab.report import answer, markdown, sizes_csv, write_index, write_report
+from megatron_davinci.lab.verdict import as_json, in_words, judge
 from tests.cases import is_long
 from tests.lab.test_design import loaded
 
@@ -88,6 +88,30 @@ def test_an_effect_that_crosses_over_with_size_is_said(tmp_path):
     effects = {("half", "small"): -0.2, ("half", "large"): -0.05}
     *_, verdict = judged(tmp_path / "shrinks", effects, ladder=ladder)
     assert any("shrinks with size" in warning for warning in verdict.warnings)
+
+
+def test_a_ladder_has_laws_and_trends(tmp_path):
+    ladder = {f"{n} layers": {"model.num_layers": n} for n in (1, 2, 4, 8)}
+    effects = {
+        (arm, size): 0.4 / n + (0.03 * (1 - n / 4) if arm == "half" else 0.0)
+        for arm in ("control", "half")
+        for n, size in zip((1, 2, 4, 8), ladder)
+    }
+    design, arms, runs, outcomes, verdict = judged(tmp_path, effects, ladder=ladder)
+    assert verdict.over_sizes.trends["half"].turns and "crosses over" in verdict.warnings[0]
+    # Seeds of this design differ by 0.1, so the laws' noise is theirs; trends are of pairs and know none of it.
+    said = as_json(verdict)["over_sizes"]
+    floor = said["laws"]["control"]["floor"]
+    assert said["scale"] == "parameters" and floor["low"] < 3.2 < floor["high"]
+    text = markdown(design, arms, outcomes, verdict)
+    assert "How the difference changes over sizes" in text and "| half | +0.0" in text
+    header, control, half = sizes_csv(verdict.over_sizes).splitlines()
+    assert header.startswith("arm,slope") and control.startswith("control,,,,,3")
+    assert half.startswith("half,-0.0")
+    if is_long():
+        page = write_report(tmp_path / "d", design, arms, runs, outcomes, verdict).read_text()
+        assert "Over sizes" in page and "crosses over" in page and "loss at" in page
+        assert (tmp_path / "d" / "sizes.csv").read_text().startswith(header)
 
 
 def test_the_page_its_markdown_and_its_index(tmp_path):
