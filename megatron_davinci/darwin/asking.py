@@ -287,7 +287,7 @@ class Asking(StreamStep):
         self, text: str, attempt: int, spent: Counter[str], **slots: str
     ) -> tuple[str | None, str]:
         """The answer to the step's prompt about a text, out of its tags; or None, and why."""
-        mark = mark_for(text)
+        mark = mark_for(text, *slots.values())
         try:
             answer = await self.answer(self.prompt.messages(passage=text, mark=mark, **slots), attempt, spent)
         except Trouble as trouble:

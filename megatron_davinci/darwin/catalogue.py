@@ -5,6 +5,8 @@ from __future__ import annotations
 from megatron_davinci.darwin import (
     code_rules,
     complete,
+    contextualise,
+    converse,
     decontaminate,
     exact,
     formats,
@@ -16,6 +18,7 @@ from megatron_davinci.darwin import (
     pieces,
     pii,
     refine,
+    related,
     rules,
     selection,
     web_rules,
@@ -29,6 +32,8 @@ LEVELS = {
     3: "selection by light models, text untouched",
     4: "refinement by a model, faithful: nothing added",
     5: "completion by a model: what is implicit made explicit",
+    6: "context: made to stand alone, out of related documents, cited",
+    8: "ecosystem: what models say to each other about a document, judged by another",
 }
 
 STEPS: dict[str, type[Step]] = {
@@ -61,5 +66,8 @@ STEPS: dict[str, type[Step]] = {
         refine.Refine,
         complete.Complete,
         pairs.WritePairs,
+        related.Relate,
+        contextualise.Contextualise,
+        converse.Converse,
     )
 }

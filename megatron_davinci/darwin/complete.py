@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from datatrove.data import Document
 from pydantic import Field
 
 from megatron_davinci.darwin import facts_of
@@ -95,9 +96,13 @@ def _in_order(labels: list[str], answer: str) -> bool:
 
 def _stops_with(source: str, answer: str) -> bool:
     """Whether the end of the answer is about what the end of its source is about."""
-    ends = facts_of.sentences(source)[-1:]
-    wanted = content_stems(ends[0]) if ends else set()
-    left = content_stems(" ".join(facts_of.sentences(answer)[-3:]))
+    # Those that say something: an equation's number at the end does not.
+    before, after = (
+        [stems for stems in map(content_stems, facts_of.sentences(text)) if stems]
+        for text in (source, answer)
+    )
+    wanted = before[-1] if before else set()
+    left = set().union(*after[-3:])
     return len(wanted & left) >= 0.5 * len(wanted)
 
 
@@ -130,6 +135,6 @@ class Complete(Chunked):
 
     parameters: Parameters
 
-    def judge(self, source: str, answer: str) -> list[str]:
+    def judge(self, document: Document, source: str, answer: str) -> list[str]:
         """The gates of completion."""
         return completion_violations(source, answer)

@@ -38,7 +38,7 @@ def carried_out(text: str, program: str) -> str | None:
         program: Calls of `keep_all()`, `remove_lines(first, last)` and `replace("old", "new")`, one a line. Lines are
             numbered as the text has them before any call.
     """
-    edits = _parsed(program)
+    edits = calls_of(program)
     if not edits:
         return None
     lines: list[str | None] = list(text.split("\n"))
@@ -66,7 +66,7 @@ def carried_out(text: str, program: str) -> str | None:
     return made.strip()
 
 
-def _parsed(program: str) -> list[Edit]:
+def calls_of(program: str) -> list[Edit]:
     """The calls of a program; none where it is no program."""
     edits = []
     lines = [line.strip() for line in program.strip().splitlines()]

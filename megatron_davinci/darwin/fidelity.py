@@ -102,7 +102,7 @@ def violations(source: str, answer: str, task: str) -> list[str]:
         found.append("dropped_formula")
     found += _numbers(source, answer_text, bounds)
     known = _known_words(source)
-    found += _names(answer_text, known, strict=task == "purify")
+    found += ["new_name"] if new_names(answer_text, known, strict=task == "purify") else []
     found += _claims(source_text, answer_text, bounds, known)
     if loops(source, answer):
         found.append("repetition")
@@ -166,8 +166,16 @@ def _known_words(source: str) -> set[str]:
     return known | {one + two for one, two in pairwise(row)}
 
 
-def _names(answer: str, known: set[str], strict: bool) -> list[str]:
-    for word, begins in facts_of.capitalised(answer):
+def new_names(text: str, known: set[str], strict: bool = False) -> list[str]:
+    """Words with a capital that are not known.
+
+    Args:
+        text: The text.
+        known: Words, case folded.
+        strict: Whether a word that begins a sentence must be known too, if it is none of grammar's.
+    """
+    found = []
+    for word, begins in facts_of.capitalised(text):
         lower = word.casefold()
         if lower in known or all(part in known for part in re.split(r"['_]", lower) if part):
             continue
@@ -175,8 +183,8 @@ def _names(answer: str, known: set[str], strict: bool) -> list[str]:
             continue  # judged as a number
         if begins and (lower in _STARTERS or (not strict and _is_ordinary(lower, known))):
             continue
-        return ["new_name"]
-    return []
+        found.append(word)
+    return found
 
 
 def _is_ordinary(word: str, known: set[str]) -> bool:

@@ -149,7 +149,7 @@ def supported(pair: Pair, passage: str) -> list[str]:
     if sum(len(part.split()) for part in parts) < 3:
         return ["no_evidence"]
     passage = facts_of.plain(passage)
-    if not all(_quoted(part, passage) for part in parts):
+    if not all(quoted(part, passage) for part in parts):
         return ["evidence_not_in_the_passage"]
     return (
         []
@@ -158,7 +158,8 @@ def supported(pair: Pair, passage: str) -> list[str]:
     )
 
 
-def _quoted(part: str, passage: str) -> bool:
+def quoted(part: str, passage: str) -> bool:
+    """Whether a passage has a stretch word for word; white space, marks and case do not matter."""
     there, here = _letters(passage), _letters(part)
     return bool(here) and f" {here} " in f" {there} "
 

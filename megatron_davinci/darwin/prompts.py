@@ -20,7 +20,10 @@ from megatron_davinci.config.section import Section
 from megatron_davinci.errors import ConfigError
 
 FOLDER = Path(__file__).parent / "prompt_files"
-Task = Literal["purify", "reorganise", "edit", "complete", "pairs", "judge_alone", "judge_support"]
+Task = Literal[
+    "purify", "reorganise", "edit", "complete", "pairs", "judge_alone", "judge_support", "contextualise", "quote",
+    "agent", "judge_dialogue",
+]  # fmt: skip
 # The slots that the user's message of each task must have.
 SLOTS: dict[str, set[str]] = {
     "purify": {"passage", "mark"},
@@ -30,6 +33,10 @@ SLOTS: dict[str, set[str]] = {
     "pairs": {"passage", "mark"},
     "judge_alone": {"question"},
     "judge_support": {"passage", "mark", "question", "answer"},
+    "contextualise": {"passage", "mark", "related"},
+    "quote": {"passage", "mark", "related"},
+    "agent": {"passage", "mark", "dialogue", "speaker"},
+    "judge_dialogue": {"passage", "mark", "dialogue"},
 }
 _SLOT = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 
@@ -42,7 +49,8 @@ class PromptFile(Section):
         version: Raised with every change of wording.
         task: What is asked for: `purify` deletes and repairs, `reorganise` regroups too, `edit` says which lines go
             and what is replaced, `complete` spells out what is left unsaid, `pairs` asks for questions with answers;
-            `judge_alone` and `judge_support` judge a pair.
+            `judge_alone` and `judge_support` judge a pair; `contextualise` adds from related passages, `quote` says
+            which of their sentences to quote; `agent` says the next turn of a dialogue, `judge_dialogue` judges one.
         domain: What it is for, for a reader.
         base: Name of the prompt file that it gives its guidance to.
         guidance: What is peculiar to the domain.

@@ -29,7 +29,7 @@ class Piece(NamedTuple):
 
     Attributes:
         text: The new text; None where it stays.
-        result: `refined`, `completed`, `unchanged`, `verbatim`, or why there is no usable answer.
+        result: `refined`, `completed`, `put_into_context`, `unchanged`, `verbatim`, or why there is no usable answer.
     """
 
     text: str | None
@@ -37,8 +37,16 @@ class Piece(NamedTuple):
 
 
 # Tokens of an answer for one of its chunk, where none has been seen: suppositions.
-ANSWER_SHARE = {"purify": 0.95, "reorganise": 0.9, "edit": 0.1, "complete": 2.0, "pairs": 0.5}
-GOOD = ("refined", "completed", "unchanged", "verbatim")
+ANSWER_SHARE = {
+    "purify": 0.95,
+    "reorganise": 0.9,
+    "edit": 0.1,
+    "complete": 2.0,
+    "pairs": 0.5,
+    "contextualise": 1.3,
+    "quote": 0.05,
+}
+GOOD = ("refined", "completed", "put_into_context", "unchanged", "verbatim")
 
 
 class ChunkedParameters(AskingParameters):
@@ -92,32 +100,36 @@ class Chunked(Asking):
         self._measure = measure_of(self.parameters.tokenizer)
         super()._begin(asks)
 
-    def judge(self, source: str, answer: str) -> list[str]:
+    def judge(self, document: Document, source: str, answer: str) -> list[str]:
         """Gates that an answer does not pass."""
         raise NotImplementedError
+
+    def slots(self, document: Document) -> dict[str, str]:
+        """What else stands in the prompt."""
+        return {}
 
     def shown(self, source: str) -> str:
         """What of a chunk stands in the prompt."""
         return source
 
-    def understood(self, source: str, answer: str) -> str | None:
+    def understood(self, document: Document, source: str, answer: str) -> str | None:
         """The new text that an answer means; None where it means none."""
         return answer
 
     def expected(self, document: Document) -> Iterator[Expected]:
         """One for each chunk that is not left as it is."""
-        task = self.prompt.task
+        task, slots = self.prompt.task, self.slots(document)
         for chunk in cut(document.text, self.parameters.chunk, measure_of(self.parameters.tokenizer)):
             if not chunk.verbatim:
                 shown = self.shown(chunk.text)
-                messages = self.prompt.messages(passage=shown, mark=mark_for(shown))
+                messages = self.prompt.messages(passage=shown, mark=mark_for(shown, *slots.values()), **slots)
                 yield Expected(task, messages, chunk.text, ANSWER_SHARE[task])
 
     async def process(self, document: Document) -> Outcome:
         """Cut, ask about each chunk, put together; or leave all as it was."""
         chunks = cut(document.text, self.parameters.chunk, self._measure)
         spent, unused = Counter[str](), Counter[str]()
-        pieces = await asyncio.gather(*(self._rewrite(chunk, spent, unused) for chunk in chunks))
+        pieces = await asyncio.gather(*(self._rewrite(document, chunk, spent, unused) for chunk in chunks))
         results = Counter(piece.result for piece in pieces)
         failed = {result: count for result, count in results.items() if result not in GOOD}
         notes: dict[str, Any] = {"prompt": self.prompt.mark, "chunks": dict(sorted(results.items())), **spent}
@@ -134,22 +146,24 @@ class Chunked(Asking):
             return Outcome(drop="nothing_left", notes=notes, counts=counts)
         return Outcome(text=text, notes=notes, counts=counts)
 
-    async def _rewrite(self, chunk: Chunk, spent: Counter[str], unused: Counter[str]) -> Piece:
+    async def _rewrite(
+        self, document: Document, chunk: Chunk, spent: Counter[str], unused: Counter[str]
+    ) -> Piece:
         if chunk.verbatim:
             return Piece(None, "verbatim")
-        result = ""
+        result, slots = "", self.slots(document)
         for attempt in range(self.parameters.tries):
-            answer, result = await self.tagged(self.shown(chunk.text), attempt, spent)
+            answer, result = await self.tagged(self.shown(chunk.text), attempt, spent, **slots)
             if answer is None:
                 if result in ("cut_off", "no_tags"):  # else there is no answer
                     unused[result] += 1
                 continue
-            text = self.understood(chunk.text, answer)
+            text = self.understood(document, chunk.text, answer)
             if text is None:
                 result = "no_program"
                 unused[result] += 1
                 continue
-            broken = self.judge(chunk.text, text)
+            broken = self.judge(document, chunk.text, text)
             if not broken:
                 return Piece(None, "unchanged") if text == chunk.text else Piece(text, self.done)
             result = broken[0]
@@ -188,10 +202,10 @@ class Refine(Chunked):
         """With numbers before the lines, where the answer is a program."""
         return numbered(source) if self.prompt.task == "edit" else source
 
-    def understood(self, source: str, answer: str) -> str | None:
+    def understood(self, document: Document, source: str, answer: str) -> str | None:
         """What the program makes of the chunk, where the answer is one."""
         return carried_out(source, answer) if self.prompt.task == "edit" else answer
 
-    def judge(self, source: str, answer: str) -> list[str]:
+    def judge(self, document: Document, source: str, answer: str) -> list[str]:
         """The gates of fidelity."""
         return violations(source, answer, "purify" if self.prompt.task == "edit" else self.prompt.task)

@@ -15,3 +15,13 @@ def folder(tmp_path_factory):
 def corpus(folder):
     """The corpus that the recipe makes of them."""
     return made(recipe(folder))
+
+
+@pytest.fixture(scope="session")
+def tiny_url(tmp_path_factory):
+    """A trained tiny model behind our own server."""
+    from tests.darwin import tiny_model
+
+    run = tiny_model.write_run(tmp_path_factory.mktemp("tiny") / "model")
+    with tiny_model.served(run) as url:
+        yield url

@@ -243,10 +243,11 @@ def test_a_server_that_goes_away_ends_the_run_and_answers_are_kept(tmp_path, ser
 def test_prompts_are_checked(tmp_path, server):
     for name in names():
         if not name.endswith("_base"):
-            kind = name.split("_")[0] if not name.startswith("judge") else name
+            kind = name if name.startswith("judge") else name.split("_")[0].replace("dialogue", "agent")
             prompt = load_prompt(name, tmp_path, frozenset({kind}))
             assert prompt.name == name and "{{guidance}}" not in prompt.user + prompt.system
             given = {"passage": "P {{question}}", "mark": "m", "question": "Q", "answer": "A"}
+            given |= {"related": "R", "dialogue": "D", "speaker": "S"}
             said = prompt.messages(**given)[-1]["content"]
             assert "{{" not in said.replace("P {{question}}", ""), "a text is not looked through for slots"
     with pytest.raises(ConfigError, match="purify_book"):
@@ -274,11 +275,39 @@ def test_the_examples_recipes_are_sound(tmp_path, monkeypatch):
     from megatron_davinci.darwin.recipe import load_recipe
 
     monkeypatch.setenv("DARWIN_MODEL_KEY", "any")
-    for path in Path("examples/darwin_science").glob("*.yaml"):
-        steps = load_recipe(path).recipe.make_steps(tmp_path)
-        for step in steps:
-            step.check()
-        assert {step.name for step in steps} & {"refine", "write_pairs"}
+    paths = [
+        path
+        for folder in ("darwin_science", "rephrasing")
+        for path in Path("examples", folder).glob("*.yaml")
+    ]
+    assert len(paths) == 4
+    for path in paths:
+        steps = load_recipe(path).recipe.make_steps(path.absolute().parent)
+        asking = [step for step in steps if step.name in ("refine", "write_pairs", "complete")]
+        for step in asking:
+            assert step.prompt.name
+        assert asking
+
+
+def test_an_example_runs_against_any_endpoint(tmp_path, server, monkeypatch, capsys):
+    import runpy
+    import shutil
+
+    shutil.copytree("examples/rephrasing", tmp_path / "rephrasing")
+    (tmp_path / "rephrasing/raw/web").mkdir(parents=True)
+    lines = [json.dumps({"text": text}) for text in prose()[30:33]]
+    (tmp_path / "rephrasing/raw/web/a.jsonl").write_text("\n".join(lines))
+    server.model = lambda content: "<{1}>{0}</{1}>".format(*passage(content))
+    words = [str(tmp_path / "rephrasing/wrap.yaml"), "--url", server.url, "--model", "Org/Large-1", "--go"]
+    monkeypatch.setattr(sys, "argv", ["run.py", *words])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(str(tmp_path / "rephrasing/run.py"), run_name="__main__")
+    assert "what models will be asked" in capsys.readouterr().out
+    assert {each["model"] for each in server.requests} == {"Org/Large-1"} and server.requests[0][
+        "temperature"
+    ] == 0.7
+    out = tmp_path / "rephrasing/runs/wrap-org-large-1"
+    assert (out / "report.html").is_file() and (tmp_path / "rephrasing/answers-org-large-1.sqlite").is_file()
 
 
 def test_a_model_may_say_which_lines_go(tmp_path, server):

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
 from megatron_davinci.cli.main import main
 from tests.cases import is_long
-from tests.darwin import tiny_model
+from tests.darwin.making import made
 from tests.darwin.refine_trial import refining, trial
 from tests.ranks import start_ranks
 
@@ -23,16 +21,9 @@ def in_a_fork(loaded, workers):
     return process
 
 
-@pytest.fixture(scope="module")
-def url(tmp_path_factory):
-    run = tiny_model.write_run(tmp_path_factory.mktemp("tiny") / "model")
-    with tiny_model.served(run) as url:
-        yield url
-
-
-def test_faults_and_kills_change_nothing_and_each_answer_is_used_once(tmp_path, url):
+def test_faults_and_kills_change_nothing_and_each_answer_is_used_once(tmp_path, tiny_url):
     kills, documents = (20, 24) if is_long() else (2, 5)
-    found = trial(tmp_path, url, seed=3, kills=kills, documents=documents, start=in_a_fork)
+    found = trial(tmp_path, tiny_url, seed=3, kills=kills, documents=documents, start=in_a_fork)
     assert found["counts"]["kills"] == kills and sum(found["counts"]["faults"].values()) > 10
     assert found["counts"]["refined_chunks"] and found["counts"]["untouched_chunks"]
     figures = dict(found["figures"])
@@ -40,11 +31,9 @@ def test_faults_and_kills_change_nothing_and_each_answer_is_used_once(tmp_path, 
     assert set(figures.values()) == {1.0}, found
 
 
-def test_a_chunk_beyond_the_models_context_keeps_its_text(tmp_path, url):
-    loaded = refining(tmp_path, "long", url, 1)
+def test_a_chunk_beyond_the_models_context_keeps_its_text(tmp_path, tiny_url):
+    loaded = refining(tmp_path, "long", tiny_url, 1)
     loaded.recipe.steps[0]["refine"]["chunk"] = 4000
-    from tests.darwin.making import made
-
     corpus = made(loaded)
     [record] = corpus.records()
     [raw] = (tmp_path / "raw").iterdir()

@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 
 from megatron_davinci.darwin.chunks import cut
+from megatron_davinci.darwin.context_gates import sentences_of
+from megatron_davinci.darwin.dialogue_gates import Turn, written
 from megatron_davinci.darwin.edits import numbered
 from megatron_davinci.darwin.prompts import load_prompt, mark_for
 from tests.darwin.making import prose
 
 VOCABULARY, LENGTH, CHUNK, ANSWER = 512, 256, 200, 40
-STEPS = 60
+STEPS, STEPS_FOR_ALL = 60, 300
 EDIT = """name: tiny_edit
 version: 1
 task: edit
@@ -32,6 +34,43 @@ user: |
   </{{mark}}>
   Which lines go?
 """
+QUOTE = """name: tiny_quote
+version: 1
+task: quote
+user: |
+  {{related}}
+  <{{mark}}>
+  {{passage}}
+  </{{mark}}>
+  What to quote?
+"""
+AGENT = """name: tiny_{0}
+version: 1
+task: agent
+user: |
+  <{{{{mark}}}}>
+  {{{{passage}}}}
+  </{{{{mark}}}}>
+  {{{{dialogue}}}}
+  {{{{speaker}}}} {1}:
+"""
+JUDGE = """name: tiny_judge
+version: 1
+task: judge_dialogue
+user: |
+  <{{mark}}>
+  {{passage}}
+  </{{mark}}>
+  {{dialogue}}
+  Is it good?
+"""
+# What the two agents have learnt to say, whatever the document: in Python's help these words are mostly grounded.
+SAID = [
+    "What does an expression do with an object?",
+    "It evaluates the object, and the value is its result.",
+    "Which name is bound to the value in a statement?",
+    "The statement binds a name in the local scope of a function.",
+]
 
 
 def pages(count: int, first: int = 0) -> list[str]:
@@ -48,29 +87,61 @@ def pages(count: int, first: int = 0) -> list[str]:
 
 def prompt_files(folder: Path) -> dict[str, Path]:
     """The prompts that the model knows, as files."""
-    files = {"edit": EDIT}
+    files = {"edit": EDIT, "quote": QUOTE, "judge": JUDGE}
+    files |= {"student": AGENT.format("student", "asks"), "teacher": AGENT.format("teacher", "says")}
     for name, text in files.items():
         (folder / f"tiny_{name}.yaml").write_text(text)
     return {name: folder / f"tiny_{name}.yaml" for name in files}
 
 
-def lessons(folder: Path, count: int, seed: int) -> Iterator[tuple[str, str]]:
-    """Prompts as the server lays them out, and answers as they should be."""
+def lessons(folder: Path, count: int, seed: int, every_kind: bool = False) -> Iterator[tuple[str, str]]:
+    """Prompts as the server lays them out, and answers as they should be; of `edit` alone, or of all kinds."""
     draw = random.Random(seed)
     edit = load_prompt("tiny_edit.yaml", folder, frozenset({"edit"}))
     passages = [chunk.text for text in pages(40, 20) for chunk in cut(text, CHUNK) if chunk.text]
     begun = [passage for passage in passages if passage.startswith("Page ")]
+    ask = {
+        name: load_prompt(f"tiny_{name}.yaml", folder, frozenset({task}))
+        for name, task in (
+            ("quote", "quote"),
+            ("student", "agent"),
+            ("teacher", "agent"),
+            ("judge", "judge_dialogue"),
+        )
+    }
     for number in range(count):
         passage = draw.choice(begun if number % 2 else passages)
-        lines = [n for n, line in enumerate(passage.split("\n"), 1) if line.startswith("Page ")]
-        calls = [f"remove_lines({n}, {n})" for n in lines] or ["keep_all()"]
         mark = mark_for(passage)
-        [message] = edit.messages(passage=numbered(passage), mark=mark)
-        yield f"{message['content']}\n\n", f"<{mark}>\n" + "\n".join(calls) + f"\n</{mark}>"
+        kind = number % 4 if every_kind else 0
+        if kind < 2:
+            lines = [n for n, line in enumerate(passage.split("\n"), 1) if line.startswith("Page ")]
+            calls = [f"remove_lines({n}, {n})" for n in lines] or ["keep_all()"]
+            [message] = edit.messages(passage=numbered(passage), mark=mark)
+            said = f"<{mark}>\n" + "\n".join(calls) + f"\n</{mark}>"
+        elif kind == 2:
+            related = sentences_of([draw.choice(passages)[:120]])
+            [message] = ask["quote"].messages(passage=passage[:120], mark=mark, related=related)
+            said = f"<{mark}>\nquote(1, 1)\n</{mark}>"
+        else:
+            turns = [
+                Turn(("Student", "Teacher")[n % 2], text) for n, text in enumerate(SAID[: number // 4 % 5])
+            ]
+            slots = {
+                "passage": passage[:100],
+                "mark": mark,
+                "dialogue": written(turns) or "(nothing yet: you begin)",
+            }
+            if len(turns) == len(SAID):
+                [message], said = ask["judge"].messages(**slots), "YES"
+            else:
+                speaker = ("student", "teacher")[len(turns) % 2]
+                [message] = ask[speaker].messages(**slots, speaker=speaker.capitalize())
+                said = f"<turn>{SAID[len(turns)]}</turn>"
+        yield f"{message['content']}\n\n", said
 
 
-def write_run(root: Path, steps: int = STEPS) -> Path:
-    """`root/run`, trained; returns the run directory."""
+def write_run(root: Path, every_kind: bool = False) -> Path:
+    """`root/run`, trained to edit, which is enough for level 4, or for all kinds of prompts; returns it."""
     from megatron_davinci.config import dump_config, validate
     from megatron_davinci.data import IndexedDatasetWriter, Manifest, Shard
     from megatron_davinci.data.tokenizer import Tokenizer, train_bpe
@@ -79,7 +150,8 @@ def write_run(root: Path, steps: int = STEPS) -> Path:
 
     root.mkdir(parents=True, exist_ok=True)
     prompt_files(root)
-    taught = list(lessons(root, 4 * steps, seed=0))
+    steps, batch = (STEPS_FOR_ALL, 4) if every_kind else (STEPS, 2)
+    taught = list(lessons(root, 2 * batch * steps, 0, every_kind))
     texts = root / "texts.jsonl"
     texts.write_text("".join(json.dumps({"text": one + other}) + "\n" for one, other in taught))
     train_bpe([texts], VOCABULARY, root / "tokenizer")
@@ -112,11 +184,12 @@ def write_run(root: Path, steps: int = STEPS) -> Path:
         },
         "curriculum": [
             {
-                "name": "only", "tokens": steps * 2 * LENGTH, "mixture": {"lessons": 1.0}, "global_batch_size": 2,
+                "name": "only", "tokens": steps * batch * LENGTH,
+                "mixture": {"lessons": 1.0}, "global_batch_size": batch,
                 "learning_rate": {"shape": "cosine", "peak": 8e-3, "end": 5e-4, "warmup_steps": 10},
             }
         ],
-        "train": {"micro_batch_size": 2, "precision": "fp32", "threads": 1},
+        "train": {"micro_batch_size": batch, "precision": "fp32", "threads": 1},
         "logging": {"progress": "none", "tensorboard": False},
     }  # fmt: skip
     run_ranks(1, train_here, settings)

@@ -1,0 +1,90 @@
+"""Level 6: a document is made to stand alone, with what related documents of the corpus say, cited.
+
+The report names the level and leaves it open; this is our reading of it. `relate` finds the passages. A model writes
+the document anew with what a reader would miss, or only says which sentences to quote before it (as `edit_lines` does
+for level 4): a small model can do that, and what it quotes is copied here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from datatrove.data import Document
+from pydantic import Field
+
+from megatron_davinci.darwin.context_gates import (
+    CITATION,
+    context_violations,
+    sentences_of,
+    with_quotations,
+)
+from megatron_davinci.darwin.refine import Chunked, ChunkedParameters
+from megatron_davinci.darwin.step import Outcome
+
+
+class Contextualise(Chunked):
+    """Level 6 by a model."""
+
+    name = "contextualise"
+    level = 6
+    about = (
+        "a model adds what a reader would miss out of related documents; every addition is cited and backed"
+    )
+    tasks = frozenset({"contextualise", "quote"})
+    done = "put_into_context"
+
+    class Parameters(ChunkedParameters):
+        """Parameters of `contextualise`.
+
+        Attributes:
+            endpoint: The model.
+            prompt: `contextualise` or `quote_related`, or a prompt file (`.yaml`).
+            answers: File of the answers, on a local disk. Recipes may share one.
+            tries: Most answers to one question that are judged; each further one has another seed.
+            chunk: Most characters of a chunk, or tokens with `tokenizer`.
+            tokenizer: Folder of a tokenizer to measure chunks by.
+            pass_share: Least share of a document's chunks with a usable answer; else all of it stays as it was.
+            on_failure: What becomes of a document below it: `keep` it at the level that it had, or `quarantine` it.
+        """
+
+        prompt: str = "contextualise"
+        chunk: int = Field(default=4096, gt=0)
+
+    parameters: Parameters
+
+    def slots(self, document: Document) -> dict[str, str]:
+        """The passages that may be cited, numbered; their sentences too, where sentences are chosen."""
+        texts = _texts(document)
+        if self.prompt.task == "quote":
+            return {"related": sentences_of(texts)}
+        return {"related": "\n\n".join(f"[[{n}]] {text}" for n, text in enumerate(texts, start=1))}
+
+    def understood(self, document: Document, source: str, answer: str) -> str | None:
+        """The text; where sentences are chosen, with those before it."""
+        return with_quotations(source, answer, _texts(document)) if self.prompt.task == "quote" else answer
+
+    def judge(self, document: Document, source: str, answer: str) -> list[str]:
+        """The gates of context."""
+        return context_violations(source, answer, _texts(document))
+
+    async def process(self, document: Document) -> Outcome:
+        """Put into context, and name what is cited by its identifier; without anything related, leave it."""
+        level = document.metadata["darwin"]["level"]
+        if not document.metadata.get("related"):
+            return Outcome(counts={"documents/nothing related": 1}, level=level)
+        outcome = await super().process(document)
+        if outcome.text is None or outcome.text == document.text:
+            return outcome if outcome.quarantine or outcome.drop else outcome._replace(level=level)
+        names = [each["id"] for each in document.metadata["related"]]
+        cited = Counter(names[int(number) - 1] for number in CITATION.findall(outcome.text))
+        text = CITATION.sub(
+            lambda found: f"{found[0].partition('[[')[0]}[[{names[int(found[1]) - 1]}]]", outcome.text
+        )
+        notes: dict[str, Any] = {**(outcome.notes or {}), "cites": dict(sorted(cited.items()))}
+        counts = {**(outcome.counts or {}), "citations/made": sum(cited.values())}
+        return outcome._replace(text=text, notes=notes, counts=counts)
+
+
+def _texts(document: Document) -> list[str]:
+    return [each["text"] for each in document.metadata.get("related", [])]

@@ -1,0 +1,224 @@
+"""Level 8: two or more agents talk about a document, turn by turn, each held against it; another judges the whole.
+
+The report names the level and leaves it open; this is our reading of it. Agents are prompts: each sees the passage
+and what was said so far, and says one turn. A turn that breaks a gate is said again with another seed; where none
+passes the dialogue ends. What is long enough, is about the document and passes the judge is a document of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from datatrove.data import Document
+from pydantic import Field, model_validator
+
+from megatron_davinci.darwin import provenance
+from megatron_davinci.darwin.asking import Asking, AskingParameters, Expected, between
+from megatron_davinci.darwin.chunks import characters, cut
+from megatron_davinci.darwin.dialogue_gates import Turn, dialogue_violations, turn_violations, written
+from megatron_davinci.darwin.endpoint import Trouble
+from megatron_davinci.darwin.prompts import Prompt, load_prompt, mark_for
+from megatron_davinci.darwin.step import Outcome
+
+_NOTHING = "(nothing yet: you begin)"
+
+
+class Converse(Asking):
+    """Dialogues, as documents of their own that follow the one that they are about."""
+
+    name = "converse"
+    level = 8
+    about = (
+        "agents talk about a document, every number and name grounded in it; another judges what came of it"
+    )
+    tasks = frozenset({"judge_dialogue"})
+
+    class Parameters(AskingParameters):
+        """Parameters of `converse`.
+
+        Attributes:
+            endpoint: The model.
+            prompt: `judge_dialogue`, or a prompt file (`.yaml`) of the judge.
+            answers: File of the answers, on a local disk. Recipes may share one.
+            tries: Most answers for one turn that are judged; each further one has another seed.
+            agents: Prompts of those who talk, in the order that they speak in, or prompt files.
+            speakers: Their names in the dialogue.
+            turns: That they say in all.
+            least_turns: Of a dialogue that is kept, where not all turns passed.
+            passage: Most characters of a passage that one dialogue is about.
+            keep_documents: Keep the document beside its dialogues.
+            as_source: Name of the source that dialogues are written as; None for their document's.
+        """
+
+        prompt: str = "judge_dialogue"
+        agents: list[str] = Field(default=["dialogue_student", "dialogue_teacher"], min_length=2)
+        speakers: list[str] = Field(default=["Student", "Teacher"], min_length=2)
+        turns: int = Field(default=6, ge=2)
+        least_turns: int = Field(default=4, ge=2)
+        passage: int = Field(default=4096, gt=0)
+        keep_documents: bool = True
+        as_source: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+
+        @model_validator(mode="after")
+        def _fit(self) -> Converse.Parameters:
+            if len(self.speakers) != len(self.agents) or len(set(self.speakers)) != len(self.speakers):
+                raise ValueError("speakers should be as many different names as there are agents")
+            if self.least_turns > self.turns:
+                raise ValueError("least_turns should be at most turns")
+            return self
+
+    parameters: Parameters
+    _agents: list[Prompt] | None = None
+
+    @property
+    def agents(self) -> list[Prompt]:
+        """The prompts of those who talk, read once."""
+        if self._agents is None:
+            self._agents = [
+                load_prompt(name, self.base, frozenset({"agent"})) for name in self.parameters.agents
+            ]
+        return self._agents
+
+    def check(self) -> None:
+        """Also the agents' prompts."""
+        super().check()
+        _ = self.agents
+
+    def files(self) -> dict[str, Any]:
+        """Also the agents' wording."""
+        return super().files() | {"agents": [agent.described for agent in self.agents]}
+
+    @classmethod
+    def restored(cls, settings: dict[str, Any], whereabouts: dict[str, Any]) -> Asking:
+        """Also with the agents' prompts of then."""
+        described = settings["agents"]
+        step = super().restored({**settings, "agents": [each["name"] for each in described]}, whereabouts)
+        assert isinstance(step, Converse)
+        step._agents = [Prompt(**each) for each in described]
+        return step
+
+    def expected(self, document: Document) -> Iterator[Expected]:
+        """The turns of each passage, as long as the passage's sixth, and the judge."""
+        for chunk in cut(document.text, self.parameters.passage, characters):
+            if not chunk.text:
+                continue
+            said: list[Turn] = []
+            for number in range(self.parameters.turns):
+                agent, speaker = self._who(number)
+                messages = self._messages(agent, chunk.text, said, speaker)
+                yield Expected("turn", messages, chunk.text[:600], 0.4, supposed=number > 0)
+                said.append(Turn(speaker, "." * 240))
+            slots = {"passage": chunk.text, "mark": mark_for(chunk.text), "dialogue": written(said)}
+            yield Expected("judge", self.prompt.messages(**slots), "x", 1.0, supposed=True)
+
+    async def process(self, document: Document) -> Outcome:
+        """A dialogue about each passage, and documents of those that pass."""
+        spent, results, unused = Counter[str](), Counter[str](), Counter[str]()
+        passages = [chunk.text for chunk in cut(document.text, self.parameters.passage) if chunk.text]
+        found = await asyncio.gather(*(self._dialogue(each, spent, results, unused) for each in passages))
+        level = document.metadata["darwin"]["level"]
+        made = [
+            self._document(document, turns, number) for number, turns in enumerate(found) if turns is not None
+        ]
+        notes: dict[str, Any] = {
+            "prompt": self.prompt.mark,
+            "agents": [agent.mark for agent in self.agents],
+            "dialogues": dict(sorted(results.items())),
+            **spent,
+        }
+        counts = {f"dialogues/{result}": count for result, count in results.items()} | dict(spent)
+        counts |= {f"unused answers/{reason}": count for reason, count in unused.items()}
+        if self.parameters.keep_documents:
+            return Outcome(notes=notes, counts=counts, level=level, made=made)
+        drop = "turned_into_dialogues" if made else "no_dialogue"
+        return Outcome(drop=drop, notes=notes, counts=counts, level=level, made=made)
+
+    async def _dialogue(
+        self, passage: str, spent: Counter[str], results: Counter[str], unused: Counter[str]
+    ) -> list[Turn] | None:
+        """The turns of a dialogue that passes; None for one that does not."""
+        turns: list[Turn] = []
+        for number in range(self.parameters.turns):
+            agent, speaker = self._who(number)
+            text = await self._turn(agent, passage, turns, speaker, spent, unused)
+            if text is None:
+                break
+            turns.append(Turn(speaker, text))
+        broken = dialogue_violations(turns, passage, self.parameters.speakers, self.parameters.least_turns)
+        result = broken[0] if broken else await self._judged(passage, turns, spent)
+        results[result or "accepted"] += 1
+        return None if result else turns
+
+    async def _turn(
+        self,
+        agent: Prompt,
+        passage: str,
+        turns: list[Turn],
+        speaker: str,
+        spent: Counter[str],
+        unused: Counter[str],
+    ) -> str | None:
+        messages = self._messages(agent, passage, turns, speaker)
+        for attempt in range(self.parameters.tries):
+            try:
+                answer = await self.answer(messages, attempt, spent)
+            except Trouble as trouble:
+                unused[trouble.kind] += 1
+                continue
+            text, why = between(answer, "turn")
+            broken = (
+                [why] if text is None else turn_violations(text, passage, turns, self.parameters.speakers)
+            )
+            if text is not None and not broken:
+                return " ".join(text.split()) if "```" not in text else text
+            unused[broken[0]] += 1
+        return None
+
+    async def _judged(self, passage: str, turns: list[Turn], spent: Counter[str]) -> str:
+        """Why the judge refuses; empty where it does not. An answer that is no YES refuses too."""
+        dialogue = written(turns)
+        messages = self.prompt.messages(passage=passage, mark=mark_for(passage, dialogue), dialogue=dialogue)
+        try:
+            said = (await self.answer(messages, 0, spent)).text
+        except Trouble as trouble:
+            return f"judge_{trouble.kind}"
+        return "" if (said.strip().upper().split() or [""])[-1].strip(".!*\"'") == "YES" else "judged_bad"
+
+    def _who(self, number: int) -> tuple[Prompt, str]:
+        place = number % len(self.agents)
+        return self.agents[place], self.parameters.speakers[place]
+
+    def _messages(self, agent: Prompt, passage: str, turns: list[Turn], speaker: str) -> list[dict[str, str]]:
+        dialogue = written(turns) or _NOTHING
+        return agent.messages(
+            passage=passage, mark=mark_for(passage, dialogue), dialogue=dialogue, speaker=speaker
+        )
+
+    def _document(self, document: Document, turns: list[Turn], number: int) -> Document:
+        """A dialogue as a document."""
+        metadata = document.metadata
+        made = Document(
+            text=written(turns),
+            id=f"{document.id}/dialogue-{number}",
+            metadata={
+                **{key: metadata[key] for key in ("licence", "labels") if key in metadata},
+                "source": self.parameters.as_source or metadata["source"],
+                "turns": [turn._asdict() for turn in turns],
+                "darwin": copy.deepcopy(metadata["darwin"]),
+            },
+        )
+        provenance.append(
+            made,
+            {
+                "name": self.name, "level": self.level, "version": self.version, "parameters": self.hash,
+                "model": self.model, "result": "made", "sha": provenance.text_hash(made.text),
+                "characters": len(made.text),
+                "notes": {"of": document.id, "agents": [agent.mark for agent in self.agents],
+                          "judge": self.prompt.mark, "passage": number},
+            },
+        )  # fmt: skip
+        return made
