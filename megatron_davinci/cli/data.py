@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from megatron_davinci.cli import (
+    data_arrange,
     data_classifier,
     data_fetch,
     data_files,
@@ -23,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data_text.add_actions(actions)
     data_files.add_actions(actions)
     data_fetch.add_actions(actions)
+    data_arrange.add_actions(actions)
     data_run.add_actions(actions)
     data_lineage.add_actions(actions)
     data_classifier.add_actions(actions)
@@ -47,6 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
         return data_files.run(arguments)
     if arguments.action in data_classifier.ACTIONS:
         return data_classifier.run(arguments)
+    if arguments.action in data_arrange.ACTIONS:
+        return data_arrange.run(arguments)
     if arguments.action == "fetch":
         return data_fetch.run(arguments)
     if arguments.action == "knowledge":

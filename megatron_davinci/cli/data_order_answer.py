@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from megatron_davinci.data.explain import DocumentWindows, Explainer, WindowFacts, excerpt, find_shard
+from megatron_davinci.data.explain import DocumentWindows, Explainer, Piece, WindowFacts, excerpt, find_shard
 from megatron_davinci.data.manifest import tokenizer_of
 from megatron_davinci.data.places import S3Options, place
-from megatron_davinci.data.sidecar import origin_of
+from megatron_davinci.data.sidecar import origins_of
 from megatron_davinci.data.source import Source
 from megatron_davinci.data.transforms import SampleTransforms, as_seen, stage_transforms
 from megatron_davinci.errors import ConfigError, DataError
@@ -181,7 +181,7 @@ class Teller:
                     "tokens": piece.document.tokens,
                     "in_window": [piece.first, piece.end],
                     "begins": self._begins(facts.source, facts.tokens[piece.first : piece.end]),
-                    **self._origin(facts, piece.document.number),
+                    **self._origins(facts, piece),
                 }
                 for piece in facts.pieces
             ],
@@ -191,12 +191,19 @@ class Teller:
             **self._text(facts.source, facts.tokens),
         }
 
-    def _origin(self, facts: WindowFacts, document: int) -> dict[str, Any]:
-        """Where a document is from; None where the source does not know it."""
+    def _origins(self, facts: WindowFacts, piece: Piece) -> dict[str, Any]:
+        """Where a piece of the window is from; None where the source does not know it.
+
+        A sequence that is a group of documents has several, as `origins`.
+        """
         if not self._lineage:
             return {}
-        prefix = facts.prefix
-        return {"origin": origin_of(prefix, document) if isinstance(prefix, Path) else None}
+        if not isinstance(facts.prefix, Path):
+            return {"origin": None}
+        within = facts.token_range[0] + piece.first - piece.document.first_token
+        end = within + piece.end - piece.first
+        found = origins_of(facts.prefix, piece.document.number, within, end)
+        return {"origin": found[0] if found else None, **({"origins": found} if len(found) > 1 else {})}
 
     # ---- text --------------------------------------------------------------------------------------------
 

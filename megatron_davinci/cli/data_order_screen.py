@@ -130,7 +130,12 @@ def _documents(screen: Screen, window: Answer) -> None:
 
 def _origins(screen: Screen, documents: list[Answer]) -> None:
     """Where documents are from, as the source's sidecar has it."""
-    known = [(document["number"], document["origin"]) for document in documents if document["origin"]]
+    known = [
+        (document["number"], origin)
+        for document in documents
+        if document["origin"]
+        for origin in document.get("origins") or [document["origin"]]
+    ]
     screen.console.print()
     if not known:
         said = (

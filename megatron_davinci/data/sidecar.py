@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -66,15 +66,7 @@ def write_sidecars(
     first = next(rows, None)
     if first is None or first["path"] is None:
         return False
-    import pyarrow
-
-    schema = pyarrow.schema(
-        [
-            (name, pyarrow.int64() if name in ("row", "first", "bytes") else pyarrow.string())
-            for name in _COLUMNS
-        ]
-    )
-    schema = schema.set(schema.get_field_index("level"), pyarrow.field("level", pyarrow.int8()))
+    schema = _schema(_COLUMNS)
     rows = _chain(first, rows)
     if shuffle is not None:
         rows = _shuffled(list(rows), len(manifest.shards), shuffle)
@@ -85,6 +77,50 @@ def write_sidecars(
     if next(rows, None) is not None:
         raise _other_documents(folder)
     return True
+
+
+def _schema(columns: Sequence[str]) -> Any:
+    import pyarrow
+
+    types = {"level": pyarrow.int8(), **dict.fromkeys(("row", "first", "bytes"), pyarrow.int64())}
+    return pyarrow.schema([(name, types.get(name, pyarrow.string())) for name in columns])
+
+
+def write_rows(prefix: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write the sidecar of a shard whose sequences may be groups of documents.
+
+    Args:
+        prefix: The shard, without `.bin` or `.idx`.
+        rows: One for each sequence: what `origin_of` gives; of a group that of its first document, and as `members`
+            the JSON of all of its documents' rows, each with its `tokens`.
+
+    Raises:
+        EnvironmentProblem: The disk is full or failing.
+    """
+    path, listed = sidecar_path(prefix), list(rows)
+    with disk_errors(path, "writing where documents are from"):
+        _write(path, _schema((*_COLUMNS, "members")), iter(listed), len(listed))
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a sidecar, in order.
+
+    Raises:
+        DataError: It is damaged.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=_ROWS):
+                yield from batch.to_pylist()
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError("A sidecar is damaged.", where=path, found=error, do="tokenise the source again")
 
 
 def _write(path: Path, schema: Any, rows: Iterator[dict[str, Any]], count: int) -> None:
@@ -194,9 +230,34 @@ def origin_of(prefix: Path, sequence: int) -> dict[str, Any] | None:
                     return found
                 sequence -= count
     except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise DataError(
-            "A sidecar is damaged.", where=path, found=error, do="tokenise the source again"
-        ) from error
+        raise _damaged(path, error) from error
     raise DataError(
         "A sidecar has fewer rows than its shard has sequences.", where=path, do="tokenise the source again"
     )
+
+
+def origins_of(prefix: Path, sequence: int, first: int, end: int) -> list[dict[str, Any]]:
+    """Where some tokens of a sequence are from: its document, or those of its group that they lie in.
+
+    Args:
+        prefix: The shard, without `.bin` or `.idx`.
+        sequence: Its number in the shard, from 0 on.
+        first: The first token, in the sequence.
+        end: One past the last.
+
+    Returns:
+        What `origin_of` gives, for each document in order; empty where there is no sidecar.
+    """
+    row = origin_of(prefix, sequence)
+    if row is None:
+        return []
+    members = row.pop("members", None)
+    if members is None:
+        return [row]
+    found, at = [], 0
+    for member in json.loads(members):
+        tokens = member.pop("tokens")
+        if at < end and first < at + tokens:
+            found.append(member)
+        at += tokens
+    return found
