@@ -91,8 +91,9 @@ def _check(arguments: argparse.Namespace) -> int:
     from megatron_davinci.config.section import shown
     from megatron_davinci.config.units import format_tokens
     from megatron_davinci.lab.arms import arms_of, runs_of
-    from megatron_davinci.lab.control import cost_of, differences, refuse
+    from megatron_davinci.lab.control import differences, refuse, tokens_of
     from megatron_davinci.lab.design import load_design
+    from megatron_davinci.lab.pasts import pasts_of
     from megatron_davinci.lab.runner import unique
 
     design = load_design(arguments.design)
@@ -108,7 +109,9 @@ def _check(arguments: argparse.Namespace) -> int:
         table.add_row(key, *(shown(value) for value in values.values()))
     console.print(table)
     runs = unique(runs_of(design, arms))
-    tokens = sum(cost_of(run.arm.config).tokens for run in runs)
+    tokens = tokens_of(design, runs)
+    if pasts := pasts_of(design, runs):
+        console.print(f"{len(pasts)} shared pasts are trained once each, {pasts[0].arm.words}.")
     console.print(
         f"The arms differ in nothing else. {len(runs)} runs, {format_tokens(tokens)} tokens in all; "
         f"{design.metrics[0].name} decides, and a difference of {design.metrics[0].margin:g} matters."
@@ -134,7 +137,8 @@ def _run(arguments: argparse.Namespace) -> int:
         print(f"{done:4} of {total}  {one.run.label:<40} {said}", flush=True)
 
     parallel = arguments.parallel or len(os.sched_getaffinity(0))
-    carry_out(arguments.out, runs_of(design, arms), parallel=parallel, retry=arguments.retry, say=say)
+    runs = runs_of(design, arms)
+    carry_out(arguments.out, runs, parallel=parallel, retry=arguments.retry, say=say, design=design)
     return _report(arguments)
 
 
@@ -167,7 +171,7 @@ def _report(arguments: argparse.Namespace) -> int:
             f"five: {need}; this design has {len(design.seeds)}."
         )
     print(page)
-    return 0 if all(one.state == "done" for one in outcomes) else 1
+    return 0 if all(one.state in ("done", "stopped") for one in outcomes) else 1
 
 
 def _power(arguments: argparse.Namespace) -> int:

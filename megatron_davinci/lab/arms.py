@@ -61,11 +61,13 @@ class Run:
         arm: Its arm.
         seed: Of weights and data order.
         identity: A digest of all that decides what it computes.
+        origin: `RUN@STEP`, a checkpoint of no run of the lab's that it begins at; empty for none.
     """
 
     arm: Arm
     seed: int
     identity: str
+    origin: str = ""
 
     @property
     def label(self) -> str:
@@ -126,7 +128,14 @@ def _combinations(design: Design) -> Iterator[tuple[str, ...]]:
 def runs_of(design: Design, arms: list[Arm] | None = None) -> list[Run]:
     """Every run, seed by seed, so that an early look has all arms."""
     arms = arms_of(design) if arms is None else arms
-    return [Run(arm, seed, identity(arm.with_seed(seed))) for seed in design.seeds for arm in arms]
+    return [_run(design, arm, seed) for seed in design.seeds for arm in arms]
+
+
+def _run(design: Design, arm: Arm, seed: int) -> Run:
+    origin = ""
+    if design.branch is not None and design.branch.run is not None:
+        origin = design.branch.run.replace("{seed}", str(seed)).replace("{size}", arm.size)
+    return Run(arm, seed, identity(arm.with_seed(seed), origin), origin)
 
 
 def as_override(key: str, value: Any) -> str:
@@ -144,10 +153,14 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix.removesuffix("."): value}
 
 
-def identity(config: RunConfig) -> str:
+def identity(config: RunConfig, origin: str = "") -> str:
     """A digest of all that decides what a run computes: its settings, its data, this package's version.
 
     Where it is recorded, how it is shown, and how often it is saved decide nothing.
+
+    Args:
+        config: The run's configuration.
+        origin: `RUN@STEP` that it begins at; empty for none.
     """
     settings = {
         key: value
@@ -158,8 +171,20 @@ def identity(config: RunConfig) -> str:
     }
     data = {name: _content(str(source.path)) for name, source in config.data.sources.items()}
     held_out = {name: _content(str(path)) for name, path in config.data.validation.items()}
-    whole = json.dumps([settings, data, held_out, __version__], sort_keys=True)
+    begins: list[str] = []
+    if origin:
+        run, _, step = origin.rpartition("@")
+        begins.append(_checkpoint(Path(run) / "checkpoints" / f"step-{int(step):08d}"))
+    if config.checkpoint.initial_weights is not None:
+        begins.append(_checkpoint(config.checkpoint.initial_weights))
+    whole = json.dumps([settings, data, held_out, __version__, *begins], sort_keys=True)
     return hashlib.sha256(whole.encode()).hexdigest()[:20]
+
+
+def _checkpoint(folder: Path) -> str:
+    """A digest of a checkpoint: its manifest, which has digests of its files; else its name."""
+    manifest = folder / "manifest.json"
+    return hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else str(folder)
 
 
 @cache

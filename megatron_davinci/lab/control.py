@@ -10,8 +10,9 @@ from megatron_davinci.config import RunConfig
 from megatron_davinci.config.section import shown
 from megatron_davinci.config.units import format_tokens
 from megatron_davinci.errors import ConfigError, DavinciError
-from megatron_davinci.lab.arms import Arm, flat
+from megatron_davinci.lab.arms import Arm, Run, flat, runs_of
 from megatron_davinci.lab.design import Design
+from megatron_davinci.lab.pasts import not_shared, past_of, pasts_of
 from megatron_davinci.optim.schedule import Schedule
 from megatron_davinci.train.plan_sources import plan_sources, planned_order
 
@@ -27,7 +28,7 @@ class Confound:
     """Something that arms differ in beside the factor.
 
     Attributes:
-        kind: `setting`, `measurement`, `tokens`, `flops`, `repetition` or `seeds`.
+        kind: `setting`, `measurement`, `tokens`, `flops`, `repetition`, `past` or `seeds`.
         what: In words, with the key and each arm's value.
         do: What to do about it.
     """
@@ -96,6 +97,10 @@ def check(design: Design, arms: Sequence[Arm]) -> list[Confound]:
         at = f"at {size}: " if size else ""
         for one in (*_settings(design, there), *_amounts(design, there)):
             found.append(Confound(one.kind, at + one.what, one.do))
+        for said in not_shared(design, there):
+            found.append(
+                Confound("past", at + said, "let arms differ after they branch only, or share no past")
+            )
     found += _metrics(design, arms)
     return found
 
@@ -115,7 +120,7 @@ def refuse(design: Design, arms: Sequence[Arm], where: object) -> None:
             do="; ".join(dict.fromkeys(one.do for one in found)),
         )
     runs = len(arms) * len(design.seeds)
-    tokens = sum(cost_of(arm.config).tokens for arm in arms) * len(design.seeds)
+    tokens = tokens_of(design, runs_of(design, list(arms)))
     budget = design.budget
     if (budget.runs or runs) < runs or (budget.tokens or tokens) < tokens:
         raise ConfigError(
@@ -125,6 +130,17 @@ def refuse(design: Design, arms: Sequence[Arm], where: object) -> None:
             expected=f"at most {budget.runs or runs} runs, {format_tokens(budget.tokens or tokens)} tokens",
             do="fewer arms, seeds or tokens, or a larger budget",
         )
+
+
+def tokens_of(design: Design, runs: Sequence[Run]) -> int:
+    """Tokens that are trained on: those of a shared past once, runs of one identity once."""
+    pasts = pasts_of(design, runs)
+    before = {one.identity: cost_of(one.arm.config).tokens for one in pasts}
+    total = sum(before.values())
+    for run in {run.identity: run for run in runs}.values():
+        past = past_of(design, run)
+        total += cost_of(run.arm.config).tokens - (0 if past is None else before[past.identity])
+    return total
 
 
 def allowed(design: Design) -> list[str]:

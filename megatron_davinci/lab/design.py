@@ -51,6 +51,49 @@ class Budget(Section):
     tokens: Tokens | None = Field(default=None, gt=0, description="Of all runs together")
 
 
+class Branch(Section):
+    """Where arms begin, if not at the beginning."""
+
+    after: str | None = Field(
+        default=None,
+        description="A stage's name: what is before its end is trained once a seed, and branched from",
+    )
+    run: str | None = Field(
+        default=None,
+        description="RUN@STEP, a checkpoint that is there, relative to the design; {seed}, {size} are a run's",
+    )
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Branch:
+        if (self.after is None) == (self.run is None):
+            raise ValueError("give either `after` (a stage) or `run` (RUN@STEP)")
+        if self.run is not None and not self.run.rpartition("@")[2].isdecimal():
+            raise ValueError(f"run should name a step, as in runs/base@4000; found {shown(self.run)}")
+        return self
+
+
+class Stop(Section):
+    """Runs that may be stopped before their end; those of the control only where they diverge."""
+
+    diverged: float | None = Field(
+        default=None,
+        gt=0,
+        description="Nats that the training loss may lie above its lowest, in means of 20 steps",
+    )
+    behind: float | None = Field(
+        default=None,
+        gt=0,
+        description="How far the deciding metric may lie behind the control's of the same seed",
+    )
+    after: float = Field(default=0.5, gt=0, lt=1, description="Share of the steps from which `behind` counts")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Stop:
+        if self.diverged is None and self.behind is None:
+            raise ValueError("give `diverged`, `behind` or both")
+        return self
+
+
 class Design(Section):
     """What a design's file holds."""
 
@@ -80,6 +123,8 @@ class Design(Section):
     metrics: list[Metric] = Field(min_length=1, description="The first decides; the others are shown")
     alpha: float = Field(default=0.05, gt=0, lt=0.5, description="Chance of a false verdict")
     budget: Budget = Budget()
+    branch: Branch | None = Field(default=None, description="Arms share a past, or begin at a checkpoint")
+    stop: Stop | None = Field(default=None, description="Runs that may be stopped early; none by default")
 
     @model_validator(mode="after")
     def _one_way_to_say_the_arms(self) -> Design:
@@ -99,6 +144,12 @@ class Design(Section):
             )
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds should differ; found {self.seeds}")
+        if self.branch and self.branch.run and len(self.seeds) > 1 and "{seed}" not in self.branch.run:
+            raise ValueError("branch.run: a checkpoint of each seed is needed; found no {seed} in the name")
+        if self.stop and self.stop.behind and self.metrics and self.metrics[0].name == "train_loss":
+            raise ValueError(
+                "stop.behind: the deciding metric should be measured on the way; found train_loss"
+            )
         if self.combine == "half" and (
             len(self.factors) < 3 or any(len(one.levels) != 2 for one in self.factors.values())
         ):
@@ -143,4 +194,7 @@ def load_design(path: Path) -> Design:
         name: arm if arm.config is None else arm.model_copy(update={"config": here / arm.config})
         for name, arm in design.arms.items()
     }
-    return design.model_copy(update={"base": here / design.base, "arms": arms})
+    branch = design.branch
+    if branch is not None and branch.run is not None:
+        branch = branch.model_copy(update={"run": str(here / branch.run)})
+    return design.model_copy(update={"base": here / design.base, "arms": arms, "branch": branch})

@@ -12,6 +12,7 @@ from megatron_davinci.optim.schedule import Schedule
 from megatron_davinci.train.run_directory import read_lines
 
 FAILED = "failed.json"
+STOPPED = "stopped.json"
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,10 @@ class Outcome:
 
     Attributes:
         run: The run.
-        state: `done`, `failed`, `begun` or `to do`.
+        state: `done`, `failed`, `stopped` (by the design's rule), `begun` or `to do`.
         step: The last on record.
         steps: Of the whole run.
-        why: Of a failed one, what it said.
+        why: Of a failed one, what it said; of a stopped one, why.
         evaluations: Lines of `evals.jsonl`.
         losses: Training loss by step.
         seconds: That its steps took.
@@ -73,23 +74,31 @@ def outcome_of(root: Path, run: Run) -> Outcome:
     steps = Schedule(config.curriculum, config.data.sequence_length).total_steps
     metrics, evaluations = read_lines(folder / "metrics.jsonl"), read_lines(folder / "evals.jsonl")
     step = int(metrics[-1]["step"]) if metrics else 0
-    why = _failure(folder)
+    why, stopped = _said(folder / FAILED), _said(folder / STOPPED)
     measured = not config.data.validation or (bool(evaluations) and int(evaluations[-1]["step"]) == step)
     done = step == steps and measured and any((folder / "checkpoints").glob(f"step-{steps:08d}"))
     return Outcome(
         run=run,
-        state="done" if done else "failed" if why else "begun" if metrics else "to do",
+        state="done"
+        if done
+        else "failed"
+        if why
+        else "stopped"
+        if stopped
+        else "begun"
+        if metrics
+        else "to do",
         step=step,
         steps=steps,
-        why=why,
+        why=why or stopped,
         evaluations=evaluations,
         losses=[float(line["loss"]) for line in metrics],
         seconds=sum(float(line["seconds"]) for line in metrics),
     )
 
 
-def _failure(folder: Path) -> str:
+def _said(path: Path) -> str:
     try:
-        return str(json.loads((folder / FAILED).read_text(encoding="utf-8"))["why"])
+        return str(json.loads(path.read_text(encoding="utf-8"))["why"])
     except (OSError, ValueError, KeyError):
         return ""

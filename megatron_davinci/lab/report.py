@@ -120,12 +120,24 @@ def write_report(
     page.section("Figures")
     page.table(*_arm_table(design, arms, runs, outcomes), caption="Mean over seeds at the end; ± over seeds.")
     page.section("Cost")
-    page.table(*_cost_table(arms, runs, outcomes))
+    shared = (
+        "A shared past was trained once for each seed, and is in the tokens, FLOPs and time of every arm."
+    )
+    page.table(*_cost_table(arms, runs, outcomes), caption=shared if design.branch else "")
     failed = [one for one in outcomes if one.state == "failed"]
     if failed:
         page.section("What failed")
         for one in failed:
             page.text_block(one.why, label=one.run.label)
+    stopped = [one for one in outcomes if one.state == "stopped"]
+    if stopped:
+        page.section(
+            "What was stopped early", "The design allows it; what was stopped has no value at its end."
+        )
+        page.table(
+            ["run", "steps", "why"],
+            [[one.run.label, f"{one.step} of {one.steps}", one.why] for one in stopped],
+        )
     page.section("Runs", collapsed=True)
     rows = [[one.run.label, one.state, f"{one.step} of {one.steps}", one.run.identity] for one in outcomes]
     page.table(["run", "state", "steps", "directory (runs/…)"], rows)

@@ -133,6 +133,10 @@ def _draft(
     why = ""
     if missing:
         why = f"no pair of runs with seed {', '.join(map(str, missing))} has come to its end"
+        stopped = [seed for seed in missing if seed in ours and ours[seed].state == "stopped"]
+        if stopped:
+            named = ", ".join(map(str, stopped))
+            why += f"; with seed {named} it was stopped by the design's rule: {ours[stopped[0]].why}"
     elif len(shared) < 2:
         why = "one seed tells no effect from noise"
     found = paired(values, control) if shared else None
@@ -169,7 +173,12 @@ def _word(one: Comparison, p: float, p_same: float, alpha: float) -> Word:
 
 def _missing(outcomes: Sequence[Outcome]) -> list[str]:
     said = []
-    for state, words in (("failed", "failed"), ("begun", "not at its end"), ("to do", "not begun")):
+    for state, words in (
+        ("failed", "failed"),
+        ("stopped", "stopped early"),
+        ("begun", "not at its end"),
+        ("to do", "not begun"),
+    ):
         names = [one.run.label for one in outcomes if one.state == state]
         if names:
             said.append(f"{len(names)} run{'s' if len(names) > 1 else ''} {words}: " + "; ".join(names[:6]))
