@@ -84,6 +84,7 @@ bench: setup
 	$(BIN)/python benchmarks/corruption.py --json $(OUT)/corruption.json
 	$(BIN)/python benchmarks/darwin.py --json $(OUT)/darwin.json
 	$(BIN)/python benchmarks/ops_on_off.py --device cpu --json $(OUT)/ops_on_off.json
+	$(BIN)/python benchmarks/precision.py --json $(OUT)/precision.json
 
 GPU_TESTS := tests/gpu tests/kernels tests/train/test_dali_run.py
 

@@ -241,6 +241,8 @@ def size_problems(config: RunConfig, *, own: bool) -> list[str]:
     """
     low, model, parallel = config.train.low_precision, config.model, config.parallel
     block = low.block if own else 32 if low.recipe == "mxfp8" else 16
+    if low.backend == "native":
+        block = 16  # bytes that torch's FP8 kernels read at a time
     heads = (model.num_attention_heads + 2 * model.num_query_groups) * model.kv_channels
     # We gather a sequence before it is quantised, Transformer Engine quantises its parts.
     shared = parallel.tensor if parallel.sequence and not own else 1

@@ -314,6 +314,32 @@ def test_kept_layers_and_the_tail_multiply_as_they_are():
     assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[2], rel=1e-6)
 
 
+def with_an_infinite_gradient(whole):
+    """A step whose gradient is infinite in one place, where a scale of earlier steps would clip it."""
+    from megatron_davinci.train.step import NotApplied
+
+    config, platform = start(whole)
+    chunks, _, stepper = built(config, platform)
+    stepper.train(tokens_of(config, 0), 4)
+    before = [product.known for product in chunks[0].low_precision.products]
+    product = next(one for one in chunks[0].low_precision.products if one.name == "layers.1.linear_fc1")
+    gradient = product.gradient
+    product.gradient = lambda g: gradient(
+        g.index_put((torch.tensor(3), torch.tensor(5)), torch.tensor(torch.inf))
+    )
+    try:
+        stepper.train(tokens_of(config, 1), 4)
+    except NotApplied as refused:
+        after = [product.known for product in chunks[0].low_precision.products]
+        return str(refused), refused.is_spike, before == after
+    return None
+
+
+def test_what_is_infinite_is_not_clipped_in_silence():
+    said, is_spike, same_scales = run_ranks(1, with_an_infinite_gradient, settings("delayed"))[0]
+    assert "not finite is layers.1.linear_fc1's gradient" in said and not is_spike and same_scales
+
+
 def refusal(recipe="nvfp4", **more):
     with pytest.raises(ConfigError) as caught:
         validate(settings(recipe, **more), "test")
@@ -324,6 +350,7 @@ def refusal(recipe="nvfp4", **more):
     ("recipe", "more", "said"),
     [
         ("nvfp4", {"backend": "native"}, "native multiplies by recipe: delayed and current; found nvfp4"),
+        ("current", {"backend": "native", "model": {"ffn_hidden_size": 72}}, "(72) is not a multiple of 16"),
         ("mxfp8", {"model": {"ffn_hidden_size": 80}}, "(80) is not a multiple of 32"),
         ("block", {}, "model.hidden_size (64) is not a multiple of 128"),
         (
