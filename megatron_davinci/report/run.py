@@ -189,7 +189,7 @@ def _sections(
     tasks = run_tasks.read_tasks(story.files.directory)
     if tasks:
         plots = run_tasks.task_plots(tasks, story.stage_ranges)
-        page.section("Benchmarks", "What davinci eval has measured on this run's checkpoints.")
+        page.section("Benchmarks", "What the model was asked, by davinci eval or in training.")
         for plot in plots:
             page.plot(plot, "")
             shown.append(plot)
