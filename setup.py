@@ -61,6 +61,8 @@ EXTRAS = {
     "dali": ["nvidia-dali-cuda130>=2.4,<3"],
     # Curves on Weights & Biases, by logging.wandb; see docs/concepts/step-time.md.
     "wandb": ["wandb>=0.19"],
+    # Where the lab's runs are trained, by `davinci lab run --executor`; see docs/concepts/lab.md.
+    "slurm": ["submitit>=1.5,<2"],  # Ray is the extra above
     # Chosen at run time by configuration; see docs/install-gpu.md.
     "gpu": ["transformer-engine[pytorch]>=2.4", "flash-attn>=2.7"],
     "dev": [
@@ -78,6 +80,7 @@ EXTRAS = {
         # An S3 server on loopback, for tests. moto's extra [server] wants far more than its S3 does.
         "boto3>=1.36",
         "moto[s3]>=5.0.20",
+        "submitit>=1.5,<2",  # jobs of Slurm, handed to a Slurm of the tests
         "flask",
         "flask-cors",
     ],

@@ -25,6 +25,8 @@ TESTS = Path(__file__).parent
 TOOLS = {
     "dali": "nvidia.dali",
     "wandb": "wandb",
+    "submitit": "submitit",
+    "ray": "ray",
     "lm_eval": "lm_eval",
     "chromium": "tests.need_chromium",
     **{name: f"tests.kernels.need_{name}" for name in ("nvrtc", "nvcc", "emulator")},

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path("runs/lab")
 
@@ -44,7 +45,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if name != "check":
             command.add_argument("--out", type=Path, default=ROOT, help=f"the lab's folder (default: {ROOT})")
         if name == "run":
-            command.add_argument("--parallel", type=int, help="runs at a time (default: the cores, one each)")
+            command.add_argument(
+                "--parallel", type=int, help="runs at a time (default: the cores, one each; elsewhere all)"
+            )
+            command.add_argument(
+                "--executor",
+                choices=("local", "slurm", "ray"),
+                default="local",
+                help="where runs are trained",
+            )
+            command.add_argument(
+                "--set",
+                action="append",
+                default=[],
+                metavar="KEY=VALUE",
+                help="a setting of Slurm (partition=..., time=MINUTES, gpus_per_node=...) or of Ray's tasks",
+            )
             command.add_argument("--retry", action="store_true", help="start runs again that failed before")
     power = commands.add_parser("power", help="how many seeds show a difference")
     power.add_argument("--noise", type=float, required=True, help="standard deviation of a pair's difference")
@@ -123,8 +139,9 @@ def _run(arguments: argparse.Namespace) -> int:
     from megatron_davinci.lab.arms import arms_of, runs_of
     from megatron_davinci.lab.control import refuse
     from megatron_davinci.lab.design import load_design
+    from megatron_davinci.lab.executors import executor_named
     from megatron_davinci.lab.outcomes import Outcome
-    from megatron_davinci.lab.runner import carry_out
+    from megatron_davinci.lab.runner import Executor, Trainer, carry_out
 
     design = load_design(arguments.design)
     arms = arms_of(design)
@@ -136,10 +153,39 @@ def _run(arguments: argparse.Namespace) -> int:
         said = f"{metric} {value:.4f}" if value is not None else one.state
         print(f"{done:4} of {total}  {one.run.label:<40} {said}", flush=True)
 
-    parallel = arguments.parallel or len(os.sched_getaffinity(0))
     runs = runs_of(design, arms)
-    carry_out(arguments.out, runs, parallel=parallel, retry=arguments.retry, say=say, design=design)
+    # Elsewhere a queue says how many run at a time; a thread that waits costs little.
+    cores = len(os.sched_getaffinity(0))
+    parallel = arguments.parallel or (cores if arguments.executor == "local" else min(len(runs), 256))
+    settings = _settings(arguments.set)
+
+    def executor(trainer: Trainer) -> Executor:
+        return executor_named(arguments.executor, trainer, arguments.design, settings)
+
+    carry_out(
+        arguments.out,
+        runs,
+        parallel=parallel,
+        retry=arguments.retry,
+        say=say,
+        design=design,
+        executor=executor,
+    )
     return _report(arguments)
+
+
+def _settings(said: list[str]) -> dict[str, Any]:
+    import yaml
+
+    from megatron_davinci.errors import ConfigError
+
+    found = {}
+    for one in said:
+        key, equals, value = one.partition("=")
+        if not (key and equals):
+            raise ConfigError("A setting of an executor is KEY=VALUE.", where="--set", found=one)
+        found[key] = yaml.safe_load(value)
+    return found
 
 
 def _report(arguments: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from megatron_davinci.config import RunConfig, dump_config
 from megatron_davinci.errors import AGAIN
@@ -42,6 +43,7 @@ def carry_out(
     retry: bool = False,
     say: Callable[[Outcome, int, int], None] = lambda outcome, done, total: None,
     design: Design | None = None,
+    executor: Callable[[Trainer], Executor] | None = None,
 ) -> list[Outcome]:
     """Train the runs that are not done. One that fails stops no other.
 
@@ -52,27 +54,32 @@ def carry_out(
         retry: Start those again that failed before.
         say: Is told of each that has ended, with how many are done and how many there are.
         design: Whose pasts are shared and whose rule stops runs early; None for neither.
+        executor: Makes what trains a run elsewhere; None to train here.
 
     Returns:
         The outcome of each run, in the order of `runs`.
     """
     # Pasts come first: who waits for one waits for a run that is at work.
     wanted = unique([*(pasts_of(design, runs) if design else []), *runs])
-    trainer = Trainer(root, retry, design, _watch(root, runs, design))
+    trainer = trainer_of(root, runs, design, retry)
+    where = trainer if executor is None else executor(trainer)
     before = {run.identity: outcome_of(root, run) for run in wanted}
     left = [run for run in wanted if before[run.identity].state in trainer.starts]
     done = len(wanted) - len(left)
-    with ThreadPoolExecutor(max(1, parallel)) as pool:
-        futures = {pool.submit(trainer.train, run): run for run in left}
-        try:
-            for future in as_completed(futures):
-                future.result()
-                done += 1
-                say(outcome_of(root, futures[future]), done, len(wanted))
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            raise
+    # Here, who waits for a past waits in a thread; elsewhere it would hold a node, so pasts come first.
+    first = [run for run in left if run.arm.name == SHARED and where is not trainer]
+    for part in (first, [run for run in left if run not in first]):
+        with ThreadPoolExecutor(max(1, parallel)) as pool:
+            futures = {pool.submit(where.train, run): run for run in part}
+            try:
+                for future in as_completed(futures):
+                    future.result()
+                    done += 1
+                    say(outcome_of(root, futures[future]), done, len(wanted))
+            except BaseException:
+                for future in futures:
+                    future.cancel()
+                raise
     return [outcome_of(root, run) for run in runs]
 
 
@@ -83,12 +90,24 @@ def configuration(root: Path, run: Run) -> RunConfig:
     return config.model_copy(update={"run": place})
 
 
+def trainer_of(root: Path, runs: Sequence[Run], design: Design | None, retry: bool) -> Trainer:
+    """What trains runs of a design on the machine that it is called on."""
+    return Trainer(root, retry, design, _watch(root, runs, design))
+
+
 def _watch(root: Path, runs: Sequence[Run], design: Design | None) -> Watch | None:
     if design is None or design.stop is None:
         return None
     control = runs[0].arm.name
     theirs = {(run.arm.size, run.seed): run for run in runs if run.arm.name == control}
     return watcher(root, design.stop, design.metrics[0], theirs)
+
+
+class Executor(Protocol):
+    """Trains one run to its end, somewhere, and comes back then."""
+
+    def train(self, run: Run) -> None:
+        """Train it, unless that is done."""
 
 
 @dataclass(frozen=True)
