@@ -11,7 +11,7 @@ import xxhash
 from datatrove.data import Document
 from pydantic import Field
 
-from megatron_davinci.darwin.sketches import KEY, Arrays, first_of_each, names, save
+from megatron_davinci.darwin.sketches import KEY, Arrays, first_of_each, names, save_sketch
 from megatron_davinci.darwin.step import GlobalStep, StepParameters, Verdict
 
 
@@ -41,7 +41,7 @@ class KeyedStep(GlobalStep):
 
     def finish(self) -> None:
         """Write keys and identifiers."""
-        save(self._path, keys=np.frombuffer(bytes(self._keys), KEY), **names(self._ids))
+        save_sketch(self._path, keys=np.frombuffer(bytes(self._keys), KEY), **names(self._ids))
 
     def solve(self, folder: Path, tasks: Sequence[int]) -> Iterator[tuple[int, list[Verdict]]]:
         """All but the first of each key; who that is goes into the history of the others."""

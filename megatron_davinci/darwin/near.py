@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from megatron_davinci.darwin.shingles import jaccard, shingles, signatures
-from megatron_davinci.darwin.sketches import Arrays, names, save
+from megatron_davinci.darwin.sketches import Arrays, names, save_sketch
 from megatron_davinci.darwin.step import GlobalStep, StepParameters, Verdict
 from megatron_davinci.darwin.words import rolling
 
@@ -88,7 +88,7 @@ class MinhashDedup(GlobalStep):
         """Write signatures and shingles."""
         self._flush()
         hashes = self.parameters.bands * self.parameters.rows
-        save(
+        save_sketch(
             self._path,
             signatures=np.concatenate([np.empty((0, hashes), np.uint32), *self._signatures]),
             shingles=np.concatenate([np.empty(0, np.uint32), *self._kept]),

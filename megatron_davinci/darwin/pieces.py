@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from megatron_davinci.darwin.provenance import Entry
-from megatron_davinci.darwin.sketches import KEY, Arrays, first_of_each, names, save
+from megatron_davinci.darwin.sketches import KEY, Arrays, first_of_each, names, save_sketch
 from megatron_davinci.darwin.step import GlobalStep, Outcome, StepParameters, Verdict
 
 _PARAGRAPH = re.compile(r"\n[ \t]*\n\s*")
@@ -80,7 +80,7 @@ class DedupPieces(GlobalStep):
 
     def finish(self) -> None:
         """Write them."""
-        save(
+        save_sketch(
             self._path,
             keys=np.frombuffer(bytes(self._keys), KEY),
             ends=np.array(self._ends, np.int64),

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from megatron_davinci.darwin import classifiers
 from megatron_davinci.darwin.linear import read_json
-from megatron_davinci.darwin.sketches import Arrays, save
+from megatron_davinci.darwin.sketches import Arrays, save_sketch
 from megatron_davinci.darwin.step import GlobalStep, Outcome, Step, StepParameters, Verdict
 from megatron_davinci.errors import ConfigError
 from megatron_davinci.files import file_digest
@@ -158,7 +158,7 @@ class SelectTop(_Asking, GlobalStep):
     def finish(self) -> None:
         """Write them."""
         scores, sizes, groups = zip(*self._rows, strict=True) if self._rows else ((), (), ())
-        save(
+        save_sketch(
             self._path,
             scores=np.array(scores, np.float64),
             sizes=np.array(sizes, np.int64),

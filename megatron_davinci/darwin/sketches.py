@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from megatron_davinci.darwin.parts import TEMPORARY
 from megatron_davinci.files import disk_errors
 
+_ALIGNMENT = 64
 KEY = np.dtype([("high", "<u8"), ("low", "<u8")])
 """A 128-bit key; zeros stand for none, which no digest is."""
 
@@ -36,18 +38,71 @@ def save(path: Path, **arrays: NDArray[Any]) -> None:
             os.replace(beside, target)
 
 
+def save_sketch(path: Path, **arrays: NDArray[Any]) -> None:
+    """Write arrays to one file, `path.sketch`, whole or not at all: a task's sketches are as often small as large.
+
+    The file begins with the length of a JSON header (uint64, little-endian) and the header: of each array its dtype,
+    shape and place. Arrays lie on multiples of 64 bytes.
+
+    Raises:
+        EnvironmentProblem: The disk is full or fails.
+    """
+    places: dict[str, list[Any]] = {}
+    end = 0
+    for name, array in arrays.items():
+        begin = -(-end // _ALIGNMENT) * _ALIGNMENT
+        end = begin + array.nbytes
+        places[name] = [np.lib.format.dtype_to_descr(array.dtype), list(array.shape), begin]
+    header = json.dumps(places).encode()
+    header += b" " * (-(8 + len(header)) % _ALIGNMENT)
+    target = path.with_name(f"{path.name}.sketch")
+    beside = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}-{target.name}")
+    with disk_errors(target, f"writing {target.name}"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(beside, "xb") as file:
+            file.write(len(header).to_bytes(8, "little") + header)
+            written = 0
+            for name, array in arrays.items():
+                begin = places[name][2]
+                file.write(bytes(begin - written))
+                file.write(np.ascontiguousarray(array).data.cast("B") if array.nbytes else b"")
+                written = begin + array.nbytes
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, target)
+
+
 class Arrays:
-    """What `save` wrote, by name; mapped when it is asked for, not read."""
+    """What `save` or `save_sketch` wrote, by name; mapped when it is asked for, not read."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._loaded: dict[str, NDArray[Any]] = {}
+        self._places: dict[str, Any] | None = None
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         if name not in self._loaded:
-            file = self._path.with_name(f"{self._path.name}.{name}.npy")
-            self._loaded[name] = np.load(file, mmap_mode="r", allow_pickle=False)
+            together = self._path.with_name(f"{self._path.name}.sketch")
+            if together.exists():
+                self._loaded[name] = self._map(together, name)
+            else:
+                file = self._path.with_name(f"{self._path.name}.{name}.npy")
+                self._loaded[name] = np.load(file, mmap_mode="r", allow_pickle=False)
         return self._loaded[name]
+
+    def _map(self, file: Path, name: str) -> NDArray[Any]:
+        if self._places is None:
+            with open(file, "rb") as opened:
+                size = int.from_bytes(opened.read(8), "little")
+                self._places = json.loads(opened.read(size))
+            self._begin = 8 + size
+        described, shape, place = self._places[name]
+        if isinstance(described, list):
+            described = [tuple(field) for field in described]
+        dtype = np.dtype(described)
+        if 0 in shape:
+            return np.empty(shape, dtype)
+        return np.memmap(file, dtype, "r", self._begin + place, tuple(shape))
 
     def name(self, index: int) -> str:
         """The string at an index of what `names` packed."""
