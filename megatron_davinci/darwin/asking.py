@@ -90,9 +90,11 @@ class Asking(StreamStep):
 
     Attributes:
         tasks: Of prompts that the step can use.
+        asks_all: Whether it asks for all of its tries, and not for the next one where an answer is unusable.
     """
 
     edits = True
+    asks_all: ClassVar[bool] = False
     tasks: ClassVar[frozenset[str]]
     parameters: AskingParameters
     _client: Client | None = None

@@ -20,6 +20,7 @@ from megatron_davinci.darwin import (
     refine,
     related,
     rules,
+    sampled,
     selection,
     web_rules,
 )
@@ -66,6 +67,7 @@ STEPS: dict[str, type[Step]] = {
         refine.Refine,
         complete.Complete,
         pairs.WritePairs,
+        sampled.SampleAnswers,
         related.Relate,
         contextualise.Contextualise,
         converse.Converse,

@@ -212,7 +212,7 @@ def _asked(
         cost.prompt_tokens += weight * prompt
         cost.answer_tokens += weight * min(share * passage + 8, endpoint.max_tokens)
     cost.measured = sum(map(len, lengths.values())) / asked if asked else 0.0
-    cost.most_calls = cost.calls * step.parameters.tries
+    cost.most_calls = cost.calls * (1 if step.asks_all else step.parameters.tries)
     prices = (
         endpoint.input_price if rates.input_price is None else rates.input_price,
         endpoint.output_price if rates.output_price is None else rates.output_price,

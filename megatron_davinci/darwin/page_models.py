@@ -35,7 +35,7 @@ def add_models(page: Page, manifest: dict[str, Any], statistics: dict[str, Any])
         ],
     )
     for name in models:
-        for unit in ("documents", "chunks", "pairs", "unused answers"):
+        for unit in ("documents", "chunks", "pairs", "answers", "checks", "unused answers"):
             prefix = f"{name}/{unit}/"
             found = {
                 key.removeprefix(prefix): count
@@ -53,7 +53,7 @@ def add_models(page: Page, manifest: dict[str, Any], statistics: dict[str, Any])
                         Bar(
                             result.replace("_", " "),
                             count,
-                            "blue" if result in (*_GOOD, "done") else "vermillion",
+                            "blue" if result in (*_GOOD, "done", "answered", "checked") else "vermillion",
                         )
                         for result, count in sorted(found.items(), key=lambda item: -item[1])
                     ],

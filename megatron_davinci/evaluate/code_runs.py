@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
-import secrets
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
-from megatron_davinci.platform.sandbox import MIB, Limits, run_python
+from megatron_davinci.platform.sandbox import MIB, Limits
+from megatron_davinci.platform.trial import EARLY, ERROR, PASSED, WRONG, Trial, run_with_tests
 
 # EvalPlus runs hundreds of inputs an item. Processor time counts, so that a busy machine changes no score.
 LIMITS = Limits(cpu_seconds=20, wall_seconds=120, memory_bytes=2048 * MIB)
-PASSED, WRONG, ERROR, EARLY = "passed", "wrong", "error", "early"
 # What an answer says about the model and is no trouble of the sandbox's.
 _ORDINARY = (PASSED, WRONG, ERROR)
 _SAID = {
@@ -30,48 +27,7 @@ _SAID = {
 }
 
 
-@dataclass(frozen=True)
-class CodeRun:
-    """What came of a program and its tests.
-
-    Attributes:
-        outcome: `passed`; `wrong` (a test said no); `error` (any other exception, a syntax error too); `early` (it
-            ended, as if all was well, before its tests had); or which limit it reached: `timeout`, `memory`,
-            `processes`, `output`, `disk`, `forbidden`, `killed`.
-        detail: The last line that it said on standard error.
-    """
-
-    outcome: str
-    detail: str = ""
-
-
-def run_with_tests(program: str, tests: str, limits: Limits = LIMITS) -> CodeRun:
-    """Run a program and then its tests, in one process, as the benchmarks of code have it.
-
-    To pass, all of it must have run to its end: exit code 0 is not enough, which a program that leaves early has too.
-    What says so is a word that is another each time. A program that looks for it in its own source could say it.
-
-    Args:
-        program: What a model wrote, and what stands before it.
-        tests: What raises where the program is wrong.
-        limits: What both may use.
-
-    Raises:
-        NoSandbox: This machine has none.
-    """
-    word = secrets.token_hex(16)
-    text = f"{program}\n\n{tests}\n\n__import__('sys').__stdout__.write('\\n{word}\\n')\n"
-    ran = run_python(text, limits=limits)
-    last = ran.stderr.strip().rsplit("\n", 1)[-1][:300]
-    if ran.status == "ok":
-        ended = ran.stdout.rstrip("\n").rsplit("\n", 1)[-1] == word
-        return CodeRun(PASSED if ended else EARLY)
-    if ran.status == "failed":
-        return CodeRun(WRONG if re.match(r"AssertionError\b", last) else ERROR, last)
-    return CodeRun(ran.status, last)
-
-
-def run_all(programs: Sequence[tuple[str, str]], limits: Limits = LIMITS) -> list[CodeRun]:
+def run_all(programs: Sequence[tuple[str, str]], limits: Limits = LIMITS) -> list[Trial]:
     """Run programs with their tests, as many at once as this process has cores; what came of each, in their order.
 
     Raises:

@@ -15,11 +15,12 @@ import pytest
 from megatron_davinci.cli.eval_plan import _from_folder, by_name, davinci19
 from megatron_davinci.data.tokenizer import Tokenizer, train_bpe
 from megatron_davinci.evaluate.answers import Answers
-from megatron_davinci.evaluate.code_runs import CodeRun, pass_at_k, run_with_tests
+from megatron_davinci.evaluate.code_runs import LIMITS, pass_at_k
 from megatron_davinci.evaluate.code_tasks import CODE_TASKS, load_code_task
 from megatron_davinci.evaluate.harness import NativeLM
 from megatron_davinci.evaluate.tasks import run_task
 from megatron_davinci.platform import sandbox
+from megatron_davinci.platform.trial import Trial, run_with_tests
 from tests.evaluate import native
 
 NAMES = ("add", "double", "length", "largest")
@@ -216,8 +217,8 @@ def test_what_came_of_a_program_is_told_apart():
         "def f(a): raise SystemExit(0)": "early",
         "import sys\nsys.stdout = None\ndef f(a): return a": "passed",
     }
-    assert {program: run_with_tests(program, tests).outcome for program in expected} == expected
-    assert run_with_tests("def f(a): raise KeyError(a)", tests) == CodeRun("error", "KeyError: 1")
+    assert {program: run_with_tests(program, tests, LIMITS).outcome for program in expected} == expected
+    assert run_with_tests("def f(a): raise KeyError(a)", tests, LIMITS) == Trial("error", "KeyError: 1")
 
 
 def test_pass_at_k_is_the_share_of_all_choices_of_k_answers_with_a_right_one():

@@ -1,0 +1,56 @@
+"""Programs run in the sandbox for steps that ask models: each once, with what came of it kept where answers are.
+
+Whether a program is right is asked as a model is: under the hash of all that decides it. So a run that was killed
+runs nothing twice, a document's life is told again without running anything, and a machine that is slower another
+time changes no verdict.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import asdict
+
+from megatron_davinci.darwin.answers import Answer, question_key
+from megatron_davinci.darwin.asking import Asking
+from megatron_davinci.platform.sandbox import MIB, Limits, strongest_way
+from megatron_davinci.platform.trial import VERSION, run_with_tests
+
+LIMITS = Limits(cpu_seconds=10, wall_seconds=120, memory_bytes=1024 * MIB)
+
+
+class Trying(Asking):
+    """A step that also runs what its model wrote. Sub-classes write `process`."""
+
+    _room: asyncio.Semaphore | None = None
+
+    def check(self) -> None:
+        """Also whether anything here keeps such programs in.
+
+        Raises:
+            NoSandbox: Nothing does.
+        """
+        super().check()
+        if self.runs_programs():
+            strongest_way()
+
+    def runs_programs(self) -> bool:
+        """Whether the step, by its parameters, runs any."""
+        return True
+
+    def _begin(self, asks: bool) -> None:
+        self._room = asyncio.Semaphore(max(1, len(os.sched_getaffinity(0)) // max(1, self.processes)))
+        super()._begin(asks)
+
+    async def outcome(self, program: str, tests: str) -> str:
+        """What comes of a program and its tests: by `platform.trial`; `not_run` where none is on record."""
+        assert self._answers is not None and self._room is not None
+        key = question_key({"ran": program, "tests": tests, "limits": asdict(LIMITS), "version": VERSION})
+        found = self._answers.get(key)
+        if found is None:
+            if self._client is None:
+                return "not_run"
+            async with self._room:
+                trial = await asyncio.to_thread(run_with_tests, program, tests, LIMITS)
+            found = self._answers.put(key, Answer(trial.outcome, "ran", 0, 0))
+        return found.text
