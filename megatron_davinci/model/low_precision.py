@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core import parallel_state
 from megatron.core.tensor_parallel.mappings import (
     gather_from_sequence_parallel_region,
     reduce_scatter_to_sequence_parallel_region,
@@ -205,7 +207,7 @@ class LowPrecisionProduct:
             x,
             how,
             amax=known,
-            largest=self._largest if sharded and whole and self._ranks > 1 else None,
+            largest=partial(_largest, self._holders(operand, sharded)) if whole else None,
             noise=drawn,
             watch=shared.watching and shared.learning and not seen,
         )
@@ -224,11 +226,15 @@ class LowPrecisionProduct:
     def _ranks(self) -> int:
         return int(self.linear.tp_group.size())
 
-    def _largest(self, mine: Tensor) -> Tensor:
-        """Of all tensor ranks."""
-        largest = mine.clone()
-        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=self.linear.tp_group)
-        return largest
+    def _holders(self, operand: int, sharded: bool) -> Any:
+        """The ranks that have parts of an operand: of its channels, and of a sequence; None where there is one."""
+        shares_sequence = operand != 1 and parallel_state.get_context_parallel_world_size() > 1
+        shares_channels = sharded and self._ranks > 1
+        if shares_sequence and shares_channels:
+            return parallel_state.get_tensor_and_context_parallel_group()
+        if shares_sequence:
+            return parallel_state.get_context_parallel_group()
+        return self.linear.tp_group if shares_channels else None
 
     def _noise(self, tokens: int, how: Quantizer, what: str) -> Tensor | None:
         """[tokens, out on this rank], of the numbers of tokens and of outputs in the whole model."""
@@ -310,6 +316,15 @@ class _LowPrecision(torch.autograd.Function):
             assert isinstance(x, Tensor), "codes are kept of what is multiplied in few bits"
             main.add(g, x)
         return by_input, main.gradient(), None, None, None
+
+
+def _largest(group: Any, mine: Tensor) -> Tensor:
+    """Of all ranks of a group; of this one where there is none."""
+    if group is None:
+        return mine
+    largest = mine.clone()
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=group)
+    return largest
 
 
 def _own_part(quantized: Quantized, shape: torch.Size, product: LowPrecisionProduct, gathers: bool) -> Tensor:

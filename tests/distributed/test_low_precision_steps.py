@@ -207,6 +207,7 @@ LAYOUTS = {
     "tensor 2, sequence": {"tensor": 2, "sequence": True},
     "pipeline 2": {"pipeline": 2},
     "tensor 2": {"tensor": 2},
+    "context 2": {"context": 2},
     "data 2": {},
 }
 
