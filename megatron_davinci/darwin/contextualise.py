@@ -8,11 +8,13 @@ for level 4): a small model can do that, and what it quotes is copied here.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from datatrove.data import Document
 from pydantic import Field
 
+from megatron_davinci.darwin.asking import Expected
 from megatron_davinci.darwin.context_gates import (
     CITATION,
     context_violations,
@@ -21,6 +23,8 @@ from megatron_davinci.darwin.context_gates import (
 )
 from megatron_davinci.darwin.refine import Chunked, ChunkedParameters
 from megatron_davinci.darwin.step import Outcome
+
+_SUPPOSED = [{"id": "", "text": "." * 800}] * 3
 
 
 class Contextualise(Chunked):
@@ -67,6 +71,14 @@ class Contextualise(Chunked):
     def judge(self, document: Document, source: str, answer: str) -> list[str]:
         """The gates of context."""
         return context_violations(source, answer, _texts(document))
+
+    def expected(self, document: Document) -> Iterator[Expected]:
+        """As many related passages as `relate` finds by default, where it has not looked yet."""
+        if document.metadata.get("related"):
+            yield from super().expected(document)
+            return
+        supposed = Document(document.text, document.id, metadata={**document.metadata, "related": _SUPPOSED})
+        yield from (question._replace(supposed=True) for question in super().expected(supposed))
 
     async def process(self, document: Document) -> Outcome:
         """Put into context, and name what is cited by its identifier; without anything related, leave it."""

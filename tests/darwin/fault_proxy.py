@@ -30,6 +30,7 @@ class Proxy(ThreadingHTTPServer):
         loops: Share of questions whose answer repeats itself; half of those until the connection is cut off by size.
         delivered: Answers that were sent whole, by a hash of the question.
         faults: How often each fault was done.
+        kinds: Faults of the way that it does.
         slow: Seconds of a slow answer.
     """
 
@@ -39,7 +40,7 @@ class Proxy(ThreadingHTTPServer):
     def __init__(self, upstream: str, seed: int, share: float = 0.0, loops: float = 0.0) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.upstream, self.seed, self.share, self.loops = upstream, seed, share, loops
-        self.slow = 1.5
+        self.kinds, self.slow = FAULTS, 1.5
         self.delivered: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
         self.requests = 0
@@ -54,7 +55,7 @@ class Proxy(ThreadingHTTPServer):
         """What goes wrong with a request."""
         with self._lock:
             self.requests += 1
-            chosen = self._draw.choice(FAULTS) if self._draw.random() < self.share else ""
+            chosen = self._draw.choice(self.kinds) if self._draw.random() < self.share else ""
             if not chosen:
                 place = int(hashlib.sha256(f"{self.seed} {key}".encode()).hexdigest()[:8], 16) / 16**8
                 chosen = "" if place >= self.loops else "endless" if place < self.loops / 2 else "looping"

@@ -22,7 +22,7 @@ from megatron_davinci.darwin.chunks import cut
 from megatron_davinci.darwin.corpus import Corpus
 from megatron_davinci.darwin.recipe import LoadedRecipe
 from tests.darwin import tiny_model
-from tests.darwin.fault_proxy import Proxy, between
+from tests.darwin.fault_proxy import FAULTS, Proxy, between
 from tests.darwin.making import digests, made, recipe
 
 LOOPS = 0.06  # of questions have an answer without end
@@ -65,7 +65,9 @@ def refining(folder: Path, out: str, url: str, documents: int) -> LoadedRecipe:
     return recipe(folder, out, sources=sources, steps=[{"refine": step}], limits=limits)
 
 
-def trial(folder: Path, upstream: str, seed: int, kills: int, documents: int, start: Start) -> dict[str, Any]:
+def trial(
+    folder: Path, upstream: str, seed: int, kills: int, documents: int, start: Start, quick: bool = False
+) -> dict[str, Any]:
     """Run the job twice, once in peace and once not.
 
     Args:
@@ -75,6 +77,7 @@ def trial(folder: Path, upstream: str, seed: int, kills: int, documents: int, st
         kills: How often it is killed.
         documents: Of the job.
         start: Starts it in a process that has `kill`, `pid` and is told by `wait_for` to be at its end.
+        quick: Without answers that come too late, which cost seconds each, and with one worker only.
 
     Returns:
         `figures`, and `counts` of what happened.
@@ -83,8 +86,9 @@ def trial(folder: Path, upstream: str, seed: int, kills: int, documents: int, st
         whole = made(refining(folder, "whole", proxy.url, documents))
     with between(upstream, seed, share=0.25, loops=LOOPS) as proxy:
         proxy.slow = 6.0
+        proxy.kinds = tuple(kind for kind in FAULTS if kind != "slow" or not quick)
         loaded = refining(folder, "killed", proxy.url, documents)
-        done = killed(loaded, proxy, random.Random(seed), kills, start)
+        done = killed(loaded, proxy, random.Random(seed), kills, start, 1 if quick else 2)
         corpus = made(loaded)
         faults, delivered = dict(proxy.faults), dict(proxy.delivered)
     expected, found = rows(folder / "whole.sqlite"), rows(folder / "killed.sqlite")
@@ -109,12 +113,14 @@ def trial(folder: Path, upstream: str, seed: int, kills: int, documents: int, st
     }  # fmt: skip
 
 
-def killed(loaded: LoadedRecipe, proxy: Proxy, draw: random.Random, kills: int, start: Start) -> int:
-    """Start the job and kill it after a few requests, by turns with one worker and with two; returns how often."""
+def killed(
+    loaded: LoadedRecipe, proxy: Proxy, draw: random.Random, kills: int, start: Start, workers: int
+) -> int:
+    """Start the job and kill it after a few requests, by turns with one worker and with more; returns how often."""
     done = 0
     for number in range(kills):
         until = proxy.requests + draw.randrange(2, 9)
-        process = start(loaded, 1 + number % 2)
+        process = start(loaded, 1 + number % workers)
         while (alive := _alive(process)) and proxy.requests < until:
             time.sleep(0.005)
         if not alive:

@@ -114,3 +114,18 @@ def test_a_note_that_cannot_be_written_stops_nothing(tmp_path):
     note = Note(tmp_path / "file" / "00000-00.json")
     note.add({"answered": 1})
     assert note.counts["answered"] == 1
+
+
+def test_every_step_that_asks_can_be_planned(tmp_path, server):
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "a.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in prose()[30:33])
+    )
+    given = {"endpoint": server.endpoint()}
+    steps = ["relate", {"contextualise": given}, {"converse": given | {"turns": 4, "passage": 100_000}}]
+    plan = estimate(recipe(tmp_path, sources=[{"name": "help", "paths": ["raw/*.jsonl"]}], steps=steps), 3)
+    context, dialogues = plan.steps
+    assert plan.passed_over == ["relate"] and dialogues.calls == 3 * (4 + 1)
+    assert context.calls >= 3 and context.prompt_tokens > 3 * 2400 / 4, (
+        "the passages that may be found are counted"
+    )

@@ -22,9 +22,9 @@ def in_a_fork(loaded, workers):
 
 
 def test_faults_and_kills_change_nothing_and_each_answer_is_used_once(tmp_path, tiny_url):
-    kills, documents = (20, 24) if is_long() else (2, 5)
-    found = trial(tmp_path, tiny_url, seed=3, kills=kills, documents=documents, start=in_a_fork)
-    assert found["counts"]["kills"] == kills and sum(found["counts"]["faults"].values()) > 10
+    kills, documents = (20, 24) if is_long() else (2, 3)
+    found = trial(tmp_path, tiny_url, 3, kills, documents, in_a_fork, quick=not is_long())
+    assert found["counts"]["kills"] == kills and len(found["counts"]["faults"]) > 3
     assert found["counts"]["refined_chunks"] and found["counts"]["untouched_chunks"]
     figures = dict(found["figures"])
     assert figures.pop("calls_used_that_are_not_on_disk") == 0

@@ -24,7 +24,7 @@ from megatron_davinci.darwin.prompts import load_prompt, mark_for
 from tests.darwin.making import prose
 
 VOCABULARY, LENGTH, CHUNK, ANSWER = 512, 256, 200, 40
-STEPS, STEPS_FOR_ALL = 60, 300
+STEPS, STEPS_FOR_ALL = 40, 300
 EDIT = """name: tiny_edit
 version: 1
 task: edit
