@@ -92,7 +92,7 @@ class Records:
             "flops_utilization": round(rate * self._flops_per_token / self._peak, 4),
             "sources": sources,
         }
-        if result.low_precision is not None:
+        if result.low_precision:
             record["low_precision"] = result.low_precision
         if tokens_cut is not None:
             record["transform_tokens_cut"] = tokens_cut

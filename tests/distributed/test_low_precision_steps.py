@@ -296,23 +296,26 @@ def test_recomputation_and_own_swiglu_change_nothing():
 
 
 def kept_layers(whole):
+    """Whose products are of few bits, and held-out losses before and in the tail."""
     config, platform = start(whole)
     chunks, _, stepper = built(config, platform)
     low = chunks[0].low_precision
-    names = [product.name for product in low.products]
-    tokens = tokens_of(config, 0)
-    losses = []
-    for forward, backward in ((True, True), (False, True), (False, False)):
-        low.shared.forward, low.shared.backward = forward, backward
-        chunks[0].eval()
-        losses.append(stepper.loss(tokens, 4, 2)[0])
-    return names, losses
+    tokens, found = tokens_of(config, 0), []
+    for step, left in ((49, 1025), (50, 1024), (51, 1)):
+        watched = low.begin_step(step, left)
+        found.append((stepper.loss(tokens, 4, 2)[0], low.shared.forward, low.shared.backward, watched))
+    result = stepper.train(tokens, 4, watch=True)
+    return [product.name for product in low.products], found, result.low_precision
 
 
-def test_kept_layers_and_the_tail_multiply_as_they_are():
-    names, losses = run_ranks(1, kept_layers, settings("nvfp4", keep_first_layers=1))[0]
+@pytest.mark.parametrize("tail", ["forward", "all"])
+def test_kept_layers_and_the_tail_multiply_as_they_are(tail):
+    whole = settings("nvfp4", keep_first_layers=1, tail_tokens=1024, tail=tail, watch_every_steps=25)
+    names, (before, at, end), lost = run_ranks(1, kept_layers, whole)[0]
     assert {name.split(".")[1] for name in names} == {"1"} and len(names) == 4
-    assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[2], rel=1e-6)
+    assert before[1:] == (True, True, False) and at[1:] == (False, tail == "forward", True)
+    assert before[0] != at[0] == end[0] and end[3] is False
+    assert ("gradient" in lost.get("layers.1.linear_fc1", {})) == (tail == "forward")
 
 
 def with_an_infinite_gradient(whole):
