@@ -62,6 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 help="a setting of Slurm (partition=..., time=MINUTES, gpus_per_node=...) or of Ray's tasks",
             )
             command.add_argument("--retry", action="store_true", help="start runs again that failed before")
+    mixture = commands.add_parser("mixture", help="look for a stage's mixture by rounds of small runs")
+    mixture.add_argument("search", type=Path)
+    mixture.add_argument("--out", type=Path, default=ROOT, help=f"the lab's folder (default: {ROOT})")
+    mixture.add_argument("--parallel", type=int, help="runs at a time (default: the cores, one each)")
+    mixture.add_argument("--retry", action="store_true", help="start runs again that failed before")
     power = commands.add_parser("power", help="how many seeds show a difference")
     power.add_argument("--noise", type=float, required=True, help="standard deviation of a pair's difference")
     power.add_argument("--effect", type=float, required=True, help="the difference to be shown")
@@ -80,6 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         "check": _check,
         "run": _run,
         "report": _report,
+        "mixture": _mixture,
         "power": _power,
         "log": _log,
     }
@@ -218,6 +224,25 @@ def _report(arguments: argparse.Namespace) -> int:
         )
     print(page)
     return 0 if all(one.state in ("done", "stopped") for one in outcomes) else 1
+
+
+def _mixture(arguments: argparse.Namespace) -> int:
+    from megatron_davinci.lab.mixtures import load_search, look
+    from megatron_davinci.lab.outcomes import Outcome
+
+    search = load_search(arguments.search)
+
+    def say(one: Outcome, done: int, total: int) -> None:
+        value = one.metric(search.metric)
+        said = f"{search.metric} {value:.4f}" if value is not None else one.state
+        print(f"{done:4} of {total}  {one.run.label:<40} {said}", flush=True)
+
+    parallel = arguments.parallel or len(os.sched_getaffinity(0))
+    path = look(search, arguments.search, arguments.out, parallel=parallel, retry=arguments.retry, say=say)
+    print(search.question)
+    print("\n".join(f"  {line.removeprefix('# ')}" for line in path.read_text().splitlines()[1:2]))
+    print(path)
+    return 0
 
 
 def _power(arguments: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ from megatron_davinci.config import RunConfig, load_config, validate
 from megatron_davinci.darwin.recipe import Recipe
 from megatron_davinci.errors import ConfigError
 from megatron_davinci.lab.design import Design
+from megatron_davinci.lab.mixtures import Search
 from megatron_davinci.train.plan import plan_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -234,6 +235,9 @@ def shown_settings() -> list[tuple[str, dict]]:
     ("name", "settings"), shown_settings(), ids=lambda value: value if isinstance(value, str) else ""
 )
 def test_every_configuration_that_is_shown_is_valid(name, settings):
+    if "rounds" in settings:  # a search of the lab
+        Search.model_validate(settings)
+        return
     if "question" in settings:  # a design of the lab
         Design.model_validate(settings)
         return
