@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from megatron_davinci.darwin import (
+    checked,
     code_rules,
     complete,
     contextualise,
@@ -34,6 +35,7 @@ LEVELS = {
     4: "refinement by a model, faithful: nothing added",
     5: "completion by a model: what is implicit made explicit",
     6: "context: made to stand alone, out of related documents, cited",
+    7: "environment: code with checks that were run, hold, and can fail",
     8: "ecosystem: what models say to each other about a document, judged by another",
 }
 
@@ -70,6 +72,7 @@ STEPS: dict[str, type[Step]] = {
         sampled.SampleAnswers,
         related.Relate,
         contextualise.Contextualise,
+        checked.WriteChecks,
         converse.Converse,
     )
 }

@@ -23,7 +23,7 @@ from megatron_davinci.platform.sandbox import MIB, Limits, Ran, run_python
 
 SECRET = "a-key-that-nobody-is-to-see"
 LIMITS = Limits(
-    wall_seconds=3, cpu_seconds=3, memory_bytes=256 * MIB, processes=12, file_bytes=8 * MIB, disk_bytes=24 * MIB,
+    wall_seconds=20, cpu_seconds=10, memory_bytes=256 * MIB, processes=12, file_bytes=8 * MIB, disk_bytes=24 * MIB,
     files=200, output_bytes=256 * 1024,
 )  # fmt: skip
 

@@ -1,0 +1,124 @@
+"""Level 7: checks that a model writes are kept if they run, hold, and fail on the program made wrong."""
+
+from __future__ import annotations
+
+import ast
+import json
+
+import pytest
+
+from megatron_davinci.darwin import endpoint
+from megatron_davinci.darwin.checked import fault_of, unfit
+from megatron_davinci.darwin.lineage import events, find
+from megatron_davinci.darwin.mutants import mutants
+from megatron_davinci.platform import trial
+from tests.darwin.making import made, recipe
+from tests.darwin.model_server import passage, serving
+
+CLAMP = (
+    "def clamp(x, low, high):\n    if x < low:\n        return low\n    return high if x > high else x\n\n\n"
+    "def scale(x):\n    return 3 * x + 1\n"
+)
+PROGRAMS = {
+    "good": CLAMP,
+    "vacuous": CLAMP.replace("scale", "grow"),
+    "false": CLAMP.replace("scale", "shift"),
+    "redefining": CLAMP.replace("scale", "move"),
+    "hostile": CLAMP.replace("scale", "push"),
+    "broken": "import a_module_that_is_nowhere\n\n\ndef f(x):\n    return x + 1\n",
+    "prose": "This is no program at all, only words.\n",
+}
+GOOD = "assert clamp(5, 0, 3) == 3\nassert clamp(-1, 0, 3) == 0\nassert clamp(2, 0, 3) == 2"
+CHECKS = {
+    "scale": GOOD + "\nassert scale(2) == 7\nassert scale(0) == 1",
+    "grow": "assert callable(clamp)\nassert clamp is not grow",
+    "shift": "assert clamp(1, 0, 3) == 2",
+    "move": "def clamp(x, low, high): return 0\nassert clamp(1, 0, 3) == 0",
+    "push": "import os\nassert clamp(1, 0, 3) == 1\nos._exit(0)",
+}
+
+
+@pytest.fixture(scope="module")
+def server():
+    with serving() as server:
+        yield server
+
+
+def test_checks_are_kept_if_they_hold_and_can_fail(tmp_path, server, monkeypatch):
+    monkeypatch.setattr(endpoint, "_FIRST_PAUSE", 0.01)
+
+    def model(content: str) -> str:
+        program, _ = passage(content)
+        name = next(name for name in CHECKS if f"def {name}" in program)
+        return f"Here they are.\n```python\n{CHECKS[name]}\n```\n"
+
+    server.model = model
+    (tmp_path / "raw").mkdir()
+    for name, text in PROGRAMS.items():
+        (tmp_path / "raw" / f"{name}.py").write_text(text)
+    sources = [{"name": "code", "paths": ["raw/*.py"], "licence": "MIT"}]
+    given = {
+        "endpoint": server.endpoint(timeout=5.0),
+        "answers": str(tmp_path / "a.sqlite"),
+        "tries": 1,
+        "faults": 4,
+    }
+    steps = ["normalise_text", {"write_checks": given}]
+    corpus = made(recipe(tmp_path, sources=sources, steps=steps))
+    assert corpus.counts["input"] == corpus.counts["output"] == len(PROGRAMS), "nothing is lost"
+    counts = json.loads((corpus.folder / "statistics.json").read_text())["counts"]
+    assert {key.split("/checks/")[1]: number for key, number in counts.items() if "/checks/" in key} == {
+        "accepted": 1, "cannot_fail": 1, "checks_wrong": 1, "redefine_the_program": 1, "checks_early": 1,
+        "program_error": 1, "no_python": 1,
+    }  # fmt: skip
+    records = {record["id"].rsplit("/", 1)[1]: record for record in corpus.records()}
+    good = records["good.py"]
+    assert good["text"] == CLAMP.rstrip() + "\n\n\n# Checks\n" + CHECKS["scale"] + "\n"
+    entry = good["darwin"]["operations"][-1]
+    assert good["darwin"]["level"] == 7 and entry["model"] == "tiny-1"
+    assert (entry["notes"]["checks"], entry["notes"]["faults"]) == (5, 4) and entry["notes"]["noticed"] >= 0.5
+    for name in PROGRAMS.keys() - {"good"}:
+        assert records[f"{name}.py"]["text"].strip() == PROGRAMS[name].strip()
+        assert records[f"{name}.py"]["darwin"]["level"] == 1
+    # All of it again, and a document's life, from what is on record: nobody is asked and nothing is run.
+    server.forget()
+    monkeypatch.setattr(trial, "run_python", None)
+    again = made(recipe(tmp_path, "again", sources=sources, steps=steps))
+    assert server.requests == [] and [one["text"] for one in again.records()] == [
+        one["text"] for one in corpus.records()
+    ]
+    told = list(events(find([corpus], good["id"])))
+    assert told[-1].after == good["text"] and [event.trouble for event in told if event.trouble] == []
+
+
+def test_faults_are_one_difference_each_and_always_the_same():
+    found = mutants(CLAMP, 50)
+    assert found == mutants(CLAMP, 50) and len(found) == len(set(found)) > 8
+    whole = ast.unparse(ast.parse(CLAMP))
+    for text in found:
+        lines = [
+            pair for pair in zip(whole.splitlines(), text.splitlines(), strict=True) if pair[0] != pair[1]
+        ]
+        assert len(lines) == 1, text
+    assert len(mutants(CLAMP, 3)) == 3 and mutants("x = 1 + 2\n", 5) == [], "only what is inside functions"
+    assert mutants('def f():\n    "words"\n', 5) == []
+
+
+@pytest.mark.parametrize(
+    "checks, wrong",
+    [
+        ("assert clamp(1, 0, 2) == 1", ""),
+        ("clamp(1, 0, 2)", "assert_nothing"),
+        ("assert 1 + 1 == 2", "of_something_else"),
+        ("clamp = max\nassert clamp(1, 2) == 2", "redefine_the_program"),
+        ("from x import y as clamp\nassert clamp(1, 2) == 2", "redefine_the_program"),
+        ("assert clamp(", "no_python"),
+    ],
+)
+def test_what_is_wrong_with_checks_by_their_syntax(checks, wrong):
+    assert fault_of(checks, CLAMP) == wrong
+
+
+def test_what_is_no_program():
+    assert unfit("x = 1", 100) == "defines_nothing" and unfit("x" * 101, 100) == "too_long"
+    assert unfit("(" * 5000, 10_000) == "no_python" and unfit(CLAMP, 1000) == ""
