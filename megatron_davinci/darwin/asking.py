@@ -24,6 +24,8 @@ from megatron_davinci.darwin.prompts import Prompt, load_prompt, mark_for
 from megatron_davinci.darwin.step import Outcome, Step, StepParameters
 from megatron_davinci.darwin.watching import Note
 
+# Counts of steps that say by name what was not used.
+_JUDGED = ("unused answers/", "pairs/", "answers/", "dialogues/")
 _HELD = 16_000_000  # characters of documents that wait for answers, beyond which no further one is taken
 
 
@@ -229,7 +231,7 @@ class Asking(StreamStep):
         unused = {
             f"unused/{key.partition('/')[2]}": count
             for key, count in (outcome.counts or {}).items()
-            if key.startswith(("unused answers/", "pairs/")) and key != "pairs/accepted"
+            if key.startswith(_JUDGED) and not key.endswith("/accepted")
         }
         self._note.add({"characters": len(document.text), **unused})
         return outcome

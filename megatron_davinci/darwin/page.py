@@ -16,7 +16,8 @@ from megatron_davinci.report.numbers import percent, quantity
 from megatron_davinci.report.page import Page
 from megatron_davinci.report.plots import Bar, Bars, LinePlot, Plot, Series
 
-_COLOURS = {0: "slate", 1: "green", 2: "blue", 3: "violet", 4: "sand", 5: "wine"}
+# Seven colours for ten levels: from 7 on they come again, far from where they were.
+_COLOURS = dict(enumerate("slate green blue violet sand wine vermillion slate green blue".split()))
 _MOST_REASONS = 18
 _KEPT, _DROPPED = "blue", "vermillion"
 

@@ -9,7 +9,7 @@ from megatron_davinci.report.numbers import percent, quantity
 from megatron_davinci.report.page import Page
 from megatron_davinci.report.plots import Bar, Bars
 
-_GOOD = ("refined", "completed", "unchanged", "verbatim", "accepted")
+_GOOD = ("refined", "completed", "put_into_context", "unchanged", "verbatim", "accepted")
 
 
 def add_models(page: Page, manifest: dict[str, Any], statistics: dict[str, Any]) -> None:
@@ -35,7 +35,7 @@ def add_models(page: Page, manifest: dict[str, Any], statistics: dict[str, Any])
         ],
     )
     for name in models:
-        for unit in ("documents", "chunks", "pairs", "answers", "checks", "unused answers"):
+        for unit in ("documents", "chunks", "pairs", "answers", "checks", "dialogues", "unused answers"):
             prefix = f"{name}/{unit}/"
             found = {
                 key.removeprefix(prefix): count

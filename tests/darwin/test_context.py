@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from megatron_davinci.cli.main import main
 from megatron_davinci.darwin.context_gates import context_violations, with_quotations
 from megatron_davinci.darwin.lineage import events, find
 from tests.darwin.making import made, recipe
@@ -120,6 +121,8 @@ def test_documents_get_passages_of_others_and_say_what_they_cite(tmp_path, serve
     assert entry["notes"]["cites"] == {moon: 1} and entry["notes"]["chunks"] == {"put_into_context": 1}
     assert records["moon"]["text"] == MOON and records["moon"]["darwin"]["level"] == 2, "nothing was added"
     assert not records["wheat"].get("related") and records["wheat"]["darwin"]["level"] == 2
+    assert main(["data", "report", str(corpus.folder)]) == 0
+    assert "L6 contextualise" in (corpus.folder / "report.html").read_text()
     told = list(events(find([corpus], tides["id"])))
     assert told[-1].after == tides["text"] and told[-1].before == TIDES and not told[-1].trouble
 

@@ -8,6 +8,7 @@ from itertools import count
 import pytest
 from pydantic import ValidationError
 
+from megatron_davinci.cli.main import main
 from megatron_davinci.darwin.converse import Converse
 from megatron_davinci.darwin.dialogue_gates import Turn, dialogue_violations, turn_violations
 from megatron_davinci.darwin.lineage import events, find
@@ -97,6 +98,9 @@ def test_a_dialogue_is_a_document_that_says_what_it_is_about(tmp_path, server):
     assert corpus.counts["input"] == 1 and corpus.counts["derived"] == 1 and corpus.counts["output"] == 2
     told = list(events(find([corpus], dialogue["id"])))
     assert told[-1].after == dialogue["text"] and not told[-1].trouble
+    assert main(["data", "report", str(corpus.folder)]) == 0
+    page = (corpus.folder / "report.html").read_text()
+    assert "converse: dialogues by what came of them" in page and "L8 converse" in page
     asked = [json.dumps(request["messages"]) for request in server.requests]
     assert len(asked) == 5 and "You, Teacher," in asked[1] and "Student: At which" in asked[1]
 
