@@ -5,13 +5,17 @@ from __future__ import annotations
 import gzip
 import json
 import time
+import tracemalloc
 
 import pytest
 
 from megatron_davinci.darwin import formats
+from megatron_davinci.darwin.acquire import read_file
 from megatron_davinci.darwin.catalogue import STEPS
 from megatron_davinci.darwin.formats import latex_text, notebook_text, pdf_text
+from megatron_davinci.darwin.inventory import InputFile
 from megatron_davinci.darwin.lineage import events, find
+from megatron_davinci.darwin.recipe import SourceRecipe
 from megatron_davinci.darwin.warc import read_warc
 from megatron_davinci.errors import ConfigError, DataError
 from tests.darwin.making import made, recipe
@@ -248,3 +252,23 @@ def test_an_extractor_that_never_comes_back_is_left(monkeypatch):
     assert step.apply(scan).quarantine == "extractor_timeout"
     assert time.monotonic() - began < 20
     step.close()
+
+
+def test_a_document_of_a_gigabyte_is_not_read_into_memory(tmp_path):
+    for name in ("a.txt", "b.pdf", "c.ipynb", "d.tex", "e.html"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(1 << 30)
+    head = answer(b"", 1).replace(
+        b"Content-Length: 63\r\n\r\nHTTP", b"Content-Length: 1073741824\r\n\r\nHTTP"
+    )
+    with (tmp_path / "f.warc").open("wb") as file:
+        file.write(head)
+        file.truncate(1 << 30)
+    source = SourceRecipe(name="s", paths=["-"])
+    tracemalloc.start()
+    for format_, name in [("text", "a.txt"), ("pdf", "b.pdf"), ("notebook", "c.ipynb"), ("latex", "d.tex"),
+                          ("html", "e.html"), ("warc", "f.warc")]:  # fmt: skip
+        file = InputFile("s", str(tmp_path / name), name, format_, 1 << 30)
+        assert next(read_file(file, source, 1_000_000)).fault == "too_large", name
+    assert tracemalloc.get_traced_memory()[1] < 40_000_000
+    tracemalloc.stop()
