@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from megatron_davinci.lab.arms import arms_of, runs_of
 from megatron_davinci.lab.control import check, cost_of
 from megatron_davinci.lab.design import load_design
 
-DESIGNS = sorted((Path(__file__).parents[2] / "examples" / "ablations" / "designs").glob("*.yaml"))
+FOLDER = Path(__file__).parents[2] / "examples" / "ablations"
+DESIGNS, REPORTS = (sorted((FOLDER / kind).glob("*.yaml")) for kind in ("designs", "report"))
 
 
 @pytest.mark.parametrize("path", DESIGNS, ids=lambda path: path.stem)
@@ -28,3 +30,21 @@ def test_designs_share_runs():
     )
     # The plain configuration is an arm of each.
     assert len(rate & grid & share & null) >= 3
+
+
+@pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.stem)
+def test_a_design_of_the_reports_size_differs_in_nothing_else(path):
+    design = load_design(path)
+    arms = arms_of(design)
+    assert check(design, arms) == []
+    assert arms[0].config.model.parameters() > 3e9 and cost_of(arms[0].config).tokens >= 6.5e12
+
+
+def test_the_catalogue_names_every_design_and_says_why_where_there_is_none():
+    entries = yaml.safe_load((FOLDER / "catalogue.yaml").read_text())
+    named = {one[kind] for one in entries for kind in ("report", "laptop")} - {None}
+    shipped = [path for path in (*DESIGNS, *REPORTS) if path.read_text().startswith("# The report's")]
+    assert named == {str(path.relative_to(FOLDER)) for path in shipped} and set(REPORTS) <= set(shipped)
+    for one in entries:
+        assert one["expected"] and one["section"] and one["tokens"]
+        assert bool(one.get("why")) == (None in (one["report"], one["laptop"]))
