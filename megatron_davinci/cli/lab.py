@@ -67,6 +67,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     mixture.add_argument("--out", type=Path, default=ROOT, help=f"the lab's folder (default: {ROOT})")
     mixture.add_argument("--parallel", type=int, help="runs at a time (default: the cores, one each)")
     mixture.add_argument("--retry", action="store_true", help="start runs again that failed before")
+    ratio = commands.add_parser(
+        "ratio", help="how much of a domain general loss bears, by a design's short runs"
+    )
+    ratio.add_argument("design", type=Path, help="whose arms differ in the domain's share")
+    ratio.add_argument("--stage", required=True, help="whose mixture it is")
+    ratio.add_argument("--domain", required=True, help="whose share is looked for")
+    ratio.add_argument("--general", required=True, help="held-out domain that should not be lost")
+    ratio.add_argument("--tokens", required=True, help="of the stage that the share is wanted for (4B)")
+    ratio.add_argument("--tolerance", type=float, default=0.05, help="nats that its loss may rise")
+    ratio.add_argument("--out", type=Path, default=ROOT, help=f"the lab's folder (default: {ROOT})")
     power = commands.add_parser("power", help="how many seeds show a difference")
     power.add_argument("--noise", type=float, required=True, help="standard deviation of a pair's difference")
     power.add_argument("--effect", type=float, required=True, help="the difference to be shown")
@@ -86,6 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
         "run": _run,
         "report": _report,
         "mixture": _mixture,
+        "ratio": _ratio,
         "power": _power,
         "log": _log,
     }
@@ -242,6 +253,28 @@ def _mixture(arguments: argparse.Namespace) -> int:
     print(search.question)
     print("\n".join(f"  {line.removeprefix('# ')}" for line in path.read_text().splitlines()[1:2]))
     print(path)
+    return 0
+
+
+def _ratio(arguments: argparse.Namespace) -> int:
+    from megatron_davinci.config.units import parse_tokens
+    from megatron_davinci.lab.arms import arms_of, runs_of
+    from megatron_davinci.lab.control import refuse
+    from megatron_davinci.lab.design import load_design
+    from megatron_davinci.lab.outcomes import outcome_of
+    from megatron_davinci.lab.ratio import Question, answer, in_words, write
+
+    design = load_design(arguments.design)
+    arms = arms_of(design)
+    refuse(design, arms, arguments.design)
+    tokens = parse_tokens(arguments.tokens)
+    asked = Question(arguments.stage, arguments.domain, arguments.general, tokens, arguments.tolerance)
+    outcomes = [outcome_of(arguments.out, run) for run in runs_of(design, arms)]
+    found = answer(arms, outcomes, asked, arguments.design)
+    path = write(arguments.out / "ratios" / arguments.design.stem, arms[0], asked, found)
+    print(in_words(asked, found))
+    if path is not None:
+        print(path)
     return 0
 
 
