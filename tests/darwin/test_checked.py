@@ -61,7 +61,7 @@ def test_checks_are_kept_if_they_hold_and_can_fail(tmp_path, server, monkeypatch
         "endpoint": server.endpoint(timeout=5.0),
         "answers": str(tmp_path / "a.sqlite"),
         "tries": 1,
-        "faults": 4,
+        "faults": 2,
     }
     steps = ["normalise_text", {"write_checks": given}]
     corpus = made(recipe(tmp_path, sources=sources, steps=steps))
@@ -76,7 +76,7 @@ def test_checks_are_kept_if_they_hold_and_can_fail(tmp_path, server, monkeypatch
     assert good["text"] == CLAMP.rstrip() + "\n\n\n# Checks\n" + CHECKS["scale"] + "\n"
     entry = good["darwin"]["operations"][-1]
     assert good["darwin"]["level"] == 7 and entry["model"] == "tiny-1"
-    assert (entry["notes"]["checks"], entry["notes"]["faults"]) == (5, 4) and entry["notes"]["noticed"] >= 0.5
+    assert (entry["notes"]["checks"], entry["notes"]["faults"]) == (5, 2) and entry["notes"]["noticed"] >= 0.5
     for name in PROGRAMS.keys() - {"good"}:
         assert records[f"{name}.py"]["text"].strip() == PROGRAMS[name].strip()
         assert records[f"{name}.py"]["darwin"]["level"] == 1

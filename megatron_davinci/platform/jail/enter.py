@@ -16,6 +16,7 @@ from megatron_davinci.platform.jail.spec import LANDLOCK, NAMESPACES, SECCOMP, S
 # Of /proc, what a program may ask of itself and of the machine where it has no /proc of its own.
 _OF_PROC = ("/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/sys/vm/overcommit_memory")
 NOBODY = 65534
+_BEHIND = 5  # niceness: what must be watched, since no kernel limits it, must not be ahead of who watches
 _MAPPED_FROM = 1 << 30  # user numbers that no account has
 
 
@@ -91,6 +92,8 @@ def become_program(
     alone = spec.way == NAMESPACES
     limit(spec, before)
     keep = None
+    if not alone:
+        os.nice(_BEHIND)
     if user is not None:
         if not alone and not reachable([spec.argv[0], *spec.readable]):
             # Its own files lie where others may not go. Landlock says what may be read, so this gives away nothing.
