@@ -1,7 +1,7 @@
 """Data Darwinism: whether documents are lost, what deduplication finds, what a run that is killed leaves, and speed.
 
 A corpus of this machine's own text (documentation, HTML, PDF, Python sources; `--megabytes` of it) goes through
-levels 0 to 2 once undisturbed, and once killed outright `--kills` times, at moments drawn over all of its tasks, and
+levels 0 to 3 once undisturbed, and once killed outright `--kills` times, at moments drawn over all of its tasks, and
 started again. `accounting_error` is the number of documents that went in and came out nowhere, or twice, over both;
 bad files (broken gzip, pictures, lines that are no JSON) are among the input.
 
@@ -65,8 +65,13 @@ STEPS = [
     {"language": {"sources": ["debian", "rust"], "min_score": 0.3}},
     {"gopher_repetition": {"sources": ["debian", "rust"]}},
     {"code_quality": {"sources": ["python", "packages"]}},
+    {"find_licence": {"sources": ["python", "packages"]}},
+    "pii",
     "exact_dedup",
     "minhash_dedup",
+    {"dedup_pieces": {"sources": ["debian", "rust"]}},
+    {"classify": {"classifier": "classifier", "field": "kind", "score": "code"}},
+    {"select_top": {"classifier": "classifier", "score": "code", "share": 0.9}},
 ]
 
 
@@ -94,6 +99,20 @@ def gather(folder: Path, megabytes: float, draw: random.Random) -> float:
     lines = ['{"text": "one"}', "{broken", '{"no": 1}', "[]"] * 5
     (folder / "python" / "lines.jsonl").write_text("\n".join(lines))
     return total
+
+
+def train_classifier(folder: Path) -> None:
+    """The classifier of the recipe's selection: source code or prose."""
+    from megatron_davinci.darwin.classifiers import train_and_judge
+
+    found: dict[str, list[str]] = {"code": [], "prose": []}
+    for path in sorted((folder / "raw").rglob("*")):
+        label = {".py": "code", ".txt": "prose", ".md": "prose", ".html": "prose"}.get(path.suffix)
+        if label is not None and path.is_file() and len(found[label]) < 120:
+            found[label].append(path.read_text(encoding="utf-8", errors="ignore")[:20_000])
+    texts = [*found["code"], *found["prose"]]
+    labels = [label for label, own in found.items() for _ in own]
+    train_and_judge(texts, labels, bits=16, epochs=3).save(folder / "classifier")
 
 
 def write_recipe(folder: Path, out: str) -> Path:
@@ -151,7 +170,7 @@ def killed(recipe: Path, steps: int, kills: int, draw: random.Random) -> int:
     """
     folder = recipe.with_suffix("")
     done = 0
-    for moment in sorted(draw.randrange(steps) for _ in range(kills)):
+    for moment in sorted(draw.randrange(max(1, steps * 9 // 10)) for _ in range(kills)):
         process = start(recipe)
         while process.poll() is None and finished(folder) < moment:
             time.sleep(0.05)
@@ -183,6 +202,7 @@ def kill_figures(folder: Path, kills: int, draw: random.Random) -> dict[str, flo
     from megatron_davinci.darwin.catalogue import STEPS as CATALOGUE
     from megatron_davinci.darwin.step import GlobalStep
 
+    train_classifier(folder)
     seconds = undisturbed(write_recipe(folder, "whole"))
     text = characters(folder / "whole") / 1e6
     say(f"made the corpus of {text:.0f} MB of text in {seconds:.0f} seconds")
