@@ -46,6 +46,7 @@ def corpus_page(corpus: Corpus) -> Page:
     _funnel(page, funnel)
     _reasons(page, counts)
     _sources(page, manifest)
+    _counted(page, manifest, statistics)
     add_models(page, manifest, statistics)
     for plot in _histograms(statistics):
         if plot is not None:
@@ -173,6 +174,21 @@ def _reasons(page: Page, counts: dict[str, Any]) -> None:
             write=lambda value: f"{int(value):,}",
         )
     )
+
+
+def _counted(page: Page, manifest: dict[str, Any], statistics: dict[str, Any]) -> None:
+    """What rules counted beside documents: marks by kind, characters taken out, licences found."""
+    rules = {operation["name"] for operation in manifest["operations"] if operation["level"] <= 3}
+    rows = [
+        [step.replace("_", " "), what.replace("_", " "), f"{count:,}"]
+        for (step, _, what), count in ((key.partition("/"), n) for key, n in statistics["counts"].items())
+        if step in rules and "/" not in what
+    ]
+    if rows:
+        page.section(
+            "What rules changed and found", "Marks in the place of personal data, repeated text, licences."
+        )
+        page.table(["step", "what", "count"], rows)
 
 
 def _sources(page: Page, manifest: dict[str, Any]) -> None:

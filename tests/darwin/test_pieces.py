@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_davinci.darwin.lineage import events, find
+from megatron_davinci.darwin.page import write_corpus_report
 from megatron_davinci.darwin.pieces import DedupPieces, pieces, runs
 from tests.darwin.making import made, prose, recipe
 from tests.darwin.test_rules import document
@@ -56,6 +57,8 @@ def test_the_first_stays_over_sources_and_a_life_can_be_told(tmp_path):
     assert told[-1].entry["notes"] == {"removed": [[0, 1], [3, 4]], "of": "a/0"}
     counted = json.loads((corpus.folder / "statistics.json").read_text())["counts"]
     assert counted["dedup_pieces/removed_characters"] > 3 * len(NOTICE)
+    page = write_corpus_report(corpus).read_text()
+    assert "removed characters" in page and f"{counted['dedup_pieces/removed_characters']:,}" in page
 
 
 @pytest.mark.parametrize(
