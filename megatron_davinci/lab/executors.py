@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from megatron_davinci.lab.runner import Executor, Trainer, trainer_of
 Name = Literal["local", "slurm", "ray"]
 _MINUTES = 24 * 60
 _LOOK_SECONDS = 5.0
+_STARTING = threading.Lock()
 _ALIVE = ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED", "RESIZING", "SUSPENDED")
 
 
@@ -154,8 +156,9 @@ class Ray:
         if outcome_of(self.root, run).state not in self.starts:
             return
         ray = needed("ray", "ray")
-        if not ray.is_initialized():
-            ray.init(log_to_driver=False, include_dashboard=False, ignore_reinit_error=True)
+        with _STARTING:  # every run has a thread, and Ray is started once
+            if not ray.is_initialized():
+                ray.init(log_to_driver=False, include_dashboard=False)
         config = run.arm.config
         settings: dict[str, Any] = {"num_cpus": max(1, config.train.threads or 1), "max_retries": 0}
         if config.parallel.device != "cpu":
