@@ -249,7 +249,7 @@ class LowPrecisionProduct:
             batch = len(shared.samples)
             if positions is None:
                 positions = torch.arange(tokens // batch, device=device)
-            rows = (positions[:, None] + shared.samples.to(device) * shared.length).flatten()
+            rows = (positions.to(device)[:, None] + shared.samples.to(device) * shared.length).flatten()
         return noise.uniform(noise.key(shared.seed, self.layer, f"{self.place} {what}"), rows, outputs)
 
     def _outputs(self) -> Tensor:
@@ -383,6 +383,9 @@ def attach(
                     setattr(product, name, getattr(product, name).to(linear.weight.device))
                 found.append(product)
             if shared.fp8_activations:
-                for module in (layer.input_layernorm, layer.pre_mlp_layernorm, layer.mlp):
+                norms = [layer.input_layernorm, layer.pre_mlp_layernorm]
+                if (behind := getattr(layer.self_attention.linear_proj, "post_layernorm", None)) is not None:
+                    norms = [behind]  # and the MLP has its own inside
+                for module in (*norms, layer.mlp):
                     module.forward = keeping(module.forward, lambda: shared.forward and shared.backward)
     return found

@@ -92,6 +92,33 @@ def test_fp8_follows_bf16_and_is_not_bf16(plain, recipe, parameters):
     assert 1e-6 < difference(found, expected) <= 0.1
 
 
+@pytest.mark.parametrize(
+    ("recipe", "backend"),
+    [("delayed", "native"), ("current", "native"), ("current", "emulate"), ("nvfp4", "emulate")],
+)
+def test_our_own_products_of_few_bits_follow_bf16_and_are_not_bf16(plain, recipe, backend):
+    root, expected = plain
+    train = {"low_precision": {"recipe": recipe, "backend": backend, "watch_every_steps": 5}}
+    found = losses(root, f"own-{recipe}-{backend}", train=train)
+    assert 1e-6 < difference(found, expected) <= 0.15
+
+
+@pytest.mark.parametrize("left", ["E4M3", "E5M2"])
+def test_torch_s_fp8_products_are_the_emulated_ones(left):
+    import torch
+
+    from megatron_davinci.precision import formats, products
+    from megatron_davinci.precision.scaling import Quantizer, quantize
+    from tests.precision.test_products import ulps
+
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(256, 128, generator=generator).cuda()
+    b = (torch.randn(64, 128, generator=generator) / 100).cuda()
+    one, other = quantize(a, Quantizer(formats.parse(left))), quantize(b, Quantizer(formats.E4M3))
+    native, emulated = (f(one, other, torch.bfloat16) for f in (products.native, products.emulated))
+    assert int(ulps(native, emulated).max()) <= 1
+
+
 def test_flash_attn_follows_sdpa(plain):
     pytest.importorskip("flash_attn", reason="needs flash-attn")
     root, expected = plain
