@@ -24,6 +24,7 @@ from megatron_davinci.data.indexed_writer import IndexedDatasetWriter
 from megatron_davinci.data.journal import MixRecord
 from megatron_davinci.data.source import Source
 from megatron_davinci.errors import DataError, EnvironmentProblem
+from tests.cases import is_long
 
 S = 8
 MIX = MixRecord(0, "a", {"web": "0.7", "code": "0.3"})
@@ -86,7 +87,7 @@ class Witness(Batches):
 
 @needs_dali
 class TestParity:
-    @settings(max_examples=20)
+    @settings(max_examples=20 if is_long() else 8)
     @given(data=st.data())
     def test_with_reading_them_directly_for_every_rank_size_and_ramp(self, batches, data):
         ranks, size = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))

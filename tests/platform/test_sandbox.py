@@ -94,7 +94,9 @@ def test_a_breach_would_be_seen(host):
     host.canary.write_text("whole")
     host.canary.chmod(0o666)
     assert host.harm("nothing") == []
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "left-over"]) as process:
+    program = "import time; print('here', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", program, "left-over"], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"here\n"
         assert host.harm("left-over") == [f"process {process.pid} is left"]
         process.kill()
 

@@ -51,7 +51,8 @@ def build(base: str, readable: Sequence[str], disk: int, files: int, *, processe
         system.mount(path, base + path, None, system.MS_BIND)
     for name, target in (("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"),
                          ("stderr", "/proc/self/fd/2"), ("shm", HOME)):  # fmt: skip
-        os.symlink(target, f"{base}/dev/{name}")
+        if not os.path.lexists(f"{base}/dev/{name}"):  # what is shown may lie in /dev/shm
+            os.symlink(target, f"{base}/dev/{name}")
     _point(f"{base}/proc", folder=True)
     mounted = False
     if processes:
