@@ -12,6 +12,7 @@ import json
 import os
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,15 +68,15 @@ class TrainThere:
 
 
 @dataclass(frozen=True)
-class Slurm:
-    """Jobs of Slurm, by submitit.
+class _Elsewhere(ABC):
+    """Hands runs in and waits for them.
 
     Attributes:
         design: The design's file.
         root: The lab's folder, on a file system that all nodes see.
         retry: Start those again that failed before.
         starts: States of a run that is handed in.
-        settings: Of sbatch, by submitit's names: partition, time (minutes), gpus_per_node, ...
+        settings: What the engine is told of a job, by its own names.
     """
 
     design: Path
@@ -86,20 +87,33 @@ class Slurm:
 
     def train(self, run: Run) -> None:
         """Hand it in, unless it is done or at work already, and wait for its end."""
-        if outcome_of(self.root, run).state not in self.starts:
-            return
+        if outcome_of(self.root, run).state in self.starts:
+            _failed_where_it_stands(self.root, run, self._error_of(run))
+
+    @abstractmethod
+    def _error_of(self, run: Run) -> str:
+        """Have it trained; what ended the job, if that was an error of its own."""
+
+    def _told(self, run: Run) -> tuple[str, str, str, bool]:
+        """What `TrainThere` is told."""
+        return str(self.design.resolve()), str(self.root.resolve()), run.identity, self.retry
+
+
+class Slurm(_Elsewhere):
+    """Jobs of Slurm, by submitit. Settings are sbatch's: partition, time (minutes), gpus_per_node, ..."""
+
+    def _error_of(self, run: Run) -> str:
         submitit = needed("submitit", "slurm")
         folder = self.root / "jobs"
         note = folder / f"{run.identity}.json"
         job = self._at_work(submitit, folder, note)
         if job is None:
-            job = self._executor(submitit, folder, run).submit(
-                TrainThere(), str(self.design.resolve()), str(self.root.resolve()), run.identity, self.retry
-            )
+            job = self._executor(submitit, folder, run).submit(TrainThere(), *self._told(run))
             write_json(note, {"job": job.job_id})
         while not job.done():
             time.sleep(_LOOK_SECONDS)
-        _failed_where_it_stands(self.root, run, _error_of(job))
+        error = job.exception() if job.paths.result_pickle.exists() else None
+        return "" if error is None else str(error)
 
     def _at_work(self, submitit: Any, folder: Path, note: Path) -> Any:
         try:
@@ -133,28 +147,13 @@ class Slurm:
         return executor
 
 
-@dataclass(frozen=True)
-class Ray:
+class Ray(_Elsewhere):
     """Tasks of Ray: of the cluster that RAY_ADDRESS names, or of one that is started here.
 
-    Attributes:
-        design: The design's file.
-        root: The lab's folder, on a file system that all nodes see.
-        retry: Start those again that failed before.
-        starts: States of a run that is handed in.
-        settings: Of a task: num_cpus, num_gpus, resources, ...
+    Settings are a task's: num_cpus, num_gpus, resources, ...
     """
 
-    design: Path
-    root: Path
-    retry: bool
-    starts: set[str]
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    def train(self, run: Run) -> None:
-        """Hand it in, unless it is done, and wait for its end."""
-        if outcome_of(self.root, run).state not in self.starts:
-            return
+    def _error_of(self, run: Run) -> str:
         ray = needed("ray", "ray")
         with _STARTING:  # every run has a thread, and Ray is started once
             if not ray.is_initialized():
@@ -169,20 +168,11 @@ class Ray:
             raise ConfigError(
                 "Ray is given a setting that it does not know.", where="--set", found=str(error)
             ) from None
-        said = ""
         try:
-            ray.get(
-                task.remote(
-                    str(self.design.resolve()),
-                    str(self.root.resolve()),
-                    run.identity,
-                    self.retry,
-                    os.getcwd(),
-                )
-            )
+            ray.get(task.remote(*self._told(run), os.getcwd()))
         except ray.exceptions.RayError as found:
-            said = str(found)
-        _failed_where_it_stands(self.root, run, said)
+            return str(found)
+        return ""
 
 
 def _train_there(design: str, root: str, identity: str, retry: bool, folder: str) -> None:
@@ -226,11 +216,6 @@ def executor_named(name: Name, trainer: Trainer, design: Path, settings: Mapping
     needed({"slurm": "submitit", "ray": "ray"}[name], name)
     kind: type[Slurm] | type[Ray] = Slurm if name == "slurm" else Ray
     return kind(design, trainer.root, trainer.retry, trainer.starts, settings)
-
-
-def _error_of(job: Any) -> str:
-    error = job.exception() if job.paths.result_pickle.exists() else None
-    return "" if error is None else str(error)
 
 
 def _failed_where_it_stands(root: Path, run: Run, error: str) -> None:
