@@ -1,6 +1,7 @@
 import pytest
 
 from tests.darwin.making import made, raw_files, recipe
+from tests.darwin.model_server import serving
 
 
 @pytest.fixture(scope="session")
@@ -15,6 +16,13 @@ def folder(tmp_path_factory):
 def corpus(folder):
     """The corpus that the recipe makes of them."""
     return made(recipe(folder))
+
+
+@pytest.fixture(scope="module")
+def server():
+    """A server of OpenAI's API whose model is a function, and whose faults are chosen."""
+    with serving() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from megatron_davinci.darwin.lineage import events, find
 from megatron_davinci.darwin.mutants import mutants
 from megatron_davinci.platform import trial
 from tests.darwin.making import made, recipe
-from tests.darwin.model_server import passage, serving
+from tests.darwin.model_server import passage
 
 CLAMP = (
     "def clamp(x, low, high):\n    if x < low:\n        return low\n    return high if x > high else x\n\n\n"
@@ -36,12 +36,6 @@ CHECKS = {
     "move": "def clamp(x, low, high): return 0\nassert clamp(1, 0, 3) == 0",
     "push": "import os\nassert clamp(1, 0, 3) == 1\nos._exit(0)",
 }
-
-
-@pytest.fixture(scope="module")
-def server():
-    with serving() as server:
-        yield server
 
 
 def test_checks_are_kept_if_they_hold_and_can_fail(tmp_path, server, monkeypatch):

@@ -10,7 +10,7 @@ from megatron_davinci.cli.main import main
 from megatron_davinci.darwin.context_gates import context_violations, with_quotations
 from megatron_davinci.darwin.lineage import events, find
 from tests.darwin.making import made, recipe
-from tests.darwin.model_server import passage, serving
+from tests.darwin.model_server import passage
 
 TIDES = (
     "The tide rises twice a day in most harbours. Pilots wait for it before they bring large ships in. "
@@ -71,12 +71,6 @@ def test_sentences_that_a_program_names_are_copied(program, found):
     assert with_quotations(TIDES, program, RELATED) == found
     if found is not None:
         assert context_violations(TIDES, found, RELATED) == []
-
-
-@pytest.fixture(scope="module")
-def server():
-    with serving() as server:
-        yield server
 
 
 def corpus_of(folder, server, out="corpus", **step):

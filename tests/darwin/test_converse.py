@@ -13,7 +13,6 @@ from megatron_davinci.darwin.converse import Converse
 from megatron_davinci.darwin.dialogue_gates import Turn, dialogue_violations, turn_violations
 from megatron_davinci.darwin.lineage import events, find
 from tests.darwin.making import made, recipe
-from tests.darwin.model_server import serving
 
 SPEAKERS = ["Student", "Teacher"]
 TEXT = (
@@ -56,12 +55,6 @@ def test_each_violation_of_a_dialogue_is_named():
     assert "turns_do_not_alternate" in dialogue_violations([*TURNS[:1], *TURNS], TEXT, SPEAKERS, 4)
     tea = [Turn(SPEAKERS[n % 2], "Would you like some tea with milk?") for n in range(4)]
     assert "about_something_else" in dialogue_violations(tea, TEXT, SPEAKERS, 4)
-
-
-@pytest.fixture(scope="module")
-def server():
-    with serving() as server:
-        yield server
 
 
 def conversing(folder, server, out="corpus", **step):

@@ -14,13 +14,7 @@ from megatron_davinci.darwin import watching
 from megatron_davinci.darwin.cost import Rates, estimate
 from megatron_davinci.darwin.watching import Asked, Note, Progress
 from tests.darwin.making import made, prose, recipe
-from tests.darwin.model_server import passage, serving
-
-
-@pytest.fixture(scope="module")
-def server():
-    with serving() as server:
-        yield server
+from tests.darwin.model_server import passage
 
 
 def asking(folder, server, **endpoint):

@@ -18,12 +18,6 @@ from tests.darwin.model_server import serving
 MESSAGES = [{"role": "user", "content": "<passage>\nwords\n</passage>"}]
 
 
-@pytest.fixture(scope="module")
-def server():
-    with serving() as server:
-        yield server
-
-
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     monkeypatch.setattr(module, "_FIRST_PAUSE", 0.01)

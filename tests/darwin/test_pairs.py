@@ -13,7 +13,7 @@ from megatron_davinci.darwin.page import Funnel
 from megatron_davinci.darwin.pair_gates import Pair, alone, faults, parsed, supported
 from tests.darwin.gate_plants import fidelity_cases, pair_cases
 from tests.darwin.making import made, recipe
-from tests.darwin.model_server import passage, serving
+from tests.darwin.model_server import passage
 
 TEXT = (
     "Gallium melts at 303 K, far below the melting point of most metals.\n\n"
@@ -25,12 +25,6 @@ LEANS = GOOD.replace(
     "At which temperature does gallium melt?", "What does the passage say about gallium and its melting?"
 )
 WRONG = GOOD.replace("At \\boxed{303 K}", "At \\boxed{310 K}")
-
-
-@pytest.fixture(scope="module")
-def server():
-    with serving() as server:
-        yield server
 
 
 @pytest.fixture(autouse=True)

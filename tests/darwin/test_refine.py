@@ -20,12 +20,6 @@ from tests.darwin.making import digests, made, prose, recipe
 from tests.darwin.model_server import at_random, cleaner, passage, serving
 
 
-@pytest.fixture(scope="module")
-def server():
-    with serving() as server:
-        yield server
-
-
 @pytest.fixture(autouse=True)
 def fresh(server, monkeypatch):
     monkeypatch.setattr(endpoint, "_FIRST_PAUSE", 0.01)

@@ -15,13 +15,6 @@ from megatron_davinci.errors import ConfigError
 from megatron_davinci.platform import trial
 from tests.darwin.answer_plants import answer_cases
 from tests.darwin.making import made, recipe
-from tests.darwin.model_server import serving
-
-
-@pytest.fixture(scope="module")
-def server():
-    with serving() as server:
-        yield server
 
 
 @pytest.fixture(autouse=True)
