@@ -53,8 +53,9 @@ EXTRAS = {
     "ray": ["ray>=2.40,<3"],
     # Benchmarks (davinci eval): our model behind lm-eval's interface, so its minor version counts; accelerate is what
     # its `hf` model wants. transformers loads an exported model, to compare it with ours and to generate; 5.3 is the
-    # first release without CVE-2026-4372 (code execution from a model's config file).
-    "eval": ["transformers>=5.3", "lm-eval==0.4.13", "accelerate>=1.0"],
+    # first release without CVE-2026-4372 (code execution from a model's config file). llguidance holds what
+    # davinci serve writes to a form.
+    "eval": ["transformers>=5.3", "lm-eval==0.4.13", "accelerate>=1.0", "llguidance>=1.9,<2"],
     # Sources in S3, or on a server that speaks its protocol; see docs/recipes/data-on-s3.md.
     "s3": ["boto3>=1.36"],
     # A loader, chosen by data.loader.kind; see docs/recipes/dali.md. The wheel is CUDA 13's and works without a GPU.

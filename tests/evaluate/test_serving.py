@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -163,12 +164,21 @@ def test_tokens_come_as_often_as_they_are_likely():
         ({"prompt": "river " * 200}, 400, "prompt", "context_length_exceeded"),
         ({"prompt": "x", "max_tokens": 1000}, 400, "prompt", "context_length_exceeded"),
         ({"prompt": ""}, 400, "prompt", None), ({"prompt": 3}, 400, "prompt", None), ({}, 400, "prompt", None),
-        ({"prompt": "x", "stream": True}, 400, "stream", None), ({"prompt": "x", "n": 2}, 400, "n", None),
+        ({"prompt": "x", "stream": "yes"}, 400, "stream", None), ({"prompt": "x", "n": 2}, 400, "n", None),
+        ({"prompt": "x", "stream": True, "model": "other"}, 404, "model", "model_not_found"),
+        ({"prompt": "x", "stream_options": 1}, 400, "stream_options", None),
         ({"prompt": "x", "temperature": 9}, 400, "temperature", None),
         ({"prompt": "x", "seed": "a"}, 400, "seed", None), ({"prompt": "x", "stop": [""]}, 400, "stop", None),
         ({"prompt": "x", "temperature": float("inf")}, 400, "temperature", None),
         ({"prompt": "x", "max_tokens": 0}, 400, "max_tokens", None),
-        ({"prompt": "x", "response_format": {"type": "json_object"}}, 400, "response_format", None),
+        ({"prompt": "x", "response_format": {"type": "xml"}}, 400, "response_format", None),
+        ({"prompt": "x", "response_format": {"type": "json_schema"}}, 400, "response_format", None),
+        ({"prompt": "x", "structured_outputs": {"regex": "("}}, 400, "structured_outputs", None),
+        ({"prompt": "x", "structured_outputs": {"choice": []}}, 400, "structured_outputs", None),
+        ({"prompt": "x", "structured_outputs": {"regex": "a", "choice": ["b"]}}, 400, "structured_outputs", None),
+        ({"prompt": "x", "structured_outputs": {"json": {"type": "objekt"}}}, 400, "structured_outputs", None),
+        ({"prompt": "x", "structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}}, 400,
+         "structured_outputs", None),
         ({"prompt": "x", "top_k": 5}, 400, "top_k", None), ({"prompt": "x", "top_p": 0}, 400, "top_p", None),
     ],
 )  # fmt: skip
@@ -199,16 +209,91 @@ def test_bodies_and_paths_that_are_none(served):
     assert nobody_measured.status_code == 411
 
 
+def events(server: Server, path: str = "completions", **body) -> list[dict]:
+    """What is streamed, without the last event, which is that it is done."""
+    body = {"model": "tiny", "stream": True} | body
+    with httpx.stream("POST", f"{server.url}/{path}", json=body, timeout=60) as response:
+        assert response.headers["content-type"] == "text/event-stream"
+        parts = response.read().decode().split("\n\n")
+    assert parts[-2:] == ["data: [DONE]", ""] and all(part.startswith("data: ") for part in parts[:-1])
+    return [json.loads(part.removeprefix("data: ")) for part in parts[:-2]]
+
+
+def test_pieces_put_together_are_the_answer(served):
+    whole = completed(served, PROMPTS[0])
+    for more in ({}, {"temperature": 1.0, "seed": 3}, {"stop": [whole[5:8], "\0"]}):
+        asked = {"prompt": PROMPTS[:3], "max_tokens": 24, "temperature": 0} | more
+        expected, found = (
+            post(served, **asked).json(),
+            events(served, **asked, stream_options={"include_usage": True}),
+        )
+        assert found.pop()["usage"] == expected["usage"] and len(found) > 6
+        for number, choice in enumerate(expected["choices"]):
+            mine = [each["choices"][0] for each in found if each["choices"][0]["index"] == number]
+            assert "".join(each["text"] for each in mine) == choice["text"]
+            assert [each["finish_reason"] for each in mine][-2:] == [None, choice["finish_reason"]]
+    messages = [{"role": "user", "content": "river"}]
+    asked = {"messages": messages, "max_tokens": 8, "temperature": 0}
+    chat = post(served, "chat/completions", **asked).json()["choices"][0]["message"]
+    deltas = [each["choices"][0]["delta"] for each in events(served, "chat/completions", **asked)]
+    assert deltas[0] == {"role": "assistant", "content": ""}
+    assert "".join(delta.get("content", "") for delta in deltas) == chat["content"]
+
+
+def test_a_stream_that_fails_says_so_and_is_not_done(served):
+    writer = Held(served)
+    writer.go.set()
+    with running(writer) as server:
+        for writer.said in ([5, -1], []):
+            found = httpx.post(
+                f"{server.url}/completions", json={"model": "tiny", "prompt": "x", "stream": True}
+            )
+            last = found.text.strip().split("\n\n")[-1]
+            assert (
+                found.status_code == 200
+                and "server_error" in json.loads(last.removeprefix("data: "))["error"]["type"]
+            )
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_an_answer_has_the_form_that_it_was_asked_to(served, exported, temperature):
+    schema = {"type": "object", "properties": {"a": {"enum": ["river", "stone"]}}, "required": ["a"],
+              "additionalProperties": False}  # fmt: skip
+    forms = [
+        ({"structured_outputs": {"regex": r"<t>[a-z ]{3,9}[.?]</t>"}}, r"<t>[a-z ]{3,9}[.?]</t>"),
+        ({"structured_outputs": {"choice": ["YES", "NO"]}}, "YES|NO"),
+        ({"structured_outputs": {"grammar": 'start: "x" /[0-9]/ "y"'}}, r"x\dy"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}},
+         r'\s*\{\s*"a"\s*:\s*"(river|stone)"\s*\}\s*'),
+    ]  # fmt: skip
+    with serve.loaded(options(exported)) as (writer, _), running(writer) as server:
+        for form, expected in forms:
+            for one in (served, server):
+                found = post(
+                    one, prompt="river", max_tokens=60, temperature=temperature, seed=1, **form
+                ).json()
+                [choice] = found["choices"]
+                assert re.fullmatch(expected, choice["text"]) and choice["finish_reason"] == "stop"
+            if temperature:
+                pieces = events(served, prompt="river", max_tokens=60, seed=1, **form)
+                whole = post(served, prompt="river", max_tokens=60, seed=1, **form).json()["choices"][0][
+                    "text"
+                ]
+                assert "".join(each["choices"][0]["text"] for each in pieces) == whole
+
+
 class Held:
     """A writer that writes when it is let, to see what waits meanwhile."""
 
     def __init__(self, served: Server) -> None:
-        self.tokenizer, self.longest = served.writer.tokenizer, 64
+        self.tokenizer, self.longest, self.forms = served.writer.tokenizer, 64, served.writer.forms
         self.go, self.written = threading.Event(), []
         self.said: list[int] = [5, 6]
 
-    def write(self, asked):
+    def write(self, asked, told=None):
         self.go.wait(30)
+        if told is not None:
+            told(0, 5)
         self.written += [one.most for one in asked]
         if not self.said:
             raise RuntimeError("out of memory")

@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 
 from megatron_davinci.evaluate.serving.requests import Asked, Refusal
 
@@ -22,6 +23,9 @@ class Job:
         done: Set when there is an outcome.
         tokens: What the model wrote; -1 ends it where a logit was not a number.
         problem: Why it wrote nothing.
+        number: Of the text among those of its request.
+        news: Is given the number with each token as it is chosen, and with None when there is an outcome; None where
+            nobody reads in pieces.
     """
 
     asked: Asked
@@ -29,11 +33,15 @@ class Job:
     done: threading.Event = field(default_factory=threading.Event)
     tokens: list[int] = field(default_factory=list)
     problem: Refusal | None = None
+    number: int = 0
+    news: SimpleQueue[tuple[int, int | None]] | None = None
 
     def settle(self, tokens: Sequence[int] = (), problem: Refusal | None = None) -> None:
         """Hand over the outcome."""
         self.tokens, self.problem = list(tokens), problem
         self.done.set()
+        if self.news is not None:
+            self.news.put((self.number, None))
 
 
 class Queue:

@@ -1,7 +1,7 @@
 """What a request asks for, out of the body of an OpenAI-compatible call; and why not, in OpenAI's form.
 
-A field that would change the answer and that we do not have is refused, not passed over: who asks for JSON, or for
-tools, should not get something else without a word.
+A field that would change the answer and that we do not have is refused, not passed over: who asks for tools should
+not get something else without a word.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from megatron_davinci.evaluate.sampling import Sampling
 MOST_STOPS = 16
 _DEFAULT_COMPLETION = 16  # tokens, as in OpenAI's completions
 # Fields that say nothing about the answer.
-_PASSED_OVER = {"user", "metadata", "store", "service_tier", "stream_options", "safety_identifier"}
+_PASSED_OVER = {"user", "metadata", "store", "service_tier", "safety_identifier"}
 # Fields whose neutral values ask for nothing.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "stream": (False, None),
     "n": (1, None),
     "best_of": (1, None),
     "logprobs": (False, None),
@@ -31,9 +30,11 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "logit_bias": ({}, None),
     "tools": ([], None),
     "tool_choice": ("none", None),
-    "response_format": ({"type": "text"}, None),
 }
-_ASKING = {"model", "temperature", "top_p", "seed", "stop", "max_tokens"}
+_ASKING = {
+    "model", "temperature", "top_p", "seed", "stop", "max_tokens", "stream", "stream_options", "response_format",
+    "structured_outputs",
+}  # fmt: skip
 _CHAT = _ASKING | {"messages", "max_completion_tokens"}
 _COMPLETION = _ASKING | {"prompt"}
 
@@ -73,12 +74,14 @@ class Asked:
         most: Tokens to generate at most.
         until: Strings that end the text.
         sampling: How tokens are chosen.
+        form: Grammar that the text must follow; None for none.
     """
 
     ids: list[int]
     most: int
     until: list[str]
     sampling: Sampling
+    form: str | None = None
 
 
 def parsed(raw: bytes) -> dict[str, Any]:
@@ -96,8 +99,35 @@ def parsed(raw: bytes) -> dict[str, Any]:
     return body
 
 
+def streamed(body: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Whether a body asks for the answer in pieces, and for the count of tokens behind them.
+
+    Raises:
+        Refusal: It does not say so by yes or no.
+    """
+    options = body.get("stream_options")
+    if options is not None and not isinstance(options, dict):
+        raise Refusal(
+            400, f"stream_options should be an object; found {_kind(options)}", param="stream_options"
+        )
+    found = []
+    for name, value in (
+        ("stream", body.get("stream")),
+        ("stream_options", (options or {}).get("include_usage")),
+    ):
+        if not isinstance(value, bool | None):
+            raise Refusal(400, f"{name} should say true or false; found {value!r}"[:200], param=name)
+        found.append(bool(value))
+    return found[0], found[1]
+
+
 def asked(
-    body: Mapping[str, Any], chat: bool, model: str, longest: int, encode: Callable[[str], list[int]]
+    body: Mapping[str, Any],
+    chat: bool,
+    model: str,
+    longest: int,
+    encode: Callable[[str], list[int]],
+    form_of: Callable[[Mapping[str, Any]], str | None],
 ) -> list[Asked]:
     """What a body asks for: one text, or as many as a completion has prompts.
 
@@ -107,6 +137,7 @@ def asked(
         model: The name that ours has.
         longest: Tokens of the model's context.
         encode: Text to tokens.
+        form_of: The grammar of the form that a body asks for.
 
     Raises:
         Refusal: A field is not what it should be, or the context is too small.
@@ -122,7 +153,7 @@ def asked(
         raise Refusal(400, "top_p should be more than 0", param="top_p")
     seed = _integer(body, "seed", None)
     sampling = Sampling(temperature, top_p, (seed or 0) % (1 << 63))
-    until = _stops(body.get("stop"))
+    until, form = _stops(body.get("stop")), form_of(body)
     names = ("max_completion_tokens", "max_tokens") if chat else ("max_tokens",)
     most = next((body[name] for name in names if body.get(name) is not None), None)
     if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
@@ -145,7 +176,7 @@ def asked(
                 param=where,
                 code="context_length_exceeded",
             )
-        found.append(Asked(ids, wanted, until, sampling))
+        found.append(Asked(ids, wanted, until, sampling, form))
     return found
 
 

@@ -1,7 +1,8 @@
 """An OpenAI-compatible server of one model: threads talk to clients, the thread that has the model writes batches.
 
-`POST /v1/chat/completions`, `POST /v1/completions`, `GET /v1/models`, `GET /health`. Answers come whole; `stream` is
-refused. It stands on http.server: behind it is one small model, and what limits it is the model.
+`POST /v1/chat/completions`, `POST /v1/completions`, `GET /v1/models`, `GET /health`. Answers come whole, or with
+`stream` in pieces, as server-sent events. It stands on http.server: behind it is one small model, and what limits it
+is the model.
 """
 
 from __future__ import annotations
@@ -12,16 +13,19 @@ import select
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from queue import SimpleQueue
 from threading import Condition, Thread
 from typing import Any
 
 from megatron_davinci.errors import EnvironmentProblem
+from megatron_davinci.evaluate.serving.forms import UNFIT
+from megatron_davinci.evaluate.serving.pieces import Pieces, text_of
 from megatron_davinci.evaluate.serving.queue import Job, Queue
-from megatron_davinci.evaluate.serving.requests import Refusal, asked, parsed
+from megatron_davinci.evaluate.serving.requests import Refusal, asked, parsed, streamed
 from megatron_davinci.evaluate.serving.writers import Writer
 
 _IDLE_SECONDS = 75.0  # of a connection without a request, or in the middle of one
@@ -116,8 +120,15 @@ class Server:
     def _write(self, jobs: list[Job]) -> None:
         if not jobs:
             return
+        read = {number for number, job in enumerate(jobs) if job.news is not None}
+
+        def told(number: int, token: int) -> None:
+            job = jobs[number]
+            if job.news is not None and token >= 0:
+                job.news.put((job.number, token))
+
         try:
-            texts = self.writer.write([job.asked for job in jobs])
+            texts = self.writer.write([job.asked for job in jobs], told if read else None)
         except Exception as error:
             said = f"{type(error).__name__}: {error}"
             for job in jobs:
@@ -126,13 +137,19 @@ class Server:
                 raise
             return
         for job, tokens in zip(jobs, texts, strict=True):
-            if tokens and tokens[-1] < 0:
+            if tokens and tokens[-1] == UNFIT:
+                job.settle(
+                    problem=Refusal(400, "The form is too complex to be held to.", code="form_too_complex")
+                )
+            elif tokens and tokens[-1] < 0:
                 job.settle(problem=Refusal(500, "The model's logits are not numbers.", "server_error"))
             else:
                 job.settle(tokens)
 
-    def answer(self, path: str, raw: bytes, gone: Any) -> dict[str, Any]:
-        """The body of the response to a request, when it is there.
+    def answer(
+        self, path: str, raw: bytes, gone: Callable[[], bool]
+    ) -> dict[str, Any] | Iterator[dict[str, Any]]:
+        """The body of the response to a request, when it is there, or its events, when the first is there.
 
         Args:
             path: Of the request.
@@ -142,48 +159,90 @@ class Server:
         Raises:
             Refusal: There is none.
         """
-        chat = path == _POSTS[0]
+        chat, body = path == _POSTS[0], parsed(raw)
         tokenizer = self.writer.tokenizer
         wanted = asked(
-            parsed(raw),
+            body,
             chat,
             self.settings.name,
             self.writer.longest,
             lambda text: [int(token) for token in tokenizer.encode_batch([text])[0]],
+            self.writer.forms.asked,
         )
-        jobs = [Job(each, gone) for each in wanted]
+        in_pieces, usage = streamed(body)
+        news = SimpleQueue[tuple[int, int | None]]() if in_pieces else None
+        jobs = [Job(each, gone, number=number, news=news) for number, each in enumerate(wanted)]
         self.queue.put(jobs)
+        head = {
+            "id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}",
+            "object": f"chat.completion{'.chunk' if in_pieces else ''}" if chat else "text_completion",
+            "created": int(time.time()),
+            "model": self.settings.name,
+        }
+        if news is not None:
+            first = news.get()  # what is refused has a status of its own, as long as nothing was sent
+            if first[1] is None and (problem := jobs[first[0]].problem) is not None:
+                raise problem
+            return self._events(head, jobs, chat, usage, news, first)
         for job in jobs:
             job.done.wait()
             if job.problem is not None:
                 raise job.problem
-        choices = [self._choice(number, job, chat) for number, job in enumerate(jobs)]
-        prompt, written = sum(len(each.ids) for each in wanted), sum(len(job.tokens) for job in jobs)
-        return {
-            "id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}",
-            "object": "chat.completion" if chat else "text_completion",
-            "created": int(time.time()),
-            "model": self.settings.name,
-            "choices": choices,
-            "usage": {
-                "prompt_tokens": prompt,
-                "completion_tokens": written,
-                "total_tokens": prompt + written,
-            },
-        }
+        choices = []
+        for job in jobs:
+            text, finish = text_of(tokenizer, job.tokens, job.asked.until)
+            said = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+            choices.append({"index": job.number, "finish_reason": finish, "logprobs": None} | said)
+        return head | {"choices": choices, "usage": _usage(jobs)}
 
-    def _choice(self, number: int, job: Job, chat: bool) -> dict[str, Any]:
-        tokenizer, until = self.writer.tokenizer, job.asked.until
-        ended = job.tokens[-1] == tokenizer.eod_id
-        text = tokenizer.decode(job.tokens, special=False)
-        places = [place for stop in until if (place := text.find(stop)) >= 0]
-        choice: dict[str, Any] = {
-            "index": number,
-            "finish_reason": "stop" if ended or places else "length",
-            "logprobs": None,
-        }
-        text = text[: min(places)] if places else text
-        return choice | ({"message": {"role": "assistant", "content": text}} if chat else {"text": text})
+    def _events(
+        self,
+        head: dict[str, Any],
+        jobs: list[Job],
+        chat: bool,
+        usage: bool,
+        news: SimpleQueue[tuple[int, int | None]],
+        first: tuple[int, int | None],
+    ) -> Iterator[dict[str, Any]]:
+        """The events of an answer in pieces; the error, where one is met in the middle, is the last.
+
+        Args:
+            head: What all events have.
+            jobs: The texts.
+            chat: Whether they are a chat's.
+            usage: Whether the count of tokens is wanted behind them.
+            news: Tokens of the texts, as they come.
+            first: Taken of them already.
+        """
+
+        def event(number: int, text: str, finish: str | None, role: bool = False) -> dict[str, Any]:
+            delta = ({"role": "assistant"} if role else {}) | ({"content": text} if text or role else {})
+            said = {"delta": delta} if chat else {"text": text}
+            return head | {"choices": [{"index": number, "finish_reason": finish, "logprobs": None} | said]}
+
+        texts = [Pieces(self.writer.tokenizer, job.asked.until) for job in jobs]
+        if chat:
+            yield event(0, "", None, role=True)
+        left, (number, token) = len(jobs), first
+        while True:
+            job = jobs[number]
+            if token is not None:
+                if piece := texts[number].add(token):
+                    yield event(number, piece, None)
+            elif job.problem is not None:
+                yield job.problem.body
+                return
+            else:
+                piece, finish = texts[number].rest()
+                if piece:
+                    yield event(number, piece, None)
+                yield event(number, "", finish)
+                left -= 1
+                if not left:
+                    break
+            number, token = news.get()
+        if usage:
+            yield head | {"choices": [], "usage": _usage(jobs)}
 
     def models(self) -> dict[str, Any]:
         """The body of the list of models."""
@@ -195,6 +254,11 @@ class Server:
             "max_model_len": self.writer.longest,
         }
         return {"object": "list", "data": [one]}
+
+
+def _usage(jobs: list[Job]) -> dict[str, int]:
+    prompt, written = sum(len(job.asked.ids) for job in jobs), sum(len(job.tokens) for job in jobs)
+    return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
 
 
 class _Http(ThreadingHTTPServer):
@@ -249,7 +313,28 @@ class _Handler(BaseHTTPRequestHandler):
                     self.close_connection = True  # what was sent is not read
                 self._reply(refusal.status, refusal.body, refusal.wait)
                 return
-            self._reply(200, body)
+            if isinstance(body, dict):
+                self._reply(200, body)
+            else:
+                self._stream(body)
+
+    def _stream(self, events: Iterator[dict[str, Any]]) -> None:
+        """Server-sent events, in chunks of HTTP/1.1; `[DONE]` is the last, unless one of them is an error."""
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Cache-Control", "no-cache")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        failed = False
+        for event in events:
+            failed = "error" in event
+            self._chunk(f"data: {json.dumps(event)}\n\n".encode())
+        if not failed:
+            self._chunk(b"data: [DONE]\n\n")
+        self._chunk(b"")
+
+    def _chunk(self, raw: bytes) -> None:
+        self.wfile.write(b"%x\r\n%b\r\n" % (len(raw), raw))
 
     def _authorise(self) -> None:
         key = self.server.served.settings.key

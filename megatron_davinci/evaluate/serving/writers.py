@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +13,10 @@ from megatron_davinci.errors import CheckpointError, DataError, EnvironmentProbl
 from megatron_davinci.evaluate.endings import ends, stopper
 from megatron_davinci.evaluate.engine import Engine
 from megatron_davinci.evaluate.sampling import Draw
+from megatron_davinci.evaluate.serving.forms import Forms, chooser
 from megatron_davinci.evaluate.serving.requests import Asked
+
+Told = Callable[[int, int], None]
 
 
 class Writer(Protocol):
@@ -22,13 +25,23 @@ class Writer(Protocol):
     Attributes:
         tokenizer: Its tokenizer.
         longest: Tokens of its context.
+        forms: That answers may be made to have.
     """
 
     tokenizer: Tokenizer
     longest: int
+    forms: Forms
 
-    def write(self, asked: Sequence[Asked]) -> list[list[int]]:
-        """The tokens that follow each prompt, its end included; -1 ends those where a logit was not a number."""
+    def write(self, asked: Sequence[Asked], told: Told | None = None) -> list[list[int]]:
+        """The tokens that follow each prompt, its end included; a negative one ends those that could not go on.
+
+        Args:
+            asked: The texts.
+            told: Is given each text's number with each of its tokens, as they are chosen.
+
+        Returns:
+            Token ids; -1 at the end where a logit was not a number, `forms.UNFIT` where a form was too complex.
+        """
         ...
 
 
@@ -43,15 +56,15 @@ class CheckpointWriter:
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer, longest: int) -> None:
         self._engine, self.tokenizer, self.longest = engine, tokenizer, longest
+        self.forms = Forms(tokenizer)
 
-    def write(self, asked: Sequence[Asked]) -> list[list[int]]:
+    def write(self, asked: Sequence[Asked], told: Told | None = None) -> list[list[int]]:
         """As `Writer.write`."""
-        greedy = all(one.sampling.temperature == 0 for one in asked)
         return self._engine.generate(
             [one.ids for one in asked],
             stopper(self.tokenizer, [one.until for one in asked]),
             [one.most for one in asked],
-            choose=None if greedy else Draw([one.sampling for one in asked]),
+            choose=chooser(asked, self.forms, told),
         )
 
 
@@ -78,6 +91,7 @@ class FolderWriter:
                 do="pip install 'megatron-davinci[eval]'",
             ) from None
         self.tokenizer = Tokenizer.load(folder)
+        self.forms = Forms(self.tokenizer)
         try:
             model = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
@@ -110,11 +124,12 @@ class FolderWriter:
             )
 
     @torch.inference_mode()
-    def write(self, asked: Sequence[Asked]) -> list[list[int]]:
+    def write(self, asked: Sequence[Asked], told: Told | None = None) -> list[list[int]]:
         """As `Writer.write`: prompts padded on the left, keys and values kept, texts that have ended left out."""
         from transformers import DynamicCache
 
-        draw, written = Draw([one.sampling for one in asked]), [list[int]() for _ in asked]
+        draw = chooser(asked, self.forms, told) or Draw([one.sampling for one in asked])
+        written = [list[int]() for _ in asked]
         columns = max(len(one.ids) for one in asked)
         rows = [[0] * (columns - len(one.ids)) + one.ids for one in asked]
         ids = torch.tensor(rows, device=self._device)
