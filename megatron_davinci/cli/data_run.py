@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import sys
 import time
@@ -173,12 +174,14 @@ def list_steps(arguments: argparse.Namespace) -> int:
             expected=nearest[0] if nearest else ", ".join(STEPS),
         )
     step = STEPS[arguments.step]
-    described = _described(step.Parameters.__doc__ or "")
+    described: dict[str, str] = {}
+    for each in reversed(step.Parameters.__mro__):  # a step says of its own what its base says of all
+        described |= _described(each.__dict__.get("__doc__") or "")
     rows = [
         [
             name,
             str(field.default) if not field.is_required() else "required",
-            described.get(name, "names of sources"),
+            described[name],
         ]
         for name, field in step.Parameters.model_fields.items()
     ]
@@ -192,12 +195,12 @@ def list_steps(arguments: argparse.Namespace) -> int:
 
 def _described(docstring: str) -> dict[str, str]:
     """The lines of a Google-style `Attributes:` section, by name."""
-    _, _, section = docstring.partition("Attributes:")
+    _, _, section = inspect.cleandoc(docstring).partition("Attributes:\n")
     found: dict[str, str] = {}
     name = ""
     for line in section.splitlines():
         head, colon, rest = line.strip().partition(": ")
-        if colon and head.isidentifier() and line.startswith(" " * 12) and not line.startswith(" " * 13):
+        if colon and head.isidentifier() and line.startswith("    ") and not line.startswith("     "):
             name = head
             found[name] = rest
         elif line.strip() and name:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_davinci.cli.eval_plan import SUITES, Planned
+from megatron_davinci.cli.model_options import add_model_options
 from megatron_davinci.config import check_layout
 from megatron_davinci.errors import MEND, DataError, EnvironmentProblem
 from megatron_davinci.files import disk_errors, write_atomically
@@ -80,7 +81,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shots", type=int, help="examples before each item (default: as the task says)")
     parser.add_argument("--limit", type=int, help="the first so many items of each task only")
     parser.add_argument("--ranks", type=int, help="ranks on this machine (default: what the layout needs)")
-    parser.add_argument("--tokenizer", type=Path, help="folder of the tokenizer (default: the run's)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where results go (default: RUN/evals)")
     parser.add_argument(
         "--follow",
@@ -91,13 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--download", action="store_true", help="let datasets fetch what is not on this machine"
     )
-    parser.add_argument(
-        "--tokens-at-once",
-        type=int,
-        default=4096,
-        metavar="N",
-        help="tokens of one forward pass (default: 4096)",
-    )
+    add_model_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_davinci.cli.model_options import add_model_options
 from megatron_davinci.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,14 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--key-variable", metavar="NAME", help="environment variable with the API key that clients must show"
     )
-    parser.add_argument("--tokenizer", type=Path, help="folder of the tokenizer (default: the run's)")
-    parser.add_argument(
-        "--tokens-at-once",
-        type=int,
-        default=4096,
-        metavar="N",
-        help="tokens of one forward pass (default: 4096)",
-    )
+    add_model_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -42,7 +42,6 @@ class SampleAnswers(Trying):
         Attributes:
             endpoint: The model; its temperature must be above 0 for samples to differ.
             prompt: `answer_mathematics`, `answer_code`, or a prompt file (`.yaml`).
-            answers: File of the answers, on a local disk. Recipes may share one.
             tries: Answers asked for, of each question.
             verify: `answer` compares the final answer with the reference; `code` runs the program with its tests.
             reference: Field of the record with the right answer, or with tests: lines of Python, a text or a list.
