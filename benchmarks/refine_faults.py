@@ -2,7 +2,8 @@
 
 A model of a hundred thousand parameters is trained for a minute and put behind `davinci serve`. Between it and the
 job stands a proxy: a quarter of all requests gets 429 with Retry-After, 500, half an answer, garbled bytes, no answer
-in time or a dropped connection, and some questions have answers that never end. `davinci data run` is killed
+in time or a dropped connection, and some questions have answers that never end. With --stream the job's answers come
+in pieces, and streams are cut, garbled, or end without being done. `davinci data run` is killed
 (SIGKILL) again and again at random moments, by turns with one worker and with two, then left to finish; its corpus
 is held against that of a job to which nothing happened but the endless answers.
 
@@ -32,12 +33,16 @@ def main() -> None:
     parser = common.parser(__doc__ or "")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--documents", type=int, default=24)
+    parser.add_argument("--stream", action="store_true", help="the killed job reads answers in pieces")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="davinci-refine-") as scratch:
         root = Path(scratch)
         run = tiny_model.write_run(root / "model")
         with tiny_model.served(run) as url:
-            found = trial(root / "job", url, arguments.seed, arguments.kills, arguments.documents, as_process)
+            kills, documents = arguments.kills, arguments.documents
+            found = trial(
+                root / "job", url, arguments.seed, kills, documents, as_process, stream=arguments.stream
+            )
     figures, counts = found["figures"], found["counts"]
     faults = counts.pop("faults")
     common.write(arguments.json, figures | {name: float(value) for name, value in counts.items()}, faults)

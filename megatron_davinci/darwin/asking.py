@@ -17,6 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 from datatrove.data import Document
 from pydantic import Field
 
+from megatron_davinci.darwin import forms
 from megatron_davinci.darwin.answers import Answer, Answers, question_key
 from megatron_davinci.darwin.chunks import Measure, characters
 from megatron_davinci.darwin.endpoint import Client, Endpoint, Trouble, api_key
@@ -25,7 +26,7 @@ from megatron_davinci.darwin.step import Outcome, Step, StepParameters
 from megatron_davinci.darwin.watching import Note
 
 # Counts of steps that say by name what was not used.
-_JUDGED = ("unused answers/", "pairs/", "answers/", "dialogues/")
+_JUDGED = ("unused answers/", "pairs/", "answers/", "dialogues/", "checks/")
 _HELD = 16_000_000  # characters of documents that wait for answers, beyond which no further one is taken
 
 
@@ -248,18 +249,27 @@ class Asking(StreamStep):
         """The questions that it will ask about a document, in their first try."""
         raise NotImplementedError
 
-    async def answer(self, messages: list[dict[str, str]], attempt: int, spent: Counter[str]) -> Answer:
+    async def answer(
+        self,
+        messages: list[dict[str, str]],
+        attempt: int,
+        spent: Counter[str],
+        form: str | None = None,
+    ) -> Answer:
         """The answer to a question: the one on disk, or one that lies there before it is returned.
 
         Args:
             messages: Of the chat.
             attempt: The try at the same question, from 0 on.
             spent: Counts of tokens, which the answer's are added to.
+            form: Regular expression of an answer that can be read, for servers that hold answers to one.
 
         Raises:
             Trouble: There is none.
         """
-        key = question_key({**self.parameters.endpoint.decides, "messages": messages, "attempt": attempt})
+        endpoint = self.parameters.endpoint
+        asked = {"messages": messages, "attempt": attempt, **endpoint.fields_of(form)}
+        key = question_key({**endpoint.decides, **asked})
         assert self._answers is not None
         found = self._answers.get(key)
         if found is None:
@@ -267,7 +277,7 @@ class Asking(StreamStep):
                 raise Trouble("no_answer", "the file of answers has none")
             task = self._waiting.get(key)
             if task is None:  # who asks the same meanwhile waits for it
-                task = self._waiting[key] = asyncio.ensure_future(self._ask(key, messages, attempt))
+                task = self._waiting[key] = asyncio.ensure_future(self._ask(key, messages, attempt, form))
                 task.add_done_callback(lambda _: self._waiting.pop(key, None))
             found = await asyncio.shield(task)
         else:
@@ -276,10 +286,12 @@ class Asking(StreamStep):
         spent["completion_tokens"] += found.completion_tokens
         return found
 
-    async def _ask(self, key: bytes, messages: list[dict[str, str]], attempt: int) -> Answer:
+    async def _ask(
+        self, key: bytes, messages: list[dict[str, str]], attempt: int, form: str | None
+    ) -> Answer:
         assert self._client is not None and self._answers is not None
         try:
-            answer = self._answers.put(key, await self._client.ask(messages, attempt))
+            answer = self._answers.put(key, await self._client.ask(messages, attempt, form))
         finally:
             troubles = {kind: count for kind, count in self._client.counts.items() if kind != "answered"}
             self._note.counts |= Counter({f"trouble/{kind}": count for kind, count in troubles.items()})
@@ -288,12 +300,15 @@ class Asking(StreamStep):
         return answer
 
     async def tagged(
-        self, text: str, attempt: int, spent: Counter[str], **slots: str
+        self, text: str, attempt: int, spent: Counter[str], form: str = forms.ANY, **slots: str
     ) -> tuple[str | None, str]:
-        """The answer to the step's prompt about a text, out of its tags; or None, and why."""
+        """The answer to the step's prompt about a text, out of its tags, between which `form` says what may stand; or
+        None, and why.
+        """
         mark = mark_for(text, *slots.values())
+        messages = self.prompt.messages(passage=text, mark=mark, **slots)
         try:
-            answer = await self.answer(self.prompt.messages(passage=text, mark=mark, **slots), attempt, spent)
+            answer = await self.answer(messages, attempt, spent, forms.within(mark, form))
         except Trouble as trouble:
             return None, trouble.kind
         return between(answer, mark)

@@ -2,13 +2,15 @@
 
 Neither report says how level 7 is made; its seed there is code that was executed before it was kept
 (MegaMath-Synth-Code). Here a model writes checks for a program, and they are believed only as far as they were seen
-to work: the program runs, all checks hold, and of small faults planted in the program enough make them fail.
+to work: the program runs, all checks hold, and of small faults planted in the program enough make them fail. Or the
+model only says how functions are to be called, and the program what that gives (`calls`): a small model can do that.
 """
 
 from __future__ import annotations
 
 import ast
 import asyncio
+import json
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -16,12 +18,13 @@ from typing import Any
 from datatrove.data import Document
 from pydantic import Field
 
-from megatron_davinci.darwin.asking import AskingParameters, Expected
+from megatron_davinci.darwin import calls, forms
+from megatron_davinci.darwin.asking import AskingParameters, Expected, between
 from megatron_davinci.darwin.endpoint import Trouble
 from megatron_davinci.darwin.mutants import mutants
 from megatron_davinci.darwin.prompts import mark_for
 from megatron_davinci.darwin.step import Outcome
-from megatron_davinci.darwin.trials import Trying
+from megatron_davinci.darwin.trials import LIMITS, Trying
 from megatron_davinci.darwin.verify import program_of
 
 _ANSWER_SHARE = 0.6  # tokens of checks for one of the program, where none is known; a supposition
@@ -34,34 +37,51 @@ class WriteChecks(Trying):
     name = "write_checks"
     level = 7
     about = "a model writes checks for a program; kept if they run, hold, and fail on the program made wrong"
-    tasks = frozenset({"checks"})
+    tasks = frozenset({"checks", "calls"})
 
     class Parameters(AskingParameters):
         """Parameters of `write_checks`.
 
         Attributes:
-            endpoint: The model.
-            prompt: `checks_python`, or a prompt file (`.yaml`).
-            answers: File of the answers, on a local disk. Recipes may share one.
+            prompt: `checks_python`, or `calls_python`, or a prompt file (`.yaml`).
             tries: Most answers that are tried for a program; each further one has another seed.
             longest: Most characters of a program that is asked about.
+            functions: Most functions of a program that calls are asked for, the first ones.
+            longest_function: Most characters of such a function.
             faults: Most faults that are planted, one at a time.
             min_noticed: Least share of them that the checks must notice; at least one they always must.
         """
 
         prompt: str = "checks_python"
         longest: int = Field(default=16_000, gt=0)
+        functions: int = Field(default=8, gt=0)
+        longest_function: int = Field(default=4_000, gt=0)
         faults: int = Field(default=8, gt=0)
         min_noticed: float = Field(default=0.25, ge=0, le=1)
 
     parameters: Parameters
 
     def expected(self, document: Document) -> Iterator[Expected]:
-        """One question about each program that can be one."""
+        """One question about each program that can be one, or about each of its functions."""
         program = document.text
-        if not unfit(program, self.parameters.longest):
-            messages = self.prompt.messages(passage=program, mark=mark_for(program))
-            yield Expected("checks", messages, program, _ANSWER_SHARE)
+        if unfit(program, self.parameters.longest):
+            return
+        for text, messages in self._questions(program):
+            yield Expected(self.prompt.task, messages, text, _ANSWER_SHARE)
+
+    def _questions(self, program: str) -> Iterator[tuple[str, list[dict[str, str]]]]:
+        if self.prompt.task == "checks":
+            yield program, self.prompt.messages(passage=program, mark=mark_for(program))
+            return
+        for function in self._functions(program):
+            yield function.source, self._about(function)
+
+    def _functions(self, program: str) -> list[calls.Function]:
+        return calls.functions(program, self.parameters.longest_function)[: self.parameters.functions]
+
+    def _about(self, function: calls.Function) -> list[dict[str, str]]:
+        mark = mark_for(function.source)
+        return self.prompt.messages(passage=function.source, mark=mark, function=function.name)
 
     async def process(self, document: Document) -> Outcome:
         """Run the program, ask for checks, and try them."""
@@ -69,6 +89,8 @@ class WriteChecks(Trying):
         why = unfit(program, self.parameters.longest)
         if not why and (came_of := await self.outcome(program, "")) != "passed":
             why = f"program_{came_of}"
+        if not why and self.prompt.task == "calls" and not self._functions(program):
+            why = "no_function_to_call"
         planted = [] if why else mutants(program, self.parameters.faults)
         if not why and not planted:
             why = "nothing_to_get_wrong"
@@ -76,7 +98,10 @@ class WriteChecks(Trying):
             return self._as_it_was(document, {why: 1}, {})
         spent, unused = Counter[str](), Counter[str]()
         for attempt in range(self.parameters.tries):
-            checks, why = await self._asked(program, attempt, spent)
+            if self.prompt.task == "calls":
+                checks, why = await self._called(program, attempt, spent, unused)
+            else:
+                checks, why = await self._asked(program, attempt, spent)
             if checks is None:
                 unused[why] += 1
                 continue
@@ -103,14 +128,51 @@ class WriteChecks(Trying):
         """Checks that hold on the program, or None and what is wrong with them."""
         try:
             messages = self.prompt.messages(passage=program, mark=mark_for(program))
-            answer = await self.answer(messages, attempt, spent)
+            answer = await self.answer(messages, attempt, spent, rf"```python\n{forms.ANY}\n```")
         except Trouble as trouble:
             return None, trouble.kind
         if answer.finish == "length":
             return None, "cut_off"
-        checks = program_of(answer.text)
-        if checks is None:
-            return None, "no_program"
+        checks = program_of(f"{answer.text}\n")
+        return (None, "no_program") if checks is None else await self._holding(checks, program)
+
+    async def _called(
+        self, program: str, attempt: int, spent: Counter[str], unused: Counter[str]
+    ) -> tuple[str | None, str]:
+        """Checks out of calls that a model chose; those that give nothing to hold on to are counted and left out."""
+        answers = await asyncio.gather(
+            *(self._calls(function, attempt, spent) for function in self._functions(program))
+        )
+        chosen = [call for found, _ in answers for call in found]
+        unused.update(why for _, why in answers if why)
+        if not chosen:
+            return None, "no_calls"
+        said = await self.ran(
+            calls.question(program, chosen, LIMITS), lambda: calls.told(program, chosen, LIMITS)
+        )
+        told = None if said == "not_run" else json.loads(said)
+        if told is None:
+            return None, "calls_without_end"
+        unused.update(f"call_{kind}" for _, kind, _ in told if kind != "value")
+        checks = calls.checks_of(told)
+        return await self._holding(checks, program) if checks else (None, "no_values")
+
+    async def _calls(
+        self, function: calls.Function, attempt: int, spent: Counter[str]
+    ) -> tuple[list[str], str]:
+        """Calls of a function, or none and why."""
+        mark = mark_for(function.source)
+        try:
+            form = forms.within(mark, function.form)
+            answer = await self.answer(self._about(function), attempt, spent, form)
+        except Trouble as trouble:
+            return [], trouble.kind
+        text, why = between(answer, mark)
+        found = calls.calls_of(text, function.name) if text is not None else []
+        return found, why or ("" if found else "no_call")
+
+    async def _holding(self, checks: str, program: str) -> tuple[str | None, str]:
+        """Checks, if they hold on the program; or None and what is wrong with them."""
         if wrong := fault_of(checks, program):
             return None, wrong
         outcome = await self.outcome(program, checks)

@@ -119,14 +119,9 @@ class Complete(Chunked):
         """Parameters of `complete`.
 
         Attributes:
-            endpoint: The model.
             prompt: `complete_science`, or a prompt file (`.yaml`).
-            answers: File of the answers, on a local disk. Recipes may share one.
-            tries: Most answers to one question that are judged; each further one has another seed.
             chunk: Most tokens of a chunk.
             tokenizer: Folder of a tokenizer to measure chunks by.
-            pass_share: Least share of a document's chunks with a usable answer; else all of it stays as it was.
-            on_failure: What becomes of a document below it: `keep` it at the level that it had, or `quarantine` it.
         """
 
         prompt: str = "complete_science"

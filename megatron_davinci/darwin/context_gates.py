@@ -99,6 +99,11 @@ def sentences_of(related: Sequence[str]) -> str:
     )
 
 
+def sentence_counts(related: Sequence[str]) -> list[int]:
+    """How many sentences each passage has."""
+    return [len(facts_of.sentences(passage)) for passage in related]
+
+
 def with_quotations(source: str, program: str, related: Sequence[str]) -> str | None:
     """The text with sentences of other passages before it; None where the program is none, or names none.
 

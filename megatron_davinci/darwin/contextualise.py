@@ -14,10 +14,12 @@ from typing import Any
 from datatrove.data import Document
 from pydantic import Field
 
+from megatron_davinci.darwin import forms
 from megatron_davinci.darwin.asking import Expected
 from megatron_davinci.darwin.context_gates import (
     CITATION,
     context_violations,
+    sentence_counts,
     sentences_of,
     with_quotations,
 )
@@ -42,18 +44,15 @@ class Contextualise(Chunked):
         """Parameters of `contextualise`.
 
         Attributes:
-            endpoint: The model.
             prompt: `contextualise` or `quote_related`, or a prompt file (`.yaml`).
-            answers: File of the answers, on a local disk. Recipes may share one.
-            tries: Most answers to one question that are judged; each further one has another seed.
             chunk: Most characters of a chunk, or tokens with `tokenizer`.
-            tokenizer: Folder of a tokenizer to measure chunks by.
-            pass_share: Least share of a document's chunks with a usable answer; else all of it stays as it was.
-            on_failure: What becomes of a document below it: `keep` it at the level that it had, or `quarantine` it.
+            may_decline: Whether a model that chooses sentences may say that none helps; else `relate` alone decides
+                what is related, and the model which of it is quoted.
         """
 
         prompt: str = "contextualise"
         chunk: int = Field(default=4096, gt=0)
+        may_decline: bool = True
 
     parameters: Parameters
 
@@ -64,9 +63,18 @@ class Contextualise(Chunked):
             return {"related": sentences_of(texts)}
         return {"related": "\n\n".join(f"[[{n}]] {text}" for n, text in enumerate(texts, start=1))}
 
+    def form(self, document: Document, source: str) -> str:
+        """Where sentences are chosen, sentences that there are."""
+        if self.prompt.task != "quote":
+            return forms.ANY
+        return forms.quotes(sentence_counts(_texts(document)), self.parameters.may_decline)
+
     def understood(self, document: Document, source: str, answer: str) -> str | None:
         """The text; where sentences are chosen, with those before it."""
-        return with_quotations(source, answer, _texts(document)) if self.prompt.task == "quote" else answer
+        if self.prompt.task != "quote":
+            return answer
+        text = with_quotations(source, answer, _texts(document))
+        return None if text == source and not self.parameters.may_decline else text
 
     def judge(self, document: Document, source: str, answer: str) -> list[str]:
         """The gates of context."""

@@ -16,7 +16,7 @@ from typing import Any
 from datatrove.data import Document
 from pydantic import Field, model_validator
 
-from megatron_davinci.darwin import provenance
+from megatron_davinci.darwin import forms, provenance
 from megatron_davinci.darwin.asking import Asking, AskingParameters, Expected, between
 from megatron_davinci.darwin.chunks import characters, cut
 from megatron_davinci.darwin.dialogue_gates import Turn, dialogue_violations, turn_violations, written
@@ -41,14 +41,13 @@ class Converse(Asking):
         """Parameters of `converse`.
 
         Attributes:
-            endpoint: The model.
             prompt: `judge_dialogue`, or a prompt file (`.yaml`) of the judge.
-            answers: File of the answers, on a local disk. Recipes may share one.
             tries: Most answers for one turn that are judged; each further one has another seed.
             agents: Prompts of those who talk, in the order that they speak in, or prompt files.
             speakers: Their names in the dialogue.
             turns: That they say in all.
             least_turns: Of a dialogue that is kept, where not all turns passed.
+            longest_turn: Most characters of a turn.
             passage: Most characters of a passage that one dialogue is about.
             keep_documents: Keep the document beside its dialogues.
             as_source: Name of the source that dialogues are written as; None for their document's.
@@ -59,6 +58,7 @@ class Converse(Asking):
         speakers: list[str] = Field(default=["Student", "Teacher"], min_length=2)
         turns: int = Field(default=6, ge=2)
         least_turns: int = Field(default=4, ge=2)
+        longest_turn: int = Field(default=1500, ge=20)
         passage: int = Field(default=4096, gt=0)
         keep_documents: bool = True
         as_source: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -163,16 +163,15 @@ class Converse(Asking):
         unused: Counter[str],
     ) -> str | None:
         messages = self._messages(agent, passage, turns, speaker)
+        longest, speakers = self.parameters.longest_turn, self.parameters.speakers
         for attempt in range(self.parameters.tries):
             try:
-                answer = await self.answer(messages, attempt, spent)
+                answer = await self.answer(messages, attempt, spent, forms.turn(longest))
             except Trouble as trouble:
                 unused[trouble.kind] += 1
                 continue
             text, why = between(answer, "turn")
-            broken = (
-                [why] if text is None else turn_violations(text, passage, turns, self.parameters.speakers)
-            )
+            broken = [why] if text is None else turn_violations(text, passage, turns, speakers, longest)
             if text is not None and not broken:
                 return " ".join(text.split()) if "```" not in text else text
             unused[broken[0]] += 1
@@ -183,7 +182,7 @@ class Converse(Asking):
         dialogue = written(turns)
         messages = self.prompt.messages(passage=passage, mark=mark_for(passage, dialogue), dialogue=dialogue)
         try:
-            said = (await self.answer(messages, 0, spent)).text
+            said = (await self.answer(messages, 0, spent, forms.YES_OR_NO)).text
         except Trouble as trouble:
             return f"judge_{trouble.kind}"
         return "" if (said.strip().upper().split() or [""])[-1].strip(".!*\"'") == "YES" else "judged_bad"

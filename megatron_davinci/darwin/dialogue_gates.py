@@ -9,7 +9,6 @@ from typing import NamedTuple
 from megatron_davinci.darwin import facts_of
 from megatron_davinci.darwin.fidelity import content_stems, loops, new_names, speaks_of_the_task, turned
 
-_LONGEST = 1500  # characters of a turn
 _SMALL = {str(number) for number in range(2, 11)}
 _POINTS = re.compile(
     r"\b(?:the|this|that) (?:passage|text|excerpt|document|article|author|authors|dialogue|conversation)\b",
@@ -36,7 +35,9 @@ def written(turns: Sequence[Turn]) -> str:
     return "\n\n".join(f"{turn.speaker}: {turn.text}" for turn in turns)
 
 
-def turn_violations(text: str, document: str, before: Sequence[Turn], speakers: Sequence[str]) -> list[str]:
+def turn_violations(
+    text: str, document: str, before: Sequence[Turn], speakers: Sequence[str], longest: int = 1500
+) -> list[str]:
     """What is wrong with a turn: names of broken rules, none for a good one.
 
     Args:
@@ -44,12 +45,13 @@ def turn_violations(text: str, document: str, before: Sequence[Turn], speakers: 
         document: What is spoken about.
         before: The turns before it.
         speakers: Names of all agents.
+        longest: Characters that it may have.
     """
     if not text.strip():
         return ["empty"]
     found = []
     said, known = facts_of.plain(text), facts_of.plain(document)
-    if len(text) > _LONGEST:
+    if len(text) > longest:
         found.append("too_long")
     names = "|".join(re.escape(name) for name in speakers)
     if re.search(rf"(?m)^[ \t>*_]*(?:{names})[*_]*\s*:", text, re.IGNORECASE):

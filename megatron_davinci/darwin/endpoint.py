@@ -13,7 +13,7 @@ import os
 import random
 import time
 from collections import Counter
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import httpx
@@ -21,9 +21,10 @@ from pydantic import Field, field_validator
 
 from megatron_davinci.config.section import Section
 from megatron_davinci.darwin.answers import Answer
+from megatron_davinci.darwin.events import Broken, Events, tokens_of
 from megatron_davinci.errors import ConfigError, EnvironmentProblem
 
-AGAIN = {"rate_limited", "server_error", "timeout", "connection", "not_json", "wrong_shape"}
+AGAIN = {"rate_limited", "server_error", "timeout", "connection", "cut_stream", "not_json", "wrong_shape"}
 _FIRST_PAUSE, _LONGEST_PAUSE, _LONGEST_WISH = 0.5, 60.0, 300.0  # seconds
 _UNANSWERED = 20  # questions in a row: it is not the question
 _PROBE_SECONDS = 10.0
@@ -42,6 +43,10 @@ class Endpoint(Section):
         seed: Of sampling; each further try at a chunk adds one.
         max_tokens: Of one answer.
         extra: Further fields of the request, as `reasoning_effort` or `chat_template_kwargs`.
+        structured: How the server is told the form of an answer, so that tokens against it are never written: `vllm`
+            (`davinci serve` too) by `structured_outputs`, `sglang` by `regex`; None to say it in the prompt only.
+        stream: Let answers come in pieces. What they are is the same; a gateway that ends silent connections has
+            none to end, and an answer without end is dropped at `response_bytes`.
         concurrency: Requests at a time, over all workers.
         requests_per_minute: Likewise; None for no limit.
         tokens_per_minute: Of prompts and answers together; None for no limit.
@@ -59,6 +64,8 @@ class Endpoint(Section):
     seed: int = 0
     max_tokens: int = Field(default=4096, gt=0)
     extra: dict[str, Any] = Field(default={})
+    structured: Literal["vllm", "sglang"] | None = None
+    stream: bool = False
     concurrency: int = Field(default=16, gt=0)
     requests_per_minute: float | None = Field(default=None, gt=0)
     tokens_per_minute: float | None = Field(default=None, gt=0)
@@ -83,7 +90,16 @@ class Endpoint(Section):
     @property
     def decides(self) -> dict[str, Any]:
         """What of it decides an answer."""
-        return self.model_dump(mode="json", include={"model", "temperature", "seed", "max_tokens", "extra"})
+        named = {"model", "temperature", "seed", "max_tokens", "extra"}
+        return self.model_dump(
+            mode="json", include=named if self.structured is None else {*named, "structured"}
+        )
+
+    def fields_of(self, form: str | None) -> dict[str, Any]:
+        """Fields of a request for an answer of a form, a regular expression; none where it is not told."""
+        if form is None or self.structured is None:
+            return {}
+        return {"structured_outputs": {"regex": form}} if self.structured == "vllm" else {"regex": form}
 
 
 class Trouble(Exception):
@@ -136,12 +152,13 @@ class Client:
         """Let go of the connections."""
         await self._http.aclose()
 
-    async def ask(self, messages: list[dict[str, str]], attempt: int = 0) -> Answer:
+    async def ask(self, messages: list[dict[str, str]], attempt: int = 0, form: str | None = None) -> Answer:
         """Ask until there is an answer, or no sense in it.
 
         Args:
             messages: Of the chat.
             attempt: Added to the seed.
+            form: Regular expression that the answer is to follow; None for any answer.
 
         Raises:
             Trouble: This question gets no answer.
@@ -154,7 +171,7 @@ class Client:
                 pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** (number - 1)) * random.uniform(0.5, 1.0)
                 await asyncio.sleep(max(pause, last.wait))
             try:
-                answer = await self._once(messages, attempt)
+                answer = await self._once(messages, attempt, form)
             except Trouble as trouble:
                 last = trouble
                 self.counts[trouble.kind] += 1
@@ -179,17 +196,20 @@ class Client:
             )
         raise last
 
-    async def _once(self, messages: list[dict[str, str]], attempt: int) -> Answer:
+    async def _once(self, messages: list[dict[str, str]], attempt: int, form: str | None) -> Answer:
         endpoint = self.endpoint
         body = {
             **endpoint.extra,
+            **endpoint.fields_of(form),
             "model": endpoint.model,
             "messages": messages,
             "temperature": endpoint.temperature,
             "seed": endpoint.seed + attempt,
             "max_tokens": endpoint.max_tokens,
-            "stream": False,
+            "stream": endpoint.stream,
         }
+        if endpoint.stream:
+            body["stream_options"] = {"include_usage": True}
         async with self._free:
             while (left := self._not_before - time.monotonic()) > 0:
                 await asyncio.sleep(left)
@@ -210,15 +230,33 @@ class Client:
             return answer
 
     async def _post(self, body: dict[str, Any]) -> Answer:
-        url, content = f"{self.endpoint.url}/chat/completions", bytearray()
+        url, content, events = f"{self.endpoint.url}/chat/completions", bytearray(), Events()
         async with self._http.stream("POST", url, json=body) as response:
-            async for block in response.aiter_bytes():
-                content += block
-                if len(content) > self.endpoint.response_bytes:
-                    raise Trouble("too_large", f"more than {self.endpoint.response_bytes:,} bytes")
-        status = response.status_code
-        if status != 200:
-            self._raise_for(status, self._shown(content.decode("utf-8", "replace")), response.headers)
+            kind = response.headers.get("content-type", "")
+            in_pieces = response.status_code == 200 and kind.startswith("text/event-stream")
+            try:
+                read = 0
+                async for block in response.aiter_bytes():
+                    if (read := read + len(block)) > self.endpoint.response_bytes:
+                        raise Trouble("too_large", f"more than {self.endpoint.response_bytes:,} bytes")
+                    if not in_pieces:
+                        content += block
+                        continue
+                    events.add(block)
+                if in_pieces:
+                    return events.answer()
+            except Broken as broken:
+                raise Trouble(broken.kind, self._shown(broken.said)) from None
+            except (httpx.RemoteProtocolError, httpx.ReadError) as error:
+                if events.done:
+                    return events.answer()
+                if in_pieces:
+                    said = f"after {events.number} events: {error}"
+                    raise Trouble("cut_stream", self._shown(said)) from None
+                raise
+        if response.status_code != 200:
+            said = self._shown(content.decode("utf-8", "replace"))
+            self._raise_for(response.status_code, said, response.headers)
         return answer_of(bytes(content))
 
     def _raise_for(self, status: int, said: str, headers: httpx.Headers) -> None:
@@ -343,9 +381,8 @@ def answer_of(content: bytes) -> Answer:
         raise Trouble("wrong_shape", "no choices[0].message.content") from None
     if not isinstance(text, str):
         raise Trouble("wrong_shape", f"choices[0].message.content is {type(text).__name__}")
-    usage = body.get("usage") if isinstance(body.get("usage"), dict) else {}
-    counted = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-    tokens = [count if isinstance(count, int) and 0 <= count < 1 << 40 else 0 for count in counted]
+    usage = body.get("usage")
+    tokens = tokens_of(usage if isinstance(usage, dict) else {})
     return Answer(text, str(choice.get("finish_reason") or "stop")[:40], *tokens)
 
 

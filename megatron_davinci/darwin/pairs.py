@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from datatrove.data import Document
 from pydantic import Field
 
-from megatron_davinci.darwin import provenance
+from megatron_davinci.darwin import forms, provenance
 from megatron_davinci.darwin.asking import Asking, Expected
 from megatron_davinci.darwin.chunks import cut
 from megatron_davinci.darwin.endpoint import Trouble
@@ -48,14 +48,11 @@ class WritePairs(Chunked):
         """Parameters of `write_pairs`.
 
         Attributes:
-            endpoint: The model.
             prompt: `pairs_*`, one for each discipline, or a prompt file (`.yaml`).
-            answers: File of the answers, on a local disk. Recipes may share one.
             tries: Most answers to one question that are looked at; each further one has another seed.
             chunk: Most characters of a passage, or tokens with `tokenizer`.
             tokenizer: Folder of a tokenizer to measure passages by.
             pass_share: Least share of passages with an answer that can be read.
-            on_failure: What becomes of a document below it: `keep` it at the level that it had, or `quarantine` it.
             judge: Ask the model too whether each question stands alone and its passage supports the answer.
             keep_passages: Keep the document beside its pairs.
             as_source: Name of the source that pairs are written as; None for their document's.
@@ -139,7 +136,7 @@ class WritePairs(Chunked):
         for attempt in range(self.parameters.tries):
             try:
                 messages = self.prompt.messages(passage=passage, mark=mark_for(passage))
-                answer = await self.answer(messages, attempt, spent)
+                answer = await self.answer(messages, attempt, spent, forms.PAIRS)
             except Trouble as trouble:
                 why = trouble.kind
                 continue
@@ -171,7 +168,7 @@ class WritePairs(Chunked):
         ]  # fmt: skip
         for name, messages in asked:
             try:
-                said = (await self.answer(messages, 0, spent)).text
+                said = (await self.answer(messages, 0, spent, forms.YES_OR_NO)).text
             except Trouble as trouble:
                 return [f"judge_{trouble.kind}"]
             if (said.strip().upper().split() or [""])[-1].strip(".!*\"'") != "YES":

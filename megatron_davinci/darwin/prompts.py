@@ -22,7 +22,7 @@ from megatron_davinci.errors import ConfigError
 FOLDER = Path(__file__).parent / "prompt_files"
 Task = Literal[
     "purify", "reorganise", "edit", "complete", "pairs", "judge_alone", "judge_support", "contextualise", "quote",
-    "agent", "judge_dialogue", "answer", "checks",
+    "agent", "judge_dialogue", "answer", "checks", "calls",
 ]  # fmt: skip
 # The slots that the user's message of each task must have.
 SLOTS: dict[str, set[str]] = {
@@ -34,6 +34,7 @@ SLOTS: dict[str, set[str]] = {
     "judge_alone": {"question"},
     "answer": {"question"},
     "checks": {"passage", "mark"},
+    "calls": {"passage", "mark", "function"},
     "judge_support": {"passage", "mark", "question", "answer"},
     "contextualise": {"passage", "mark", "related"},
     "quote": {"passage", "mark", "related"},
@@ -53,7 +54,7 @@ class PromptFile(Section):
             and what is replaced, `complete` spells out what is left unsaid, `pairs` asks for questions with answers;
             `judge_alone` and `judge_support` judge a pair; `contextualise` adds from related passages, `quote` says
             which of their sentences to quote; `agent` says the next turn of a dialogue, `judge_dialogue` judges one;
-            `answer` asks a question, `checks` for a program's tests.
+            `answer` asks a question, `checks` for a program's tests, `calls` for calls of one function of it.
         domain: What it is for, for a reader.
         base: Name of the prompt file that it gives its guidance to.
         guidance: What is peculiar to the domain.

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 from datatrove.data import Document
 from pydantic import Field
 
+from megatron_davinci.darwin import forms
 from megatron_davinci.darwin.asking import Asking, AskingParameters, Expected, measure_of
 from megatron_davinci.darwin.chunks import Chunk, cut, join
 from megatron_davinci.darwin.edits import carried_out, numbered
@@ -112,6 +113,10 @@ class Chunked(Asking):
         """What of a chunk stands in the prompt."""
         return source
 
+    def form(self, document: Document, source: str) -> str:
+        """What an answer about a chunk looks like, as a regular expression."""
+        return forms.ANY
+
     def understood(self, document: Document, source: str, answer: str) -> str | None:
         """The new text that an answer means; None where it means none."""
         return answer
@@ -151,9 +156,9 @@ class Chunked(Asking):
     ) -> Piece:
         if chunk.verbatim:
             return Piece(None, "verbatim")
-        result, slots = "", self.slots(document)
+        result, slots, form = "", self.slots(document), self.form(document, chunk.text)
         for attempt in range(self.parameters.tries):
-            answer, result = await self.tagged(self.shown(chunk.text), attempt, spent, **slots)
+            answer, result = await self.tagged(self.shown(chunk.text), attempt, spent, form, **slots)
             if answer is None:
                 if result in ("cut_off", "no_tags"):  # else there is no answer
                     unused[result] += 1
@@ -183,14 +188,8 @@ class Refine(Chunked):
         """Parameters of `refine`.
 
         Attributes:
-            endpoint: The model.
             prompt: `purify_*`, `reorganise_*` or `edit_lines`, or a prompt file (`.yaml`).
-            answers: File of the answers, on a local disk. Recipes may share one.
-            tries: Most answers to one question that are judged; each further one has another seed.
             chunk: Most characters of a chunk, or tokens with `tokenizer`.
-            tokenizer: Folder of a tokenizer to measure chunks by.
-            pass_share: Least share of a document's chunks with a usable answer; else all of it stays as it was.
-            on_failure: What becomes of a document below it: `keep` it at the level that it had, or `quarantine` it.
         """
 
         prompt: str = "purify_general"
@@ -201,6 +200,10 @@ class Refine(Chunked):
     def shown(self, source: str) -> str:
         """With numbers before the lines, where the answer is a program."""
         return numbered(source) if self.prompt.task == "edit" else source
+
+    def form(self, document: Document, source: str) -> str:
+        """Of a program, lines that there are."""
+        return forms.edits(source.count("\n") + 1) if self.prompt.task == "edit" else forms.ANY
 
     def understood(self, document: Document, source: str, answer: str) -> str | None:
         """What the program makes of the chunk, where the answer is one."""

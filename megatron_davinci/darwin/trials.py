@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 from megatron_davinci.darwin.answers import Answer, question_key
 from megatron_davinci.darwin.asking import Asking
@@ -44,13 +46,23 @@ class Trying(Asking):
 
     async def outcome(self, program: str, tests: str) -> str:
         """What comes of a program and its tests: by `platform.trial`; `not_run` where none is on record."""
+        asked = {"ran": program, "tests": tests, "limits": asdict(LIMITS), "version": VERSION}
+        return await self.ran(asked, lambda: run_with_tests(program, tests, LIMITS).outcome)
+
+    async def ran(self, asked: dict[str, Any], run: Callable[[], str]) -> str:
+        """What came of something that is run once, and kept; `not_run` where it was not, and may not be now.
+
+        Args:
+            asked: All that decides it.
+            run: Runs it.
+        """
         assert self._answers is not None and self._room is not None
-        key = question_key({"ran": program, "tests": tests, "limits": asdict(LIMITS), "version": VERSION})
+        key = question_key(asked)
         found = self._answers.get(key)
         if found is None:
             if self._client is None:
                 return "not_run"
             async with self._room:
-                trial = await asyncio.to_thread(run_with_tests, program, tests, LIMITS)
-            found = self._answers.put(key, Answer(trial.outcome, "ran", 0, 0))
+                said = await asyncio.to_thread(run)
+            found = self._answers.put(key, Answer(said, "ran", 0, 0))
         return found.text

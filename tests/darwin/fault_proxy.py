@@ -20,6 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpx
 
 FAULTS = ("rate", "error", "cut", "garbled", "slow", "dropped")
+OF_STREAMS = ("unfinished",)  # besides
 
 
 class Proxy(ThreadingHTTPServer):
@@ -82,7 +83,7 @@ class _Handler(BaseHTTPRequestHandler):
         raw = self.rfile.read(int(self.headers["Content-Length"]))
         body = json.loads(raw)
         key = hashlib.sha256(json.dumps([body["messages"], body["seed"]]).encode()).hexdigest()
-        fault = proxy.fault(key)
+        fault, kind = proxy.fault(key), dict[str, str]()
         if fault == "rate":
             return self.reply(429, b'{"error": {"message": "slow down"}}', {"Retry-After": "0.05"})
         if fault == "error":
@@ -91,25 +92,35 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return None
         if fault == "endless":
-            return self.reply(200, b'{"choices": [{"message": {"content": "' + b"and on and on " * 60_000)
+            kind = {"Content-Type": "text/event-stream"} if body["stream"] else {}
+            return self.reply(200, b'data: {"choices": [{"content": "' + b"and on and on " * 60_000, kind)
         if fault == "looping":
             said = {"message": {"content": "<passage>" + "and so on, and " * 400}, "finish_reason": "length"}
             answer, status = json.dumps({"choices": [said]}).encode(), 200
         else:
             found = proxy.client.post(proxy.upstream + self.path.removeprefix("/v1"), content=raw)
             answer, status = found.content, found.status_code
+            if found.headers["content-type"].startswith("text/event-stream"):
+                kind = {"Content-Type": "text/event-stream"}
+                if fault == "garbled":  # one event of many
+                    middle = answer.index(b"{", len(answer) // 2)
+                    answer = answer[: middle + 1] + b"\x15" + answer[middle + 1 :]
+                    return self.reply(status, answer, kind)
+                if fault == "unfinished":  # it ends as if all were well, and is not done
+                    return self.reply(status, answer.removesuffix(b"data: [DONE]\n\n"), kind)
         if fault == "slow":
             time.sleep(proxy.slow)
         if fault == "garbled":
             return self.reply(status, bytes(byte ^ 0x15 for byte in answer))
         if fault == "cut":
             self.send_response(status)
-            self.send_header("Content-Length", str(len(answer)))
+            for name, value in {"Content-Length": str(len(answer)), **kind}.items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(answer[: len(answer) // 2])
             self.close_connection = True
             return None
-        self.reply(status, answer)
+        self.reply(status, answer, kind)
         with proxy._lock:
             proxy.delivered[key] += status == 200 and fault != "slow"
         return None

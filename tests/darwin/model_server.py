@@ -102,6 +102,10 @@ class _Handler(BaseHTTPRequestHandler):
             "choices": [{"message": {"content": server.model(content)}, "finish_reason": server.finish}],
             "usage": {"prompt_tokens": len(content) // 4, "completion_tokens": 7},
         }
+        if body["stream"]:
+            with server.lock:
+                server.answered[content, body["seed"]] += not fault
+            return self.stream(said, fault)
         raw = json.dumps(said).encode()
         if fault == "cut":
             self.send_response(200)
@@ -113,6 +117,38 @@ class _Handler(BaseHTTPRequestHandler):
         with server.lock:
             server.answered[content, body["seed"]] += 1
         return self.reply(200, raw)
+
+    def stream(self, said: dict, fault: str) -> None:
+        """The same answer in pieces of three characters; a fault is met in the middle of them."""
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream; charset=utf-8")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        text = said["choices"][0]["message"]["content"]
+        events = [{"choices": [{"delta": {"content": text[at : at + 3]}}]} for at in range(0, len(text), 3)]
+        events += [{"choices": [{"delta": {}, "finish_reason": said["choices"][0]["finish_reason"]}]}]
+        events += [{"choices": [], "usage": said["usage"]}]
+        raw = [f"data: {json.dumps(event)}\n\n".encode() for event in events] + [b"data: [DONE]\n\n"]
+        faulty = {
+            "stream_garbled": b'data: {"choices": [{"delta"\n\n',
+            "stream_shape": b"data: {}\n\n",
+            "stream_error": b'data: {"error": {"message": "out of memory"}}\n\n',
+        }
+        if fault in faulty:
+            raw[2:] = [faulty[fault]]
+        elif fault == "stream_unfinished":
+            raw[-3:-2] = []
+        elif fault.startswith("stream_"):
+            raw = raw[:3] if fault == "stream_cut" else raw[:-1]
+        # Lines end as they like, and nothing is sent in whole events.
+        whole = b": a comment\r\n\r\n" + b"".join(raw).replace(b"\n", b"\r\n")
+        for at in range(0, len(whole), 37):
+            part = whole[at : at + 37]
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(part), part))
+        if fault == "stream_cut":
+            self.close_connection = True
+        else:
+            self.wfile.write(b"0\r\n\r\n")
 
     def reply(self, status: int, raw: bytes, headers: dict | None = None) -> None:
         self.send_response(status)

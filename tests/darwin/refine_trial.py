@@ -22,7 +22,7 @@ from megatron_davinci.darwin.chunks import cut
 from megatron_davinci.darwin.corpus import Corpus
 from megatron_davinci.darwin.recipe import LoadedRecipe
 from tests.darwin import tiny_model
-from tests.darwin.fault_proxy import FAULTS, Proxy, between
+from tests.darwin.fault_proxy import FAULTS, OF_STREAMS, Proxy, between
 from tests.darwin.making import digests, made, recipe
 
 LOOPS = 0.06  # of questions have an answer without end
@@ -48,8 +48,8 @@ def as_process(loaded: LoadedRecipe, workers: int) -> subprocess.Popen[bytes]:
     )
 
 
-def refining(folder: Path, out: str, url: str, documents: int) -> LoadedRecipe:
-    """The job, in a folder with its raw files and prompts."""
+def refining(folder: Path, out: str, url: str, documents: int, stream: bool = False) -> LoadedRecipe:
+    """The job, in a folder with its raw files and prompts; with `stream` its answers come in pieces."""
     raw = folder / "raw"
     if not raw.is_dir():
         raw.mkdir(parents=True)
@@ -57,7 +57,7 @@ def refining(folder: Path, out: str, url: str, documents: int) -> LoadedRecipe:
         for number, text in enumerate(tiny_model.pages(documents)):
             (raw / f"{number:02d}.jsonl").write_text(json.dumps({"text": text}) + "\n")
     endpoint = {"url": url, "model": "tiny", "max_tokens": tiny_model.ANSWER, "concurrency": 4, "requests": 40,
-                "timeout": 5.0, "response_bytes": 100_000}  # fmt: skip
+                "timeout": 5.0, "response_bytes": 100_000, "stream": stream}  # fmt: skip
     step = {"endpoint": endpoint, "prompt": "tiny_edit.yaml", "chunk": tiny_model.CHUNK, "pass_share": 0.3,
             "answers": f"{out}.sqlite"}  # fmt: skip
     sources = [{"name": "help", "paths": ["raw/*.jsonl"], "licence": "PSF-2.0"}]
@@ -66,7 +66,14 @@ def refining(folder: Path, out: str, url: str, documents: int) -> LoadedRecipe:
 
 
 def trial(
-    folder: Path, upstream: str, seed: int, kills: int, documents: int, start: Start, quick: bool = False
+    folder: Path,
+    upstream: str,
+    seed: int,
+    kills: int,
+    documents: int,
+    start: Start,
+    quick: bool = False,
+    stream: bool = False,
 ) -> dict[str, Any]:
     """Run the job twice, once in peace and once not.
 
@@ -77,6 +84,7 @@ def trial(
         kills: How often it is killed.
         documents: Of the job.
         start: Starts it in a process that has `kill`, `pid` and is told by `wait_for` to be at its end.
+        stream: Whether the answers of the job that is killed come in pieces; those of the other one come whole.
         quick: Without answers that come too late, which cost seconds each, and with one worker only.
 
     Returns:
@@ -86,8 +94,9 @@ def trial(
         whole = made(refining(folder, "whole", proxy.url, documents))
     with between(upstream, seed, share=0.25, loops=LOOPS) as proxy:
         proxy.slow = 6.0
-        proxy.kinds = tuple(kind for kind in FAULTS if kind != "slow" or not quick)
-        loaded = refining(folder, "killed", proxy.url, documents)
+        kinds = (*FAULTS, *OF_STREAMS) if stream else FAULTS
+        proxy.kinds = tuple(kind for kind in kinds if kind != "slow" or not quick)
+        loaded = refining(folder, "killed", proxy.url, documents, stream)
         done = killed(loaded, proxy, random.Random(seed), kills, start, 1 if quick else 2)
         corpus = made(loaded)
         faults, delivered = dict(proxy.faults), dict(proxy.delivered)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 
 import pytest
 
 from megatron_davinci.darwin import endpoint
+from megatron_davinci.darwin.calls import calls_of, checks_of, functions
 from megatron_davinci.darwin.checked import fault_of, unfit
 from megatron_davinci.darwin.lineage import events, find
 from megatron_davinci.darwin.mutants import mutants
@@ -116,3 +118,74 @@ def test_what_is_wrong_with_checks_by_their_syntax(checks, wrong):
 def test_what_is_no_program():
     assert unfit("x = 1", 100) == "defines_nothing" and unfit("x" * 101, 100) == "too_long"
     assert unfit("(" * 5000, 10_000) == "no_python" and unfit(CLAMP, 1000) == ""
+
+
+CALLED = """import random
+
+
+def scale(x, y=2):
+    return [x * y, x > y]
+
+
+def noise(x):
+    return random.random() + x
+
+
+def half(x):
+    return 1 / x
+
+
+def box(x):
+    return object()
+
+
+def named(*, x):
+    return x
+"""
+CHOSEN = {"scale": "scale(3)\nscale(-1, 5)", "noise": "noise(1)", "half": "half(0)\nhalf(4)", "box": "box(1)"}
+
+
+def test_a_model_chooses_calls_and_the_program_says_what_they_give(tmp_path, server, monkeypatch):
+    def model(content: str) -> str:
+        source, mark = passage(content)
+        name = next(name for name in CHOSEN if f"def {name}(" in source)
+        return f"<{mark}>\n{CHOSEN[name]}\n</{mark}>"
+
+    server.model = model
+    server.forget()
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "a.py").write_text(CALLED)
+    (tmp_path / "raw" / "b.py").write_text("class Only:\n    pass\n")
+    given = {"endpoint": server.endpoint(timeout=5.0, structured="vllm"), "answers": str(tmp_path / "a.sqlite"),
+             "prompt": "calls_python", "tries": 1, "faults": 1}  # fmt: skip
+    sources = [{"name": "code", "paths": ["raw/*.py"], "licence": "MIT"}]
+    corpus = made(recipe(tmp_path, sources=sources, steps=[{"write_checks": given}]))
+    first, second = corpus.records()
+    checks = "assert scale(3) == [6, True]\nassert scale(-1, 5) == [-5, False]\nassert half(4) == 0.25\n"
+    assert first["text"] == CALLED.rstrip() + "\n\n\n# Checks\n" + checks and first["darwin"]["level"] == 7
+    assert second["darwin"]["level"] == 0
+    counts = json.loads((corpus.folder / "statistics.json").read_text())["counts"]
+    assert {key.split("/checks/")[1]: number for key, number in counts.items() if "/checks/" in key} == {
+        "accepted": 1, "call_differs": 1, "call_raised": 1, "call_no_literal": 1, "no_function_to_call": 1,
+    }  # fmt: skip
+    asked = {body["structured_outputs"]["regex"] for body in server.requests}
+    assert len(asked) == 4 and all(any(re.search(rf"{name}\\\(", form) for form in asked) for name in CHOSEN)
+    server.forget()
+    monkeypatch.setattr(trial, "run_python", None)
+    [event] = [each for each in events(find([corpus], first["id"])) if each.entry["name"] == "write_checks"]
+    assert event.after == first["text"] and not event.trouble and not server.requests
+
+
+def test_calls_are_of_the_function_with_plain_values():
+    assert calls_of("# first\nf(1, [2, 'a'])\nf(x=-3.5)\nf(1, [2,'a'])", "f") == [
+        "f(1, [2, 'a'])",
+        "f(x=-3.5)",
+    ]
+    for answer in ("f(1) + 1", "g(1)", "f(open('x'))", "f(*[1])", "f(**{})", "f(1", "import os"):
+        assert calls_of(f"f(2)\n{answer}", "f") == [], answer
+    found = functions(CALLED + "\n\ndef scale(x): return x\n\nasync def wait(x): return x\n", 10_000)
+    assert [(each.name, each.least, each.most) for each in found] == [
+        ("scale", 1, 1), ("noise", 1, 1), ("half", 1, 1), ("box", 1, 1)
+    ]  # fmt: skip
+    assert functions(CALLED, 20) == []
+    assert checks_of([["f(1)", "value", "None"], ["f(2)", "raised", "ValueError"]]) == "assert f(1) is None\n"

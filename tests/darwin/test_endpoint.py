@@ -23,14 +23,14 @@ def impatient(monkeypatch):
     monkeypatch.setattr(module, "_FIRST_PAUSE", 0.01)
 
 
-def asked(server, times=1, **settings):
+def asked(server, times=1, form=None, **settings):
     """The answers, or what each got instead, and the counts."""
 
     async def ask():
         client = Client(Endpoint(**server.endpoint(**settings)))
         try:
             found = await asyncio.gather(
-                *(client.ask(MESSAGES) for _ in range(times)), return_exceptions=True
+                *(client.ask(MESSAGES, form=form) for _ in range(times)), return_exceptions=True
             )
         finally:
             await client.close()
@@ -55,6 +55,35 @@ def test_what_may_pass_is_asked_again(server, fault, kind):
     server.fault = lambda: fault
     [trouble], counts = asked(server, timeout=patience, requests=2)
     assert isinstance(trouble, Trouble) and trouble.kind == kind and counts == {kind: 2}
+
+
+@pytest.mark.parametrize(
+    "fault,kind",
+    [("stream_cut", "cut_stream"), ("stream_short", "cut_stream"), ("stream_garbled", "not_json"),
+     ("stream_shape", "wrong_shape"), ("stream_unfinished", "wrong_shape"), ("stream_error", "server_error"),
+     ("cut", None), ("429", "rate_limited")],
+)  # fmt: skip
+def test_an_answer_in_pieces_counts_when_it_is_done(server, fault, kind):
+    faults = itertools.chain([fault], itertools.repeat(""))
+    server.fault = lambda: next(faults)
+    [answer], counts = asked(server, timeout=5.0, stream=True)
+    assert answer == Answer("<passage>words</passage>", "stop", 6, 7)
+    assert counts == ({kind: 1} if kind else {}) | {"answered": 1}
+    assert server.requests[-1]["stream_options"] == {"include_usage": True}
+
+
+def test_a_server_is_told_the_form_in_its_own_words(server):
+    server.fault = lambda: ""
+    for structured, expected in (
+        (None, {}),
+        ("vllm", {"structured_outputs": {"regex": "YES|NO"}}),
+        ("sglang", {"regex": "YES|NO"}),
+    ):
+        asked(server, form="YES|NO", structured=structured)
+        [body] = server.requests
+        assert {name: body[name] for name in ("structured_outputs", "regex") if name in body} == expected
+    plain, held = (Endpoint(**server.endpoint(structured=each)) for each in (None, "vllm"))
+    assert plain.decides != held.decides and "structured" not in plain.decides
 
 
 @pytest.mark.parametrize("fault,kind", [("400", "refused"), ("413", "refused"), ("endless", "too_large")])
