@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -118,9 +117,7 @@ def settings(folder: Path, run: str, hidden: int, seed: int, every: int | None, 
 
 def start(task: dict[str, Any], *, alternate: bool) -> dict[str, Any]:
     """Train in a process of its own, and return what it measured."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = common.free_port()
     names = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
     done = subprocess.run(
         [sys.executable, __file__, "--task", json.dumps({"settings": task, "alternate": alternate})],

@@ -6,6 +6,8 @@ import argparse
 import json
 import os
 import platform
+import random
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -58,3 +60,18 @@ def _cpu() -> str:
     except OSError:
         return platform.processor()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def free_port() -> int:
+    """A port that nobody listens on, below those that the system gives to whoever asks for any.
+
+    One of those may be given away before a rank listens on it.
+    """
+    for port in random.SystemRandom().sample(range(10_000, 30_000), 100):
+        with socket.socket() as sock:
+            try:
+                sock.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise OSError("no free port found among a hundred from 10000 to 30000")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import multiprocessing as mp
 import os
-import socket
 from typing import Any
 
 import common
@@ -141,9 +140,7 @@ def compare(ranks: int, whole: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def on_ranks(ranks: int, whole: list[dict[str, Any]]) -> list[list[dict[str, int]]]:
     """Measure on processes of this machine."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = common.free_port()
     context = mp.get_context("spawn")
     results = context.Queue()
     started = [

@@ -23,7 +23,6 @@ import json
 import os
 import random
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -112,9 +111,7 @@ class Bench:
 
     def start(self, task: dict[str, Any]) -> list[subprocess.Popen[str]]:
         """Start the ranks of a task."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = common.free_port()
         return [
             subprocess.Popen(
                 [sys.executable, __file__, "--rank", json.dumps(task)],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing as mp
 import os
+import random
 import socket
 import traceback
 from collections.abc import Callable
@@ -30,7 +31,7 @@ def start_ranks(
     # With the library by which tests/faults makes files fail; it does nothing until a test arms it.
     with shim.preloaded():
         forkserver.ensure_running()
-    port = _free_port()
+    port = free_port()
     started = []
     for rank in range(world):
         ours, theirs = _CONTEXT.Pipe()
@@ -110,7 +111,16 @@ def _rank_main(
         connection.close()
 
 
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+def free_port() -> int:
+    """A port that nobody listens on, below those that the system gives to whoever asks for any.
+
+    One of those may be given away (to a connection, to gloo) before rank 0 listens on it.
+    """
+    for port in random.SystemRandom().sample(range(10_000, 30_000), 100):
+        with socket.socket() as sock:
+            try:
+                sock.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise OSError("no free port found among a hundred from 10000 to 30000")

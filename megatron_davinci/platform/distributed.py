@@ -75,8 +75,8 @@ def start(
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("RANK", "0")
         os.environ.setdefault("WORLD_SIZE", "1")
-        if "MASTER_PORT" not in os.environ:
-            os.environ["MASTER_PORT"] = str(_free_port())
+        # Without a launcher there is one rank, whose store takes whatever port is free.
+        os.environ.setdefault("MASTER_PORT", "0")
         timeout = timedelta(seconds=timeout_seconds)
         store = meet(timeout)
         try:
@@ -183,9 +183,3 @@ def shared_store() -> dist.Store:
     """The store that the ranks met in. Keys of one attempt to run are not seen by the next."""
     store: dist.Store = dist.distributed_c10d._get_default_store()
     return store
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])

@@ -46,7 +46,8 @@ def meet(timeout: timedelta) -> dist.Store:
             timeout=timeout,
             # Here it would only count them.
             wait_for_workers=False,
-            multi_tenant=not agent,
+            # Who starts twice in one process meets in the same server; one that takes any port has its own.
+            multi_tenant=not agent and port != "0",
         )
         missing = _gather(store, rank, world, timeout)
     except (RuntimeError, ValueError, dist.DistError) as error:

@@ -15,7 +15,7 @@ import yaml
 from megatron_davinci.errors import EnvironmentProblem
 from megatron_davinci.train import agent
 from tests.examples.cluster import SCRIPTS, Cluster, finish, outside, wait_until
-from tests.ranks import run_ranks
+from tests.ranks import free_port, run_ranks
 from tests.tiny import LENGTH, VOCABULARY, tiny_settings, train_here
 
 TORCHRUN = SCRIPTS / "torchrun.sh"
@@ -270,12 +270,6 @@ def test_a_node_that_cannot_reach_the_rendezvous_says_who_and_where(tmp_path):
 
 
 # ---- the agent -------------------------------------------------------------------------------------------
-
-
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 def test_a_node_that_waits_for_the_others_in_vain_says_so_within_the_timeout(capsys):
