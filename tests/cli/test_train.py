@@ -65,6 +65,7 @@ def test_it_trains_then_has_nothing_left_to_do_then_converts(config):
     assert "is there already" in davinci("convert", "to-hf", f"{run}@3").refusal()
 
 
+@pytest.mark.long
 def test_what_a_rank_refuses_the_command_refuses(config):
     screen = launched(config, "data.sources.a.path=nowhere", "run.directory=elsewhere", "--ranks", 2)
     text = screen.refusal()

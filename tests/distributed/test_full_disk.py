@@ -56,15 +56,15 @@ def names(run):
 def test_no_space_in_the_middle_of_a_shard(tmp_path, rank, background):
     settings = tiny_settings(
         tmp_path,
-        checkpoint={"every_steps": 10, "async_save": background},
-        train={"stop_after_steps": 30},
+        checkpoint={"every_steps": 4, "async_save": background},
+        train={"stop_after_steps": 12},
         parallel={"device": "cpu", "tensor": 2, "timeout_seconds": 60},
     )
-    assert run_ranks(2, train_on_a_disk_that_fills, settings, 10_000, rank, [2]) == [30, 30]
+    assert run_ranks(2, train_on_a_disk_that_fills, settings, 10_000, rank, [2]) == [12, 12]
     run = tmp_path / "run"
-    assert [(line["step"], line["saved"]) for line in saves(run)] == [(10, True), (20, False), (30, True)]
-    assert "disk is full" in saves(run)[1]["error"] and "step 20" in saves(run)[1]["error"]
-    assert names(run) == ["LATEST", "step-00000010", "step-00000030"]
+    assert [(line["step"], line["saved"]) for line in saves(run)] == [(4, True), (8, False), (12, True)]
+    assert "disk is full" in saves(run)[1]["error"] and "step 8" in saves(run)[1]["error"]
+    assert names(run) == ["LATEST", "step-00000004", "step-00000012"]
 
 
 def test_a_disk_that_stays_full_stops_the_run_with_what_happened(tmp_path):

@@ -65,8 +65,8 @@ def die(settings, **plant):
 def test_a_poisoned_sample_is_passed_over_and_named_also_by_a_run_that_dies_over_it(parallel, tmp_path):
     plant = {"poison": [22]}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run_ranks(2, planted, settings_of(tmp_path, whole, parallel), plant)
-    assert [line["step"] for line in lines(whole)] == [step for step in range(1, 21) if step != 6]
+    run_ranks(2, planted, settings_of(tmp_path, whole, parallel, stop=13), plant)
+    assert [line["step"] for line in lines(whole)] == [step for step in range(1, 14) if step != 6]
     assert skips(whole) == [STEP_SIX]
     (event,) = lines(whole, "health")
     assert (event["step"], event["samples"], event["kind"]) == (6, [20, 23], "not finite")
@@ -77,7 +77,7 @@ def test_a_poisoned_sample_is_passed_over_and_named_also_by_a_run_that_dies_over
     assert any(rank.get("module") == "embedding" for rank in event["ranks"])
     assert all(rank["samples"] == [22] for rank in named if rank["rank"] == 1)
 
-    settings = settings_of(tmp_path, killed, parallel)
+    settings = settings_of(tmp_path, killed, parallel, stop=13)
     if parallel:
         die(settings, **plant, die="before")
         assert skips(killed) == []

@@ -59,7 +59,7 @@ PROPOSALS = {14: {"a": "0.1", "b": "0.9"}, 28: {"a": "1"}, 35: {"a": "1/3", "b":
 @pytest.fixture(scope="module")
 def proposed(tmp_path_factory):
     root = tmp_path_factory.mktemp("proposed")
-    said = run_ranks(2, train_with_proposals, settings_of(root, "run"), PROPOSALS)
+    said = run_ranks(2, train_with_proposals, settings_of(root, "run", stop_after_steps=38), PROPOSALS)
     return root, said
 
 
@@ -89,7 +89,9 @@ def test_replaying_the_journal_is_the_same_run_and_asks_nobody(proposed):
     (root / "again").mkdir()
     shutil.copy(root / "run" / "journal.jsonl", root / "again")
     # Whoever proposes where the journal has decided is told so.
-    said = run_ranks(2, train_with_proposals, settings_of(root, "again", 6, 1), {14: {"a": "1"}})
+    said = run_ranks(
+        2, train_with_proposals, settings_of(root, "again", 6, 1, stop_after_steps=38), {14: {"a": "1"}}
+    )
     assert said[0] == [(14, None, 5)]
     assert numbers(root / "again") == numbers(root / "run")
     assert (root / "again" / "journal.jsonl").read_bytes() == (root / "run" / "journal.jsonl").read_bytes()

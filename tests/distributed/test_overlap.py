@@ -23,7 +23,7 @@ def whole(precision="fp32", layers=2, **parallel):
 @pytest.mark.parametrize(
     ("ranks", "layout", "precision"),
     [
-        (2, {}, "fp32"),
+        pytest.param(2, {}, "fp32", marks=pytest.mark.long),
         (2, {}, "bf16"),
         pytest.param(4, {"pipeline": 2, "virtual_pipeline": 2}, "fp32", marks=pytest.mark.long),
         pytest.param(4, {"tensor": 2, "sequence": True}, "fp32", marks=pytest.mark.long),

@@ -38,7 +38,7 @@ LAYOUTS = {
     "CP2": (2, {"context": 2}, {}, {}, FEW),
     "TP2xPP2": (4, {"tensor": 2, "pipeline": 2}, {}, {}, FEW),
 }
-SHORT = ("one rank", "experts", "TP2+SP, dropout, documents", "PP2")
+SHORT = ("one rank", "TP2+SP, dropout, documents")
 
 
 def whole(recompute, parallel, model):

@@ -11,16 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_davinci.train.source_losses import loss_by_domain
+from tests.cases import is_long
 from tests.ranks import run_ranks
 from tests.tiny import LENGTH, train_here
 from tests.transforming import FIRST_CHANGED, TRANSFORMS, transformed_settings
 
-LAYOUTS = {
-    "one rank": (1, {}),
-    "DP2xTP2+SP": (4, {"tensor": 2, "sequence": True}),
-    "DP2xPP2": (4, {"pipeline": 2}),
-    "CP2": (2, {"context": 2}),
-}
+LAYOUTS = {"one rank": (1, {}), "DP2xTP2+SP": (4, {"tensor": 2, "sequence": True})}
+if is_long():
+    LAYOUTS |= {"DP2xPP2": (4, {"pipeline": 2}), "CP2": (2, {"context": 2})}
 BATCH = 8
 
 

@@ -30,11 +30,11 @@ def settings_of(root, name, loader, **train):
 
 @pytest.mark.needs("dali")
 def test_stopped_and_resumed_over_a_stages_end_on_two_ranks(tmp_path):
-    run_ranks(2, train_here, settings_of(tmp_path, "native", {}))
+    run_ranks(2, train_here, settings_of(tmp_path, "native", {}, stop_after_steps=33))
     # The first stage ends at step 30, and its batch doubles after step 12.
     run_ranks(2, train_here, settings_of(tmp_path, "dali", DALI, stop_after_steps=17), parents=True)
     assert numbers(tmp_path / "dali") == numbers(tmp_path / "native")[:17]
-    run_ranks(2, train_here, settings_of(tmp_path, "dali", DALI), parents=True)
+    run_ranks(2, train_here, settings_of(tmp_path, "dali", DALI, stop_after_steps=33), parents=True)
     assert numbers(tmp_path / "dali") == numbers(tmp_path / "native")
 
 

@@ -45,7 +45,7 @@ def planned(settings, ranks=1):
     ("ranks", "parallel"),
     [
         pytest.param(1, {}, id="one rank"),
-        pytest.param(2, {"tensor": 2, "sequence": True}, id="TP2+SP"),
+        pytest.param(2, {"tensor": 2, "sequence": True}, id="TP2+SP", marks=pytest.mark.long),
         pytest.param(2, {"pipeline": 2, "virtual_pipeline": 2}, id="PP2xVP2", marks=pytest.mark.long),
     ],
 )

@@ -82,32 +82,33 @@ def test_a_run_that_would_pass_a_cap_does_not_start(tmp_path, settings):
 
 def test_a_stage_s_weight_decay_and_evaluations_take_effect(tmp_path):
     """Two runs that say the same by other keys: what holds everywhere in one is the other's exception."""
-    settings = tiny_settings(
-        tmp_path, optimizer={"weight_decay": 0.0}, run={"directory": str(tmp_path / "own")}
-    )
-    settings["evaluation"] = {"every_steps": 10, "sequences": 4}
+
+    def settings_of(name, decay):
+        """Twelve steps, then ten."""
+        settings = tiny_settings(
+            tmp_path, optimizer={"weight_decay": decay}, run={"directory": str(tmp_path / name)}
+        )
+        for stage, steps in zip(settings["curriculum"], (12, 10), strict=True):
+            stage |= {"tokens": steps * 4 * LENGTH, "global_batch_size": 4}
+        return settings
+
+    settings = settings_of("own", 0.0)
+    settings["evaluation"] = {"every_steps": 5, "sequences": 4}
     settings["curriculum"][0] |= {"weight_decay": 0.7, "evaluate_every_steps": 0}
     settings["curriculum"][1] |= {"evaluate_every_steps": 4}
     run_ranks(1, train_here, settings)
-    same = tiny_settings(tmp_path, optimizer={"weight_decay": 0.7}, run={"directory": str(tmp_path / "same")})
+    same = settings_of("same", 0.7)
     same["curriculum"][1] |= {"weight_decay": 0.0}
     run_ranks(1, train_here, same)
-    plain = tiny_settings(
-        tmp_path, optimizer={"weight_decay": 0.0}, run={"directory": str(tmp_path / "plain")}
-    )
-    run_ranks(1, train_here, plain)
+    run_ranks(1, train_here, settings_of("plain", 0.0))
 
     def losses(name):
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         return [json.loads(line)["loss"] for line in lines]
 
     assert losses("own") == losses("same"), "neither run took the optimizer's decay in both stages"
+    assert losses("own") != losses("plain"), "the first stage's decay is taken"
     evaluated = [
         json.loads(line)["step"] for line in (tmp_path / "own" / "evals.jsonl").read_text().splitlines()
     ]
-    ends = [
-        sum(s.steps for s in Schedule(tiny_config(tmp_path).curriculum, LENGTH).stage_segments(i))
-        for i in (0, 1)
-    ]
-    first, last = ends[0], sum(ends)
-    assert evaluated == sorted({first, last, *(step for step in range(first + 1, last) if step % 4 == 0)})
+    assert evaluated == [12, 16, 20, 22], "at each stage's end, and every fourth step of the second"

@@ -104,7 +104,9 @@ def whole(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize(
+    "phase", [p if p in ("evaluation", "save") else pytest.param(p, marks=pytest.mark.long) for p in PHASES]
+)
 def test_a_signal_to_one_rank_ends_all_with_a_checkpoint_and_the_run_goes_on_bitwise(phase, whole, tmp_path):
     settings = settings_of(whole, tmp_path / "run")
     ranks = begin(tmp_path, settings, phase)

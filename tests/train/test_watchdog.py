@@ -107,7 +107,8 @@ def run_with(tmp_path, plant):
 
 
 @pytest.mark.parametrize(
-    "plant", ["sleeps", "is stopped", pytest.param("holds the interpreter", marks=pytest.mark.long)]
+    "plant",
+    ["sleeps", *(pytest.param(n, marks=pytest.mark.long) for n in ("is stopped", "holds the interpreter"))],
 )
 def test_a_rank_that_stands_still_ends_the_run_by_name(plant, tmp_path):
     ranks = run_with(tmp_path, plant)
