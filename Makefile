@@ -33,7 +33,9 @@ endif
 $(STAMP): setup.py pyproject.toml constraints.txt $(wildcard csrc/*/*)
 	@test -n "$(PYTHON)" || { echo "megatron-davinci needs Python 3.11 or 3.12; none was found. Set PYTHON=/path/to/python3.12"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[data,darwin,eval,dev]'
+	$(BIN)/python -m pip install --quiet --no-compile $(CONSTRAINTS) -e '.[data,darwin,eval,dev]'
+	@# Byte-code by all cores, where pip would write it by one; templates that are no Python are passed over.
+	-@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null 2>&1 || true
 	@touch $(STAMP)
 
 quickstart: setup

@@ -1,4 +1,4 @@
-"""Every layout computes the run of one rank: loss and gradient norm at each of thirty steps (10 without --long)."""
+"""Every layout computes the run of one rank: loss and gradient norm at each of thirty steps (6 without --long)."""
 
 import itertools
 import json
@@ -9,7 +9,7 @@ from tests.cases import is_long
 from tests.ranks import run_ranks
 from tests.tiny import tiny_settings, train_each, train_here
 
-STEPS = 30 if is_long() else 10
+STEPS = 30 if is_long() else 6
 TOLERANCE = 1e-4
 EXPERTS = {"number": 4, "top_k": 2, "balance_coefficient": 0.05, "router_z_loss": 0.01}
 SEQUENCE = {"tensor": 2, "sequence": True}

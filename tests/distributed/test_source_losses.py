@@ -111,7 +111,7 @@ def test_epochs_are_those_of_the_data_order(runs):
 
     root, lines = runs
     taken = {}
-    for line in lines["DP2xPP2"]:
+    for line in lines["DP2xTP2+SP"]:
         for name, record in line["sources"].items():
             taken[name] = taken.get(name, 0) + record["tokens"] // LENGTH
             windows = Source.open(name, root / "data" / name, LENGTH).num_windows
