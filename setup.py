@@ -43,6 +43,7 @@ EXTRAS = {
         "rensa>=0.5,<0.6",
         "phonenumbers>=9,<10",
         "pypdfium2>=5,<6",
+        "pillow>=10",
         "pylatexenc>=2.11,<3",
         "protego>=0.4,<1",
         "pyarrow>=17",

@@ -59,7 +59,7 @@ class Expected(NamedTuple):
     """
 
     kind: str
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
     passage: str
     share: float
     times: float = 1.0
@@ -249,9 +249,12 @@ class Asking(StreamStep):
         """The questions that it will ask about a document, in their first try."""
         raise NotImplementedError
 
+    def suppose(self, document: Document) -> None:
+        """Give a document a text to plan further steps by, where the one that it has is none."""
+
     async def answer(
         self,
-        messages: list[dict[str, str]],
+        messages: list[dict[str, Any]],
         attempt: int,
         spent: Counter[str],
         form: str | None = None,
@@ -287,7 +290,7 @@ class Asking(StreamStep):
         return found
 
     async def _ask(
-        self, key: bytes, messages: list[dict[str, str]], attempt: int, form: str | None
+        self, key: bytes, messages: list[dict[str, Any]], attempt: int, form: str | None
     ) -> Answer:
         assert self._client is not None and self._answers is not None
         try:

@@ -22,6 +22,7 @@ from megatron_davinci.darwin import (
     related,
     rules,
     sampled,
+    scanned,
     selection,
     web_rules,
 )
@@ -44,6 +45,7 @@ STEPS: dict[str, type[Step]] = {
     for step in (
         normalise.ExtractHtml,
         formats.ExtractPdf,
+        scanned.OcrPdf,
         formats.ExtractNotebook,
         formats.ExtractLatex,
         formats.ExtractThread,

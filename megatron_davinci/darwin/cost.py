@@ -27,6 +27,7 @@ from megatron_davinci.darwin.recipe import LoadedRecipe, SourceRecipe
 from megatron_davinci.darwin.step import GlobalStep, Step
 
 CHARACTERS_A_TOKEN = 4.0  # of English, where there is no tokenizer to count with
+IMAGE_TOKENS = 2000.0  # of a page as a picture: a supposition, models differ by several times
 
 
 class Rates(NamedTuple):
@@ -126,6 +127,9 @@ def estimate(
             passed_over.append(step.name)
         elif isinstance(step, Asking):
             steps.append(_asked(step, documents, weights, count, rates))
+            for document in documents:
+                if looks_at(step, document):
+                    step.suppose(document)
         else:
             _apply(step, documents)
     dropped = Counter(f"{fate['step']}/{fate['reason']}" for d in documents if (fate := fate_of(d)))
@@ -199,7 +203,7 @@ def _asked(
                     cost.known += weight
                     lengths[question.kind].append((answer.completion_tokens or count(answer.text)) / passage)
                     continue
-                prompt = sum(count(message["content"]) for message in question.messages)
+                prompt = sum(_prompt_tokens(message["content"], count) for message in question.messages)
                 open_.append((weight * question.times, question.kind, prompt, passage))
                 shares[question.kind] = question.share
     finally:
@@ -227,6 +231,13 @@ def _asked(
     ]
     cost.hours = max((hours for hours in limits if hours is not None), default=None)
     return cost
+
+
+def _prompt_tokens(content: str | list[dict[str, Any]], count: Callable[[str], float]) -> float:
+    """Of a message, with its pictures."""
+    if isinstance(content, str):
+        return count(content)
+    return sum(count(part["text"]) if part["type"] == "text" else IMAGE_TOKENS for part in content)
 
 
 def _counter(tokenizer: Path | None) -> Callable[[str], float]:

@@ -152,7 +152,7 @@ class Client:
         """Let go of the connections."""
         await self._http.aclose()
 
-    async def ask(self, messages: list[dict[str, str]], attempt: int = 0, form: str | None = None) -> Answer:
+    async def ask(self, messages: list[dict[str, Any]], attempt: int = 0, form: str | None = None) -> Answer:
         """Ask until there is an answer, or no sense in it.
 
         Args:
@@ -196,7 +196,7 @@ class Client:
             )
         raise last
 
-    async def _once(self, messages: list[dict[str, str]], attempt: int, form: str | None) -> Answer:
+    async def _once(self, messages: list[dict[str, Any]], attempt: int, form: str | None) -> Answer:
         endpoint = self.endpoint
         body = {
             **endpoint.extra,

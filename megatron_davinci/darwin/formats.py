@@ -21,7 +21,7 @@ class ExtractPdf(Extract):
     name = "extract_pdf"
     format = "pdf"
     empty = "no_text_layer"
-    about = "text layer of PDF files by PDFium; a scan without one is quarantined"
+    about = "text layer of PDF files by PDFium; a scan without one is quarantined (see ocr_pdf)"
 
     def find_model(self) -> str:
         """The library with its version: another one may extract another text."""
@@ -50,13 +50,19 @@ def pdf_text(content: str) -> str:
         pages = []
         for number in range(len(document)):
             page = document[number]
-            layer = page.get_textpage()
-            pages.append(_HYPHEN.sub("", layer.get_text_bounded()).replace("\r\n", "\n"))
-            layer.close()
+            pages.append(layer_of(page))
             page.close()
         return "\f".join(pages)
     finally:
         document.close()
+
+
+def layer_of(page: Any) -> str:
+    """The text layer of one of PDFium's pages."""
+    layer = page.get_textpage()
+    text: str = _HYPHEN.sub("", layer.get_text_bounded()).replace("\r\n", "\n")
+    layer.close()
+    return text
 
 
 class ExtractNotebook(Extract):

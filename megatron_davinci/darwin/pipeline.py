@@ -22,6 +22,7 @@ from megatron_davinci.darwin.inventory import InputFile
 from megatron_davinci.darwin.parts import Parts, read_part
 from megatron_davinci.darwin.provenance import DROPPED, QUARANTINED, fate_of
 from megatron_davinci.darwin.recipe import SourceRecipe
+from megatron_davinci.darwin.scanned import OcrPdf
 from megatron_davinci.darwin.step import KEEP, GlobalStep, Outcome, Step
 from megatron_davinci.darwin.tally import Tally
 from megatron_davinci.errors import DataError
@@ -29,7 +30,10 @@ from megatron_davinci.files import write_json
 
 logger.disable("datatrove")  # it says each file and task on standard error; ours is a bar, counts and errors
 
-EXTRACTORS = {each.format: each.name for each in (ExtractPdf, ExtractNotebook, ExtractLatex, ExtractThread)}
+# The steps that make text of a format, the one to name first.
+EXTRACTORS = {
+    each.format: (each.name,) for each in (ExtractPdf, ExtractNotebook, ExtractLatex, ExtractThread)
+} | {OcrPdf.format: (ExtractPdf.name, OcrPdf.name)}
 SELECTION = 3  # the level whose steps leave text as it is
 
 
@@ -76,11 +80,11 @@ class Acquire(PipelineStep):
 
 def missing_extractor(format_: str, source: str, steps: list[Step]) -> str | None:
     """The step that a document of a format needs to be text, where a recipe lacks it; None if all is well."""
-    wanted = EXTRACTORS.get(format_)
+    wanted = EXTRACTORS.get(format_, ())
     for step in steps:
-        if step.name == wanted and (step.parameters.sources is None or source in step.parameters.sources):
+        if step.name in wanted and (step.parameters.sources is None or source in step.parameters.sources):
             return None
-    return wanted
+    return wanted[0] if wanted else None
 
 
 def acquire_hash(source: SourceRecipe, limit: int) -> str:

@@ -22,7 +22,7 @@ from megatron_davinci.errors import ConfigError
 FOLDER = Path(__file__).parent / "prompt_files"
 Task = Literal[
     "purify", "reorganise", "edit", "complete", "pairs", "judge_alone", "judge_support", "contextualise", "quote",
-    "agent", "judge_dialogue", "answer", "checks", "calls",
+    "agent", "judge_dialogue", "answer", "checks", "calls", "transcribe",
 ]  # fmt: skip
 # The slots that the user's message of each task must have.
 SLOTS: dict[str, set[str]] = {
@@ -40,6 +40,7 @@ SLOTS: dict[str, set[str]] = {
     "quote": {"passage", "mark", "related"},
     "agent": {"passage", "mark", "dialogue", "speaker"},
     "judge_dialogue": {"passage", "mark", "dialogue"},
+    "transcribe": {"mark"},
 }
 _SLOT = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 
@@ -54,7 +55,8 @@ class PromptFile(Section):
             and what is replaced, `complete` spells out what is left unsaid, `pairs` asks for questions with answers;
             `judge_alone` and `judge_support` judge a pair; `contextualise` adds from related passages, `quote` says
             which of their sentences to quote; `agent` says the next turn of a dialogue, `judge_dialogue` judges one;
-            `answer` asks a question, `checks` for a program's tests, `calls` for calls of one function of it.
+            `answer` asks a question, `checks` for a program's tests, `calls` for calls of one function of it;
+            `transcribe` asks for the text of a page that goes along as a picture.
         domain: What it is for, for a reader.
         base: Name of the prompt file that it gives its guidance to.
         guidance: What is peculiar to the domain.
@@ -104,7 +106,7 @@ class Prompt:
         digest = hashlib.blake2b(f"{self.system}\0{self.user}".encode(), digest_size=4).hexdigest()
         return f"{self.name} {self.version} ({digest})"
 
-    def messages(self, **slots: str) -> list[dict[str, str]]:
+    def messages(self, **slots: str) -> list[dict[str, Any]]:
         """The chat with its slots filled; what fills one is never looked through for slots."""
         said = [{"role": "user", "content": _SLOT.sub(lambda slot: slots[slot[1]], self.user)}]
         if self.system:

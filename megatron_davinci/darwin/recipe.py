@@ -201,6 +201,18 @@ class Recipe(Section):
                         f"there is no source {wanted!r}" + _nearest(wanted, names),
                     )
 
+        # What one has made text of is no PDF any more, which the other would take it for.
+        readers = {
+            name: set(given.get("sources") or names)
+            for name, given in map(_parts, self.steps)
+            if name in ("extract_pdf", "ocr_pdf") and isinstance(given, dict)
+        }
+        if len(readers) == 2 and (both := sorted(set.intersection(*readers.values()))):
+            yield (
+                ("steps",),
+                f"extract_pdf and ocr_pdf both read {', '.join(both)}; name one, or set `sources`",
+            )
+
     def make_steps(self, base: Path) -> list[Step]:
         """The steps, ready to be opened; new ones at every call.
 

@@ -86,6 +86,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def answer(self, server: Server, body: dict, fault: str) -> None:
         content = body["messages"][-1]["content"]
+        if not isinstance(content, str):  # with pictures in it
+            content = json.dumps(content)
         if fault.isdigit():
             return self.reply(
                 int(fault), f"no: {self.headers.get('Authorization')}".encode(), {"Retry-After": "0"}
