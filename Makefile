@@ -35,7 +35,7 @@ $(STAMP): setup.py pyproject.toml constraints.txt $(wildcard csrc/*/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile $(CONSTRAINTS) -e '.[data,darwin,eval,dev]'
 	@# Byte-code by all cores, where pip would write it by one; templates that are no Python are passed over.
-	-@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null 2>&1 || true
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null 2>&1 || true
 	@touch $(STAMP)
 
 quickstart: setup

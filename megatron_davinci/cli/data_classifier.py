@@ -25,7 +25,26 @@ def add_actions(actions: Any) -> None:
     )
     train.add_argument("--out", type=Path, required=True, help="folder to make")
     train.add_argument("--text-field", default="text", help="field of the text (default: text)")
-    train.add_argument("--label-field", default="label", help="field of the label (default: label)")
+    train.add_argument(
+        "--label-field",
+        default="label",
+        help="field of the label, as label or labels.quality (default: label)",
+    )
+    train.add_argument(
+        "--at-least",
+        type=float,
+        metavar="GRADE",
+        help="labels are numbers: `positive` from this one on, else `negative`",
+    )
+    train.add_argument(
+        "--encoder",
+        type=Path,
+        metavar="FOLDER",
+        help="a linear head upon the embeddings of this encoder (transformers), instead of hashed words",
+    )
+    train.add_argument(
+        "--tokens", type=int, default=512, help="of a text that the encoder is shown (default: 512)"
+    )
     train.add_argument("--held-out", type=float, default=0.2, help="share kept for judging (default: 0.2)")
     train.add_argument("--epochs", type=int, default=10, help="passes over the texts (default: 10)")
     train.add_argument(
@@ -37,6 +56,7 @@ def add_actions(actions: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Train, judge on held-out texts, and write the classifier."""
     from megatron_davinci.cli.screen import Screen
+    from megatron_davinci.darwin import embedding
     from megatron_davinci.darwin.classifiers import train_and_judge
     from megatron_davinci.errors import ConfigError
 
@@ -47,14 +67,10 @@ def run(arguments: argparse.Namespace) -> int:
     if not 8 <= arguments.bits <= 26:
         raise ConfigError("The bits are impossible.", found=arguments.bits, expected="8 to 26")
     texts, labels = _labelled(arguments)
-    made = train_and_judge(
-        texts,
-        labels,
-        held_out=arguments.held_out,
-        bits=arguments.bits,
-        epochs=arguments.epochs,
-        seed=arguments.seed,
-    )
+    options: dict[str, Any] = {"bits": arguments.bits, "epochs": arguments.epochs, "seed": arguments.seed}
+    if arguments.encoder is not None:
+        options = {"train": embedding.train, "encoder": arguments.encoder, "tokens": arguments.tokens}
+    made = train_and_judge(texts, labels, held_out=arguments.held_out, **options)
     made.save(arguments.out)
     facts, screen = made.facts, Screen()
     rows = [
@@ -91,6 +107,8 @@ def _labelled(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
         for document in read_documents(path, fields):
             labels.append(document.text)
             texts.append(document.response or "")
+    if arguments.at_least is not None:
+        labels = [_side(label, arguments.at_least) for label in labels]
     for label, files in (("positive", arguments.positive), ("negative", arguments.negative)):
         for path in find(files) if files else []:
             found = [document.text for document in read_documents(path, Fields(arguments.text_field))]
@@ -102,6 +120,20 @@ def _labelled(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
             expected="files with labels, or --positive and --negative files",
         )
     return texts, labels
+
+
+def _side(label: str, least: float) -> str:
+    from megatron_davinci.errors import DataError
+
+    try:
+        return "positive" if float(label) >= least else "negative"
+    except ValueError:
+        raise DataError(
+            "A label is no number.",
+            found=label,
+            expected="numbers, for --at-least",
+            do="leave --at-least out",
+        ) from None
 
 
 ACTIONS = ("train-classifier",)

@@ -1,14 +1,15 @@
 """Classifiers as plug-ins: what selection asks of one, where they are found, and how one is trained and judged.
 
-A classifier is a folder with `classifier.json`, whose `kind` says who reads it: `linear` is ours, any other is looked
-up among the entry points of the group `megatron_davinci.classifiers`, as `kind = package.module:loader`. A loader
-takes the folder and its description, and returns a `Classifier`.
+A classifier is a folder with `classifier.json`, whose `kind` says who reads it: `linear` and `embedding` are ours,
+any other is looked up among the entry points of the group `megatron_davinci.classifiers`, as
+`kind = package.module:loader`. A loader takes the folder and its description, and returns a `Classifier`.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_davinci.darwin import linear
+from megatron_davinci.darwin import embedding, linear
 from megatron_davinci.errors import DataError
 
 GROUP = "megatron_davinci.classifiers"
@@ -52,13 +53,15 @@ def load(folder: Path) -> Classifier:
     kind = described.get("kind")
     if kind == "linear":
         return linear.LinearClassifier.load(folder, described)
+    if kind == embedding.KIND:
+        return embedding.EmbeddingClassifier.load(folder, described)
     found = {point.name: point for point in entry_points(group=GROUP)}
     if kind not in found:
         raise DataError(
             "Nobody reads this kind of classifier.",
             where=folder / "classifier.json",
             found=kind,
-            expected=", ".join(["linear", *sorted(found)]),
+            expected=", ".join(["linear", embedding.KIND, *sorted(found)]),
             do=f"install the package that reads it, which has an entry point {kind!r} in the group {GROUP!r}",
         )
     loader: Callable[[Path, dict[str, Any]], Classifier] = found[str(kind)].load()
@@ -76,16 +79,25 @@ def split(texts: Sequence[str], held_out: float) -> tuple[list[int], list[int]]:
     return sides
 
 
+Trained = linear.LinearClassifier | embedding.EmbeddingClassifier
+
+
 def train_and_judge(
-    texts: Sequence[str], labels: Sequence[str], *, held_out: float = 0.2, **options: Any
-) -> linear.LinearClassifier:
+    texts: Sequence[str],
+    labels: Sequence[str],
+    *,
+    held_out: float = 0.2,
+    train: Callable[..., Trained] = linear.train,
+    **options: Any,
+) -> Trained:
     """Train on a part, judge on the rest beside what length alone tells; the facts are the classifier's.
 
     Args:
         texts: The texts.
         labels: Of each.
         held_out: The share that is kept for judging.
-        options: Of `linear.train`.
+        train: `linear.train` or `embedding.train`.
+        options: Of it.
 
     Raises:
         DataError: There are not two labels, or a label has too few texts to be on both sides.
@@ -103,7 +115,7 @@ def train_and_judge(
             )
     known, told = [texts[place] for place in train_on], [labels[place] for place in train_on]
     asked, true = [texts[place] for place in judge_on], [labels[place] for place in judge_on]
-    made = linear.train(known, told, **options)
+    made = train(known, told, **options)
     probabilities = np.stack([made.probabilities(text) for text in asked])
     guesses = [made.labels[place] for place in probabilities.argmax(axis=1)]
     by_length, length_scores = linear.length_heuristic(known, told, asked)
@@ -115,7 +127,11 @@ def train_and_judge(
         "length_auc": {},
         "options": {
             "held_out": held_out,
-            **{key: value for key, value in options.items() if key != "progress"},
+            **{
+                key: str(value) if isinstance(value, Path) else value
+                for key, value in options.items()
+                if key != "progress"
+            },
         },
     }
     for place, name in enumerate(made.labels):
@@ -124,6 +140,4 @@ def train_and_judge(
         lengths = [scores[name] - max(rest) for scores, rest in zip(length_scores, others, strict=True)]
         facts["held_out_auc"][name] = linear.area_under_curve(probabilities[:, place], positive)
         facts["length_auc"][name] = linear.area_under_curve(lengths, positive)
-    return linear.LinearClassifier(
-        made.labels, made.weights, made.bias, made.bits, made.characters, facts, made.name
-    )
+    return replace(made, facts=facts)

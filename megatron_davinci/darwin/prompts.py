@@ -22,7 +22,7 @@ from megatron_davinci.errors import ConfigError
 FOLDER = Path(__file__).parent / "prompt_files"
 Task = Literal[
     "purify", "reorganise", "edit", "complete", "pairs", "judge_alone", "judge_support", "contextualise", "quote",
-    "agent", "judge_dialogue", "answer", "checks", "calls", "transcribe",
+    "agent", "judge_dialogue", "answer", "checks", "calls", "transcribe", "rate",
 ]  # fmt: skip
 # The slots that the user's message of each task must have.
 SLOTS: dict[str, set[str]] = {
@@ -41,6 +41,7 @@ SLOTS: dict[str, set[str]] = {
     "agent": {"passage", "mark", "dialogue", "speaker"},
     "judge_dialogue": {"passage", "mark", "dialogue"},
     "transcribe": {"mark"},
+    "rate": {"passage", "mark"},
 }
 _SLOT = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 
@@ -56,7 +57,7 @@ class PromptFile(Section):
             `judge_alone` and `judge_support` judge a pair; `contextualise` adds from related passages, `quote` says
             which of their sentences to quote; `agent` says the next turn of a dialogue, `judge_dialogue` judges one;
             `answer` asks a question, `checks` for a program's tests, `calls` for calls of one function of it;
-            `transcribe` asks for the text of a page that goes along as a picture.
+            `transcribe` asks for the text of a page that goes along as a picture, `rate` for a grade.
         domain: What it is for, for a reader.
         base: Name of the prompt file that it gives its guidance to.
         guidance: What is peculiar to the domain.

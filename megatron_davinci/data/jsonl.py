@@ -123,7 +123,11 @@ def _parsed(line: bytes, where: str) -> dict[str, Any]:
 
 
 def _string(record: dict[str, Any], field: str, where: str) -> str:
-    if field not in record:
+    whole, name = record, field
+    while name not in record and isinstance(record.get(name.partition(".")[0]), dict):
+        record, name = record[name.partition(".")[0]], name.partition(".")[2]
+    if name not in record:
+        record = whole
         raise DataError(
             f"A document has no field {field!r}.",
             where=where,
@@ -136,7 +140,7 @@ def _string(record: dict[str, Any], field: str, where: str) -> str:
                 else ""
             ),
         )
-    text = record[field]
+    text = record[name]
     if isinstance(text, bytes):
         try:
             return text.decode("utf-8")

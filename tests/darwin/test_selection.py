@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_davinci.cli.main import main
-from megatron_davinci.darwin import classifiers, linear
+from megatron_davinci.darwin import classifiers, embedding, linear
 from megatron_davinci.errors import ConfigError, DataError
 from tests.darwin.making import MODULES, STDLIB, made, prose, recipe
 
@@ -117,6 +117,77 @@ def test_the_area_under_the_curve_is_the_share_of_pairs_in_order(rows):
     assert area == pytest.approx(sum(pairs) / len(pairs))
 
 
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """A small encoder of transformers with weights as they were drawn: its means are words, mixed at random."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("encoder")
+    words = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordLevelTrainer(vocab_size=600, special_tokens=["[UNK]", "[PAD]"])
+    words.train_from_iterator([text for _, text in labelled()], trainer)
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(
+        folder
+    )
+    torch.manual_seed(0)
+    BertModel(
+        BertConfig(
+            vocab_size=600, hidden_size=48, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48,
+            max_position_embeddings=128,
+        )
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def test_a_head_upon_an_encoder_beats_length_and_selects(encoder, trained, tmp_path, capsys):
+    arguments = ["data", "train-classifier", str(trained / "labelled.jsonl"), "--encoder", str(encoder)]
+    assert main([*arguments, "--out", str(tmp_path / "made")]) == 0
+    described = json.loads((tmp_path / "made" / "classifier.json").read_text())
+    facts = described["trained"]
+    assert facts["held_out_accuracy"] > 0.85 > 0.75 > facts["length_accuracy"]
+    loaded = classifiers.load(tmp_path / "made")
+    # A vector is a text's own, whatever it is computed beside.
+    texts = [text for _, text in labelled()[:20]]
+    alone = np.stack([loaded._encoder.vectors([text])[0] for text in texts])
+    assert alone == pytest.approx(loaded._encoder.vectors(texts), abs=1e-6)
+    corpus = selected(
+        trained,
+        tmp_path,
+        {"classify": {"classifier": str(tmp_path / "made"), "score": "prose", "min_score": 0.5}},
+    )
+    kept = [record["fields"]["true"] == "prose" for record in corpus.records()]
+    assert sum(kept) > 0.8 * len(kept) and len(kept) > 30
+    assert next(corpus.records())["darwin"]["operations"][-1]["model"].startswith("embedding ")
+    (encoder / "config.json").write_text((encoder / "config.json").read_text() + " ")
+    with pytest.raises(DataError, match="another one"):
+        classifiers.load(tmp_path / "made")
+    assert main(["data", "train-classifier", str(trained / "labelled.jsonl"), "--encoder", str(tmp_path),
+                 "--out", str(tmp_path / "none")]) != 0  # fmt: skip
+    assert "no encoder that transformers can load" in capsys.readouterr().err
+
+
+def test_the_head_is_at_the_minimum_of_its_loss(encoder):
+    pieces = labelled()[:60]
+    texts, labels = [text for _, text in pieces], [label for label, _ in pieces]
+    made_ = embedding.train(texts, labels, encoder=encoder, tokens=64, penalty=1e-2)
+    vectors = embedding.Encoder(encoder, 64).vectors(texts)
+    spread, wanted = vectors.std(0) + 1e-9, np.array([made_.labels.index(label) for label in labels])
+    share = 1 / (2 * np.bincount(wanted)[wanted])
+
+    def loss(weights, bias):
+        logits = vectors @ weights.T + bias
+        nats = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(wanted)), wanted]
+        return share @ nats + 1e-2 * ((weights * spread) ** 2).sum()
+
+    best, draw = loss(made_.weights, made_.bias), np.random.default_rng(0)
+    for _ in range(20):
+        moved = made_.weights + 1e-2 * draw.normal(size=made_.weights.shape) / spread
+        assert loss(moved, made_.bias + 1e-2 * draw.normal(size=2)) >= best - 1e-9
+
+
 def selected(trained, tmp_path, *steps):
     lines = [
         json.dumps({"id": str(i), "text": text, "true": label})
@@ -175,9 +246,9 @@ def test_what_a_classifier_cannot_do_is_said(trained, tmp_path, capsys):
     (folder / "linear.weights.npy").write_bytes(content)
     with pytest.raises(DataError, match="damaged"):
         classifiers.load(folder)
-    described = json.loads((folder / "classifier.json").read_text()) | {"kind": "embedding"}
+    described = json.loads((folder / "classifier.json").read_text()) | {"kind": "forest"}
     (folder / "classifier.json").write_text(json.dumps(described))
-    with pytest.raises(DataError, match="entry point 'embedding'"):
+    with pytest.raises(DataError, match="entry point 'forest'"):
         classifiers.load(folder)
     (tmp_path / "one.jsonl").write_text('{"text": "a", "label": "x"}\n' * 3)
     assert main(["data", "train-classifier", str(tmp_path / "one.jsonl"), "--out", str(tmp_path / "y")]) == 2
