@@ -87,13 +87,13 @@ class WriteChecks(Trying):
         """Run the program, ask for checks, and try them."""
         program = document.text
         why = unfit(program, self.parameters.longest)
-        if not why and (came_of := await self.outcome(program, "")) != "passed":
-            why = f"program_{came_of}"
         if not why and self.prompt.task == "calls" and not self._functions(program):
             why = "no_function_to_call"
         planted = [] if why else mutants(program, self.parameters.faults)
         if not why and not planted:
             why = "nothing_to_get_wrong"
+        if not why and (came_of := await self.outcome(program, "")) != "passed":
+            why = f"program_{came_of}"
         if why:
             return self._as_it_was(document, {why: 1}, {})
         spent, unused = Counter[str](), Counter[str]()

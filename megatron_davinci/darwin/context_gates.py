@@ -21,6 +21,7 @@ _QUOTE = re.compile(r"[“\"]([^“”\"\n]{8,800})[”\"](?=[^“”\"\n]{0,40}
 _SUPPORTED = 0.5  # of a cited sentence's content words
 _SMALL = {str(number) for number in range(2, 11)}
 _MOST_QUOTES = 6
+_TELLS = 3  # content words of a sentence that may be quoted
 
 
 def context_violations(source: str, answer: str, related: Sequence[str]) -> list[str]:
@@ -95,13 +96,18 @@ def sentences_of(related: Sequence[str]) -> str:
     return "\n".join(
         f"[{number}.{place}] {' '.join(sentence.split())}"
         for number, passage in enumerate(related, start=1)
-        for place, sentence in enumerate(facts_of.sentences(passage), start=1)
+        for place, sentence in enumerate(_telling(passage), start=1)
     )
 
 
 def sentence_counts(related: Sequence[str]) -> list[int]:
     """How many sentences each passage has."""
-    return [len(facts_of.sentences(passage)) for passage in related]
+    return [len(_telling(passage)) for passage in related]
+
+
+def _telling(passage: str) -> list[str]:
+    """The sentences of a passage that say something: a heading says nothing to a reader of another text."""
+    return [each for each in facts_of.sentences(passage) if len(content_stems(each)) >= _TELLS]
 
 
 def with_quotations(source: str, program: str, related: Sequence[str]) -> str | None:
@@ -121,7 +127,7 @@ def with_quotations(source: str, program: str, related: Sequence[str]) -> str | 
             case Edit("nothing", ()) if len(calls) == 1:
                 return source
             case Edit("quote", (int() as number, int() as place)) if 1 <= number <= len(related):
-                sentences = facts_of.sentences(related[number - 1])
+                sentences = _telling(related[number - 1])
                 if not 1 <= place <= len(sentences):
                     return None
                 sentence = " ".join(sentences[place - 1].split())

@@ -34,6 +34,7 @@ class Contextualise(Chunked):
 
     name = "contextualise"
     level = 6
+    version = 2
     about = (
         "a model adds what a reader would miss out of related documents; every addition is cited and backed"
     )
@@ -74,7 +75,8 @@ class Contextualise(Chunked):
         if self.prompt.task != "quote":
             return answer
         text = with_quotations(source, answer, _texts(document))
-        return None if text == source and not self.parameters.may_decline else text
+        declined = text == source and not self.parameters.may_decline
+        return None if declined and any(sentence_counts(_texts(document))) else text
 
     def judge(self, document: Document, source: str, answer: str) -> list[str]:
         """The gates of context."""

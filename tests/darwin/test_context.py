@@ -7,7 +7,12 @@ import json
 import pytest
 
 from megatron_davinci.cli.main import main
-from megatron_davinci.darwin.context_gates import context_violations, with_quotations
+from megatron_davinci.darwin.context_gates import (
+    context_violations,
+    sentence_counts,
+    sentences_of,
+    with_quotations,
+)
 from megatron_davinci.darwin.lineage import events, find
 from tests.darwin.making import made, recipe
 from tests.darwin.model_server import passage
@@ -71,6 +76,12 @@ def test_sentences_that_a_program_names_are_copied(program, found):
     assert with_quotations(TIDES, program, RELATED) == found
     if found is not None:
         assert context_violations(TIDES, found, RELATED) == []
+
+
+def test_headings_are_not_offered_for_quotation():
+    passages = ["Examples\n========\n\nThe gravity of the moon raises tides twice a day.", "See also"]
+    assert sentence_counts(passages) == [1, 0]
+    assert "gravity" in sentences_of(passages) and "Examples" not in sentences_of(passages)
 
 
 def corpus_of(folder, server, out="corpus", **step):

@@ -271,15 +271,15 @@ def test_the_examples_recipes_are_sound(tmp_path, monkeypatch):
     monkeypatch.setenv("DARWIN_MODEL_KEY", "any")
     paths = [
         path
-        for folder in ("darwin_science", "rephrasing")
+        for folder in ("darwin_science", "rephrasing", "quickstart_levels")
         for path in Path("examples", folder).glob("*.yaml")
     ]
-    assert len(paths) == 4
+    assert len(paths) == 5
     for path in paths:
         steps = load_recipe(path).recipe.make_steps(path.absolute().parent)
-        asking = [step for step in steps if step.name in ("refine", "write_pairs", "complete")]
+        asking = [step for step in steps if hasattr(step, "prompt")]
         for step in asking:
-            assert step.prompt.name
+            assert step.prompt.name and getattr(step, "agents", True)
         assert asking
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 
 import pytest
 
@@ -72,3 +73,10 @@ def test_dialogues_pass_every_gate_and_say_what_they_are_about(corpus):
         assert dialogue_violations(turns, about, ["Student", "Teacher"], 2) == []
         for number, turn in enumerate(turns):
             assert turn_violations(turn.text, about, turns[:number], ["Student", "Teacher"]) == []
+
+
+def test_the_example_finds_that_all_of_it_holds(corpus):
+    found = runpy.run_path("examples/quickstart_levels/run.py")["looked_at"](corpus)
+    for level in ("level 6", "level 8"):
+        assert found[level]["raised"] == found[level]["holding"] > 0, found[level]
+    assert found["level 7"]["documents"] == found["level 7"]["raised"] == 0
