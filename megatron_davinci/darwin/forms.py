@@ -24,7 +24,7 @@ def within(mark: str, form: str) -> str:
 
 def turn(longest: int) -> str:
     """One turn of a dialogue, which ends as a sentence does, so that it is not cut off in the middle of one."""
-    return rf"<turn>[^<\s][^<]{{1,{max(1, longest - 2)}}}[.?!]</turn>"
+    return rf"<turn>[A-Za-z0-9\"'`$(\\][^<]{{1,{max(1, longest - 2)}}}[.?!]</turn>"
 
 
 def number(most: int) -> str:

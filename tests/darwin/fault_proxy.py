@@ -107,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
                     answer = answer[: middle + 1] + b"\x15" + answer[middle + 1 :]
                     return self.reply(status, answer, kind)
                 if fault == "unfinished":  # it ends as if all were well, and is not done
-                    return self.reply(status, answer.removesuffix(b"data: [DONE]\n\n"), kind)
+                    return self.reply(status, answer[: answer.rindex(b"data: [DONE]")], kind)
         if fault == "slow":
             time.sleep(proxy.slow)
         if fault == "garbled":

@@ -33,7 +33,7 @@ def test_numbers_up_to_a_bound(most):
          ["f()", "f(1, 2, 3)", "g(1)", "f(x)", "f(1)\nf(1)\nf(1)", 'f("a\nb")']),
         (forms.calls("f", 0, 1, 1), ["f()", "f(-3)"], ["f(1, 2)"]), (forms.calls("f", 0, 0, 1), ["f()"], ["f(1)"]),
         (forms.turn(20), ["<turn>Why is it so?</turn>"], ["<turn>Why is it so</turn>", "<turn>a<b?</turn>",
-         "<turn>" + "a" * 20 + ".</turn>"]),
+         "<turn>>> a?</turn>", "<turn>" + "a" * 20 + ".</turn>"]),
         (forms.within("passage2", forms.YES_OR_NO), ["<passage2>\nYES\n</passage2>"], ["<passage>YES</passage>"]),
         (forms.PAIRS, ["NO QA", PAIR], ["", "BEGIN QA", PAIR.replace("ANSWER", "SAID")]),
     ],
