@@ -9,7 +9,8 @@ deviation of 0.002 nats, as the seed noise of small runs is. All begin at even s
 - random: the same runs; the mixture of the lowest measured loss.
 
 figures: <way>_gain_fraction (of what the optimum gains on even shares, summed over worlds), <way>_worst,
-    search_beats_random_fraction, gain_coverage (of the 95% interval of the gain), runs
+    search_beats_random_fraction, gain_coverage (of the 95% interval of the gain), unwidened_coverage (had the
+    predictor been believed), widened_median (by how much it was not), runs
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def main() -> None:
 def searches(worlds: int, seed: int) -> dict[str, float]:
     """Search some worlds by the three ways."""
     gains: dict[str, list[float]] = {"search": [], "once": [], "random": []}
-    possible, covered = [], []
+    possible, covered, believed, widened = [], [], [], []
     for number in range(worlds):
         rng = np.random.default_rng([seed, number])
         world = draw(rng)
@@ -59,6 +60,11 @@ def searches(worlds: int, seed: int) -> dict[str, float]:
         gain = start - _loss(world, found.mixture)
         gains["search"].append(gain)
         covered.append(found.gain_low <= gain <= found.gain_high)
+        low, high = (
+            found.gain + (end - found.gain) / found.widened for end in (found.gain_low, found.gain_high)
+        )
+        believed.append(low <= gain <= high)
+        widened.append(found.widened)
         drawn = propose(even, tried[:0], losses[:0], bounds, sum(ROUNDS), rng)
         values = _measured(world, drawn, rng)
         gains["once"].append(start - _loss(world, best_mixture(even, drawn, values, bounds, rng).mixture))
@@ -68,6 +74,8 @@ def searches(worlds: int, seed: int) -> dict[str, float]:
     return figures | {
         "search_beats_random_fraction": float(np.mean(np.array(gains["search"]) > gains["random"])),
         "gain_coverage": float(np.mean(covered)),
+        "unwidened_coverage": float(np.mean(believed)),
+        "widened_median": float(np.median(widened)),
         "nats_to_gain_mean": float(np.mean(possible)),
         "runs": float(sum(ROUNDS)),
     }

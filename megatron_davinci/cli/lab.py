@@ -37,17 +37,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     new.add_argument("--question", default="Does half the learning rate lose anything?")
     for name, help_text in (
         ("check", "look for what could explain a difference beside the factor; start nothing"),
-        ("run", "train the runs that are not done, then draw the page"),
+        ("run", "train the runs that are not done, ask them the design's tasks, then draw the page"),
+        ("eval", "ask the runs that are done the design's tasks, then draw the page"),
         ("report", "draw the page of what is there"),
     ):
         command = commands.add_parser(name, help=help_text)
         command.add_argument("design", type=Path)
         if name != "check":
             command.add_argument("--out", type=Path, default=ROOT, help=f"the lab's folder (default: {ROOT})")
-        if name == "run":
+        if name in ("run", "eval"):
             command.add_argument(
                 "--parallel", type=int, help="runs at a time (default: the cores, one each; elsewhere all)"
             )
+        if name == "run":
             command.add_argument(
                 "--executor",
                 choices=("local", "slurm", "ray"),
@@ -94,6 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
         "new": _new,
         "check": _check,
         "run": _run,
+        "eval": _eval,
         "report": _report,
         "mixture": _mixture,
         "ratio": _ratio,
@@ -153,42 +156,57 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from megatron_davinci.cli.lab_screen import Screen
     from megatron_davinci.lab.arms import arms_of, runs_of
     from megatron_davinci.lab.control import refuse
     from megatron_davinci.lab.design import load_design
     from megatron_davinci.lab.executors import executor_named
-    from megatron_davinci.lab.outcomes import Outcome
     from megatron_davinci.lab.runner import Executor, Trainer, carry_out
 
     design = load_design(arguments.design)
     arms = arms_of(design)
     refuse(design, arms, arguments.design)
-    metric = design.metrics[0].name
-
-    def say(one: Outcome, done: int, total: int) -> None:
-        value = one.metric(metric)
-        said = f"{metric} {value:.4f}" if value is not None else one.state
-        print(f"{done:4} of {total}  {one.run.label:<40} {said}", flush=True)
-
     runs = runs_of(design, arms)
     # Elsewhere a queue says how many run at a time; a thread that waits costs little.
-    cores = len(os.sched_getaffinity(0))
-    parallel = arguments.parallel or (cores if arguments.executor == "local" else min(len(runs), 256))
+    local = arguments.executor == "local"
+    parallel = arguments.parallel or (_cores() if local else min(len(runs), 256))
     settings = _settings(arguments.set)
 
     def executor(trainer: Trainer) -> Executor:
         return executor_named(arguments.executor, trainer, arguments.design, settings)
 
-    carry_out(
-        arguments.out,
-        runs,
-        parallel=parallel,
-        retry=arguments.retry,
-        say=say,
-        design=design,
-        executor=executor,
-    )
+    with Screen(arguments.out, runs, design.metrics[0].name) as screen:
+        carry_out(
+            arguments.out,
+            runs,
+            parallel=parallel,
+            retry=arguments.retry,
+            say=screen.say,
+            design=design,
+            executor=executor,
+        )
+    if design.evaluate is None or local:
+        return _eval(arguments)
+    print(f"Tasks are asked where there is a processor for it: davinci lab eval {arguments.design}")
     return _report(arguments)
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from megatron_davinci.lab.arms import Run, arms_of, runs_of
+    from megatron_davinci.lab.asking import ask
+    from megatron_davinci.lab.design import load_design
+
+    def say(run: Run, problem: str) -> None:
+        print(f"asked  {run.label:<40} {problem}", flush=True)
+
+    design = load_design(arguments.design)
+    runs = runs_of(design, arms_of(design))
+    ask(design, arguments.out, runs, parallel=arguments.parallel or _cores(), say=say)
+    return _report(arguments)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def _settings(said: list[str]) -> dict[str, Any]:
@@ -207,7 +225,7 @@ def _settings(said: list[str]) -> dict[str, Any]:
 
 def _report(arguments: argparse.Namespace) -> int:
     from megatron_davinci.lab.arms import arms_of, runs_of
-    from megatron_davinci.lab.control import refuse
+    from megatron_davinci.lab.control import check
     from megatron_davinci.lab.design import load_design
     from megatron_davinci.lab.outcomes import outcome_of
     from megatron_davinci.lab.report import write_index, write_report
@@ -215,10 +233,10 @@ def _report(arguments: argparse.Namespace) -> int:
 
     design = load_design(arguments.design)
     arms = arms_of(design)
-    refuse(design, arms, arguments.design)
+    confounds = check(design, arms)
     runs = runs_of(design, arms)
     outcomes = [outcome_of(arguments.out, run) for run in runs]
-    verdict = judge(design, arms, runs, outcomes)
+    verdict = judge(design, arms, runs, outcomes, confounds)
     folder = arguments.out / "designs" / arguments.design.stem
     page = write_report(folder, design, arms, runs, outcomes, verdict)
     write_index(arguments.out)
@@ -234,7 +252,7 @@ def _report(arguments: argparse.Namespace) -> int:
             f"five: {need}; this design has {len(design.seeds)}."
         )
     print(page)
-    return 0 if all(one.state in ("done", "stopped") for one in outcomes) else 1
+    return 0 if not confounds and all(one.state in ("done", "stopped") for one in outcomes) else 1
 
 
 def _mixture(arguments: argparse.Namespace) -> int:
@@ -248,7 +266,7 @@ def _mixture(arguments: argparse.Namespace) -> int:
         said = f"{search.metric} {value:.4f}" if value is not None else one.state
         print(f"{done:4} of {total}  {one.run.label:<40} {said}", flush=True)
 
-    parallel = arguments.parallel or len(os.sched_getaffinity(0))
+    parallel = arguments.parallel or _cores()
     path = look(search, arguments.search, arguments.out, parallel=parallel, retry=arguments.retry, say=say)
     print(search.question)
     print("\n".join(f"  {line.removeprefix('# ')}" for line in path.read_text().splitlines()[1:2]))

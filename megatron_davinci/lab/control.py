@@ -12,6 +12,7 @@ from megatron_davinci.config.units import format_tokens
 from megatron_davinci.errors import ConfigError, DavinciError
 from megatron_davinci.lab.arms import Arm, Run, flat, runs_of
 from megatron_davinci.lab.design import Design
+from megatron_davinci.lab.outcomes import TASK
 from megatron_davinci.lab.pasts import not_shared, past_of, pasts_of
 from megatron_davinci.optim.schedule import Schedule
 from megatron_davinci.train.plan_sources import plan_sources, planned_order
@@ -215,8 +216,8 @@ def _amounts(design: Design, arms: Sequence[Arm]) -> Iterator[Confound]:
 def _metrics(design: Design, arms: Sequence[Arm]) -> Iterator[Confound]:
     for metric in design.metrics:
         kind, _, domain = metric.name.partition(".")
-        if kind == "train_loss" and not domain:
-            continue
+        if (kind == "train_loss" and not domain) or metric.name.startswith(TASK):
+            continue  # what tasks came to is known once runs are asked; a design says that they are
         for arm in arms:
             domains = list(arm.config.data.validation)
             known = kind in ("heldout_loss", "heldout_bits_per_byte") and domain in ("mean", *domains)

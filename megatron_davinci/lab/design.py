@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from megatron_davinci.config.load import one_screen, problems_of, read_settings
 from megatron_davinci.config.section import Section, shown
 from megatron_davinci.config.units import Tokens
-from megatron_davinci.errors import ConfigError, DataError
+from megatron_davinci.errors import ConfigError
 
 Setting = dict[str, Any]
 """Values by dotted key: `{curriculum.0.learning_rate.peak: 1.0e-3}`."""
 
 Allowance = Literal["unequal tokens", "unequal repetition"]
+
+_Read = TypeVar("_Read", bound=Section)
 
 
 class Metric(Section):
@@ -23,10 +25,44 @@ class Metric(Section):
 
     name: str = Field(
         description="heldout_loss.mean, heldout_loss.DOMAIN, heldout_bits_per_byte.mean, "
-        "heldout_bits_per_byte.DOMAIN or train_loss (mean of the last tenth of the steps)"
+        "heldout_bits_per_byte.DOMAIN, train_loss (mean of the last tenth of the steps), or task.NAME.METRIC of what "
+        "`evaluate` asks"
     )
     better: Literal["lower", "higher"] = "lower"
     margin: float = Field(gt=0, description="The smallest difference that matters, in the metric's unit")
+
+    @model_validator(mode="after")
+    def _says_which_way_is_good(self) -> Metric:
+        if self.name.startswith("task."):
+            if self.name.count(".") < 2:
+                raise ValueError(f"a task's metric is task.NAME.METRIC; found {shown(self.name)}")
+            if "better" not in self.model_fields_set:
+                raise ValueError("better is missing: say whether `lower` or `higher` is; found nothing")
+        return self
+
+
+class Evaluate(Section):
+    """What runs are asked once they are done: `davinci eval` with these."""
+
+    suite: Literal["local", "davinci19"] | None = Field(
+        default=None, description="local: items of the run's held-out texts; davinci19: the report's"
+    )
+    tasks: list[str] = Field(default_factory=list, description="Instead of a suite: lm-eval's tasks by name")
+    data: Path | None = Field(
+        default=None,
+        description="Data sets of a suite, in folders of their names on the hub; relative to the design",
+    )
+    both_ways: bool = Field(
+        default=False,
+        description="Each of `tasks` that has options by generation too; the local suite always is",
+    )
+    limit: int | None = Field(default=None, gt=0, description="The first so many items of each task only")
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Evaluate:
+        if (self.suite is None) == (not self.tasks):
+            raise ValueError("give either `suite` or `tasks`")
+        return self
 
 
 class ArmConfig(Section):
@@ -125,6 +161,7 @@ class Design(Section):
     budget: Budget = Budget()
     branch: Branch | None = Field(default=None, description="Arms share a past, or begin at a checkpoint")
     stop: Stop | None = Field(default=None, description="Runs that may be stopped early; none by default")
+    evaluate: Evaluate | None = Field(default=None, description="Tasks that finished runs are asked")
 
     @model_validator(mode="after")
     def _one_way_to_say_the_arms(self) -> Design:
@@ -146,15 +183,41 @@ class Design(Section):
             raise ValueError(f"seeds should differ; found {self.seeds}")
         if self.branch and self.branch.run and len(self.seeds) > 1 and "{seed}" not in self.branch.run:
             raise ValueError("branch.run: a checkpoint of each seed is needed; found no {seed} in the name")
-        if self.stop and self.stop.behind and self.metrics and self.metrics[0].name == "train_loss":
-            raise ValueError(
-                "stop.behind: the deciding metric should be measured on the way; found train_loss"
-            )
+        first = self.metrics[0].name
+        if self.stop and self.stop.behind and (first == "train_loss" or first.startswith("task.")):
+            raise ValueError(f"stop.behind: the deciding metric should be measured on the way; found {first}")
+        if self.evaluate is None and any(metric.name.startswith("task.") for metric in self.metrics):
+            raise ValueError("a metric is of a task; found no `evaluate`, which says what is asked")
         if self.combine == "half" and (
             len(self.factors) < 3 or any(len(one.levels) != 2 for one in self.factors.values())
         ):
             raise ValueError("half needs three or more factors of two levels each; found others")
         return self
+
+
+def read_as(kind: type[_Read], path: Path, what: str) -> _Read:
+    """A YAML file of the lab as what it should hold.
+
+    Args:
+        kind: What that is.
+        path: The file.
+        what: It is called, in messages.
+
+    Raises:
+        ConfigError: It cannot be read, or says something impossible; every problem is named, with its line.
+    """
+    settings, lines = read_settings(
+        path, ", ".join(name for name, one in kind.model_fields.items() if one.is_required())
+    )
+    try:
+        return kind.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError(
+            f"The {what} says what cannot be.",
+            where=path,
+            found=one_screen(problems_of(error, kind, lines)),
+            do=f"mend what is named; docs/concepts/lab.md says what a {what} holds",
+        ) from None
 
 
 def load_design(path: Path) -> Design:
@@ -164,31 +227,9 @@ def load_design(path: Path) -> Design:
         path: Its YAML file.
 
     Raises:
-        DataError: There is no such file, or it is no YAML.
-        ConfigError: It says something impossible; every problem is named.
+        ConfigError: There is no such file, it is no YAML, or it says something impossible; every problem is named.
     """
-    try:
-        said = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError("The design cannot be read.", where=path, found=error.strerror) from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError("The design is not YAML.", where=path, found=error) from None
-    try:
-        design = Design.model_validate(said)
-    except ValidationError as error:
-        problems = [
-            f"{'.'.join(str(part) for part in item['loc']) or 'the design'}: "
-            + item["msg"].removeprefix("Value error, ")
-            for item in error.errors()
-        ]
-        raise ConfigError(
-            "The design has a problem."
-            if len(problems) == 1
-            else f"The design has {len(problems)} problems.",
-            where=path,
-            found="\n".join(problems[:20]),
-            do="mend what is named; docs/concepts/lab.md says what a design holds",
-        ) from None
+    design = read_as(Design, path, "design")
     here = path.resolve().parent
     arms = {
         name: arm if arm.config is None else arm.model_copy(update={"config": here / arm.config})
@@ -197,4 +238,9 @@ def load_design(path: Path) -> Design:
     branch = design.branch
     if branch is not None and branch.run is not None:
         branch = branch.model_copy(update={"run": str(here / branch.run)})
-    return design.model_copy(update={"base": here / design.base, "arms": arms, "branch": branch})
+    evaluate = design.evaluate
+    if evaluate is not None and evaluate.data is not None:
+        evaluate = evaluate.model_copy(update={"data": here / evaluate.data})
+    return design.model_copy(
+        update={"base": here / design.base, "arms": arms, "branch": branch, "evaluate": evaluate}
+    )

@@ -10,8 +10,10 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import stat
 import threading
 import time
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,7 +24,7 @@ from megatron_davinci.errors import ConfigError, EnvironmentProblem
 from megatron_davinci.files import write_json
 from megatron_davinci.lab.arms import Run, arms_of, runs_of
 from megatron_davinci.lab.design import load_design
-from megatron_davinci.lab.outcomes import FAILED, folder_of, outcome_of
+from megatron_davinci.lab.outcomes import FAILED, folder_of, outcome_of, run_folder
 from megatron_davinci.lab.pasts import pasts_of
 from megatron_davinci.lab.runner import Executor, Trainer, trainer_of
 
@@ -30,6 +32,8 @@ Name = Literal["local", "slurm", "ray"]
 _MINUTES = 24 * 60
 _LOOK_SECONDS = 5.0
 _STARTING = threading.Lock()
+_BROKEN = ("FAILED", "OUT_OF_MEMORY", "BOOT_FAIL")
+"""States of a job that would end so again. One that was cancelled or ran out of time goes on at the next start."""
 _ALIVE = ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED", "RESIZING", "SUSPENDED")
 
 
@@ -48,11 +52,19 @@ class TrainThere:
         Raises:
             ConfigError: The design has no such run any more.
         """
-        loaded = load_design(Path(design))
+        try:
+            self._train(Path(design), Path(root), identity, retry)
+        except Exception:
+            # Who waits reads it here: what the engine keeps of an error is a pickle, and none is read.
+            _note_failure(run_folder(Path(root), identity), traceback.format_exc())
+            raise
+
+    def _train(self, design: Path, root: Path, identity: str, retry: bool) -> None:
+        loaded = load_design(design)
         runs = runs_of(loaded, arms_of(loaded))
         for run in (*pasts_of(loaded, runs), *runs):
             if run.identity == identity:
-                trainer_of(Path(root), runs, loaded, retry).train(run)
+                trainer_of(root, runs, loaded, retry).train(run)
                 return
         raise ConfigError(
             "The design has no such run: it, or its data, changed since the job was handed in.",
@@ -88,7 +100,9 @@ class _Elsewhere(ABC):
     def train(self, run: Run) -> None:
         """Hand it in, unless it is done or at work already, and wait for its end."""
         if outcome_of(self.root, run).state in self.starts:
-            _failed_where_it_stands(self.root, run, self._error_of(run))
+            error = self._error_of(run)
+            if error and outcome_of(self.root, run).state not in ("done", "failed", "stopped"):
+                _note_failure(folder_of(self.root, run), error)
 
     @abstractmethod
     def _error_of(self, run: Run) -> str:
@@ -112,8 +126,16 @@ class Slurm(_Elsewhere):
             write_json(note, {"job": job.job_id})
         while not job.done():
             time.sleep(_LOOK_SECONDS)
-        error = job.exception() if job.paths.result_pickle.exists() else None
-        return "" if error is None else str(error)
+        # What the job did is in the run's directory. Of one that could not say it, Slurm knows how it ended.
+        state = str(job.get_info(mode="force").get("State", ""))
+        if not state.startswith(_BROKEN):
+            return ""
+        said = (
+            job.paths.stderr.read_text(encoding="utf-8", errors="replace")
+            if job.paths.stderr.exists()
+            else ""
+        )
+        return f"{said}\nSlurm ended job {job.job_id}: {state}"
 
     def _at_work(self, submitit: Any, folder: Path, note: Path) -> Any:
         try:
@@ -125,7 +147,7 @@ class Slurm(_Elsewhere):
         return job if state.startswith(_ALIVE) else None
 
     def _executor(self, submitit: Any, folder: Path, run: Run) -> Any:
-        folder.mkdir(parents=True, exist_ok=True)
+        _own(folder)
         try:
             executor = submitit.SlurmExecutor(folder=folder)
         except RuntimeError as error:
@@ -218,9 +240,25 @@ def executor_named(name: Name, trainer: Trainer, design: Path, settings: Mapping
     return kind(design, trainer.root, trainer.retry, trainer.starts, settings)
 
 
-def _failed_where_it_stands(root: Path, run: Run, error: str) -> None:
+def _own(folder: Path) -> None:
+    """A folder that nobody else writes in: submitit hands a job its call as a pickle, which runs what it holds.
+
+    Raises:
+        ConfigError: It is there, and others may write in it.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.stat()
+    if found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise ConfigError(
+            "Others may write in the folder of the jobs, and so could run what they like as you.",
+            where=folder,
+            found=f"mode {stat.S_IMODE(found.st_mode):o}, owner {found.st_uid}",
+            expected=f"mode 700, owner {os.getuid()}",
+            do="look through it, chmod 700 it, or give another --out",
+        )
+
+
+def _note_failure(folder: Path, why: str) -> None:
     """A job that ended with an error of its own, before there was a trainer that could say it."""
-    if error and outcome_of(root, run).state not in ("done", "failed", "stopped"):
-        folder = folder_of(root, run)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / FAILED, {"code": 1, "why": "\n".join(error.splitlines()[-12:])})
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / FAILED, {"code": 1, "why": "\n".join(why.strip().splitlines()[-12:])})

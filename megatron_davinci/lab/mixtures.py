@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from megatron_davinci.config import load_config
 from megatron_davinci.config.mixture import exact_share, share_text
@@ -26,7 +26,7 @@ from megatron_davinci.errors import ConfigError, DataError
 from megatron_davinci.files import write_atomically, write_json
 from megatron_davinci.lab.arms import Arm, arms_of, as_override, runs_of
 from megatron_davinci.lab.control import refuse
-from megatron_davinci.lab.design import Branch, Budget, Design, Metric, Setting
+from megatron_davinci.lab.design import Branch, Budget, Design, Metric, Setting, read_as
 from megatron_davinci.lab.outcomes import Outcome
 from megatron_davinci.lab.runner import carry_out
 from megatron_davinci.report.axes import Axis
@@ -92,21 +92,9 @@ def load_search(path: Path) -> Search:
     """Read a search.
 
     Raises:
-        DataError: There is no such file, or it is no YAML.
-        ConfigError: It says something impossible; every problem is named.
+        ConfigError: There is no such file, it is no YAML, or it says something impossible; every problem is named.
     """
-    try:
-        search = Search.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError("The search cannot be read.", where=path, found=error) from None
-    except ValidationError as error:
-        said = [
-            f"{'.'.join(map(str, one['loc'])) or 'the search'}: {one['msg'].removeprefix('Value error, ')}"
-            for one in error.errors()
-        ]
-        raise ConfigError(
-            "The search has a problem.", where=path, found="\n".join(said), do="mend what is named"
-        ) from None
+    search = read_as(Search, path, "search")
     return search.model_copy(update={"base": path.resolve().parent / search.base})
 
 

@@ -13,6 +13,7 @@ from megatron_davinci.train.run_directory import read_lines
 
 FAILED = "failed.json"
 STOPPED = "stopped.json"
+TASK = "task."
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Outcome:
         evaluations: Lines of `evals.jsonl`.
         losses: Training loss by step.
         seconds: That its steps took.
+        scores: Of tasks that its last checkpoint was asked, by `NAME.METRIC`.
     """
 
     run: Run
@@ -38,13 +40,16 @@ class Outcome:
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
+    scores: dict[str, float] = field(default_factory=dict)
 
     def metric(self, name: str) -> float | None:
         """A metric at the end; None where the run is not done or lacks it."""
+        if name.startswith(TASK):
+            return self.scores.get(name.removeprefix(TASK)) if self.state == "done" else None
         return self.curve(name)[1][-1] if self.state == "done" and self.curve(name)[1] else None
 
     def curve(self, name: str) -> tuple[list[float], list[float]]:
-        """Tokens and values of a metric at each evaluation; for `train_loss` one value, at the end."""
+        """Tokens and values of a metric at each evaluation; for `train_loss` one value, at the end; of tasks none."""
         kind, _, domain = name.partition(".")
         if kind == "train_loss":
             last = self.losses[-max(1, len(self.losses) // 10) :]
@@ -65,7 +70,12 @@ class Outcome:
 
 def folder_of(root: Path, run: Run) -> Path:
     """The run directory of a run: by what it computes, so that designs share what they have in common."""
-    return root / "runs" / run.identity
+    return run_folder(root, run.identity)
+
+
+def run_folder(root: Path, identity: str) -> Path:
+    """The run directory of an identity."""
+    return root / "runs" / identity
 
 
 def outcome_of(root: Path, run: Run) -> Outcome:
@@ -94,7 +104,17 @@ def outcome_of(root: Path, run: Run) -> Outcome:
         evaluations=evaluations,
         losses=[float(line["loss"]) for line in metrics],
         seconds=sum(float(line["seconds"]) for line in metrics),
+        scores=_scores(folder, steps) if done else {},
     )
+
+
+def _scores(folder: Path, step: int) -> dict[str, float]:
+    """What `davinci eval` kept of a checkpoint; of a task that was asked again, the last."""
+    found: dict[str, float] = {}
+    for line in read_lines(folder / "evals" / "results.jsonl"):
+        if int(line["step"]) == step:
+            found |= {f"{line['task']}.{name}": float(value) for name, value in line["metrics"].items()}
+    return found
 
 
 def _said(path: Path) -> str:

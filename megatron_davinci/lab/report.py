@@ -8,35 +8,39 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
 from megatron_davinci.config.section import shown
 from megatron_davinci.files import write_atomically, write_json
+from megatron_davinci.lab.arm_plots import (
+    MOST_MIXTURES,
+    curves,
+    domain_bars,
+    domain_differences,
+    ends_of,
+    mixtures,
+    unit_of,
+)
 from megatron_davinci.lab.arms import Arm, Run
 from megatron_davinci.lab.control import cost_of, differences
 from megatron_davinci.lab.design import Design
-from megatron_davinci.lab.outcomes import Outcome
+from megatron_davinci.lab.outcomes import Outcome, folder_of
 from megatron_davinci.lab.over_sizes import ArmLaw, OverSizes, law_table, trend_table
 from megatron_davinci.lab.size_plots import law_plot, trend_plot
 from megatron_davinci.lab.verdict import Comparison, Verdict, as_json, in_words
 from megatron_davinci.report.axes import Axis
 from megatron_davinci.report.colors import assign
 from megatron_davinci.report.forest import Forest, Row
-from megatron_davinci.report.numbers import NOTHING, duration, quantity
-from megatron_davinci.report.page import KeyFigure, Page
-from megatron_davinci.report.plots import LinePlot, Plot, Series
+from megatron_davinci.report.numbers import NOTHING, duration, quantity, signed
+from megatron_davinci.report.page import KeyFigure, Link, Page
+from megatron_davinci.report.plots import Plot
 
-TOKENS = Axis("tokens", "tokens", zero=True)
 OVER_SIZES = (
     "What is beyond the largest size is a prediction that assumes the line or the law to go on; it is a reason to "
     "run another size, and no verdict. Recipes that won at small sizes have lost at large ones."
 )
-
-
-def signed(value: float) -> str:
-    """A difference, with its sign."""
-    return f"{value:+.4f}".replace("-", "−")
 
 
 def answer(verdict: Verdict) -> str:
@@ -93,6 +97,11 @@ def write_report(
             "Large dot: mean over seeds; small dots: each seed's run less the control's of the same seed; line: 95% "
             "interval by Student's t for pairs, each arm for itself.",
         )
+    page.table(
+        *_arm_table(design, arms, verdict, runs, outcomes),
+        caption="Mean over seeds at the end, ± their standard deviation; the difference from the control in pairs "
+        "of one seed, its 95% interval by Student's t, each arm for itself; p-values are corrected by Holm.",
+    )
     page.section("How sure", _sure(verdict))
     if verdict.over_sizes is not None:
         page.section("Over sizes", OVER_SIZES)
@@ -110,15 +119,30 @@ def write_report(
         page.table(*law_table(verdict.over_sizes), caption="L = E + A / N^a (+ B / D^b), with 95% intervals.")
         write_atomically(folder / "sizes.csv", sizes_csv(verdict.over_sizes))
     page.section("On the way")
-    for size in dict.fromkeys(arm.size for arm in arms):
-        show(_curves(design, runs, outcomes, size), "Mean over seeds of the metric that decides.")
-    show(_domains(verdict, arms, runs, outcomes), "Held-out loss at the end by domain, arm less control.")
+    sizes, ends = list(dict.fromkeys(arm.size for arm in arms)), ends_of(runs, outcomes)
+    for size in sizes:
+        show(
+            curves(design, runs, outcomes, size),
+            "Mean over seeds; from three seeds on a band is its 95% interval. "
+            "Arms share their seeds, so a difference may be sure where bands overlap.",
+        )
+    page.section("By domain")
+    for size in sizes:
+        show(domain_bars(arms, ends, size), "Mean over seeds, with its 95% interval.")
+    show(
+        domain_differences(verdict, arms, ends),
+        "Held-out loss at the end, arm less control in pairs of one seed; line: 95% interval.",
+    )
+    page.section("Mixtures", "What arms are trained on; those that are trained on the same have one picture.")
+    pictures = mixtures(arms)
+    for plot in pictures[:MOST_MIXTURES]:
+        show(plot)
+    if len(pictures) > MOST_MIXTURES:
+        page.table(["not drawn"], [[plot.title] for plot in pictures[MOST_MIXTURES:]])
     page.section("What the arms differ in")
     page.table(
         *_difference_table(arms), caption="Every key that arms do not share a value of; nothing else differs."
     )
-    page.section("Figures")
-    page.table(*_arm_table(design, arms, runs, outcomes), caption="Mean over seeds at the end; ± over seeds.")
     page.section("Cost")
     shared = (
         "A shared past was trained once for each seed, and is in the tokens, FLOPs and time of every arm."
@@ -139,7 +163,9 @@ def write_report(
             [[one.run.label, f"{one.step} of {one.steps}", one.why] for one in stopped],
         )
     page.section("Runs", collapsed=True)
-    rows = [[one.run.label, one.state, f"{one.step} of {one.steps}", one.run.identity] for one in outcomes]
+    rows = [
+        [one.run.label, one.state, f"{one.step} of {one.steps}", _to_run(folder, one.run)] for one in outcomes
+    ]
     page.table(["run", "state", "steps", "directory (runs/…)"], rows)
     for plot in plots:
         name = "".join(c if c.isalnum() else "-" for c in plot.title.lower()).strip("-")
@@ -194,9 +220,7 @@ def _forest(verdict: Verdict, metric: str) -> Forest | None:
     lower = there[0].metric.better == "lower"
     return Forest(
         title=f"{metric}, less that of {verdict.control}",
-        axis=Axis(
-            metric, "nats per token" if metric.startswith(("heldout_loss", "train")) else "bits per byte"
-        ),
+        axis=Axis(metric, unit_of(metric)),
         rows=rows,
         write=signed,
         better="better" if lower else "worse",
@@ -221,57 +245,14 @@ def _row(one: Comparison, colour: str) -> Row:
     )
 
 
-def _curves(design: Design, runs: Sequence[Run], outcomes: Sequence[Outcome], size: str) -> LinePlot | None:
-    metric = design.metrics[0].name
-    by_arm: dict[str, list[tuple[list[float], list[float]]]] = {}
-    for run, outcome in zip(runs, outcomes, strict=True):
-        curve = outcome.curve(metric)
-        if run.arm.size == size and len(curve[0]) > 1:
-            by_arm.setdefault(run.arm.name, []).append(curve)
-    if not by_arm:
-        return None
-    colours, series = assign(by_arm), []
-    for name, curves in by_arm.items():
-        shortest = min(len(tokens) for tokens, _ in curves)
-        mean = np.mean([values[:shortest] for _, values in curves], axis=0)
-        series.append(Series(name=name, x=curves[0][0][:shortest], y=mean, colour=colours[name]))
-    title = f"{metric} over the run{f' at {size}' if size else ''}"
-    return LinePlot(title=title, x=TOKENS, y=Axis(metric, "nats per token"), series=series, skip_start=0.1)
-
-
-def _domains(
-    verdict: Verdict, arms: Sequence[Arm], runs: Sequence[Run], outcomes: Sequence[Outcome]
-) -> Forest | None:
-    from megatron_davinci.stats.comparison import paired
-
-    ends: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
-    for run, one in zip(runs, outcomes, strict=True):
-        if one.state == "done" and one.evaluations:
-            ends.setdefault((run.arm.size, run.arm.name), {})[run.seed] = one.evaluations[-1]["heldout_loss"]
-    rows = []
-    for arm in arms:
-        ours, theirs = ends.get((arm.size, arm.name), {}), ends.get((arm.size, verdict.control), {})
-        shared = set(ours) & set(theirs)
-        if arm.name == verdict.control or not shared:
-            continue
-        domains = list(next(iter(ours.values())))
-        colours = assign(domains)
-        for domain in domains:
-            found = paired({s: ours[s][domain] for s in shared}, {s: theirs[s][domain] for s in shared})
-            known = found.pairs > 1
-            name = domain if len(verdict.deciding) == 1 else f"{domain}: {arm.name} {arm.size}".rstrip()
-            rows.append(
-                Row(name, found.mean, found.low if known else None, found.high if known else None,
-                    list(found.each.values()), colours[domain])
-            )  # fmt: skip
-    if not rows or len(rows) > 40:
-        return None
-    return Forest(
-        title=f"By domain, less {verdict.control}",
-        axis=Axis("held-out loss", "nats per token"),
-        rows=rows,
-        write=signed,
-    )
+def _to_run(folder: Path, run: Run) -> Link | str:
+    """A link to a run's page, or else to its directory; its name alone where there is neither."""
+    root = folder.parent.parent
+    there = folder_of(root, run)
+    if not there.is_dir():
+        return run.identity
+    page = "report.html" if (there / "report.html").is_file() else ""
+    return Link(run.identity, f"../../{there.relative_to(root).as_posix()}/{page}")
 
 
 def _difference_table(arms: Sequence[Arm]) -> tuple[list[str], list[list[str]]]:
@@ -282,21 +263,34 @@ def _difference_table(arms: Sequence[Arm]) -> tuple[list[str], list[list[str]]]:
 
 
 def _arm_table(
-    design: Design, arms: Sequence[Arm], runs: Sequence[Run], outcomes: Sequence[Outcome]
+    design: Design, arms: Sequence[Arm], verdict: Verdict, runs: Sequence[Run], outcomes: Sequence[Outcome]
 ) -> tuple[list[str], list[list[str]]]:
+    """Each arm by each metric: its mean, and against the control the difference, its interval and the verdict."""
+    compared = {(one.metric.name, one.size, one.arm): one for one in verdict.comparisons}
     rows = []
-    for arm in arms:
-        row = [f"{arm.name} at {arm.size}" if arm.size else arm.name]
-        for metric in design.metrics:
+    for metric in design.metrics:
+        for arm in arms:
             values = [
                 value
                 for run, one in zip(runs, outcomes, strict=True)
                 if run.arm is arm and (value := one.metric(metric.name)) is not None
             ]
             spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
-            row.append(f"{np.mean(values):.4f}{spread} ({len(values)})" if values else NOTHING)
-        rows.append(row)
-    return ["arm", *(metric.name for metric in design.metrics)], rows
+            mean = f"{np.mean(values):.4f}{spread}" if values else NOTHING
+            name = f"{arm.name} at {arm.size}" if arm.size else arm.name
+            row = [name, metric.name, str(len(values)), mean]
+            against = compared.get((metric.name, arm.size, arm.name))
+            rows.append([*row, *(["", "", "", "control"] if against is None else _against(against))])
+    return ["arm", "metric", "seeds", "mean", "less control", "95% interval", "p", "verdict"], rows
+
+
+def _against(one: Comparison) -> list[str]:
+    found = one.found
+    if found is None:
+        return [NOTHING, NOTHING, NOTHING, one.word]
+    known = found.pairs > 1
+    interval = f"{signed(found.low)} to {signed(found.high)}" if known else NOTHING
+    return [signed(found.mean), interval, NOTHING if one.word == "refused" else f"{one.p:.3g}", one.word]
 
 
 def _cost_table(
@@ -338,6 +332,14 @@ def markdown(design: Design, arms: Sequence[Arm], outcomes: Sequence[Outcome], v
         said += _markdown_table("How the difference changes over sizes:", *trend_table(verdict.over_sizes))
         said += _markdown_table("Scaling laws, L = E + A / N^a (+ B / D^b):", *law_table(verdict.over_sizes))
     said += _markdown_table("What the arms differ in:", *_difference_table(arms))
+    for ended in outcomes:
+        if ended.state == "failed":
+            said += [
+                "",
+                f"{ended.run.label} failed:",
+                "",
+                *(f"    {line}" for line in ended.why.splitlines()),
+            ]
     said += ["", _sure(verdict).replace("\n\n", " "), ""]
     return "\n".join(said)
 
@@ -378,9 +380,14 @@ def write_index(root: Path) -> Path:
         ]
         counted = ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
         rows.append(
-            [said["question"], counted if len(words) > 1 else words[0], len(said["seeds"]), path.parent.name]
+            [
+                Link(said["question"], f"designs/{quote(path.parent.name)}/lab.html"),
+                counted if len(words) > 1 else words[0],
+                len(said["seeds"]),
+                path.parent.name,
+            ]
         )
     page = Page("Questions and verdicts", f"{len(rows)} designs")
     page.section("Designs")
-    page.table(["question", "verdict", "seeds", "page (designs/…/lab.html)"], rows)
+    page.table(["question", "verdict", "seeds", "design"], rows)
     return page.write(root / "index.html")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from megatron_davinci.lab.arms import Arm, Run
+from megatron_davinci.lab.control import Confound
 from megatron_davinci.lab.design import Design, Metric
-from megatron_davinci.lab.outcomes import Outcome
+from megatron_davinci.lab.outcomes import TASK, Outcome
 from megatron_davinci.lab.over_sizes import OverSizes, over_sizes
 from megatron_davinci.lab.over_sizes import as_json as sizes_as_json
 from megatron_davinci.stats.comparison import Paired, holm, paired, pairs_needed, pooled_deviation, power
@@ -79,14 +80,21 @@ class Verdict:
         return self.by(self.design.metrics[0].name)
 
 
-def judge(design: Design, arms: Sequence[Arm], runs: Sequence[Run], outcomes: Sequence[Outcome]) -> Verdict:
+def judge(
+    design: Design,
+    arms: Sequence[Arm],
+    runs: Sequence[Run],
+    outcomes: Sequence[Outcome],
+    confounds: Sequence[Confound] = (),
+) -> Verdict:
     """Compare every arm with the control of its size.
 
     Args:
-        design: The design, whose control check has passed.
+        design: The design.
         arms: Its arms.
         runs: Its runs.
         outcomes: One for each run.
+        confounds: What the control check found: figures are shown, and no verdict follows from them.
     """
     control = arms[0].name
     by_arm: dict[tuple[str, str], dict[int, Outcome]] = {}
@@ -99,6 +107,9 @@ def judge(design: Design, arms: Sequence[Arm], runs: Sequence[Run], outcomes: Se
             for arm in arms
             if arm.name != control
         ]
+        if confounds:
+            why = "something else could explain a difference: " + confounds[0].what
+            drafts = [replace(one, word="refused", why=one.why or why) for one in drafts]
         comparisons += _decide(drafts, design.alpha)
     verdict = Verdict(design, control, comparisons)
     noise = pooled_deviation([one.found for one in verdict.deciding if one.found is not None])
@@ -111,7 +122,11 @@ def judge(design: Design, arms: Sequence[Arm], runs: Sequence[Run], outcomes: Se
         design,
         control,
         comparisons,
-        warnings=[*_missing(outcomes), *(found.warnings if found else [])],
+        warnings=[
+            *(f"{one.what}; {one.do}" for one in confounds),
+            *_missing(outcomes),
+            *(found.warnings if found else []),
+        ],
         noise=noise,
         seeds_needed=None if noise is None else pairs_needed(margin, noise, alpha=design.alpha),
         power=None if noise is None else power(margin, noise, len(design.seeds), design.alpha),
@@ -132,7 +147,16 @@ def _draft(
     missing = [seed for seed in seeds if seed not in shared]
     why = ""
     if missing:
-        why = f"no pair of runs with seed {', '.join(map(str, missing))} has come to its end"
+        ended = [
+            one
+            for seed in missing
+            for one in (ours.get(seed), theirs.get(seed))
+            if one and one.state != "done"
+        ]
+        named = ", ".join(map(str, missing))
+        why = f"no pair of runs with seed {named} has come to its end"
+        if metric.name.startswith(TASK) and not ended:
+            why = f"{metric.name} is not known of a pair of runs with seed {named}: they have not been asked"
         stopped = [seed for seed in missing if seed in ours and ours[seed].state == "stopped"]
         if stopped:
             named = ", ".join(map(str, stopped))

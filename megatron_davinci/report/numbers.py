@@ -58,6 +58,11 @@ def alike(largest: float) -> Callable[[float], str]:
     return lambda value: _signed(f"{value:.{decimals}f}") if math.isfinite(value) else NOTHING
 
 
+def signed(value: float) -> str:
+    """A difference with its sign and four decimals: +0.0430, −0.0083."""
+    return f"{value:+.4f}".replace("-", "−")
+
+
 def percent(fraction: float, digits: int = 3) -> str:
     """A fraction as a percentage: 0.682 is "68.2%"."""
     return NOTHING if not math.isfinite(fraction) else _signed(_significant(100 * fraction, digits)) + "%"

@@ -39,6 +39,29 @@ class KeyFigure(NamedTuple):
     colour: str = ""
 
 
+@dataclass(frozen=True)
+class Link:
+    """A table's cell that leads to a file beside the page.
+
+    Args:
+        text: What is shown.
+        href: Where it leads, relative to the page, escaped as URLs are. A page leads nowhere else.
+
+    Raises:
+        ValueError: It is absolute, or of another scheme.
+    """
+
+    text: str
+    href: str
+
+    def __post_init__(self) -> None:
+        if self.href.startswith(("/", "\\")) or ":" in self.href.split("/")[0]:
+            raise ValueError(f"a link should be relative to its page; found {self.href}")
+
+    def __str__(self) -> str:
+        return self.text
+
+
 @dataclass
 class _Section:
     title: str
@@ -165,13 +188,23 @@ class Page:
 
 def _table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> dict[str, Any]:
     """A table ready for the template: text cells, and for each column how it is set."""
-    cells = [[number(cell) if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    cells = [
+        [
+            {"text": number(cell) if isinstance(cell, float) else str(cell), "href": _href(cell)}
+            for cell in row
+        ]
+        for row in rows
+    ]
     classes = []
     for column in range(len(headers)):
-        texts = [row[column] for row in cells if column < len(row)]
+        texts = [row[column]["text"] for row in cells if column < len(row)]
         if texts and all(_NUMERIC.match(text) for text in texts):
             classes.append("num")
         else:
             # "3e-4 → 3e-5" must not be broken at its hyphen; long text must be broken somewhere.
             classes.append("short" if all(len(text) <= 18 for text in texts) else "long")
     return {"headers": list(headers), "rows": cells, "classes": classes}
+
+
+def _href(cell: object) -> str:
+    return cell.href if isinstance(cell, Link) else ""

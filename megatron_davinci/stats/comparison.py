@@ -69,6 +69,19 @@ class Paired:
         return self.deviation / sqrt(self.pairs)
 
 
+def half_width(deviation: float, count: int, confidence: float = 0.95) -> float:
+    """Half of Student's interval of a mean: `t * deviation / sqrt(count)`; infinite for one value.
+
+    Args:
+        deviation: Standard deviation of the values.
+        count: How many there are.
+        confidence: Of the interval.
+    """
+    from scipy.stats import t
+
+    return float(t.ppf((1 + confidence) / 2, count - 1)) * deviation / sqrt(count) if count > 1 else inf
+
+
 def paired(ours: Mapping[int, float], theirs: Mapping[int, float], confidence: float = 0.95) -> Paired:
     """Compare by the pairs that both have.
 
@@ -80,8 +93,6 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float], confidence: f
     Raises:
         ValueError: They share no seed, or a value is not finite.
     """
-    from scipy.stats import t
-
     shared = sorted(set(ours) & set(theirs))
     each = {seed: float(ours[seed]) - float(theirs[seed]) for seed in shared}
     values = np.array(list(each.values()))
@@ -91,7 +102,7 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float], confidence: f
     if len(values) < 2:
         return Paired(mean, -inf, inf, 0.0, each, confidence)
     deviation = float(values.std(ddof=1))
-    half = float(t.ppf((1 + confidence) / 2, len(values) - 1)) * deviation / sqrt(len(values))
+    half = half_width(deviation, len(values), confidence)
     return Paired(mean, mean - half, mean + half, deviation, each, confidence)
 
 

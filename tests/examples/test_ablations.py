@@ -8,6 +8,7 @@ import yaml
 from megatron_davinci.lab.arms import arms_of, runs_of
 from megatron_davinci.lab.control import check, cost_of
 from megatron_davinci.lab.design import load_design
+from megatron_davinci.lab.mixtures import Space, load_search
 
 FOLDER = Path(__file__).parents[2] / "examples" / "ablations"
 DESIGNS, REPORTS = (sorted((FOLDER / kind).glob("*.yaml")) for kind in ("designs", "report"))
@@ -38,6 +39,14 @@ def test_a_design_of_the_reports_size_differs_in_nothing_else(path):
     arms = arms_of(design)
     assert check(design, arms) == []
     assert arms[0].config.model.parameters() > 3e9 and cost_of(arms[0].config).tokens >= 6.5e12
+
+
+def test_the_shipped_search_has_a_space():
+    path = FOLDER / "mixture.yaml"
+    search = load_search(path)
+    space = Space(search, path)
+    assert space.domains == ["general", "code", "science", "qa"] and space.before == "stage 1"
+    assert sum(search.rounds) * len(search.seeds) == 12
 
 
 def test_the_catalogue_names_every_design_and_says_why_where_there_is_none():

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from benchmarks.lab_calibration import CONFOUNDS, FACTORS, base, confounds, put
-from megatron_davinci.errors import ConfigError, DataError
+from megatron_davinci.errors import ConfigError
 from megatron_davinci.lab.arms import arms_of, as_override, identity, runs_of
 from megatron_davinci.lab.control import check, differences, refuse
 from megatron_davinci.lab.design import load_design
@@ -133,7 +133,7 @@ def test_a_setting_is_read_back_as_it_was(value):
         ({"seeds": [1, 1]}, "seeds should differ"),
         ({"metrics": []}, "metrics"),
         ({"metrics": [{"name": "heldout_loss.mean"}]}, "margin"),
-        ({"arm": {}}, "arm: Extra inputs"),
+        ({"arm": {}}, "unknown key; did you mean arms?"),
         ({"control": "nobody"}, "control should be one of"),
     ],
 )
@@ -150,7 +150,7 @@ def test_a_metric_that_an_arm_lacks_one_seed_and_a_budget(tmp_path):
     with pytest.raises(ConfigError, match="costs more than its budget") as refused:
         refuse(design, arms, "design.yaml")
     assert "6 runs" in str(refused.value)
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="no such configuration"):
         load_design(tmp_path / "nowhere.yaml")
 
 

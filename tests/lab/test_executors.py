@@ -1,17 +1,19 @@
 """Runs go to Slurm or Ray, keep their identity and locks there, and are handed in once."""
 
 import json
+import stat
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from megatron_davinci.errors import ConfigError, EnvironmentProblem
 from megatron_davinci.lab.arms import arms_of, runs_of
 from megatron_davinci.lab.design import load_design
-from megatron_davinci.lab.executors import TrainThere, executor_named
-from megatron_davinci.lab.outcomes import folder_of, outcome_of
+from megatron_davinci.lab.executors import Slurm, TrainThere, _own, executor_named
+from megatron_davinci.lab.outcomes import FAILED, folder_of, outcome_of, run_folder
 from megatron_davinci.lab.runner import Trainer, carry_out
 from tests.cli.screen import davinci
 from tests.lab import slurm
@@ -42,6 +44,49 @@ def test_a_job_whose_design_changed_says_so(tmp_path):
     with pytest.raises(ConfigError, match="no such run") as refused:
         TrainThere()(str(path), str(tmp_path / "lab"), "0" * 20, False)
     assert "start the lab again" in str(refused.value)
+    # Who waits for the job reads why from the run's directory.
+    why = json.loads((run_folder(tmp_path / "lab", "0" * 20) / FAILED).read_text())["why"]
+    assert "no such run" in why
+
+
+class Job:
+    """A job of submitit's that has ended; whoever asks for its pickled result fails the test."""
+
+    job_id = "7"
+
+    def __init__(self, folder, state):
+        self.state = state
+        self.paths = SimpleNamespace(stderr=folder / "7_log.err", result_pickle=folder / "7_result.pkl")
+        self.paths.result_pickle.write_bytes(b"not to be read")
+
+    def done(self):
+        return True
+
+    def get_info(self, mode):
+        return {"State": self.state}
+
+
+@pytest.mark.parametrize(("state", "then"), [("FAILED", "failed"), ("CANCELLED by 0", "to do")])
+def test_how_a_job_ended_is_read_from_slurm_and_no_pickle(state, then, tmp_path, monkeypatch):
+    path = written(tmp_path)
+    [run, *_] = runs_of(load_design(path))
+    job, lab = Job(tmp_path, state), tmp_path / "lab"
+    (tmp_path / "7_log.err").write_text("no such file: python\n")
+    monkeypatch.setattr("megatron_davinci.lab.executors.needed", lambda *_: None)
+    monkeypatch.setattr(Slurm, "_at_work", lambda *_: job)
+    executor_named("slurm", Trainer(lab), path, {}).train(run)
+    found = outcome_of(lab, run)
+    assert found.state == then
+    assert ("no such file: python" in found.why and "job 7: FAILED" in found.why) == (then == "failed")
+
+
+def test_a_folder_of_jobs_that_others_may_write_in_is_refused(tmp_path):
+    _own(tmp_path / "jobs")
+    assert stat.S_IMODE((tmp_path / "jobs").stat().st_mode) == 0o700
+    (tmp_path / "jobs").chmod(0o777)
+    with pytest.raises(ConfigError, match="Others may write") as refused:
+        _own(tmp_path / "jobs")
+    assert "mode 777" in str(refused.value) and "chmod 700" in str(refused.value)
 
 
 @pytest.mark.needs("submitit")

@@ -109,7 +109,7 @@ def test_a_search_writes_a_curriculum_and_goes_on_with_what_it_proposed(tmp_path
         ({"stage": "nowhere"}, "no such stage"),
         ({"floor": {"c": 0.1}}, "does not mix"),
         ({"budget": {"runs": 3}}, "more than its budget"),
-        ({"steps": 1}, "Extra inputs"),
+        ({"steps": 1}, "(line 7): unknown key"),
     ],
 )
 def test_what_is_no_search_is_refused(changes, said, tmp_path):

@@ -2,12 +2,16 @@
 
 import json
 import math
+import signal
+import subprocess
+import sys
 
 import pytest
 import yaml
 
 from benchmarks.lab_calibration import base
 from megatron_davinci.errors import ConfigError
+from megatron_davinci.lab import runner
 from megatron_davinci.lab.arms import arms_of, runs_of
 from megatron_davinci.lab.control import check, tokens_of
 from megatron_davinci.lab.design import Metric, Stop, load_design
@@ -127,6 +131,16 @@ def test_only_the_control_of_its_seed_is_waited_for_and_stopped_runs_may_go_on(t
     assert "stopped" in Trainer(tmp_path).starts and "stopped" not in Trainer(tmp_path, watch=ask).starts
 
 
+def test_a_run_at_work_is_asked_to_stop(tmp_path, monkeypatch):
+    design, _ = two_stages(tmp_path, stop={"diverged": 1.0})
+    [run, *_] = runs_of(design)
+    looks = iter(["", "", "diverged: it did"])
+    monkeypatch.setattr(runner, "LOOK_SECONDS", 0.05)
+    trainer = Trainer(tmp_path, watch=lambda one: next(looks) if one is run else "")
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
+        assert trainer._wait(process, run) == (-signal.SIGTERM, "diverged: it did")
+
+
 def branching(folder, **changes):
     settings = tiny_settings(folder, evaluation={"every_steps": 5, "sequences": 8})
     settings["checkpoint"] = {"every_steps": None}
@@ -147,7 +161,7 @@ def branching(folder, **changes):
 
 
 @pytest.mark.long
-def test_a_branched_run_is_the_whole_one_and_a_hopeless_one_is_stopped(tmp_path):
+def test_a_branched_run_is_the_whole_one_and_a_hopeless_one_is_stopped(tmp_path, monkeypatch):
     plain, first = branching(tmp_path)
     runs = runs_of(plain)
     whole = carry_out(tmp_path / "whole", runs, parallel=2)
@@ -165,3 +179,14 @@ def test_a_branched_run_is_the_whole_one_and_a_hopeless_one_is_stopped(tmp_path)
     design, _ = branching(tmp_path, branch={"after": first}, stop={"behind": 0.01, "after": 0.1})
     again = carry_out(tmp_path / "lab", runs, parallel=2, design=design)
     assert [one.state for one in again] == ["done"] * 4  # what is done is not stopped
+    # A longer stage, in which the wild arm leaves its control behind while it is at work.
+    monkeypatch.setattr(runner, "LOOK_SECONDS", 0.05)
+    longer = {"curriculum.1.tokens": "200k"}
+    design, _ = branching(
+        tmp_path, branch={"after": first}, stop={"behind": 0.01, "after": 0.3}, overrides=longer
+    )
+    runs = runs_of(design)
+    carry_out(tmp_path / "lab", [one for one in runs if one.arm.name == "control"], parallel=2, design=design)
+    found = carry_out(tmp_path / "lab", runs, parallel=2, design=design)
+    assert [one.state for one in found] == ["done", "stopped"] * 2
+    assert all(one.step < one.steps and "hopeless" in one.why for one in found[1::2])

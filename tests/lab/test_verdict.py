@@ -1,17 +1,23 @@
 """Words that follow from figures, and no word where there is no ground for one."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from benchmarks import lab_calibration
+from megatron_davinci.lab.arm_plots import curves, domain_bars, ends_of, mixtures
 from megatron_davinci.lab.arms import runs_of
-from megatron_davinci.lab.outcomes import Outcome
+from megatron_davinci.lab.control import check
+from megatron_davinci.lab.outcomes import Outcome, folder_of
 from megatron_davinci.lab.report import answer, markdown, sizes_csv, write_index, write_report
 from megatron_davinci.lab.verdict import as_json, in_words, judge
 from tests.cases import is_long
-from tests.lab.test_design import loaded
+from tests.lab.test_design import RATE, loaded
+
+MIXTURE = "curriculum.0.mixture"
 
 
 def outcomes_of(runs, effects, noise=0.001, failed=()):
@@ -75,8 +81,33 @@ def test_a_run_that_failed_leaves_no_verdict_and_a_report(tmp_path):
     design, arms, runs, outcomes, verdict = judged(tmp_path, {}, failed={("half", 2)})
     [one] = verdict.deciding
     assert one.word == "refused" and "seed 2" in one.why and one.found.pairs == 2
-    page = write_report(tmp_path / "lab" / "designs" / "d", design, arms, runs, outcomes, verdict).read_text()
-    assert "1 run failed" in page and "error: it broke" in page and "no verdict, since" in page
+    text = markdown(design, arms, outcomes, verdict)
+    assert "1 run failed" in text and "    error: it broke" in text and "no verdict, since" in text
+    if is_long():
+        page = write_report(tmp_path / "designs" / "d", design, arms, runs, outcomes, verdict).read_text()
+        assert "1 run failed" in page and "error: it broke" in page and "no verdict, since" in page
+
+
+def test_a_confound_leaves_no_verdict_and_a_report(tmp_path):
+    arms = {"control": {}, "half": {"set": {RATE: 1.5e-3, "optimizer.beta2": 0.9}}}
+    design, found, runs, outcomes, _ = judged(tmp_path, {("half", ""): 0.2}, arms=arms)
+    verdict = judge(design, found, runs, outcomes, check(design, found))
+    [one] = verdict.deciding
+    assert one.word == "refused" and "could explain a difference: optimizer.beta2" in one.why
+    assert one.found.mean == pytest.approx(0.2, abs=0.01)
+    text = markdown(design, found, outcomes, verdict)
+    assert "optimizer.beta2: control has" in text and "half has 0.9" in text
+    assert f"| half | heldout_loss.mean | {one.found.mean:+.4f} |" in text
+
+
+def test_a_run_that_was_stopped_leaves_no_verdict_and_is_told(tmp_path):
+    design, arms, runs, outcomes, _ = judged(tmp_path, {})
+    why = "hopeless: at step 10 of 20 it is 0.4 behind"
+    outcomes[1] = replace(outcomes[1], state="stopped", step=10, why=why)
+    verdict = judge(design, arms, runs, outcomes)
+    [one] = verdict.deciding
+    assert one.word == "refused" and "stopped by the design's rule: hopeless" in one.why
+    assert "1 run stopped early: half, seed 1" in markdown(design, arms, outcomes, verdict)
 
 
 def test_an_effect_that_crosses_over_with_size_is_said(tmp_path):
@@ -117,6 +148,7 @@ def test_a_ladder_has_laws_and_trends(tmp_path):
 def test_the_page_its_markdown_and_its_index(tmp_path):
     design, arms, runs, outcomes, verdict = judged(tmp_path, {("half", ""): 0.2})
     folder = tmp_path / "lab" / "designs" / "half"
+    folder_of(tmp_path / "lab", runs[0]).mkdir(parents=True)
     page = write_report(folder, design, arms, runs, outcomes, verdict).read_text()
     assert "half is worse than control" in page and "curriculum.0.learning_rate.peak" in page
     assert (
@@ -124,12 +156,54 @@ def test_the_page_its_markdown_and_its_index(tmp_path):
         and "https://" not in page
         and "<script" not in page
     )
+    for section in ("Verdict", "How sure", "On the way", "By domain", "Mixtures", "Cost", "Runs"):
+        assert f"<h2>{section}</h2>" in page
+    assert page.count("<svg") == 5 and page.count("95% interval") > 4
+    # Runs that are there are led to, others are named.
+    assert page.count("<a href=") == 1 and f'<a href="../../runs/{runs[0].identity}/">' in page
     markdown = (folder / "lab.md").read_text()
     assert answer(verdict) in markdown and "| half | heldout_loss.mean | +0." in markdown
     assert (folder / "runs.csv").read_text().count("\n") == 7
     assert json.loads((folder / "verdict.json").read_text())["comparisons"][0]["verdict"] == "worse"
     assert any(folder.glob("plots/*.png"))
-    assert "Does half the rate lose anything?" in write_index(tmp_path / "lab").read_text()
+    index = write_index(tmp_path / "lab").read_text()
+    assert '<a href="designs/half/lab.html">Does half the rate lose anything?</a>' in index
+
+
+def test_curves_have_the_interval_of_their_mean_as_a_band(tmp_path):
+    design, _, runs, outcomes, _ = judged(tmp_path, {})
+    half = next(one for one in curves(design, runs, outcomes, "").series if one.name == "half")
+    values = np.array([one.curve("heldout_loss.mean")[1] for one in outcomes if one.run.arm.name == "half"])
+    low, high = stats.t.interval(0.95, 2, values.mean(0), stats.sem(values))
+    assert np.allclose(half.y - half.band, low) and np.allclose(half.y + half.band, high)
+    # Two seeds have an interval that would hide all else.
+    few = [(run, one) for run, one in zip(runs, outcomes) if run.seed < 3]
+    assert all(one.band is None for one in curves(design, *zip(*few), "").series)
+
+
+def test_domains_and_mixtures_of_arms(tmp_path):
+    changes = {
+        "arms": {
+            "control": {},
+            "more a": {"set": {MIXTURE: {"a": 0.75, "b": 0.25}}},
+            "slow": {"set": {RATE: 1e-3}},
+        }
+    }
+    _, arms, runs, outcomes, _ = judged(tmp_path, {("slow", ""): 0.5}, varies=[MIXTURE, RATE], **changes)
+    bars = domain_bars(arms, ends_of(runs, outcomes), "")
+    [group] = bars.groups
+    assert group.name == "a" and [bar.name for bar in group.bars] == ["control", "more a", "slow"]
+    assert group.bars[2].value - group.bars[0].value == pytest.approx(0.5, abs=0.01)
+    assert all(bar.low < bar.value < bar.high for bar in group.bars)
+    headers, rows = bars.table()
+    assert headers[2] == "held-out loss, nats per token" and [row[1] for row in rows] == [
+        "control",
+        "more a",
+        "slow",
+    ]
+    shared, other = mixtures(arms)
+    assert shared.title == "Mixture: control, slow" and other.title == "Mixture: more a"
+    assert {name: list(shares) for name, _, shares in other.bands} == {"a": [0.75], "b": [0.25]}
 
 
 def test_verdicts_are_as_right_as_they_say():

@@ -1,0 +1,93 @@
+"""Asking finished runs tasks, as a design says: `davinci eval` of each, whose scores are metrics then.
+
+A run is called by what it computes, and tasks change nothing of that; so a design may ask runs that another trained.
+What was answered is not asked again: `davinci eval` keeps its answers.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from megatron_davinci.lab.arms import Run
+from megatron_davinci.lab.design import Design, Evaluate
+from megatron_davinci.lab.outcomes import TASK, folder_of, outcome_of
+from megatron_davinci.platform.background_process import of_no_rank
+
+
+def command_of(evaluate: Evaluate, folder: Path) -> list[str]:
+    """What is started for one run.
+
+    Args:
+        evaluate: What the design asks.
+        folder: The run's.
+    """
+    command = [sys.executable, "-m", "megatron_davinci.cli.main", "eval", str(folder)]
+    if evaluate.suite is not None:
+        command += ["--suite", evaluate.suite]
+    else:
+        command += ["--tasks", ",".join(evaluate.tasks)]
+    if evaluate.data is not None:
+        command += ["--data", str(evaluate.data)]
+    if evaluate.limit is not None:
+        command += ["--limit", str(evaluate.limit)]
+    return command + ["--both-ways"] * evaluate.both_ways
+
+
+def missing(design: Design, root: Path, run: Run) -> list[str]:
+    """The design's task metrics that a run has no score of."""
+    outcome = outcome_of(root, run)
+    names = [metric.name for metric in design.metrics if metric.name.startswith(TASK)]
+    return [name for name in names if outcome.metric(name) is None]
+
+
+def ask(
+    design: Design,
+    root: Path,
+    runs: Sequence[Run],
+    *,
+    parallel: int,
+    say: Callable[[Run, str], None] = lambda run, problem: None,
+) -> None:
+    """Ask every run that is done and has not been asked yet.
+
+    Args:
+        design: That says what is asked; nothing happens where it asks nothing.
+        root: The lab's folder.
+        runs: Of the design.
+        parallel: How many at a time.
+        say: Is told of each that was asked, and what went wrong; its log has the rest.
+    """
+    evaluate = design.evaluate
+    if evaluate is None:
+        return
+
+    def one(run: Run) -> tuple[Run, str]:
+        log = root / "logs" / f"{run.identity}.eval.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        command = command_of(evaluate, folder_of(root, run))
+        with open(log, "ab") as file:
+            code = subprocess.run(
+                command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=of_no_rank(),
+                check=False,
+            ).returncode  # fmt: skip
+        without = missing(design, root, run)
+        if not without:
+            return run, ""
+        return (
+            run,
+            f"no score of {', '.join(without)} (davinci eval ended with {code}; {os.path.relpath(log)})",
+        )
+
+    left = {
+        run.identity: run
+        for run in runs
+        if outcome_of(root, run).state == "done" and missing(design, root, run)
+    }
+    with ThreadPoolExecutor(max(1, parallel)) as pool:
+        for run, problem in pool.map(one, left.values()):
+            say(run, problem)

@@ -1,0 +1,151 @@
+"""Finished runs are asked a design's tasks once; what they scored is a metric like others."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from megatron_davinci.cli import lab_screen
+from megatron_davinci.errors import ConfigError
+from megatron_davinci.lab import asking, outcomes
+from megatron_davinci.lab.arms import arms_of, runs_of
+from megatron_davinci.lab.design import Evaluate, load_design
+from megatron_davinci.lab.outcomes import folder_of, outcome_of
+from megatron_davinci.lab.verdict import judge
+from tests.lab.test_design import written
+from tests.lab.test_runner import design_in
+from tests.lab.test_verdict import judged, outcomes_of
+
+METRIC = "task.cloze_a_generation.exact_match,first"
+ASKED = {"evaluate": {"suite": "local"}, "metrics": [{"name": METRIC, "better": "higher", "margin": 0.05}]}
+
+
+def done(root, run):
+    """A run that has come to its end, as far as its directory says."""
+    folder, steps = folder_of(root, run), outcome_of(root, run).steps
+    (folder / "checkpoints" / f"step-{steps:08d}").mkdir(parents=True)
+    line = {
+        "step": steps,
+        "consumed_tokens": 9,
+        "loss": 3.0,
+        "seconds": 1.0,
+        "heldout_loss": {"a": 3.0, "b": 3.0},
+    }
+    for name in ("metrics.jsonl", "evals.jsonl"):
+        (folder / name).write_text(json.dumps(line) + "\n")
+    return folder, steps
+
+
+def result(folder, step, score):
+    task, _, metric = METRIC.removeprefix("task.").partition(".")
+    (folder / "evals").mkdir(exist_ok=True)
+    with open(folder / "evals" / "results.jsonl", "a") as file:
+        file.write(json.dumps({"step": step, "task": task, "metrics": {metric: score}}) + "\n")
+
+
+def test_runs_that_are_done_are_asked_once_and_their_scores_decide(tmp_path, monkeypatch):
+    design = load_design(written(tmp_path, **ASKED))
+    runs, lab = runs_of(design), tmp_path / "lab"
+    for run in runs[:-1]:
+        done(lab, run)
+    commands = []
+
+    def davinci_eval(command, **_):
+        commands.append(command)
+        run = next(one for one in runs if one.identity in command[4])
+        folder, steps = folder_of(lab, run), outcome_of(lab, run).steps
+        result(folder, steps - 1, 0.9)  # another checkpoint's
+        if run is not runs[1]:
+            result(folder, steps, 0.1)
+            result(folder, steps, 0.5 if run.arm.name == "half" else 0.3)  # asked again: the last holds
+        return subprocess.CompletedProcess(command, 2 if run is runs[1] else 0)
+
+    monkeypatch.setattr(asking.subprocess, "run", davinci_eval)
+    said = {}
+    asking.ask(design, lab, runs, parallel=1, say=lambda run, problem: said.update({run.label: problem}))
+    assert len(commands) == 5 and commands[0][3] == "eval" and commands[0][-2:] == ["--suite", "local"]
+    wrong = said.pop(runs[1].label)
+    assert METRIC in wrong and "ended with 2" in wrong and f"{runs[1].identity}.eval.log" in wrong
+    assert set(said.values()) == {""}
+    verdict = judge(design, arms_of(design), runs, [outcome_of(lab, run) for run in runs])
+    [one] = verdict.deciding
+    assert one.found.mean == pytest.approx(0.2) and one.word == "refused" and "seed 1, 3" in one.why
+    asking.ask(design, lab, runs, parallel=1)
+    assert len(commands) == 6  # only the one that had no score
+
+
+def test_who_was_not_asked_has_no_verdict(tmp_path):
+    *_, verdict = judged(tmp_path, {}, **ASKED)
+    [one] = verdict.deciding
+    assert one.word == "refused" and "have not been asked" in one.why
+
+
+def test_what_davinci_eval_is_told(tmp_path):
+    told = asking.command_of(
+        Evaluate(tasks=["mmlu", "arc_easy"], both_ways=True, limit=5, data=tmp_path / "sets"),
+        tmp_path / "run",
+    )
+    assert told[:3] == [sys.executable, "-m", "megatron_davinci.cli.main"]
+    assert told[3:] == ["eval", str(tmp_path / "run"), "--tasks", "mmlu,arc_easy", "--data", str(tmp_path / "sets"),
+                        "--limit", "5", "--both-ways"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"evaluate": None}, "no `evaluate`"),
+        ({"evaluate": {"limit": 3}}, "either `suite` or `tasks`"),
+        ({"evaluate": {"suite": "local", "tasks": ["a"]}}, "either `suite` or `tasks`"),
+        ({"metrics": [{"name": METRIC, "margin": 0.05}]}, "better is missing"),
+        ({"metrics": [{"name": "task.acc", "better": "higher", "margin": 0.05}]}, "task.NAME.METRIC"),
+        ({"stop": {"behind": 0.1}}, "should be measured on the way"),
+    ],
+)
+def test_designs_that_ask_what_cannot_be_known_are_refused(changes, said, tmp_path):
+    with pytest.raises(ConfigError) as refused:
+        load_design(written(tmp_path, **{**ASKED, **changes}))
+    assert said in str(refused.value)
+
+
+def test_the_table_of_all_arms(tmp_path):
+    design = load_design(written(tmp_path))
+    found = outcomes_of(runs_of(design), {("half", ""): 0.5}, failed={("half", 2)})
+    control, half = lab_screen.arm_rows(found, "heldout_loss.mean")
+    assert (
+        control[:4] == ["control", "3 of 3", "0", "100%"]
+        and control[4].startswith("3.2")
+        and control[5] == ""
+    )
+    assert half[:2] == ["half", "2 of 3"] and half[5] == "1 failed" and "±" in half[4]
+    nothing = [outcomes.Outcome(one.run, "to do", 0, 20) for one in found]
+    assert lab_screen.arm_rows(nothing, "heldout_loss.mean")[0][1:] == ["0 of 3", "0", "0%", "–", ""]
+
+
+@pytest.mark.long
+@pytest.mark.needs("lm_eval")
+def test_a_real_run_is_asked_by_davinci_eval(tmp_path):
+    path = design_in(tmp_path, seeds=[1, 2])
+    settings = yaml.safe_load(path.read_text())
+    names = ("arithmetic_generation.exact_match,first", "arithmetic_likelihood.acc,none")
+    settings |= {
+        "evaluate": {"suite": "local", "limit": 4},
+        "metrics": [{"name": f"task.{name}", "better": "higher", "margin": 0.1} for name in names],
+    }
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
+    command = [
+        sys.executable,
+        "-m",
+        "megatron_davinci.cli.main",
+        "lab",
+        "run",
+        str(path),
+        "--out",
+        str(tmp_path / "lab"),
+    ]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    verdict = json.loads((tmp_path / "lab" / "designs" / "design" / "verdict.json").read_text())
+    assert [one["verdict"] != "refused" for one in verdict["comparisons"]] == [True, True], (
+        said.stdout + said.stderr
+    )
