@@ -2,13 +2,13 @@
 
 With D what a model knows of a domain, `D = own + transfer * others` in tokens, its loss is `E + A (1 + d / s)^-b`: a
 power law with an offset, as a domain's loss follows where something was learnt elsewhere (Hernandez et al., 2021,
-arXiv 2102.01293). Up to a knee k, d is D; after it `k (D / k)^r`: the share r of growth is left (a broken power law:
-Caballero et al., 2023, arXiv 2210.14891).
+arXiv 2102.01293). After a knee k, loss is linear in log-tokens, with the share r of the slope that it had at k (near
+it, a broken power law: Caballero et al., 2023, arXiv 2210.14891).
 
-For every place of a knee (and for none), every r and every transfer of a grid, E, A, b and s are fitted by damped
-least squares, all at once, and each fit is weighed by its probability with b and s integrated out (Laplace's
-method). What is expected is the mean over all of them: what the measurements do not tell is averaged, not guessed.
-That a knee may lie ahead is part of it.
+Every place of a knee (and none), every r and every transfer of a grid is tried with every b and s of a lattice, E and
+A the best for each; the lattice then moves to where the probability is (adaptive quadrature: Naylor and Smith, 1982,
+Applied Statistics 31). What is expected is the mean over all curves by their probability: what the measurements do
+not tell is averaged, not guessed. That a knee may lie ahead is part of it.
 """
 
 from __future__ import annotations
@@ -26,18 +26,16 @@ RATIOS = np.array([0.0, 0.1, 0.25])
 """r, after a knee."""
 TRANSFERS = np.array([0.0, 0.03])
 """What a token of another domain is worth; all as likely."""
-_KNEES = 24
-_MOST_POINTS = 48
-_LATEST = 16  # points at the end that are kept apart; a knee may be at each
+_FEW, _MANY = 40, 160  # points: to find where the probability is, and to weigh curves
 _EXPONENT_PRIOR = (np.log(0.25), 0.8)  # a normal distribution of log b; loss curves lie near 0.05 to 0.5
 _SCALE_DEVIATION = 2.0  # of log s, around the middle of the first evaluation and the budget
-_STARTS = (3, 4)  # of b and of s
-_ITERATIONS = 8
+_LATTICE = np.stack(np.meshgrid(*[np.arange(-3.0, 4.0)] * 2, indexing="ij"), axis=-1).reshape(-1, 2)
+_REACH = 0.8  # standard deviations between two places of the lattice
+_BETWEEN = 0.35  # variance of what lies between two places, in squared distances
+_ROUNDS = 2  # moves of the lattice over few points
+_RULED_OUT = 1e-5  # probability of a knee below which it is not looked at again
+_KEPT = 128  # curves that a forecast keeps, by equal shares of the probability
 _OUTLIER = 2.5  # standard deviations
-_LEAST_WEIGHT = 1e-3
-_TRUST = (
-    0.5  # of a point, as evidence: curves are never of quite the right family, and noise is estimated too
-)
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class Forecast:
         exponent: [k] b.
         scale: [k] s, in tokens.
         knee: [k] k, in tokens; infinite where there is none yet.
-        ratio: [k] r.
+        ratio: [k] r, the share of the slope against log-tokens that is left after the knee.
         transfer: [k] what a token of another domain is worth.
         noise: Standard deviation of one evaluation around the best curve.
     """
@@ -83,8 +81,12 @@ class Forecast:
         if not len(self.weight):
             return np.zeros(len(own))
         known = np.maximum(own + self.transfer[:, None] * others, 1e-9)
-        d = _bent(known, self.knee[:, None], self.ratio[:, None])
-        shape = np.exp(-self.exponent[:, None] * np.log1p(d / self.scale[:, None]))
+        until = np.minimum(known, self.knee[:, None])
+        z = until / self.scale[:, None]
+        shape = np.exp(-self.exponent[:, None] * np.log1p(z))
+        # After a knee the share `ratio` of the slope against log-tokens is left.
+        slope = -self.exponent[:, None] * z / (1 + z) * shape
+        shape = np.maximum(shape + self.ratio[:, None] * slope * np.log(known / until), 0.0)
         steps = (self.weight * self.size)[:, None] * (shape[:, :-1] - shape[:, 1:])
         # Growth that has not ended may yet do so.
         survives = (known[:, :1] / np.sqrt(known[:, 1:] * known[:, :-1])) ** hazard
@@ -103,25 +105,36 @@ def forecast(own: NDArray, others: NDArray, values: NDArray, budget: float) -> F
         values: [n] loss.
         budget: Tokens of the whole run.
     """
-    own, others, values, count = condensed(own, others, values)
     unit = max(float(np.ptp(values)), 1e-12)
-    fits = _Fits(own, others, (values - values[-1]) / unit, count, budget)
-    fits.improve(_ITERATIONS // 2)
-    fits.draw_in()
-    fits.improve(_ITERATIONS - _ITERATIONS // 2)
-    return fits.forecast(unit, values[-1])
+    values = values / unit
+    # Where the probability is, a few points and knees tell. How it lies there takes every point and every knee: a
+    # mean over both sides of a knee, or a knee looked for beside its place, passes for growth that goes on after it.
+    points = condensed(own, others, values, _FEW)
+    few = _Curves(*points, budget, np.arange(1, len(points[0]) - 1, 2), RATIOS.mean(keepdims=True))
+    for _ in range(_ROUNDS):
+        few.refine()
+    points = condensed(own, others, values, _MANY)
+    curves = _Curves(*points, budget, few.promising(points[0]), RATIOS)
+    curves.place(*few.where())
+    curves.draw_in()
+    curves.place(*few.where())
+    curves.refine()
+    return curves.forecast(unit)
 
 
-def condensed(own: NDArray, others: NDArray, values: NDArray) -> tuple[NDArray, NDArray, NDArray, NDArray]:
-    """A trajectory of at most 48 points: outliers are drawn in, and means taken where it was long ago.
+def condensed(
+    own: NDArray, others: NDArray, values: NDArray, most: int = _FEW
+) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """A trajectory of few points: outliers are drawn in, and means taken where it was long ago.
 
     Args:
         own: [n] not falling.
         others: [n].
         values: [n].
+        most: How many points may be left; the last third is kept as it is.
 
     Returns:
-        Each in [at most 48], and of how many points each is the mean.
+        Each in [at most `most`], and of how many points each is the mean.
     """
     n = len(values)
     if n >= 5:
@@ -134,158 +147,157 @@ def condensed(own: NDArray, others: NDArray, values: NDArray) -> tuple[NDArray, 
         beside = np.maximum(np.append(off[1:], 0), np.append(0, off[:-1]))
         limit = 4 * difference_noise(np.arange(n, dtype=float), values) * np.sqrt(1.5)
         values = np.where((off > limit) & (off > 1.3 * beside), line, values)
-    if n <= _MOST_POINTS:
+    if n <= most:
         return own, others, values, np.ones(n)
-    edges = np.linspace(0, n - _LATEST, _MOST_POINTS - _LATEST + 1).round().astype(int)
-    starts = np.concatenate([edges[:-1], np.arange(n - _LATEST, n)])
+    latest = most // 3
+    edges = np.linspace(0, n - latest, most - latest + 1).round().astype(int)
+    starts = np.concatenate([edges[:-1], np.arange(n - latest, n)])
     count = np.diff(np.append(starts, n)).astype(float)
     own, others, values = (np.add.reduceat(v, starts) / count for v in (own, others, values))
     return own, others, values, count
 
 
-def _bent(known: NDArray, knee: NDArray, ratio: NDArray) -> NDArray:
-    """d of what is known; broadcasts."""
-    finite = np.minimum(knee, 1e300)
-    return np.where(known > knee, finite * (np.maximum(known, 1e-300) / finite) ** ratio, known)
+class _Curves:
+    """Every curve of a grid against n points: t transfers, q places of (log b, log s), c knees (the first is none).
 
+    Up to its knee a curve is the one without, and after it a line in log-tokens. So the shapes without knees
+    [t, q, n] give every other curve's fit by sums up to the knee and sums after it.
 
-class _Fits:
-    """A curve for each place of a knee, ratio and transfer: m of them, to n points."""
+    Args:
+        own: [n] tokens of the domain, not falling.
+        others: [n] of all others.
+        y: [n] loss.
+        count: [n] how many evaluations each is the mean of.
+        budget: Tokens of the whole run.
+        at: [] points that a knee may be at, rising; neither the first nor the last.
+        ratios: [] r, after a knee.
+    """
 
-    def __init__(self, own: NDArray, others: NDArray, y: NDArray, count: NDArray, budget: float) -> None:
-        self._y, self._bulk, self._count = y, y, count
-        self._points = float(count.sum())
+    def __init__(
+        self,
+        own: NDArray,
+        others: NDArray,
+        y: NDArray,
+        count: NDArray,
+        budget: float,
+        at: NDArray,
+        ratios: NDArray,
+    ) -> None:
         n = len(y)
-        late = np.arange(max(n - _LATEST, 1), n - 1)
-        early = np.linspace(1, max(n - _LATEST, 1), max(_KNEES - len(late), 1)).round().astype(int)
-        at = np.unique(np.concatenate([early, late]))
-        at = at[at < n - 1]
-        parts = [self._knees(own + transfer * others, at, transfer) for transfer in TRANSFERS]
-        known, self.knee, self.ratio, self.transfer, self._log_prior = (
-            np.concatenate(column) for column in zip(*parts, strict=True)
-        )
-        self._d = _bent(known, self.knee[:, None], self.ratio[:, None])  # [m, n]
+        self._own = own
+        self._count, self._all, self._y = count, float(count.sum()), y
+        self.known = own + TRANSFERS[:, None] * others  # [t, n]
+        x = np.log(self.known)
+        self._at = np.concatenate([[n - 1], np.repeat(at, len(ratios))])
+        self.ratio = np.concatenate([[1.0], np.tile(ratios, len(at))])
+        along = x[:, None, :] - x[:, self._at, None]  # [t, c, n]
+        self._after = count * (np.arange(n) > self._at[:, None])
+        self._along = along * self._after
+        self._sums = (self._after.sum(-1), self._along.sum(-1), (self._along * along).sum(-1))
+        # Each knee stands for all up to half the way to the points beside it, or to the knees where those are fewer.
+        beside = np.arange(n) if len(at) < 2 or np.diff(at).min() == 1 else np.union1d([0, n - 1], at)
+        middles = (x[:, beside][:, 1:] + x[:, beside][:, :-1]) / 2
+        edges = np.concatenate([x[:, :1], middles, x[:, -1:]], axis=1)
+        widths = np.diff(edges)[:, np.searchsorted(beside, at)]
+        logs = np.log(np.maximum(HAZARD * widths / len(ratios), 1e-12))
+        logs -= HAZARD * (x[:, at] - x[:, :1])
+        none = -HAZARD * (x[:, -1:] - x[:, :1])
+        self._log_prior = np.concatenate([none, np.repeat(logs, len(ratios), axis=1)], axis=1)  # [t, c]
         low, high = np.log(own[0] / 4), np.log(budget)
         self._middle = np.array([_EXPONENT_PRIOR[0], (low + high) / 2])
-        self._precision = np.array([_EXPONENT_PRIOR[1], _SCALE_DEVIATION]) ** -2.0
-        # Start from the best of a few.
-        b = np.exp(_EXPONENT_PRIOR[0] + _EXPONENT_PRIOR[1] * np.linspace(-0.8, 1.5, _STARTS[0]))
-        s = np.linspace(low + 0.7, high - 0.7, _STARTS[1])
-        theta = np.stack([g.ravel() for g in np.meshgrid(np.log(b), s, indexing="ij")], axis=1)
-        objective = np.stack([self._value(np.broadcast_to(t, (len(self.knee), 2)))[0] for t in theta])
-        self.theta = theta[np.argmin(objective, axis=0)]
-        self._damping = np.full(len(self.knee), 1e-2)
-        self._now = self._value(self.theta)
+        self._deviation = np.array([_EXPONENT_PRIOR[1], _SCALE_DEVIATION])
+        self._set(y, self._all)
+        # The first places span what is likely before anything is measured.
+        self._spread = np.diag(self._deviation * np.array([2.0, 1.6]) / np.abs(_LATTICE).max())
+        self.place(self._middle, self._spread)
 
-    @staticmethod
-    def _knees(known: NDArray, at: NDArray, transfer: float) -> tuple[NDArray, ...]:
-        x = np.log(known)
-        edges = np.concatenate([x[:1], (x[at][1:] + x[at][:-1]) / 2, x[-1:]])
-        log_prior = np.log(np.maximum(HAZARD * np.diff(edges) / len(RATIOS), 1e-12)) - HAZARD * (x[at] - x[0])
-        knee = np.concatenate([[np.inf], np.repeat(known[at], len(RATIOS))])
-        return (
-            np.broadcast_to(known, (len(knee), len(known))),
-            knee,
-            np.concatenate([[1.0], np.tile(RATIOS, len(at))]),
-            np.full(len(knee), transfer),
-            np.concatenate([[-HAZARD * (x[-1] - x[0])], np.repeat(log_prior, len(RATIOS))]),
-        )
+    def _set(self, y: NDArray, points: float) -> None:
+        """Take [n] values that are worth so many points."""
+        self._height = float(y @ self._count) / self._all
+        self._bulk = y - self._height
+        self._points = points
+        self._total = float(self._bulk**2 @ self._count)
+        self._sums_y = self._after @ self._bulk, self._along @ self._bulk
 
-    def _variance(self, error: NDArray) -> float:
-        return max(float(error.min()) / max(self._points - 4, 1.0), 1e-10)
-
-    def _value(self, theta: NDArray) -> tuple[NDArray, NDArray, NDArray, NDArray, NDArray]:
-        """Error with its penalty, error, A, E and the shape [m, n], with the best A and E for b and s."""
-        b, s = np.exp(theta).T
-        shape = np.exp(-b[:, None] * np.log1p(self._d / s[:, None]))
-        share = self._count / self._count.sum()
-        mean, middle = float(self._bulk @ share), shape @ share
-        off, centred = self._bulk - mean, shape - middle[:, None]
-        weighted = centred * self._count
-        power = np.maximum(np.einsum("mn,mn->m", centred, weighted), 1e-300)
-        size = np.maximum(weighted @ off / power, 0.0)
-        error = (self._count * (off - size[:, None] * centred) ** 2).sum(axis=1)
-        penalty = ((theta - self._middle) ** 2 * self._precision).sum(axis=1)
-        return error + self._variance(error) * penalty, error, size, mean - size * middle, shape
-
-    def _normal(self) -> tuple[NDArray, NDArray]:
-        """Of each fit: the matrix [m, 2, 2] and right side [m, 2] of a step in log b, log s, with A and E free."""
-        _, error, size, level, shape = self._now
+    def place(self, middle: NDArray, spread: NDArray) -> None:
+        """Weigh all curves with (log b, log s) at `middle + spread @ lattice`."""
+        self._spread, self.theta = spread, middle + _LATTICE @ spread.T
         b, s = np.exp(self.theta).T
-        z = self._d / s[:, None]
-        along = -b[:, None] * shape
-        slopes = [size[:, None] * along * np.log1p(z), -size[:, None] * along * z / (1 + z)]
-        residual = self._bulk - level[:, None] - size[:, None] * shape
-        share = self._count / self._count.sum()
-        flat = [slope - (slope @ share)[:, None] for slope in slopes]
-        centred = shape - (shape @ share)[:, None]
-        power = np.maximum((centred**2) @ self._count, 1e-300)
-        pure = np.stack([f - ((f * centred) @ self._count / power)[:, None] * centred for f in flat], axis=1)
-        weighted = pure * self._count
-        variance = self._variance(error)
-        matrix = weighted @ pure.transpose(0, 2, 1) + variance * np.diag(self._precision)
-        right = np.einsum("mkn,mn->mk", weighted, residual) - variance * self._precision * (
-            self.theta - self._middle
-        )
-        return matrix, right
+        z = self.known[:, None] / s[:, None]
+        self._shape = np.exp(-b[:, None] * np.log1p(z))  # [t, q, n]
+        weighted = self._shape * self._count
+        at = self._at
+        z, self.level = z[..., at], self._shape[..., at]
+        self.slope = -b[:, None] * z / (1 + z) * self.level  # of the shape, by log-tokens, at the knee
+        after, along, squares = self._sums
+        after_y, along_y = self._sums_y
+        tail = self.ratio * self.slope
+        along, squares, along_y = along[:, None], squares[:, None], along_y[:, None]
+        self._mean = np.cumsum(weighted, -1)[..., at] + self.level * after + tail * along
+        self._mean /= self._all
+        power = np.cumsum(weighted * self._shape, -1)[..., at] + self.level**2 * after
+        power += tail * (2 * self.level * along + tail * squares) - self._all * self._mean**2
+        cross = np.cumsum(weighted * self._bulk, -1)[..., at] + self.level * after_y + tail * along_y
+        self.size = np.maximum(cross, 0) / np.maximum(power, 1e-12)
+        self.error = np.maximum(self._total - self.size * cross, 1e-12 * self._total + 1e-300)
+        free = max(self._points - 2, 1.0)
+        log_weight = self._log_prior[:, None] - free / 2 * np.log(self.error)
+        log_weight -= (((self.theta - self._middle) / self._deviation) ** 2).sum(-1)[:, None] / 2
+        log_weight[self.size <= 0] = -np.inf
+        log_weight[self._height < self.size * self._mean] -= 10  # a loss that would fall below 0
+        top = log_weight.max()
+        weight = np.exp(log_weight - top) if np.isfinite(top) else np.zeros_like(log_weight)
+        self.weight = weight / max(weight.sum(), 1e-300)
 
-    def improve(self, iterations: int) -> None:
-        """Damped least squares (Levenberg and Marquardt), in all fits at once."""
-        self._now = self._value(self.theta)
-        for _ in range(iterations):
-            matrix, right = self._normal()
-            damped = matrix + self._damping[:, None, None] * matrix * np.eye(2)
-            step = np.clip(np.linalg.solve(damped, right[..., None])[..., 0], -1.5, 1.5)
-            trial = self._value(self.theta + step)
-            better = trial[0] < self._now[0]
-            self.theta = np.where(better[:, None], self.theta + step, self.theta)
-            self._damping = np.where(better, self._damping / 4, self._damping * 6).clip(1e-6, 1e6)
-            self._now = tuple(  # type: ignore[assignment]
-                np.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-                for new, old in zip(trial, self._now, strict=True)
-            )
+    def where(self) -> tuple[NDArray, NDArray]:
+        """A lattice over where the probability is (adaptive quadrature: Naylor and Smith, 1982)."""
+        of_place = self.weight.sum(axis=(0, 2))
+        if not of_place.any():
+            return self._middle, self._spread
+        middle = of_place @ self.theta
+        off = self.theta - middle
+        # Between two places of the lattice nothing is known, so their distance is uncertainty too.
+        covariance = (off * of_place[:, None]).T @ off + _BETWEEN * self._spread @ self._spread.T
+        return middle, np.linalg.cholesky(covariance) * _REACH
+
+    def promising(self, own: NDArray) -> NDArray:
+        """Which of finer points a knee may be at: those near knees that are not ruled out, and the last."""
+        n, last = len(own), len(self._own) - 1
+        likely = self._at[1:][self.weight.sum(axis=(0, 1))[1:] > _RULED_OUT]
+        low, high = (self._own[np.clip(likely + step, 0, last)] for step in (-3, 3))
+        near = ((own >= low[:, None]) & (own <= high[:, None])).any(axis=0)
+        near[-8:] = True
+        return np.flatnonzero(near[1 : n - 1]) + 1
+
+    def refine(self) -> None:
+        """Move the lattice there."""
+        self.place(*self.where())
 
     def draw_in(self) -> None:
         """Draw outliers in towards the best curve, and count correlated points for fewer."""
-        best = int(np.argmin(self._now[0]))
-        _, _, size, level, shape = self._now
-        curve = level[best] + size[best] * shape[best]
+        t, q, c = np.unravel_index(int(np.argmax(self.weight)), self.weight.shape)
+        shape = self._shape[t, q].copy()
+        late = self._after[c] > 0
+        ahead = np.log(self.known[t, late] / self.known[t, self._at[c]])
+        shape[late] = self.level[t, q, c] + self.ratio[c] * self.slope[t, q, c] * ahead
+        curve = self._height + self.size[t, q, c] * (shape - self._mean[t, q, c])
         scaled = (self._y - curve) * np.sqrt(self._count)
         noise = max(robust_scale(scaled), 1e-6)
         clipped = np.clip(scaled, -_OUTLIER * noise, _OUTLIER * noise)
-        self._bulk = curve + clipped / np.sqrt(self._count)
-        self._points = float(self._count.sum()) * effective_count(clipped) / len(clipped)
+        self._set(curve + clipped / np.sqrt(self._count), self._all * effective_count(clipped) / len(clipped))
 
-    def forecast(self, unit: float, last: float) -> Forecast:
-        """The fits that are worth counting, each at five places of its b and s."""
-        value, error, size, level, _ = self._now
-        matrix, _ = self._normal()
-        variance = self._variance(error)
-        penalty = (value - error) / variance
-        points = _TRUST * self._points
-        log_weight = self._log_prior - max(points - 2, 1.0) / 2 * np.log(np.maximum(error, 1e-12))
-        log_weight -= penalty / 2 + np.linalg.slogdet(matrix / variance)[1] / 2
-        log_weight[size <= 0] = -np.inf
-        log_weight[last + unit * level < 0] -= 10  # a loss that would fall below 0
-        top = log_weight.max()
-        chosen = (
-            np.flatnonzero(log_weight > top + np.log(_LEAST_WEIGHT)) if np.isfinite(top) else np.zeros(0, int)
-        )
-        noise = unit * float(np.sqrt(variance))
-        if not len(chosen):
+    def forecast(self, unit: float) -> Forecast:
+        """Of all curves, some with equal shares of the probability."""
+        noise = unit * float(np.sqrt(self.error.min() / max(self._points - 4, 1.0)))
+        cumulative = np.cumsum(self.weight.ravel())
+        if not cumulative[-1] > 0:
             none = np.zeros(0)
             return Forecast(none, none, none, none, none, none, none, noise)
-        # The unscented transform of two dimensions: the middle, and both ways along two axes.
-        root = np.linalg.cholesky(np.linalg.inv(matrix[chosen] / variance) / _TRUST)
-        axes = np.sqrt(3) * np.clip(root, -0.7, 0.7)
-        offsets = np.stack([0 * axes[..., 0], axes[..., 0], -axes[..., 0], axes[..., 1], -axes[..., 1]])
-        places, sizes = self.theta[chosen] + offsets, []
-        kept, self._d = self._d, self._d[chosen]
-        for place in places:
-            sizes.append(unit * self._value(place)[2])
-        self._d = kept
-        weight = np.exp(log_weight[chosen] - top)
-        weight = np.outer([1 / 3, *[1 / 6] * 4], weight / weight.sum()).ravel()
-        b, s = np.exp(places.reshape(-1, 2)).T
-        knee, ratio, transfer = (np.tile(c[chosen], 5) for c in (self.knee, self.ratio, self.transfer))
-        return Forecast(weight, np.concatenate(sizes), b, s, knee, ratio, transfer, noise)
+        # Systematic sampling: each curve as often as its probability says, to within one.
+        wanted = (np.arange(_KEPT) + 0.5) / _KEPT * cumulative[-1]
+        chosen, times = np.unique(np.searchsorted(cumulative, wanted), return_counts=True)
+        t, q, c = np.unravel_index(chosen, self.weight.shape)
+        b, s = np.exp(self.theta[q]).T
+        knee = np.where(c > 0, self.known[t, self._at[c]], np.inf)
+        size = unit * self.size[t, q, c]
+        return Forecast(times / _KEPT, size, b, s, knee, self.ratio[c], TRANSFERS[t], noise)
