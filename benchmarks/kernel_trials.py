@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from benchmarks import adamw_trials, memory_bound_trials
+from benchmarks import adamw_trials, memory_bound_trials, quantize_trials
 from benchmarks.kernel_bounds import ROUNDING, Into, U, Worst, chance, integers, placed, size
 from megatron_davinci.kernels import cross_entropy_passes as passes
 from megatron_davinci.kernels.cross_entropy import IGNORED, vocab_parallel_cross_entropy
@@ -150,6 +150,7 @@ TRIALS = {
     "adamw": adamw_trials.adamw,
     "rms_norm": memory_bound_trials.rms_norm,
     "document_bounds": memory_bound_trials.documents,
+    "quantize": quantize_trials.quantised,
     "rope": memory_bound_trials.rope,
     "swiglu": memory_bound_trials.gated,
 }

@@ -73,6 +73,10 @@ def _of_adamw(name: str, file: str, old: str, new: str) -> Change:
     return _change(name, file, old, new, "adamw")
 
 
+def _of_codes(name: str, old: str, new: str, file: str = "quantize.cu") -> Change:
+    return _change(name, file, old, new, "quantize")
+
+
 _FIRST_WRITE = "    largest[warp] = value.largest;\n    total[warp] = value.total;\n  }\n  __syncthreads();\n"
 _LAST_BARRIER = "  __syncthreads();  // the next row writes where this one is read\n"
 _VECTORS = "v < vectors; v += kBlock"
@@ -85,6 +89,9 @@ _WRITES = "body[v] = gradient.vector(kept[k], parts.head + v * kWidth);\n    }\n
 
 _OF_RUN = "for (i64 i = threadIdx.x; i < vectors; i += kThreads)"
 _LAST = "    for (i64 i = vectors * kAtOnce + threadIdx.x; i < span.count; i += kThreads) one(s, span, i);\n"
+
+_JOINED = "        __syncthreads();\n        if (threadIdx.x < kTile) {"
+_NEXT_TILE = "    __syncthreads();  // the next tile writes where this one is read\n"
 
 FAULTS = [
     _change("barrier removed", "reduce.h", _FIRST_WRITE, _FIRST_WRITE.replace("  __syncthreads();\n", "")),
@@ -128,6 +135,15 @@ FAULTS = [
     _change("exponentials without a bound", "swiglu.cu", "return fminf(exponential(-gate), 1e38f);",
             "return exponential(-gate);", "swiglu"),
     _change("a sequence that begins no document", "documents.cu", "(i == 0 || ", "(i != 0 && ", "document_bounds"),
+    _of_codes("columns of a tile joined before all are there", _JOINED, _JOINED.replace("__syncthreads();", "")),
+    _of_codes("the next tile written where this one is read", _NEXT_TILE, ""),
+    _of_codes("a warp's second row of patches left out", "larger(found, __shfl_xor_sync(kAllLanes, found, kAcross))",
+              "found"),
+    _of_codes("rows of half the lanes", "largest_of_row(r), kAcross / 2", "largest_of_row(r), kAcross / 4"),
+    _of_codes("scales of the tile above", "inverse[left / kTile * rows", "inverse[top / kTile * rows"),
+    _of_codes("patches past the matrix", "patch.row < rows && patch.column < columns", "patch.row < rows"),
+    _of_codes("ties of E5M2 away from 0", "0xfffffu + ((bits >> 21) & 1u)", "0x100000u", "fp8.h"),
+    _of_codes("what is infinite hidden", "if (amax >= kInfinity) return", "if (amax > kInfinity) return"),
     _of_adamw("last elements of a run left out", "adamw.cu", _LAST, ""),
     _of_adamw("one vector of a run too many", "adamw.cu", _OF_RUN, _OF_RUN.replace("<", "<=")),
     _of_adamw("a lane left out of a reduction", "moments.h", "__reduce_max_sync(kAllLanes, value)",
@@ -139,6 +155,13 @@ FAULTS = [
 ]  # fmt: skip
 
 TWINS = [
+    _of_codes("columns of a tile joined by the last threads",
+              "if (threadIdx.x < kTile) {\n          u32 found = 0;\n          for (int w = 0",
+              "if (threadIdx.x < kTile) {\n          u32 found = largest[threadIdx.x];\n          for (int w = 1"),
+    _of_codes("words in place by another formula", "column * kAcross + column / kPatch + part",
+              "column * kAcross + (column >> 3) + part"),
+    _of_codes("tiles from the last on", "i64 tile = blockIdx.x; tile < tiles; tile += gridDim.x",
+              "i64 tile = tiles - 1 - blockIdx.x; tile >= 0; tile -= gridDim.x"),
     _change("barrier doubled", "reduce.h", _FIRST_WRITE, _FIRST_WRITE + "  __syncthreads();\n"),
     _change("barrier of the warp besides", "reduce.h", _LAST_BARRIER, _LAST_BARRIER + "  __syncwarp(kAllLanes);\n"),
     _change("vectors counted otherwise", "cross_entropy.cu", _VECTORS,

@@ -25,6 +25,7 @@ import common
 OPS = {
     f"backends.{op}": "davinci" for op in ("loss", "norm", "rope", "swiglu", "optimizer", "weight_gradient")
 }
+_IN_CHUNKS: dict[str, Any] = {**OPS, "backends.loss_chunk_tokens": 2048}
 # A lever is a row: the settings that it changes of `off`.
 ROWS: dict[str, dict[str, Any]] = {
     "off": {},
@@ -46,6 +47,15 @@ ROWS: dict[str, dict[str, Any]] = {
         "optimizer.moments": "fp8",
         "backends.loss_chunk_tokens": 2048,
         "train.micro_batch_size": 2,
+    },
+    # Products of FP8 without Transformer Engine, beside davinci_ops_in_chunks in bf16.
+    "davinci_ops_in_chunks": _IN_CHUNKS,
+    "native_current": {**_IN_CHUNKS, "train.low_precision": {"recipe": "current", "backend": "native"}},
+    "native_delayed": {**_IN_CHUNKS, "train.low_precision": {"recipe": "delayed", "backend": "native"}},
+    "native_block": {**_IN_CHUNKS, "train.low_precision": {"recipe": "block", "backend": "native"}},
+    "native_current_fp8_activations": {
+        **_IN_CHUNKS,
+        "train.low_precision": {"recipe": "current", "backend": "native", "activations": "fp8"},
     },
     "phase_timers_off": {"logging.phases": False},
 }

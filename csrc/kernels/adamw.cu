@@ -181,8 +181,8 @@ __device__ __forceinline__ void update(const Settings& s, Held& held) {
     m[k] = float_of(bits_of(to_first.stretched<false>(size[k])) | (bits_of(m[k]) & 0x80000000u));
     v[k] = to_second.stretched<true>(v[k]);
   }
-  held.first = pair_of_codes(m[0], m[1]) | pair_of_codes(m[2], m[3]) << 16;
-  held.second = pair_of_codes(v[0], v[1]) | pair_of_codes(v[2], v[3]) << 16;
+  held.first = E4M3::pair(m[0], m[1]) | E4M3::pair(m[2], m[3]) << 16;
+  held.second = E4M3::pair(v[0], v[1]) | E4M3::pair(v[2], v[3]) << 16;
   const Range first = to_first.range, second = to_second.range;
   held.ranges = Vector<float>{{first.top, first.bottom, second.top, second.bottom}};
 }

@@ -3,6 +3,7 @@
 #include "column_sums.cu"
 #include "cross_entropy.cu"
 #include "documents.cu"
+#include "quantize.cu"
 #include "rms_norm.cu"
 #include "rope.cu"
 #include "swiglu.cu"

@@ -6,13 +6,13 @@
 // encoded again has the same codes. Zero is code 0. A group keeps `top` and `bottom`, which give k.
 #pragma once
 
+#include "fp8.h"
 #include "reduce.h"
 
 namespace davinci {
 namespace moments {
 
 constexpr int kGroup = 128, kPerLane = 4;
-constexpr u32 kTopCode = 126;
 constexpr float kLog2Top = 8.807354922057604f;       // log2(448)
 constexpr float kLog2Range = 17.807354922057604f;    // log2(448 / 2^-9)
 constexpr float kPerLog2Range = 0.05615657509639467f;
@@ -39,33 +39,6 @@ __device__ __forceinline__ float square_root(float x) {
   return result;
 #else
   return sqrtf(x);
-#endif
-}
-
-// 448 and below to the nearest code, ties to even.
-__device__ __forceinline__ u32 pair_of_codes(float low, float high) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
-  u16 result;
-  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(result) : "f"(high), "f"(low));
-  return result;
-#else
-  u32 result = 0;
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const float value = i ? high : low;
-    const float size = fabsf(value);
-    u32 code;
-    if (!(size <= 464.0f)) {
-      code = size > 464.0f ? kTopCode : 127u;
-    } else if (size < 0.015625f) {
-      code = bits_of(size + 16384.0f) - bits_of(16384.0f);  // of which the last bit is 2^-9
-    } else {
-      const u32 bits = bits_of(size);
-      code = ((bits + 0x7ffffu + ((bits >> 20) & 1u)) >> 20) - (120u << 3);
-    }
-    result |= (code | ((bits_of(value) >> 24) & 128u)) << (8 * i);
-  }
-  return result;
 #endif
 }
 

@@ -11,6 +11,7 @@ from megatron_davinci.report.numbers import scientific
 from megatron_davinci.train.plan import RunPlan, StagePlan
 from megatron_davinci.train.plan_cost import Gpu, checkpoints_kept
 from megatron_davinci.train.plan_layouts import ROOM, Suggested
+from megatron_davinci.train.plan_recipes import MEASURED, plan_recipes, share_of_products
 
 
 def show_plan(plan: RunPlan, config: RunConfig) -> None:
@@ -41,6 +42,8 @@ def show_plan(plan: RunPlan, config: RunConfig) -> None:
     )
     if plan.memory.total > plan.gpu.memory_gib * 2**30:
         screen.console.print(Text("IT DOES NOT FIT.", style="bold"))
+    if config.train.low_precision.recipe != "none":
+        _show_recipes(screen, plan, config)
     if plan.warnings:
         screen.console.print()
         screen.console.print(Text("To know before it starts", style="italic"))
@@ -145,12 +148,12 @@ def _products(plan: RunPlan, config: RunConfig) -> list[tuple[str, str]]:
     if low.recipe == "none":
         return []
     inside = layers - low.keep_first_layers - low.keep_last_layers
-    share = 6 * plan.parameters_without_embeddings * inside / layers / plan.flops_per_token
+    share = share_of_products(config)
     name = low.bits.format if low.recipe == "bits" else low.recipe
     speed = (
         "emulated products are slower than others: hours are those of the hardware, at --mfu of its bf16 peak"
         if low.backend == "emulate" or low.recipe == "bits"
-        else "hours are at --mfu of the bf16 peak: no speed of this recipe has been measured"
+        else "hours are at --mfu of the bf16 peak: " + _speed_on_record(low.recipe)
     )
     tail = f", the last {format_tokens(low.tail_tokens)} tokens without" if low.tail_tokens else ""
     return [
@@ -160,6 +163,33 @@ def _products(plan: RunPlan, config: RunConfig) -> list[tuple[str, str]]:
             + speed,
         )
     ]
+
+
+def _speed_on_record(recipe: str) -> str:
+    timed = [one for one in MEASURED if one.recipe == recipe]
+    if not timed:
+        return "no speed of this recipe has been measured"
+    return "measured are " + ", ".join(
+        f"{one.tokens_per_second:,.0f} tokens/s on one {one.gpu}" for one in timed
+    )
+
+
+def _show_recipes(screen: Screen, plan: RunPlan, config: RunConfig) -> None:
+    rows = []
+    for one in plan_recipes(config, plan.layout, plan.gpu):
+        at_most = "no such products" if one.at_most is None else f"{one.at_most:.2f} ×"
+        timed = "not measured"
+        if (found := one.measured) is not None:
+            rate = found.tokens_per_second * found.flops_per_token / (plan.gpu.teraflops * 1e12)
+            timed = f"{found.tokens_per_second:,.0f} tokens/s, {rate:.1%} of the peak ({found.what})"
+        fits = "blocks do not divide the model" if one.problem else at_most
+        rows.append([one.name, f"{one.memory / 2**30:.1f}", fits, timed])
+    screen.console.print()
+    screen.table(
+        f"Recipes on {plan.gpu.name}: memory by estimate; times faster at most by arithmetic",
+        [("recipe", "left"), ("GiB", "right"), ("at most", "right"), ("measured on one GPU", "left")],
+        rows,
+    )
 
 
 def _snapshots(plan: RunPlan, config: RunConfig) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -14,8 +15,10 @@ if TYPE_CHECKING:
     from megatron_davinci.config.run import RunConfig
 
 RECIPES = ("delayed", "current", "block", "mxfp8", "nvfp4", "bits")
-NATIVE = ("delayed", "current")
-"""Recipes by which torch multiplies itself: FP8 with a scale a tensor."""
+NATIVE = ("delayed", "current", "block")
+"""Recipes by which torch multiplies itself: FP8 with a scale a tensor, and on Hopper with scales of blocks of 128."""
+
+_OF_TENSORS = ("delayed", "current")
 
 _BLOCKS = {"block": 128, "mxfp8": 32, "nvfp4": 16}
 
@@ -48,6 +51,16 @@ class BitsConfig(Section):
         if found is None or not 1 <= int(found[2]) <= 23:
             raise ValueError(f"{value} is no format: E2 to E8 and M1 to M23, as E8M3 or E4M3")
         return value
+
+
+class BandConfig(Section):
+    """Another run's losses, step by step, which this one's are not to leave."""
+
+    reference: Path = Field(description="Run directory of the same steps in `precision`, without a recipe")
+    width: float = Field(
+        default=0.01, gt=0, lt=1, description="Part of the reference's loss that this one may be above it"
+    )
+    steps: int = Field(default=100, gt=0, description="Steps over which differences are averaged")
 
 
 class LowPrecisionConfig(Section):
@@ -98,6 +111,11 @@ class LowPrecisionConfig(Section):
         description="native and emulate: record largest numbers, scales and what rounding lost, a layer; null: never",
     )
 
+    band: BandConfig | None = Field(
+        default=None,
+        description="Warn when the loss leaves the band of a reference run; null: do not compare",
+    )
+
     @property
     def block(self) -> int:
         """What our own products need dimensions to be a multiple of."""
@@ -139,12 +157,13 @@ class LowPrecisionConfig(Section):
         for name, recipe in (("amax_history", "delayed"), ("nvfp4", "nvfp4"), ("bits", "bits")):
             if self._says(name) and self.recipe != recipe:
                 raise ValueError(f"{name} acts with recipe: {recipe}; found recipe: {self.recipe}")
-        for name in ("backend", "keep_first_layers", "keep_last_layers", "tail_tokens"):
+        for name in ("backend", "keep_first_layers", "keep_last_layers", "tail_tokens", "band"):
             if self._says(name) and self.recipe == "none":
                 raise ValueError(f"{name} acts with a recipe; found recipe: none")
-        if self.activations == "fp8" and self.recipe not in NATIVE:
+        if self.activations == "fp8" and self.recipe not in _OF_TENSORS:
             raise ValueError(
-                f"activations: fp8 keeps what recipe: {' or '.join(NATIVE)} multiplies; found recipe: {self.recipe}"
+                f"activations: fp8 keeps what recipe: {' or '.join(_OF_TENSORS)} multiplies; found recipe: "
+                f"{self.recipe}"
             )
         if self.tail == "forward" and self.tail_tokens is None:
             raise ValueError("tail says which products change for tail_tokens; there are none")
@@ -174,8 +193,8 @@ def _own_problems(config: RunConfig) -> list[str]:
     low, problems = config.train.low_precision, []
     if low.backend == "native" and low.recipe not in NATIVE:
         problems.append(
-            f"train.low_precision.backend: native multiplies by recipe: {' and '.join(NATIVE)}; found {low.recipe}: "
-            "take backend: emulate, anywhere, or transformer_engine"
+            "train.low_precision.backend: native multiplies by recipe: delayed, current and block; found "
+            f"{low.recipe}: take backend: emulate, anywhere, or transformer_engine"
             + (" on Blackwell" if low.recipe in ("mxfp8", "nvfp4") else "")
         )
     if config.backends.layers == "transformer_engine":
@@ -241,7 +260,7 @@ def size_problems(config: RunConfig, *, own: bool) -> list[str]:
     """
     low, model, parallel = config.train.low_precision, config.model, config.parallel
     block = low.block if own else 32 if low.recipe == "mxfp8" else 16
-    if low.backend == "native":
+    if low.backend == "native" and low.recipe in _OF_TENSORS:
         block = 16  # bytes that torch's FP8 kernels read at a time
     heads = (model.num_attention_heads + 2 * model.num_query_groups) * model.kv_channels
     # We gather a sequence before it is quantised, Transformer Engine quantises its parts.

@@ -164,3 +164,11 @@ class LoggingConfig(Section):
     token_digest: bool = Field(
         default=False, description="Write a digest of each step's tokens to metrics.jsonl, for audits"
     )
+    sharpness_every_steps: int | None = Field(
+        default=None,
+        gt=0,
+        description="Record how sharp the loss is in the last token's logits (arXiv 2405.18710); null: never",
+    )
+    sharpness_epsilon: float = Field(
+        default=1e-3, gt=0, le=1, description="Half the width, relative, of the box that is looked at"
+    )

@@ -56,6 +56,12 @@ OPS: dict[str, tuple[Kernel, ...]] = {
         Kernel("document_positions", "documents.cu", 512, "ppplll", ("int64",)),
         Kernel("document_bounds", "documents.cu", 512, "ppppll", ("int64",)),
     ),
+    "quantize": (
+        Kernel("quantize_amax", "quantize.cu", 256, "ppl", _FLOATS),
+        Kernel("quantize_tensor", "quantize.cu", 256, "ppppppplll", _FLOATS),
+        Kernel("quantize_rows", "quantize.cu", 256, "ppppppplll", _FLOATS),
+        Kernel("quantize_tiles", "quantize.cu", 256, "ppppppplll", _FLOATS),
+    ),
     "rope": (
         Kernel("rope", "rope.cu", 256, "ppppppflllllll", _FLOATS),
         Kernel("rope_sums", "rope.cu", 256, "ppppppflllllll", _FLOATS),

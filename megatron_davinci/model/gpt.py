@@ -23,6 +23,7 @@ from megatron_davinci.model.branches import Branches
 from megatron_davinci.model.documents import Documents
 from megatron_davinci.model.loss import cross_entropy_and_z_loss
 from megatron_davinci.model.rope import scale_frequencies
+from megatron_davinci.model.sharpness import SharpnessMonitor
 
 
 class GPT(GPTModel):
@@ -41,9 +42,11 @@ class GPT(GPTModel):
 
     Attributes:
         low_precision: Of a rank's first chunk: the products of few bits of all its chunks; None for none.
+        sharpness: Is given the last token's logits in training, where it asks for them; None for nobody.
     """
 
     low_precision: Any = None
+    sharpness: SharpnessMonitor | None = None
 
     def __init__(
         self,
@@ -131,7 +134,10 @@ class GPT(GPTModel):
     def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         branches = kwargs.get("packed_seq_params")
         if not (self.post_process and isinstance(branches, Branches) and branches.read is not None):
-            head = self._head if kwargs.get("labels") is not None else None
+            labels = kwargs.get("labels")
+            if labels is not None and self.sharpness is not None and self.sharpness.on and self.training:
+                self._look_at_sharpness(self.sharpness, hidden_states, labels)
+            head = self._head if labels is not None else None
             with nullcontext() if head is None else head.left_to_the_loss():
                 out: Tensor = super()._postprocess(hidden_states, *args, **kwargs)
             return out
@@ -147,6 +153,17 @@ class GPT(GPTModel):
             logits = self._without_padding(logits) if self.tokens < self.vocab_size else logits
             parts.append(branches.read(logits, first))
         return torch.cat(parts)
+
+    @torch.no_grad()
+    def _look_at_sharpness(self, monitor: SharpnessMonitor, hidden: Tensor, labels: Tensor) -> None:
+        """Of the last position here. Under sequence parallelism each tensor rank gives one: the last rank's it is."""
+        weight = None
+        if self.share_embeddings_and_output_weights:
+            weight = self.shared_embedding_or_output_weight()
+        logits = self.output_layer(hidden[-1:].detach(), weight=weight)[0][-1]
+        first = parallel_state.get_tensor_model_parallel_rank() * logits.shape[-1]
+        group = parallel_state.get_tensor_model_parallel_group()
+        monitor.add(logits, labels[:, -1], tokens=self.tokens, first=first, group=group)
 
 
 class _HeadInLoss:

@@ -26,7 +26,7 @@ from megatron_davinci.kernels.swiglu import swiglu
 from megatron_davinci.precision import noise, products, scaling
 from megatron_davinci.precision.recipes import Recipe
 from megatron_davinci.precision.saved import keeping
-from megatron_davinci.precision.scaling import Quantized, Quantizer
+from megatron_davinci.precision.scaling import Lost, Quantized, Quantizer
 
 PLACES = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
 """The linear layers of a layer."""
@@ -41,7 +41,6 @@ class Shared:
 
     Attributes:
         recipe: How operands are quantised.
-        native: Whether torch's own kernels multiply.
         seed: Of stochastic rounding.
         length: Tokens of a sequence.
         forward: Whether products of the forward pass are of few bits at present.
@@ -54,7 +53,6 @@ class Shared:
     """
 
     recipe: Recipe
-    native: bool
     seed: int
     length: int
     forward: bool = True
@@ -68,7 +66,9 @@ class Shared:
 
 @dataclass(eq=False)
 class LowPrecisionProduct:
-    """The products of one linear layer; stands for its `_forward_impl`.
+    """The products of one linear layer, emulated; stands for its `_forward_impl`.
+
+    What an operand is, is this class's own: `precision.scaling.Quantized` here, codes in `native_product`.
 
     Args:
         shared: What all of them share.
@@ -137,16 +137,16 @@ class LowPrecisionProduct:
         shared = self.shared
         return shared.fp8_activations and shared.forward and shared.backward and self.place != "linear_proj"
 
-    def input(self, x: Tensor) -> Quantized:
+    def input(self, x: Tensor) -> Any:
         """The input as `forward_product` multiplies it."""
         return self._quantized(x.float(), self.shared.recipe.input, 0, sharded=self.sharded_input)
 
-    def forward_product(self, a: Quantized, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward_product(self, a: Any, weight: Tensor, dtype: torch.dtype) -> Tensor:
         """`x wᵀ`: [tokens, in] and [out, in] to [tokens, out]."""
         b = self._quantized(weight.detach().float(), self.shared.recipe.weight, 1, sharded=True)
-        return self._product(a, b, dtype)
+        return self.product(a, b, dtype)
 
-    def input_gradient(self, by_out: Quantized | None, g: Tensor, weight: Tensor) -> Tensor:
+    def input_gradient(self, by_out: Any, g: Tensor, weight: Tensor) -> Tensor:
         """`g w`: [tokens, out] and [out, in] to [tokens, in]."""
         recipe = self.shared.recipe
         a = by_out or self.gradient(g)
@@ -155,17 +155,15 @@ class LowPrecisionProduct:
         else:
             turned = weight.detach().t().contiguous().float()
             b = self._quantized(turned, recipe.weight_back, 1, sharded=True, seen=True)
-        return self._product(a, b, g.dtype)
+        return self.product(a, b, g.dtype)
 
-    def gradient(self, g: Tensor) -> Quantized:
+    def gradient(self, g: Tensor) -> Any:
         """The gradient of the outputs as `input_gradient` multiplies it."""
         how = self.shared.recipe.gradient
         drawn = self._noise(g.shape[0], how, "gradient")
         return self._quantized(g.float(), how, 2, sharded=not self.sharded_input, drawn=drawn)
 
-    def weight_gradient(
-        self, by_out: Quantized | None, g: Tensor, x: Tensor | Quantized
-    ) -> tuple[Quantized, Quantized]:
+    def weight_gradient(self, by_out: Any, g: Tensor, x: Any) -> tuple[Any, Any]:
         """The operands of `gᵀ x`, both with tokens last: [out, tokens] and [in, tokens]."""
         recipe = self.shared.recipe
         if by_out is not None and recipe.gradient_back.transposes and recipe.gradient_back == recipe.gradient:
@@ -207,20 +205,34 @@ class LowPrecisionProduct:
             x,
             how,
             amax=known,
-            largest=partial(_largest, self._holders(operand, sharded)) if whole else None,
+            largest=partial(largest_of, self._holders(operand, sharded)) if whole else None,
             noise=drawn,
             watch=shared.watching and shared.learning and not seen,
         )
         if shared.learning and not seen:
             torch.maximum(self.amax[operand], out.amax, out=self.amax[operand])
-            if out.lost is not None:
-                row = self.lost[operand]
-                row[:3] += torch.stack([out.lost.underflow, out.lost.overflow, row.new_ones(())])
-                row[3] = torch.where(row[2] > 1, torch.minimum(row[3], out.lost.scale), out.lost.scale)
+            self.count(operand, out.lost)
         return out
 
-    def _product(self, a: Quantized, b: Quantized, dtype: torch.dtype) -> Tensor:
-        return (products.native if self.shared.native else products.emulated)(a, b, dtype)
+    def count(self, operand: int, lost: Lost | None) -> None:
+        """Add what an operand has lost, where somebody looked."""
+        if lost is not None:
+            row = self.lost[operand]
+            row[:3] += torch.stack([lost.underflow, lost.overflow, row.new_ones(())])
+            row[3] = torch.where(row[2] > 1, torch.minimum(row[3], lost.scale), lost.scale)
+
+    def kept_input(self, codes: Tensor, inverse: Tensor) -> Any:
+        """The input, of codes that were kept."""
+        return Quantized(codes.float(), inverse, tuple(codes.shape), inverse, codes.dtype)
+
+    def own_codes(self, quantized: Any) -> tuple[Tensor, Tensor]:
+        """Codes and inverse scale of an input that is kept."""
+        assert quantized.dtype is not None, "only FP8 is kept in 8 bits"
+        return quantized.values.to(quantized.dtype), quantized.inverse
+
+    def product(self, a: Any, b: Any, dtype: torch.dtype) -> Tensor:
+        """`a bᵀ`, of operands as this class makes them."""
+        return products.emulated(a, b, dtype)
 
     @property
     def _ranks(self) -> int:
@@ -280,9 +292,8 @@ class _LowPrecision(torch.autograd.Function):
         else:
             out = product.forward_product(quantized, weight, x.dtype)
         if quantized is not None and ctx.kept:
-            ctx.save_for_backward(
-                _own_part(quantized, input.shape, product, gathers), weight, quantized.inverse
-            )
+            codes, inverse = product.own_codes(quantized)
+            ctx.save_for_backward(_own_part(codes, input.shape, product, gathers), weight, inverse)
         else:
             ctx.save_for_backward(input, weight)
         return out.view(-1, input.shape[1], weight.shape[0])
@@ -305,20 +316,19 @@ class _LowPrecision(torch.autograd.Function):
             dist.all_reduce(by_input, group=group)
         if not ctx.needs_input_grad[1]:
             return by_input, None, None, None, None
-        x: Tensor | Quantized = _whole(input, product, ctx.gathers).flatten(0, -2)
-        if ctx.kept and isinstance(x, Tensor):
-            x = Quantized(x.view(input.dtype).float(), inverse[0], tuple(x.shape), inverse[0], input.dtype)
+        x = _whole(input, product, ctx.gathers).flatten(0, -2)
         main = MainGradient(ctx.parameter)
         if low:
-            a, b = product.weight_gradient(quantized, g, x)
-            main.add_product(product._product(a, b, torch.float32))
+            kept = product.kept_input(x.view(input.dtype), inverse[0]) if ctx.kept else x
+            a, b = product.weight_gradient(quantized, g, kept)
+            main.add_product(product.product(a, b, torch.float32))
         else:
-            assert isinstance(x, Tensor), "codes are kept of what is multiplied in few bits"
+            assert not ctx.kept, "codes are kept of what is multiplied in few bits"
             main.add(g, x)
         return by_input, main.gradient(), None, None, None
 
 
-def _largest(group: Any, mine: Tensor) -> Tensor:
+def largest_of(group: Any, mine: Tensor) -> Tensor:
     """Of all ranks of a group; of this one where there is none."""
     if group is None:
         return mine
@@ -327,10 +337,9 @@ def _largest(group: Any, mine: Tensor) -> Tensor:
     return largest
 
 
-def _own_part(quantized: Quantized, shape: torch.Size, product: LowPrecisionProduct, gathers: bool) -> Tensor:
+def _own_part(codes: Tensor, shape: torch.Size, product: LowPrecisionProduct, gathers: bool) -> Tensor:
     """The codes of this rank's positions: [positions, batch, in] of one byte."""
-    assert quantized.dtype is not None, "only FP8 is kept in 8 bits"
-    codes = quantized.values.to(quantized.dtype).view(-1, *shape[1:])
+    codes = codes.view(-1, *shape[1:])
     rank = product.linear.tp_group.rank() if gathers else 0
     return codes.narrow(0, rank * shape[0], shape[0]).contiguous()
 
@@ -346,7 +355,12 @@ def _whole(input: Tensor, product: LowPrecisionProduct, gathers: bool) -> Tensor
 
 
 def attach(
-    chunks: Sequence[Any], shared: Shared, *, layers: range, fused_swiglu: bool
+    chunks: Sequence[Any],
+    shared: Shared,
+    *,
+    layers: range,
+    fused_swiglu: bool,
+    kind: type[LowPrecisionProduct] = LowPrecisionProduct,
 ) -> list[LowPrecisionProduct]:
     """Give the linear layers of model chunks products of few bits.
 
@@ -355,6 +369,7 @@ def attach(
         shared: What all of them share.
         layers: Numbers of the layers that get them; the others stay.
         fused_swiglu: Whether MLPs leave their activation to the second linear layer.
+        kind: Whose products they get.
 
     Returns:
         Theirs, by layer and place.
@@ -370,7 +385,7 @@ def attach(
                 linear = getattr(owner, place)
                 fused = fused_swiglu and place == "linear_fc2"
                 original = type(linear)._forward_impl.__get__(linear) if fused else linear._forward_impl
-                linear._forward_impl = product = LowPrecisionProduct(
+                linear._forward_impl = product = kind(
                     shared,
                     number,
                     place,

@@ -17,7 +17,8 @@ from megatron_davinci.config import RunConfig
 from megatron_davinci.config.low_precision import LowPrecisionConfig, size_problems
 from megatron_davinci.errors import EnvironmentProblem
 from megatron_davinci.model.context_parallel import SequencePart
-from megatron_davinci.model.low_precision import OPERANDS, PLACES, Shared, attach
+from megatron_davinci.model.low_precision import OPERANDS, PLACES, LowPrecisionProduct, Shared, attach
+from megatron_davinci.model.native_product import NativeProduct
 from megatron_davinci.precision import formats, recipes
 from megatron_davinci.precision.recipes import Recipe
 
@@ -74,16 +75,15 @@ class LowPrecision:
                 do="change the sizes that are named, or take recipe: current, which has no blocks",
             )
         self.config = low
-        self.shared = Shared(
-            recipe_of(low, config.run.seed), native, config.run.seed, config.data.sequence_length
-        )
+        self.shared = Shared(recipe_of(low, config.run.seed), config.run.seed, config.data.sequence_length)
         self.shared.fp8_activations = low.activations == "fp8"
         part = SequencePart.here(config.data.sequence_length)
         if part.ranks > 1:
             self.shared.positions = part.take(torch.arange(part.length), 0)
         self.layers = config.model.num_layers
         inside = range(low.keep_first_layers, self.layers - low.keep_last_layers)
-        self.products = attach(chunks, self.shared, layers=inside, fused_swiglu=fused_swiglu)
+        kind = NativeProduct if native else LowPrecisionProduct
+        self.products = attach(chunks, self.shared, layers=inside, fused_swiglu=fused_swiglu, kind=kind)
         self._history = torch.zeros(
             low.amax_history if self.shared.recipe.delayed else 0, len(self.products), 3
         )

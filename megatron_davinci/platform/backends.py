@@ -251,7 +251,7 @@ def choose_backends(
     return Backends(chosen, attends, normalises, optimizes, **ours, low_precision=multiplies)
 
 
-_NATIVE = ("delayed", "current")  # FP8 with a scale a tensor, which torch multiplies
+_NATIVE = ("delayed", "current", "block")  # which torch multiplies
 
 
 def _who_multiplies(recipe: str, asked: str, *, engine: bool, on_cuda: bool) -> Choice | str:
@@ -259,11 +259,12 @@ def _who_multiplies(recipe: str, asked: str, *, engine: bool, on_cuda: bool) -> 
     if recipe == "none":
         return Choice("none", "the default")
     here = gpu_problem(recipe) if on_cuda else None
+    itself = here or (native_problem(recipe) if on_cuda else None)
     if asked == "native":
         return (
             Choice("native", "asked for")
-            if here is None
-            else f"train.low_precision.backend: native, but {here}"
+            if itself is None
+            else f"train.low_precision.backend: native, but {itself}"
         )
     if asked == "emulate":
         return Choice(asked, "asked for")
@@ -273,9 +274,9 @@ def _who_multiplies(recipe: str, asked: str, *, engine: bool, on_cuda: bool) -> 
         return Choice("transformer_engine", "asked for" if asked != "auto" else "its layers run")
     if not on_cuda:
         return Choice("emulate", "the platform is cpu")
-    if recipe in _NATIVE and here is None:
+    if recipe in _NATIVE and itself is None:
         return Choice("native", "layers are ours, and torch multiplies in FP8 here")
-    why = here or f"torch's own products have {' and '.join(_NATIVE)} only"
+    why = itself or "torch's own products have delayed, current and block only"
     return (
         f"train.low_precision.recipe: {recipe}, but layers are ours and {why}: take Transformer Engine's layers, or "
         "backend: emulate, which has the same rounding and is slower than bf16"
@@ -305,6 +306,37 @@ def gpu_problem(recipe: str) -> str | None:
         + (f"take {', '.join(has)}, or " if has else "take ")
         + "backend: emulate, which has the same rounding and is slower than bf16"
     )
+
+
+def native_problem(recipe: str) -> str | None:
+    """Why torch's own products do not follow a recipe on this GPU; None where they do, or there is no GPU to ask.
+
+    A scale a tensor is everywhere where FP8 is. Scales of blocks are cuBLAS's from 12.9 on, on Hopper alone.
+
+    Args:
+        recipe: As in `train.low_precision.recipe`.
+    """
+    import torch
+
+    if recipe != "block" or not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    if major != 9:
+        return (
+            f"torch multiplies with scales of blocks of 128 on Hopper alone, and {torch.cuda.get_device_name()} has "
+            f"compute capability {major}.{minor}: take recipe: current, or Transformer Engine's mxfp8 on Blackwell"
+        )
+    if not hasattr(torch.nn.functional, "scaled_mm"):
+        return (
+            f"torch {torch.__version__} has no torch.nn.functional.scaled_mm, by which blocks of 128 are multiplied: "
+            "take a newer one, or recipe: current"
+        )
+    if _numbers(torch.version.cuda or "0.0") < (12, 9):
+        return (
+            f"torch was built for CUDA {torch.version.cuda}, and cuBLAS multiplies with scales of blocks of 128 from "
+            "12.9 on: take a build for a newer one, or recipe: current"
+        )
+    return None
 
 
 def _find(name: str, module: str) -> Package:

@@ -52,6 +52,35 @@ def lost_plot(story: RunStory, figure: str) -> LinePlot | None:
     )
 
 
+def now_and_then_plot(story: RunStory, column: str) -> LinePlot | None:
+    """What some steps say only; None where none does.
+
+    Args:
+        story: The run.
+        column: `logit_sharpness` or `reference_gap`.
+    """
+    values = story.metrics[column]
+    there = np.flatnonzero(np.isfinite(values))
+    there = there[there < len(story.tokens)]
+    if not len(there):
+        return None
+    title, axis = {
+        "logit_sharpness": ("Sharpness of the logits", Axis("sharpness", "at the last token")),
+        "reference_gap": (
+            "Loss over the reference's, less 1",
+            Axis("difference", "mean over the band's steps"),
+        ),
+    }[column]
+    return LinePlot(
+        title=title,
+        half=True,
+        x=TOKENS,
+        y=axis,
+        series=[Series(name="", x=story.tokens[there], y=values[there], colour="blue")],
+        stages=story.stage_ranges,
+    )
+
+
 def lost_table(story: RunStory) -> tuple[list[str], list[list[str]]]:
     """The operands of which most was lost in the last step that was watched; no rows where none was."""
     watched = story.metrics.low_precision

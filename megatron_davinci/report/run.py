@@ -236,6 +236,12 @@ def _sections(
         )
         page.table(headers, rows, "The last step that was watched: where most is lost.")
     add(
+        "Beside another precision",
+        "A sharpness that rises says before the loss does that bits are too few (arXiv 2405.18710).",
+        (precision_plots.now_and_then_plot(story, "logit_sharpness"), ""),
+        (precision_plots.now_and_then_plot(story, "reference_gap"), ""),
+    )
+    add(
         "Where the time goes",
         "",
         (phase_plots.phases_plot(story), phase_plots.PHASES_CAPTION),

@@ -28,6 +28,8 @@ _NUMBERS = (
     "tokens_per_second",
     "seconds",
     "flops_utilization",
+    "logit_sharpness",
+    "reference_gap",
 )
 
 

@@ -38,6 +38,7 @@ from megatron_davinci.train.health_records import turned_back
 from megatron_davinci.train.integrity import Integrity
 from megatron_davinci.train.introduction import introduction
 from megatron_davinci.train.last_words import LAST_WORDS
+from megatron_davinci.train.loss_band import LossBand
 from megatron_davinci.train.order import DataOrder, verified_sources
 from megatron_davinci.train.outlook import widened
 from megatron_davinci.train.phases import PhaseTimers
@@ -95,6 +96,8 @@ class TrainingRun:
         self.stepper = Stepper(wrapped, self.optimizer, config, platform, self.timers)
         self.health = Health(config, self.order, self.directory, self.stepper)
         self.integrity = Integrity(config, self.stepper, platform)
+        band = config.train.low_precision.band
+        self.band = None if band is None else LossBand(band)
         self.watchdog = Watchdog(
             self.directory.path, config.health.hang, dist.get_rank(), self.layout.world, self.timers
         )
@@ -282,7 +285,12 @@ class TrainingRun:
                 self.config.data.sequence_length,
                 result.sources,
             )
-            progress.step(records.step(plan, result, seconds, sources, samples.tokens_cut, samples.digest))
+            gap = self.band.add(plan.step, self.consumed_samples, result.loss) if self.band else None
+            progress.step(
+                records.step(plan, result, seconds, sources, samples.tokens_cut, samples.digest, gap)
+            )
+            for message in self.band.told() if self.band else ():
+                progress.message(message)
             self.integrity.after(plan)
             if self._is_due(plan, self.config.evaluate_every_steps(plan.stage)) or plan.ends_stage:
                 self.watchdog.beat("evaluation", plan.step)
@@ -349,6 +357,7 @@ class TrainingRun:
             len(self.sources),
             numbers,
             watch=watch,
+            sharpness=self._is_due(plan, self.config.logging.sharpness_every_steps),
         )
 
     def _is_due(self, plan: StepPlan, every: int | None) -> bool:

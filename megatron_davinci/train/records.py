@@ -22,6 +22,9 @@ from megatron_davinci.train.step import StepResult
 _CURVES = ("loss", "grad_norm", "learning_rate", "global_batch_size", "tokens_per_second")
 
 
+_AT_TIMES = ("logit_sharpness", "reference_gap")
+
+
 class Records:
     """Writes a line for each step and evaluation. Every rank calls its methods: they compare what ranks took.
 
@@ -64,6 +67,7 @@ class Records:
         sources: dict[str, SourceRecord],
         tokens_cut: int | None = None,
         token_digest: str | None = None,
+        reference_gap: float | None = None,
     ) -> dict[str, Any]:
         """Write a step and return its record, to which its phases come when they are known.
 
@@ -74,6 +78,7 @@ class Records:
             sources: What it took of each source, and the loss there.
             tokens_cut: Tokens of its samples that transforms moved past the end; None where none could.
             token_digest: Of the tokens of its global batch; None unless it is asked for.
+            reference_gap: The loss over that of a reference run, less 1; None where they are not compared.
         """
         consumed = plan.first_sample + plan.batch
         rate = plan.batch * self._sequence_length / seconds
@@ -94,6 +99,10 @@ class Records:
         }
         if result.low_precision:
             record["low_precision"] = result.low_precision
+        if result.sharpness is not None:
+            record["logit_sharpness"] = result.sharpness
+        if reference_gap is not None:
+            record["reference_gap"] = reference_gap
         if tokens_cut is not None:
             record["transform_tokens_cut"] = tokens_cut
         if token_digest is not None:
@@ -172,6 +181,7 @@ class Records:
             return
         append_line(self._directory.metrics, record)
         numbers = {f"train/{name}": record[name] for name in _CURVES}
+        numbers |= {f"train/{name}": record[name] for name in _AT_TIMES if name in record}
         numbers |= {
             f"loss_by_domain/{domain}": loss
             for domain, loss in loss_by_domain([record["sources"]], self._domains).items()

@@ -22,9 +22,11 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from megatron_davinci.config import RunConfig
+from megatron_davinci.model.context_parallel import SequencePart
 from megatron_davinci.model.documents import DocumentMask
 from megatron_davinci.model.precision_state import low_precision_of
 from megatron_davinci.model.router import routers
+from megatron_davinci.model.sharpness import SharpnessMonitor
 from megatron_davinci.platform.device import Platform
 from megatron_davinci.platform.distributed import largest
 from megatron_davinci.train import micro_batches as micro
@@ -56,6 +58,7 @@ class StepResult:
         grad_norm: Norm of the gradient before clipping.
         z_loss: As the loss, and not part of it; None without one.
         low_precision: What products of few bits lost, by linear layer and operand; None unless watched.
+        sharpness: How sharp the loss is in the last token's logits, the mean over sequences; None unless asked for.
         sources: By the place of each source: the loss of its labels, summed by their weights, nats, and the weights'
             sum. One entry where the samples' sources were not said.
     """
@@ -65,6 +68,7 @@ class StepResult:
     z_loss: float | None = None
     low_precision: dict[str, dict[str, dict[str, float]]] | None = None
     sources: tuple[tuple[float, float], ...] = ()
+    sharpness: float | None = None
 
 
 def wrap_model(chunks: Sequence[Any], config: RunConfig) -> list[DistributedDataParallel]:
@@ -133,6 +137,7 @@ class Stepper:
         self._schedule = get_forward_backward_func()
         self._routers = routers(self.wrapped)
         self.low_precision = low_precision_of(self.wrapped)
+        self._sharpness = sharpness_of(self.wrapped, config, platform)
         self.judge: Callable[[float, float], str | None] = _no_spike
         self.compute: Callable[[Callable[[], list[Tensor]]], list[Tensor]] = once
         self.reports: list[Tensor] = []
@@ -154,6 +159,7 @@ class Stepper:
         sources: int = 1,
         numbers: np.ndarray | None = None,
         watch: bool = False,
+        sharpness: bool = False,
     ) -> StepResult:
         """Take one step.
 
@@ -171,6 +177,7 @@ class Stepper:
             numbers: [micro_batches * micro_batch_size] the samples' global numbers, of which stochastic rounding is
                 a function; None where nobody knows them.
             watch: Whether to count what products of few bits lose.
+            sharpness: Whether to measure how sharp the loss is in the last token's logits.
 
         Raises:
             NotApplied: The loss or the gradient is not finite, no label carries loss, or `judge` has refused.
@@ -183,6 +190,8 @@ class Stepper:
                 for chunk in self.wrapped:
                     chunk.zero_grad_buffer()
                 self.optimizer.zero_grad()
+            if self._sharpness is not None:
+                self._sharpness.begin(sharpness)
             batches = micro.split(
                 tokens, loss_mask, document_mask, self.micro_batch_size, self.platform.device
             )
@@ -210,7 +219,14 @@ class Stepper:
             z_loss / count if self.has_z_loss else None,
             self.low_precision.report() if watch and self.low_precision is not None else None,
             tuple((of_source, weight) for of_source, weight, _ in by_source),
+            self._mean_sharpness() if sharpness else None,
         )
+
+    def _mean_sharpness(self) -> float | None:
+        if self._sharpness is None:
+            return None
+        total, count = self._from_last_stage(self._sharpness.total.clone()).tolist()
+        return total / count
 
     @torch.no_grad()
     def loss(
@@ -350,6 +366,17 @@ class Stepper:
                 group=parallel_state.get_pipeline_model_parallel_group(),
             )
         return total
+
+
+def sharpness_of(wrapped: Sequence[Any], config: RunConfig, platform: Platform) -> SharpnessMonitor | None:
+    """A monitor of the logits' sharpness in a rank's last chunk; None unless the configuration asks for one."""
+    if config.logging.sharpness_every_steps is None:
+        return None
+    part = SequencePart.here(config.data.sequence_length)
+    last = part.chunks[-1][1] == part.length
+    monitor = SharpnessMonitor(config.logging.sharpness_epsilon, last=last, device=platform.device)
+    wrapped[-1].module.sharpness = monitor
+    return monitor
 
 
 def interleaved_group(micro_batches: int, pipeline: int) -> int:

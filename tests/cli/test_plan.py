@@ -11,6 +11,7 @@ from megatron_davinci.config import load_config
 from megatron_davinci.optim.schedule import Schedule
 from megatron_davinci.train.plan import plan_run
 from megatron_davinci.train.plan_curves import schedule_curves
+from megatron_davinci.train.plan_recipes import MEASURED
 from tests.cli.screen import davinci
 
 RECIPE = Path(__file__).parents[2] / "examples" / "davinci_3b" / "config.yaml"
@@ -68,7 +69,21 @@ def test_products_of_few_bits_are_named_with_their_share():
     recipe = "train.low_precision.recipe=nvfp4"
     out = davinci("plan", RECIPE, recipe, "train.low_precision.keep_last_layers=4").out
     assert "nvfp4 in 32 of 36 layers, 73% of the FLOPs" in out and "no speed of this recipe has been" in out
+    rows = {line.split("  ")[0].strip(" │|"): line for line in out.splitlines() if "measured" in line}
+    assert "18,385 tokens/s, 37.7% of the peak" in rows["bf16"] and "not measured" in rows["current"]
+    assert "no such products" in rows["nvfp4"] and "1.66 ×" in rows["block"]
     assert "slower than others" in davinci("plan", RECIPE, recipe, "train.low_precision.backend=emulate").out
+
+
+def test_speeds_that_are_called_measured_are_on_record():
+    results = Path(__file__).parents[2] / "benchmarks" / "results"
+    model = load_config(RECIPE).model
+    for one in MEASURED:
+        file, figure = one.record
+        assert json.loads((results / file).read_text())["figures"][figure] == pytest.approx(
+            one.tokens_per_second, abs=0.05
+        )
+        assert one.flops_per_token == pytest.approx(model.flops_per_token(4096), rel=1e-4)
 
 
 def test_nothing_is_made(in_tmp):

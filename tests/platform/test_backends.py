@@ -196,6 +196,27 @@ def test_a_recipe_that_the_gpu_lacks_is_said_with_what_it_has(monkeypatch):
         EnvironmentProblem, match=r"H100 \(compute capability 9.0\).* take delayed, current, block, or"
     ):
         choose_backends(**ours, recipe="nvfp4")
+    # Blocks of 128 are cuBLAS's from 12.9 on, on Hopper alone.
+    for build, capability, said in (
+        ("13.0", (9, 0), None),
+        ("12.8", (9, 0), "built for CUDA 12.8.* from 12.9 on.*recipe: current"),
+        (
+            "13.0",
+            (10, 0),
+            r"on Hopper alone, and NVIDIA H100 has compute capability 10.0: take recipe: current",
+        ),
+    ):
+        monkeypatch.setattr(torch.version, "cuda", build)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda capability=capability: capability)
+        for asked in ("native", "auto"):
+            if said is None:
+                assert (
+                    choose_backends(**ours, recipe="block", low_precision=asked).low_precision.name
+                    == "native"
+                )
+                continue
+            with pytest.raises(EnvironmentProblem, match=said):
+                choose_backends(**ours, recipe="block", low_precision=asked)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     with pytest.raises(EnvironmentProblem, match=r"8\.0.*take backend: emulate"):
         choose_backends(**ours, recipe="current", low_precision="native")

@@ -355,7 +355,7 @@ def test_a_run_that_does_not_say_it_has_no_such_plot(tmp_path, sources):
 
 
 def test_what_products_of_few_bits_lost(tmp_path):
-    from megatron_davinci.report.precision_plots import lost_plot, lost_table
+    from megatron_davinci.report.precision_plots import lost_plot, lost_table, now_and_then_plot
 
     folder = write_fake_run(tmp_path / "run", steps=40)
     path = folder / "metrics.jsonl"
@@ -384,5 +384,14 @@ def test_what_products_of_few_bits_lost(tmp_path):
     assert list(plot.series[0].y) == pytest.approx([0.02, 0.04, 0.08])
     headers, rows = lost_table(story)
     assert rows[0] == ["layers.2.linear_fc1", "gradient", "3", "2", "8%", "0.1%"] and len(headers) == 6
-    html = page_of(folder)
+    assert now_and_then_plot(story, "logit_sharpness") is None
+    for number, line in enumerate(lines):
+        line |= {"logit_sharpness": 0.1 * number} if number % 10 == 9 else {}
+        line |= {"reference_gap": 0.02} if number > 30 else {}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    html, story = page_of(folder), RunStory(read_run(folder))
     assert "Low precision" in html and "layers.2.linear_fc1" in html
+    assert "Sharpness of the logits" in html and "Loss over the reference" in html
+    (sharp,) = now_and_then_plot(story, "logit_sharpness").series
+    assert list(sharp.y) == pytest.approx([0.9, 1.9, 2.9, 3.9])
+    assert len(now_and_then_plot(story, "reference_gap").series[0].y) == 9

@@ -1,0 +1,66 @@
+"""Quantising kernels on fresh random matrices against `precision.scaling`: every code and every scale, to the bit."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from benchmarks.kernel_bounds import Worst, chance, integers, placed
+from megatron_davinci.kernels.quantize import quantize
+from megatron_davinci.precision import scaling
+from megatron_davinci.precision.formats import E4M3, E5M2
+from megatron_davinci.precision.scaling import Quantizer
+
+KINDS = {"tensor": ("tensor", "fp32"), "rows": ("row", "power_of_two"), "tiles": ("tile", "power_of_two")}
+
+
+def quantised(seed: int, device: torch.device) -> Worst:
+    """A random matrix in one format with one kind of scales, as it is and transposed."""
+    g = torch.Generator().manual_seed(seed)
+    scales, form = ("tensor", "rows", "tiles")[integers(g, 0, 2)], (E4M3, E5M2)[integers(g, 0, 1)]
+    turned, step = chance(g, 0.7), 16 if chance(g, 0.9) else 1
+    plain = not turned or chance(g, 0.7)
+    rows, columns = (step * integers(g, 1, 18) for _ in range(2))
+    if scales == "tiles" or (scales == "rows" and turned):
+        rows = 128 * integers(g, 1, 2)
+    if scales == "tiles" or (scales == "rows" and plain):
+        columns = 128 * integers(g, 1, 2)
+    x = torch.randn(rows, columns, generator=g) * torch.exp(4 * torch.randn(rows, 1, generator=g))
+    x *= (1e-38, 1.0, 1.0, 1e30)[integers(g, 0, 3)]
+    x[torch.rand(rows, columns, generator=g) < 0.1] = -0.0
+    if chance(g, 0.3):
+        x[:128, : columns // 2] = 0.0
+    if chance(g, 0.1):
+        x[integers(g, 0, rows - 1), integers(g, 0, columns - 1)] = (math.inf, math.nan)[integers(g, 0, 1)]
+    if chance(g, 0.5):
+        x = x.bfloat16()
+    known = None
+    if scales == "tensor" and chance(g, 0.5):
+        known = x.float().abs().amax().nan_to_num(1.0) * (0.3, 1.0, 7.0)[integers(g, 0, 2)]
+    given = placed(x, g, device) if chance(g, 0.2) else x.to(device)
+    found = quantize(
+        given,
+        form.dtype,
+        scales,
+        plain=plain,
+        turned=turned,
+        known=None if known is None else known.to(device),
+    )
+    blocks, kind = KINDS[scales]
+    how, worst = Quantizer(form, blocks, 0 if blocks == "tensor" else 128, kind), Worst()
+    for name, one, matrix in (("plain", found.plain, x), ("turned", found.turned, x.t())):
+        if one is None:
+            continue
+        right = scaling.quantize(matrix.contiguous().float(), how, amax=known)
+        pairs = (
+            ("codes", one.codes.cpu().float(), right.values),
+            ("inverse scales", one.inverse.cpu(), right.inverse.reshape(one.inverse.shape)),
+            ("amax", found.amax.cpu(), right.amax),
+        )
+        for what, ours, theirs in pairs:
+            worst.see(f"{name} {what}", ours, theirs, torch.zeros_like(theirs))
+            signs = ours.signbit() != theirs.signbit()
+            if (signs & ~theirs.isnan()).any():
+                worst.ratio, worst.what = math.inf, f"signs of {name} {what}"
+    return worst

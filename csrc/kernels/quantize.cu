@@ -1,0 +1,259 @@
+// Matrices in 8 bits, and transposed as well in the same pass: a scale a tensor, one for each 128 neighbours of a row,
+// or one for each 128 x 128 (DeepSeek-AI, 2024, DeepSeek-V3 Technical Report, arXiv 2412.19437, section 3.3.2).
+//
+// A block of threads takes a tile of 128 x 128. A thread has a patch of 8 x 8 of it in registers, so that it can write
+// both ways: a row of the patch is 8 codes in a row, and a column 8 codes in a row of the transposed matrix. Scales are
+// those of precision/scaling.py, to the bit.
+#include "fp8.h"
+#include "reduce.h"
+
+namespace davinci {
+namespace quantize {
+
+constexpr int kThreads = 256;
+constexpr int kTile = 128;
+constexpr int kPatch = 8;
+constexpr int kAcross = kTile / kPatch;  // patches of a tile, both ways
+constexpr u32 kInfinity = 0x7f800000u;
+constexpr u32 kNoNumber = 0x7fc00000u;
+
+// Sizes are ordered as their bits are, and what is no number is larger than all.
+__device__ __forceinline__ u32 larger(u32 a, u32 b) { return a > b ? a : b; }
+__device__ __forceinline__ u32 size_bits(float value) { return bits_of(value) & 0x7fffffffu; }
+
+// What brings a largest number to the format's; NaN where it is infinite or none, so that it is seen.
+__device__ __forceinline__ float scale_of(u32 amax, float top) {
+  if (amax >= kInfinity) return float_of(kNoNumber);
+  if (amax == 0) return 1.0f;
+  return fminf(top / float_of(amax), 3.4028234663852886e38f);
+}
+
+// The power of two at or below it, at most 2^126: its inverse is a normal number too.
+__device__ __forceinline__ float power_of_two_scale(u32 amax, float top) {
+  const u32 power = bits_of(scale_of(amax, top)) & kInfinity;
+  if (power == kInfinity) return float_of(kNoNumber);
+  return float_of(power > 253u << 23 ? 253u << 23 : power);
+}
+
+// Of a whole warp, or with `bits` = 8 of each half of it.
+__device__ __forceinline__ u32 largest_of_lanes(u32 value, int bits) {
+  for (; bits; bits >>= 1) value = larger(value, __shfl_xor_sync(kAllLanes, value, bits));
+  return value;
+}
+
+// A patch of a tile: which rows and columns of the matrix a thread has, and their numbers.
+template <class T>
+struct Patch {
+  i64 row, column;  // its first ones
+  T at[kPatch][kPatch];
+
+  // A patch is in the matrix as a whole, or outside, where it is 0.
+  __device__ __forceinline__ void read(const T* x, i64 columns, bool inside) {
+    using V = Vector<T>;
+#pragma unroll
+    for (int r = 0; r < kPatch; ++r) {
+#pragma unroll
+      for (int v = 0; v < kPatch / V::kWidth; ++v) {
+        V part = {};
+        if (inside) part = reinterpret_cast<const V*>(x + (row + r) * columns + column)[v];
+#pragma unroll
+        for (int i = 0; i < V::kWidth; ++i) at[r][v * V::kWidth + i] = part.at[i];
+      }
+    }
+  }
+
+  __device__ __forceinline__ u32 largest_of_row(int r) const {
+    u32 found = 0;
+#pragma unroll
+    for (int c = 0; c < kPatch; ++c) found = larger(found, size_bits(load(at[r][c])));
+    return found;
+  }
+  __device__ __forceinline__ u32 largest_of_column(int c) const {
+    u32 found = 0;
+#pragma unroll
+    for (int r = 0; r < kPatch; ++r) found = larger(found, size_bits(load(at[r][c])));
+    return found;
+  }
+  __device__ __forceinline__ u32 largest() const {
+    u32 found = 0;
+#pragma unroll
+    for (int r = 0; r < kPatch; ++r) found = larger(found, largest_of_row(r));
+    return found;
+  }
+};
+
+struct Eight {
+  float at[kPatch];
+};
+
+// The codes of 8 numbers. Where the hardware does not round, all patches call one copy of the code that does: such a
+// GPU has no products of FP8 either.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 890
+__device__ __noinline__
+#else
+__device__ __forceinline__
+#endif
+    u64 eight_codes(Eight values, bool e5m2) {
+  u64 result = 0;
+#pragma unroll
+  for (int i = 0; i < kPatch; i += 2) {
+    const float low = values.at[i], high = values.at[i + 1];
+    result |= (u64)(e5m2 ? E5M2::pair(low, high) : E4M3::pair(low, high)) << (8 * i);
+  }
+  return result;
+}
+
+// The transposed tile, through shared memory: half a warp then writes 128 codes in a row. A column's 16 words are
+// moved by its number over 8, so that those which lanes touch at once are in different banks.
+struct Turned {
+  static constexpr int kWords = kTile * kAcross + kAcross;
+  __device__ __forceinline__ static int place(int column, int part) { return column * kAcross + column / kPatch + part; }
+};
+
+enum Scales { kTensor, kRows, kTiles };
+
+// x: [rows, columns], both multiples of 16, and of 128 where blocks lie along them; it begins where 16 bytes do.
+// codes: the same shape; turned: [columns, rows]; either may be null.
+// inverse: of a tensor one, of rows [columns / 128, rows], of tiles [rows / 128, columns / 128].
+// inverse_turned: of rows, for the transposed matrix, [rows / 128, columns].
+// known: of a tensor, the largest number that its scale is made of. amax: the largest number of x, joined to what is
+// there; null where nobody wants it.
+template <Scales kScales, class T>
+__device__ __forceinline__ void whole(const T* x, const float* known, u8* codes, u8* turned, float* inverse,
+                                      float* inverse_turned, u32* amax, i64 rows, i64 columns, bool e5m2) {
+  DAVINCI_SHARED(u64, words, Turned::kWords);
+  DAVINCI_SHARED(u32, largest, kTile * kThreads / 32);
+  DAVINCI_SHARED(float, of_columns, kTile);
+  const int across = threadIdx.x % kAcross, down = threadIdx.x / kAcross, lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32;
+  const float most = e5m2 ? E5M2::kTop : E4M3::kTop;
+  const i64 wide = (columns + kTile - 1) / kTile, tiles = (rows + kTile - 1) / kTile * wide;
+  float scale = 1.0f;
+  if (kScales == kTensor) {
+    scale = scale_of(bits_of(*known) & 0x7fffffffu, most);
+    if (blockIdx.x == 0 && threadIdx.x == 0) *inverse = 1.0f / scale;
+  }
+  u32 seen = 0;
+  for (i64 tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+    const i64 top = tile / wide * kTile, left = tile % wide * kTile;
+    Patch<T> patch;
+    patch.row = top + down * kPatch;
+    patch.column = left + across * kPatch;
+    const bool inside = patch.row < rows && patch.column < columns;
+    patch.read(x, columns, inside);
+    float of_row[kPatch];
+    if (kScales == kTiles) {
+      u32 found = largest_of_lanes(patch.largest(), 16);
+      if (lane == 0) largest[warp] = found;
+      __syncthreads();
+      for (int w = 0; w < kThreads / 32; ++w) found = larger(found, largest[w]);
+      seen = larger(seen, found);
+      scale = power_of_two_scale(found, most);
+      if (threadIdx.x == 0) inverse[tile] = 1.0f / scale;
+    }
+#pragma unroll
+    for (int r = 0; r < kPatch; ++r) {
+      of_row[r] = scale;
+      if (kScales == kRows) {
+        const u32 found = largest_of_lanes(patch.largest_of_row(r), kAcross / 2);
+        seen = larger(seen, found);
+        of_row[r] = power_of_two_scale(found, most);
+        if (codes && across == r && inside)
+          inverse[left / kTile * rows + patch.row + r] = 1.0f / of_row[r];
+      }
+    }
+    if (kScales == kTensor && amax) seen = larger(seen, patch.largest());
+    if (codes && inside) {
+#pragma unroll
+      for (int r = 0; r < kPatch; ++r) {
+        Eight values;
+#pragma unroll
+        for (int c = 0; c < kPatch; ++c) values.at[c] = load(patch.at[r][c]) * of_row[r];
+        *reinterpret_cast<u64*>(codes + (patch.row + r) * columns + patch.column) = eight_codes(values, e5m2);
+      }
+    }
+    if (turned) {
+      if (kScales == kRows) {
+        // A warp has two rows of patches; what all eight have is joined by one thread a column.
+#pragma unroll
+        for (int c = 0; c < kPatch; ++c) {
+          u32 found = patch.largest_of_column(c);
+          found = larger(found, __shfl_xor_sync(kAllLanes, found, kAcross));
+          if (lane < kAcross) largest[warp * kTile + across * kPatch + c] = found;
+        }
+        __syncthreads();
+        if (threadIdx.x < kTile) {
+          u32 found = 0;
+          for (int w = 0; w < kThreads / 32; ++w) found = larger(found, largest[w * kTile + threadIdx.x]);
+          const float one = power_of_two_scale(found, most);
+          of_columns[threadIdx.x] = one;
+          inverse_turned[top / kTile * columns + left + threadIdx.x] = 1.0f / one;
+        }
+        __syncthreads();
+      }
+#pragma unroll
+      for (int c = 0; c < kPatch; ++c) {
+        const float one = kScales == kRows ? (float)of_columns[across * kPatch + c] : scale;
+        Eight values;
+#pragma unroll
+        for (int r = 0; r < kPatch; ++r) values.at[r] = load(patch.at[r][c]) * one;
+        words[Turned::place(across * kPatch + c, down)] = eight_codes(values, e5m2);
+      }
+      __syncthreads();
+      const i64 row = top + across * kPatch;  // that its word begins with
+      for (int c = down; c < kTile; c += kAcross)
+        if (left + c < columns && row < rows)
+          *reinterpret_cast<u64*>(turned + (left + c) * rows + row) = words[Turned::place(c, across)];
+    }
+    __syncthreads();  // the next tile writes where this one is read
+  }
+  if (amax) {
+    seen = largest_of_lanes(seen, 16);
+    if (lane == 0 && seen) atomicMax(amax, seen);
+  }
+}
+
+// The largest size of all numbers, joined to what is there.
+template <class T>
+__device__ __forceinline__ void largest_of_all(const T* x, u32* amax, i64 count) {
+  using V = Vector<T>;
+  constexpr int kEach = 4;
+  const Split<T> split(x, count);
+  const V* body = reinterpret_cast<const V*>(x + split.head);
+  const i64 step = (i64)gridDim.x * kThreads, me = (i64)blockIdx.x * kThreads + threadIdx.x;
+  u32 found = 0;
+  if (me < split.head) found = size_bits(load(x[me]));
+  if (me < count - split.tail) found = larger(found, size_bits(load(x[split.tail + me])));
+#pragma unroll kEach
+  for (i64 v = me; v < split.vectors; v += step) {
+    const V part = body[v];
+#pragma unroll
+    for (int i = 0; i < V::kWidth; ++i) found = larger(found, size_bits(load(part.at[i])));
+  }
+  found = largest_of_lanes(found, 16);
+  if (threadIdx.x % 32 == 0 && found) atomicMax(amax, found);
+}
+
+}  // namespace quantize
+}  // namespace davinci
+
+#define DAVINCI_QUANTIZE_BY(kind, scales, suffix, type)                                                                \
+  DAVINCI_KERNEL(quantize_##kind##_##suffix, davinci::quantize::kThreads,                                              \
+                 (const davinci::type* x, const float* known, davinci::u8* codes, davinci::u8* turned, float* inverse, \
+                  float* inverse_turned, davinci::u32* amax, davinci::i64 rows, davinci::i64 columns,                  \
+                  davinci::i64 e5m2),                                                                                  \
+                 (x, known, codes, turned, inverse, inverse_turned, amax, rows, columns, e5m2)) {                      \
+    davinci::quantize::whole<davinci::quantize::scales>(x, known, codes, turned, inverse, inverse_turned, amax, rows,  \
+                                                        columns, e5m2 != 0);                                           \
+  }
+#define DAVINCI_QUANTIZE(suffix, type)                                                                                 \
+  DAVINCI_QUANTIZE_BY(tensor, kTensor, suffix, type)                                                                   \
+  DAVINCI_QUANTIZE_BY(rows, kRows, suffix, type)                                                                       \
+  DAVINCI_QUANTIZE_BY(tiles, kTiles, suffix, type)                                                                     \
+  DAVINCI_KERNEL(quantize_amax_##suffix, davinci::quantize::kThreads,                                                  \
+                 (const davinci::type* x, davinci::u32* amax, davinci::i64 count), (x, amax, count)) {                 \
+    davinci::quantize::largest_of_all(x, amax, count);                                                                 \
+  }
+
+DAVINCI_QUANTIZE(fp32, f32)
+DAVINCI_QUANTIZE(bf16, bf16)

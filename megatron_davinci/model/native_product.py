@@ -1,0 +1,105 @@
+"""A linear layer's products by torch's own kernels for FP8, of codes that our kernels make.
+
+The scales, the noted largest numbers and the rest are those of emulation (`LowPrecisionProduct`); here a matrix is
+never held in fp32, and what is multiplied as it is and transposed is quantised both ways in one pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from megatron_davinci.kernels.quantize import Both, Codes, Scales, amax_of, quantize
+from megatron_davinci.model.low_precision import LowPrecisionProduct, largest_of
+from megatron_davinci.precision import products, scaling
+from megatron_davinci.precision.scaling import Quantizer
+
+_SCALES: dict[str, Scales] = {"tensor": "tensor", "row": "rows", "tile": "tiles"}
+
+
+class NativeProduct(LowPrecisionProduct):
+    """The products of one linear layer on torch's FP8 kernels: with a scale a tensor, or of blocks of 128."""
+
+    def input(self, x: Tensor) -> Both:
+        """The input as `forward_product` multiplies it."""
+        return self._codes(x, self.shared.recipe.input, 0, sharded=self.sharded_input)
+
+    def forward_product(self, a: Both, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """`x wᵀ`: [tokens, in] and [out, in] to [tokens, out]."""
+        b = self._codes(weight.detach(), self.shared.recipe.weight, 1, sharded=True)
+        return products.native(_there(a.plain), _there(b.plain), dtype)
+
+    def gradient(self, g: Tensor) -> Both:
+        """The gradient of the outputs, as `input_gradient` and, transposed, as `weight_gradient` multiplies it."""
+        how = self.shared.recipe.gradient
+        return self._codes(g, how, 2, sharded=not self.sharded_input, turned=True)
+
+    def input_gradient(self, by_out: Both | None, g: Tensor, weight: Tensor) -> Tensor:
+        """`g w`: [tokens, out] and [out, in] to [tokens, in]."""
+        a = by_out or self.gradient(g)
+        how = self.shared.recipe.weight_back
+        b = self._codes(weight.detach(), how, 1, sharded=True, plain=False, turned=True, seen=True)
+        return products.native(_there(a.plain), _there(b.turned), g.dtype)
+
+    def weight_gradient(self, by_out: Both | None, g: Tensor, x: Tensor | Codes) -> tuple[Codes, Codes]:
+        """The operands of `gᵀ x`, both with tokens last: [out, tokens] and [in, tokens]."""
+        a = by_out or self.gradient(g)
+        if isinstance(x, Codes):
+            return _there(a.turned), x._replace(codes=x.codes.t().contiguous())
+        how = self.shared.recipe.input_back
+        b = self._codes(x, how, 0, sharded=self.sharded_input, plain=False, turned=True, seen=True)
+        return _there(a.turned), _there(b.turned)
+
+    def kept_input(self, codes: Tensor, inverse: Tensor) -> Codes:
+        """The input, of codes that were kept."""
+        return Codes(codes, inverse, "tensor")
+
+    def own_codes(self, quantized: Both) -> tuple[Tensor, Tensor]:
+        """Codes and inverse scale of an input that is kept."""
+        made = _there(quantized.plain)
+        return made.codes, made.inverse
+
+    def product(self, a: Codes, b: Codes, dtype: torch.dtype) -> Tensor:
+        """`a bᵀ`."""
+        return products.native(a, b, dtype)
+
+    def _codes(
+        self,
+        x: Tensor,
+        how: Quantizer,
+        operand: int,
+        *,
+        sharded: bool,
+        plain: bool = True,
+        turned: bool = False,
+        seen: bool = False,
+    ) -> Both:
+        """An operand. `seen`: it was quantised in another way before, and is not counted twice."""
+        assert how.form.dtype is not None, "torch multiplies E4M3 and E5M2 only"
+        shared, known = self.shared, self.known[operand]
+        x, own = x.contiguous(), None
+        if how.blocks == "tensor" and known is None:
+            own = known = largest_of(self._holders(operand, sharded), amax_of(x))
+        out = quantize(
+            x,
+            how.form.dtype,
+            _SCALES[how.blocks],
+            plain=plain,
+            turned=turned,
+            known=known if how.blocks == "tensor" else None,
+        )
+        if shared.learning and not seen:
+            if own is not None:
+                out = out._replace(amax=own)
+            torch.maximum(self.amax[operand], out.amax, out=self.amax[operand])
+            if shared.watching:
+                counted = scaling.quantize(x.float(), replace(how, hadamard=None), amax=known, watch=True)
+                self.count(operand, counted.lost)
+        return out
+
+
+def _there(made: Codes | None) -> Codes:
+    assert made is not None, "a matrix is multiplied in a way in which it was not quantised"
+    return made

@@ -1,0 +1,81 @@
+"""Matrices in FP8 and transposed: the codes and scales of `precision.scaling`, to the bit; and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks import kernel_trials
+from megatron_davinci.kernels import quantize as ops
+from megatron_davinci.kernels.quantize import quantize
+from tests.cases import cases
+
+E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
+
+
+def test_codes_and_scales_are_those_of_emulation_to_the_bit(device):
+    @cases(12)
+    @given(st.integers(0, 2**31))
+    def on_any_matrix(seed):
+        worst = kernel_trials.TRIALS["quantize"](seed, device)
+        assert worst.ratio == 0, worst
+
+    on_any_matrix()
+
+
+@pytest.mark.parametrize("form", [E4M3, E5M2])
+def test_every_bf16_number_is_rounded_as_torch_rounds_it(device, form):
+    bits = torch.arange(-(2**15), 2**15).to(torch.int16)
+    x = bits.view(torch.bfloat16).view(256, 256)
+    top = torch.finfo(form).max
+    found = quantize(x.to(device), form, "tensor", turned=True, known=torch.tensor(top, device=device))
+    right = x.float().clamp(-top, top).to(form).float()
+    for ours, theirs in ((found.plain, right), (found.turned, right.t())):
+        ours = ours.codes.cpu().float()
+        same = (ours == theirs) & (ours.signbit() == theirs.signbit()) | (ours.isnan() & theirs.isnan())
+        assert same.all()
+    assert found.amax.isnan()
+
+
+def test_what_is_infinite_shows_in_its_block_and_in_no_other(device):
+    x = torch.randn(128, 256)
+    x[3, 200] = torch.inf
+    found = quantize(x.to(device), E4M3, "rows", turned=True)
+    assert found.amax.isinf()
+    assert found.plain.inverse.isnan().nonzero().tolist() == [[3, 1]]
+    assert found.turned.inverse.isnan().nonzero().tolist() == [[200, 0]]
+    assert (
+        int(found.plain.codes.float().isnan().sum()) == int(found.turned.codes.float().isnan().sum()) == 128
+    )
+
+
+def test_a_matrix_that_does_not_go_is_refused():
+    x = torch.randn(48, 80)
+    for arguments, message in (
+        ((x, E4M3, "rows"), "80 columns are not of whole blocks of 128"),
+        ((x, E4M3, "tiles"), "48 rows are not of whole blocks of 128"),
+        ((x, torch.float16, "tensor"), "a matrix of bf16 or fp32 in FP8 is expected"),
+        ((x[0], E4M3, "tensor"), "a matrix of bf16 or fp32 in FP8 is expected"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            quantize(*arguments)
+    with pytest.raises(ValueError, match="blocks have their own"):
+        quantize(torch.randn(128, 128), E4M3, "rows", known=torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("scales", ["tensor", "rows", "tiles"])
+def test_opcheck(device, scales):
+    x = torch.randn(128, 128, device=device)
+    known = torch.tensor(3.0, device=device) if scales == "tensor" else None
+    tests = ("test_schema", "test_faketensor", "test_autograd_registration")
+    torch.library.opcheck(ops.amax_of.made, (x,), test_utils=tests)
+    torch.library.opcheck(
+        ops.quantized.made, (x, known, scales, False, scales != "rows", True), test_utils=tests
+    )
+
+
+def test_no_rows(device):
+    found = quantize(torch.empty(0, 128, device=device), E4M3, "tensor", turned=True)
+    assert found.plain.codes.shape == (0, 128) and found.turned.codes.shape == (128, 0) and found.amax == 0
