@@ -57,8 +57,8 @@ def on_hopper(a: Codes, b: Codes, dtype: torch.dtype) -> Tensor:
     Returns:
         [m, n].
     """
-    kinds = {"rows": F.ScalingType.BlockWise1x128, "tiles": F.ScalingType.BlockWise128x128}  # type: ignore[attr-defined]
-    product: Tensor = F.scaled_mm(  # type: ignore[attr-defined]
+    kinds = {"rows": F.ScalingType.BlockWise1x128, "tiles": F.ScalingType.BlockWise128x128}
+    product: Tensor = F.scaled_mm(
         a.codes,
         b.codes.t(),
         _laid_out(a),
