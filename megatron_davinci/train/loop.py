@@ -38,7 +38,6 @@ from megatron_davinci.train.health_records import turned_back
 from megatron_davinci.train.integrity import Integrity
 from megatron_davinci.train.introduction import introduction
 from megatron_davinci.train.last_words import LAST_WORDS
-from megatron_davinci.train.loss_band import LossBand
 from megatron_davinci.train.order import DataOrder, verified_sources
 from megatron_davinci.train.outlook import widened
 from megatron_davinci.train.phases import PhaseTimers
@@ -96,8 +95,6 @@ class TrainingRun:
         self.stepper = Stepper(wrapped, self.optimizer, config, platform, self.timers)
         self.health = Health(config, self.order, self.directory, self.stepper)
         self.integrity = Integrity(config, self.stepper, platform)
-        band = config.train.low_precision.band
-        self.band = None if band is None else LossBand(band)
         self.watchdog = Watchdog(
             self.directory.path, config.health.hang, dist.get_rank(), self.layout.world, self.timers
         )
@@ -249,7 +246,8 @@ class TrainingRun:
                 read_ahead(ahead)
             plan = ahead.popleft()
             self.order.commit(plan)
-            for message in (*self.order.messages(), *self.snapshots.told(), *self._saves_told()):
+            news = (*self.order.messages(), *self.snapshots.told(), *self._saves_told(), *records.told())
+            for message in news:
                 progress.message(message)
             self.profiler.before(plan.step)
             with self.timers.phase("data"):
@@ -285,12 +283,7 @@ class TrainingRun:
                 self.config.data.sequence_length,
                 result.sources,
             )
-            gap = self.band.add(plan.step, self.consumed_samples, result.loss) if self.band else None
-            progress.step(
-                records.step(plan, result, seconds, sources, samples.tokens_cut, samples.digest, gap)
-            )
-            for message in self.band.told() if self.band else ():
-                progress.message(message)
+            progress.step(records.step(plan, result, seconds, sources, samples.tokens_cut, samples.digest))
             self.integrity.after(plan)
             if self._is_due(plan, self.config.evaluate_every_steps(plan.stage)) or plan.ends_stage:
                 self.watchdog.beat("evaluation", plan.step)
@@ -313,7 +306,7 @@ class TrainingRun:
         try:
             self._save_once()  # where the last steps were not applied, it was not due
         finally:
-            for message in self._saves_told():
+            for message in (*self._saves_told(), *records.told()):
                 progress.message(message)
         WATCH.end()
 

@@ -12,6 +12,7 @@ from megatron_davinci.config import RunConfig
 from megatron_davinci.optim.schedule import StepPlan
 from megatron_davinci.platform.device import Platform
 from megatron_davinci.train.boards import Board, open_boards
+from megatron_davinci.train.loss_band import LossBand
 from megatron_davinci.train.phases import PhaseTimers
 from megatron_davinci.train.rank_spread import RankSpread
 from megatron_davinci.train.run_directory import RunDirectory, append_line
@@ -35,6 +36,9 @@ class Records:
         peak: Matrix-product rate of all ranks together, FLOP/s.
         first_step: The first step of this start; TensorBoard hides what an earlier start wrote from there on.
         timers: Knows the phases of each step that has ended.
+
+    Raises:
+        DataError: The run that losses are to be compared with has none.
     """
 
     def __init__(
@@ -51,6 +55,8 @@ class Records:
         self._sequence_length = config.data.sequence_length
         self._flops_per_token = config.model.flops_per_token(config.data.sequence_length)
         self._domains = {name: config.data.domain(name) for name in config.data.sources}
+        band = config.train.low_precision.band
+        self._band = None if band is None else LossBand(band)
         self._writes = dist.get_rank() == 0
         self._spread = RankSpread(platform, config.logging.every_steps)
         # Steps whose phases are not known yet: on CUDA, the last one.
@@ -67,7 +73,6 @@ class Records:
         sources: dict[str, SourceRecord],
         tokens_cut: int | None = None,
         token_digest: str | None = None,
-        reference_gap: float | None = None,
     ) -> dict[str, Any]:
         """Write a step and return its record, to which its phases come when they are known.
 
@@ -78,7 +83,6 @@ class Records:
             sources: What it took of each source, and the loss there.
             tokens_cut: Tokens of its samples that transforms moved past the end; None where none could.
             token_digest: Of the tokens of its global batch; None unless it is asked for.
-            reference_gap: The loss over that of a reference run, less 1; None where they are not compared.
         """
         consumed = plan.first_sample + plan.batch
         rate = plan.batch * self._sequence_length / seconds
@@ -101,8 +105,9 @@ class Records:
             record["low_precision"] = result.low_precision
         if result.sharpness is not None:
             record["logit_sharpness"] = result.sharpness
-        if reference_gap is not None:
-            record["reference_gap"] = reference_gap
+        if self._band is not None:
+            gap = self._band.add(plan.step, consumed, result.loss)
+            record |= {} if gap is None else {"reference_gap": gap}
         if tokens_cut is not None:
             record["transform_tokens_cut"] = tokens_cut
         if token_digest is not None:
@@ -110,6 +115,10 @@ class Records:
         self._waiting.append(record)
         self.flush(wait=False)
         return record
+
+    def told(self) -> list[str]:
+        """Lines for whoever watches the run, of what has come up since this was asked last."""
+        return [] if self._band is None else self._band.told()
 
     def flush(self, *, wait: bool = True, together: bool = True) -> None:
         """Write the steps whose phases are known.

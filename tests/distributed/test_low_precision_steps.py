@@ -16,7 +16,13 @@ from tests.ranks import run_ranks
 from tests.stepping import built, start, tokens_of
 
 SIZES = {"hidden_size": 64, "ffn_hidden_size": 128, "num_attention_heads": 8, "num_query_groups": 4}
-WIDE = {"hidden_size": 128, "ffn_hidden_size": 128, "num_attention_heads": 4, "num_query_groups": 2}
+WIDE = {
+    "hidden_size": 128,
+    "ffn_hidden_size": 256,
+    "num_attention_heads": 4,
+    "num_query_groups": 2,
+    "head_dim": 64,
+}
 
 
 def settings(recipe="nvfp4", *, model=None, parallel=None, precision="fp32", micro=2, length=32, **low):
