@@ -142,8 +142,6 @@ FAULTS = [
     _of_codes("rows of half the lanes", "largest_of_row(r), kAcross / 2", "largest_of_row(r), kAcross / 4"),
     _of_codes("scales of the tile above", "inverse[left / kTile * rows", "inverse[top / kTile * rows"),
     _of_codes("patches past the matrix", "patch.row < rows && patch.column < columns", "patch.row < rows"),
-    _of_codes("ties of E5M2 away from 0", "0xfffffu + ((bits >> 21) & 1u)", "0x100000u", "fp8.h"),
-    _of_codes("what is infinite hidden", "if (amax >= kInfinity) return", "if (amax > kInfinity) return"),
     _of_adamw("last elements of a run left out", "adamw.cu", _LAST, ""),
     _of_adamw("one vector of a run too many", "adamw.cu", _OF_RUN, _OF_RUN.replace("<", "<=")),
     _of_adamw("a lane left out of a reduction", "moments.h", "__reduce_max_sync(kAllLanes, value)",

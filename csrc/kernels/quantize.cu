@@ -217,14 +217,13 @@ __device__ __forceinline__ void whole(const T* x, const float* known, u8* codes,
 template <class T>
 __device__ __forceinline__ void largest_of_all(const T* x, u32* amax, i64 count) {
   using V = Vector<T>;
-  constexpr int kEach = 4;
   const Split<T> split(x, count);
   const V* body = reinterpret_cast<const V*>(x + split.head);
   const i64 step = (i64)gridDim.x * kThreads, me = (i64)blockIdx.x * kThreads + threadIdx.x;
   u32 found = 0;
   if (me < split.head) found = size_bits(load(x[me]));
   if (me < count - split.tail) found = larger(found, size_bits(load(x[split.tail + me])));
-#pragma unroll kEach
+#pragma unroll 4
   for (i64 v = me; v < split.vectors; v += step) {
     const V part = body[v];
 #pragma unroll

@@ -261,9 +261,11 @@ def test_layouts_take_the_same_step_but_for_the_order_of_sums(layouts, names):
             (loss, norm), (second, second_norm) = ours["taken"]
             (alone_loss, alone_norm), (alone_second, alone_second_norm) = one["taken"]
             assert loss == pytest.approx(alone_loss, rel=2e-8), (layout, name)
-            # What is kept in 8 bits of activations is rounded to few numbers: a last digit decides there too.
-            assert norm == pytest.approx(alone_norm, rel=1e-4 if name == "eight" else 1e-6), (layout, name)
-            assert second == pytest.approx(alone_second, rel=1e-4 if name == "eight" else 2e-8), (
+            # What is kept in 8 bits of activations is rounded to few numbers: a last digit decides there too. Torch's
+            # own products add in an order that depends on the matrix's shape.
+            loose = name in ("eight", "native_block")
+            assert norm == pytest.approx(alone_norm, rel=1e-4 if loose else 1e-6), (layout, name)
+            assert second == pytest.approx(alone_second, rel=1e-4 if loose else 2e-8), (
                 layout,
                 name,
             )
@@ -281,7 +283,7 @@ def test_layouts_take_the_same_step_but_for_the_order_of_sums(layouts, names):
                         ("underflow", 1e-3),
                         ("overflow", 1e-3),
                     ):
-                        near = 0.05 if name == "eight" else 1e-5
+                        near = 0.05 if loose else 1e-5
                         assert found[figure] == pytest.approx(alone_one[figure], rel=near, abs=tolerance)
 
 
