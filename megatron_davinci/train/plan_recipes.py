@@ -115,7 +115,7 @@ def plan_recipes(config: RunConfig, layout: Layout, gpu: Gpu) -> list[RecipePlan
             RecipePlan(
                 name="bf16"
                 if recipe == "none"
-                else f"{recipe}, activations: fp8"
+                else f"{recipe}, 8 bits kept"
                 if activations == "fp8"
                 else recipe,
                 memory=plan_memory(variant, layout).total,
