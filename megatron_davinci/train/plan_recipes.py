@@ -30,7 +30,7 @@ class Measured:
     recipe: str
     gpu: str
     tokens_per_second: float
-    flops_per_token: float
+    flops_per_token: int
     what: str
     record: tuple[str, str]
 
@@ -40,7 +40,7 @@ MEASURED = (
         "none",
         "h100",
         18384.7,
-        2.0289e10,
+        20_326_121_472,
         "davinci-3b, 4 sequences of 4,096 tokens",
         ("2026-11-26-train_gpu.json", "davinci_loss_tokens_per_second"),
     ),
