@@ -20,13 +20,17 @@ from torch import Tensor
 
 from megatron_davinci.config.model import ModelConfig
 from megatron_davinci.errors import ConfigError
-from megatron_davinci.evaluate.packing import Batch, batches
+from megatron_davinci.evaluate.packing import Batch, Row, alike, batches
+from megatron_davinci.evaluate.readings import Readings
 from megatron_davinci.model.branches import Branches, KeyValueCache
 from megatron_davinci.model.without_gradients import without_gradients
 from megatron_davinci.platform.distributed import gather_objects
 
 # What the logits of one piece of a batch may take: 64 MB in fp32.
 _LOGITS = 16 * 2**20
+# What a forward pass over prompts costs besides its tokens, in tokens, on a CPU. On a GPU it costs more, and still
+# little beside the passes that follow, one a token.
+_PASS = 64
 
 Progress = Callable[[int, int], None]
 _Read = Callable[[Tensor, int], Tensor]
@@ -83,6 +87,7 @@ class Engine:
             without_gradients(self.chunk)
         self.limits = limits or Limits()
         self._tensor = parallel_state.get_tensor_model_parallel_group()
+        self._readings = Readings(self._tensor)
         self._pipeline = parallel_state.get_pipeline_model_parallel_group()
         self._first = parallel_state.is_pipeline_first_stage()
         self._last = parallel_state.is_pipeline_last_stage()
@@ -126,7 +131,7 @@ class Engine:
             targets = torch.tensor(
                 [token for n, k in zip(numbers, lengths, strict=True) for token in whole[n][-k:]]
             ).to(self.device)
-            read = partial(self._scores, targets)
+            read = partial(self._readings.scores, targets)
             scores = self._forward(batch.tokens, self._branches(batch, outputs, read))
             waiting.append((numbers, lengths, scores))
             done += len(numbers)
@@ -180,7 +185,7 @@ class Engine:
         found: dict[int, list[int]] = {}
         total = sum(len(row.paths) for rows in mine for row in rows)
         for rows in mine:
-            found |= self._continue(Batch.of(rows), prompts, stop, most, choose)
+            found |= self._continue(rows, prompts, stop, most, choose)
             progress(len(found), total)
         return self._of_all(found, len(prompts))
 
@@ -210,7 +215,7 @@ class Engine:
             numbers = list(batch.paths)
             outputs = np.concatenate([batch.paths[n] for n in numbers])
             targets = torch.tensor([t for n in numbers for t in sequences[n][1:]]).to(self.device)
-            read = partial(self._moments, targets)
+            read = partial(self._readings.moments, targets)
             waiting.append((numbers, self._forward(batch.tokens, self._branches(batch, outputs, read))))
             progress(sum(len(numbers) for numbers, _ in waiting), total)
         for numbers, scores in waiting:
@@ -250,43 +255,56 @@ class Engine:
         merged = {number: one for part in everywhere for number, one in part.items()}
         return [merged[number] for number in range(count)]
 
+    def _begin(
+        self, rows: Sequence[Row], prompts: Sequence[Sequence[int]], choose: Choose | None
+    ) -> tuple[list[int], Tensor, KeyValueCache]:
+        """Prompts' numbers in the cache's order, the first token after each, [prompts, 1], and keys and values."""
+        columns = max(len(prompts[number]) for row in rows for number in row.paths)
+        order: list[int] = []
+        firsts, caches = [], []
+        for part in alike(rows, pass_costs=_PASS):
+            batch = Batch.of(part)
+            numbers = list(batch.paths)
+            keep = np.zeros((len(numbers), columns), np.int64)
+            for place, number in enumerate(numbers):
+                keep[place, columns - len(prompts[number]) :] = batch.paths[number]
+            outputs = np.array([batch.paths[number][-1] for number in numbers])
+            branches = self._branches(batch, outputs, self._choosing(choose, numbers))
+            branches.keep, branches.cache = torch.from_numpy(keep).to(self.device), KeyValueCache(columns)
+            firsts.append((len(numbers), self._forward(batch.tokens, branches)))
+            caches.append(branches.cache)
+            order += numbers
+        # Pipeline ranks have all of the prompts under way before one waits for the last.
+        chosen = [self._from_last(first, (count, 1), torch.int64) for count, first in firsts]
+        return order, torch.cat(chosen), KeyValueCache.joined(caches)
+
     def _continue(
         self,
-        batch: Batch,
+        rows: Sequence[Row],
         prompts: Sequence[Sequence[int]],
         stop: Callable[[int, list[int]], bool],
         most: Sequence[int],
         choose: Choose | None,
     ) -> dict[int, list[int]]:
-        numbers = list(batch.paths)
-        generated: dict[int, list[int]] = {number: [] for number in numbers}
-        columns = max(len(prompts[number]) for number in numbers)
-        before = torch.tensor([columns - len(prompts[number]) for number in numbers])
-        keep = np.zeros((len(numbers), columns), np.int64)
-        for place, number in enumerate(numbers):
-            keep[place, columns - len(prompts[number]) :] = batch.paths[number]
-        cache = KeyValueCache(columns)
-        outputs = np.array([batch.paths[number][-1] for number in numbers])
-        branches = self._branches(batch, outputs, self._choosing(choose, numbers))
-        branches.keep, branches.cache = torch.from_numpy(keep).to(self.device), cache
-        tokens = batch.tokens
-        alive = numbers
+        alive, chosen, cache = self._begin(rows, prompts, choose)
+        generated: dict[int, list[int]] = {number: [] for number in alive}
+        before = torch.tensor([cache.used - len(prompts[number]) for number in alive])
         while True:
-            chosen = self._from_last(self._forward(tokens, branches), (len(alive), 1), torch.int64)
-            rows: list[int] = []
+            going = []
             for row, (number, (token,)) in enumerate(zip(alive, chosen.tolist(), strict=True)):
                 so_far = generated[number]
                 so_far.append(token)
                 if token >= 0 and len(so_far) < most[number] and not stop(number, so_far):
-                    rows.append(row)
-            if not rows:
+                    going.append(row)
+            if not going:
                 return generated
-            if len(rows) < len(alive):
-                kept = torch.tensor(rows)
+            if len(going) < len(alive):
+                kept = torch.tensor(going)
                 cache.select(kept.to(self.device))
-                before, alive = before[kept], [alive[row] for row in rows]
+                before, alive = before[kept], [alive[row] for row in going]
             tokens = np.array([[generated[number][-1]] for number in alive])
             branches = self._next(cache, before, len(alive), self._choosing(choose, alive))
+            chosen = self._from_last(self._forward(tokens, branches), (len(alive), 1), torch.int64)
 
     def _next(self, cache: KeyValueCache, before: Tensor, sequences: int, read: _Read) -> Branches:
         """One more token behind every sequence of a cache, of which the first `before` columns are empty."""
@@ -307,7 +325,7 @@ class Engine:
         device = self.device
         return Branches(
             positions=torch.from_numpy(batch.positions).to(device),
-            sees=torch.from_numpy(batch.sees)[:, None].to(device),
+            sees=None if batch.sees is None else torch.from_numpy(batch.sees)[:, None].to(device),
             outputs=torch.from_numpy(outputs).to(device),
             read=read,
             at_once=self._at_once,
@@ -342,56 +360,7 @@ class Engine:
         dist.broadcast(box, group=self._pipeline, group_src=self._pipeline.size() - 1)
         return box
 
-    def _over_tensor_ranks(self, value: Tensor, how: Any) -> Tensor:
-        if self._tensor.size() > 1:
-            dist.all_reduce(value, op=how, group=self._tensor)
-        return value
-
-    def _log_z(self, logits: Tensor) -> Tensor:
-        """The logarithm of the sum of the exponentials, over all ranks' parts of the vocabulary: [outputs] fp64."""
-        largest = self._over_tensor_ranks(logits.amax(-1), dist.ReduceOp.MAX)
-        total = (logits - largest[:, None]).exp().sum(-1, dtype=torch.float64)
-        return self._over_tensor_ranks(total, dist.ReduceOp.SUM).log() + largest
-
-    def _own_logit(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The logit of each target, wherever in the vocabulary it is: [outputs] fp64."""
-        here = targets - self._tensor.rank() * logits.shape[-1]
-        ours = (here >= 0) & (here < logits.shape[-1])
-        own = logits.gather(1, here.clamp(0, logits.shape[-1] - 1)[:, None])[:, 0].double()
-        return self._over_tensor_ranks(torch.where(ours, own, 0.0), dist.ReduceOp.SUM)
-
-    def _scores(self, targets: Tensor, logits: Tensor, first: int) -> Tensor:
-        """[outputs, 2] fp64: the target's log-probability, and 1 where it is the likeliest token."""
-        logits, targets = logits.float(), targets[first : first + len(logits)]
-        log = self._own_logit(logits, targets) - self._log_z(logits)
-        greedy = self._likeliest(logits)[:, 0] == targets
-        return torch.stack([log, greedy.double()], 1)
-
-    def _moments(self, targets: Tensor, logits: Tensor, first: int) -> Tensor:
-        """[outputs, 3] fp64: as `token_scores` says."""
-        logits, targets = logits.float(), targets[first : first + len(logits)]
-        log_z = self._log_z(logits)
-        logs = logits.double() - log_z[:, None]
-        p = logs.exp()
-        terms = torch.where(p > 0, logs, 0.0)  # 0 * -inf, where vocabulary padding is masked
-        mean = self._over_tensor_ranks((p * terms).sum(-1), dist.ReduceOp.SUM)
-        apart = self._over_tensor_ranks((p * (terms - mean[:, None]).square()).sum(-1), dist.ReduceOp.SUM)
-        return torch.stack([self._own_logit(logits, targets) - log_z, mean, apart.sqrt()], 1)
-
     def _choosing(self, choose: Choose | None, numbers: list[int]) -> _Read:
         if choose is None:
-            return self._likeliest
+            return self._readings.likeliest
         return lambda logits, first: choose(numbers[first : first + len(logits)], logits.float())[:, None]
-
-    def _likeliest(self, logits: Tensor, first: int = 0) -> Tensor:
-        """[outputs, 1] int64: the likeliest token, the first of equals; -1 where a logit is not a number."""
-        best, place = logits.max(-1)
-        place = place + self._tensor.rank() * logits.shape[-1]
-        if self._tensor.size() > 1:
-            both = torch.stack([best.double(), place.double()], 1)
-            parts = [torch.empty_like(both) for _ in range(self._tensor.size())]
-            dist.all_gather(parts, both, group=self._tensor)
-            of_rank = torch.stack(parts)  # [ranks, outputs, 2]
-            best, winner = of_rank[:, :, 0].max(0)
-            place = of_rank[:, :, 1].gather(0, winner[None])[0].long()
-        return torch.where(best.isnan() | best.isinf(), -1, place)[:, None]

@@ -21,7 +21,7 @@ from megatron_davinci.data.tokenizer import Tokenizer
 from megatron_davinci.evaluate.answers import Answers
 from megatron_davinci.evaluate.endings import ends
 from megatron_davinci.evaluate.engine import Likelihood
-from megatron_davinci.evaluate.texts import spaces_moved
+from megatron_davinci.evaluate.texts import pairs_of, spaces_moved
 
 DEFAULT_MOST = 256  # tokens to generate, where a task does not say; as in lm-eval
 Pair = tuple[list[int], list[int]]
@@ -118,20 +118,8 @@ class NativeLM(TemplateLM):
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Log-likelihood of each continuation after its context, and whether it is what greedy decoding gives."""
         moved = [spaces_moved(*request.args) for request in requests]
-        wanted = {
-            text for context, rest in moved for text in ((context, context + rest) if context else (rest,))
-        }
-        order = sorted(wanted)
-        encoded = (ids.tolist() for ids in self._tokenizer.encode_batch(order))
-        texts: dict[str, list[int]] = dict(zip(order, encoded, strict=True))
-        pairs: list[Pair | None] = []
-        for request, (context, rest) in zip(requests, moved, strict=True):
-            if context:
-                before = texts[context]
-                pair = (before, texts[context + rest][len(before) :])
-            else:  # text cannot hold the token itself
-                pair = ([self.eot_token_id], texts[rest])
-            pairs.append(self._checked(request, pair))
+        encoded = pairs_of(self._tokenizer, moved)
+        pairs = [self._checked(request, pair) for request, pair in zip(requests, encoded, strict=True)]
         return self._likelihoods("loglikelihood", requests, pairs)
 
     def ask(self, texts: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:

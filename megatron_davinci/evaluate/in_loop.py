@@ -6,7 +6,6 @@ same forward pass. lm-eval has no part in it. What is generated, and other tasks
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +16,7 @@ from megatron_davinci.data.tokenizer import Tokenizer
 from megatron_davinci.errors import DataError
 from megatron_davinci.evaluate.engine import Engine
 from megatron_davinci.evaluate.local import LocalTask, local_tasks
-from megatron_davinci.evaluate.texts import held_out_texts, spaces_moved
+from megatron_davinci.evaluate.texts import held_out_texts, pairs_of, spaces_moved
 
 # Held-out texts for each item: not every text is good for every kind.
 _TEXTS = 4
@@ -111,9 +110,7 @@ def _scores(task: Asked, sums: np.ndarray) -> dict[str, Any]:
 def _encoded(task: LocalTask, tokenizer: Tokenizer, longest: int) -> Asked:
     shown = "".join(one["text"] + one["options"][one["answer"]] + "\n\n" for one in task.examples)
     moved = [spaces_moved(shown + item["text"], option) for item in task.items for option in item["options"]]
-    before = _ids(tokenizer, [context for context, _ in moved])
-    whole = _ids(tokenizer, [context + rest for context, rest in moved])
-    pairs = [(b, w[len(b) :]) for b, w in zip(before, whole, strict=True)]
+    pairs = list(pairs_of(tokenizer, moved))
     answers, lengths, kept = [], [], []
     number = 0
     for item in task.items:
@@ -124,7 +121,3 @@ def _encoded(task: LocalTask, tokenizer: Tokenizer, longest: int) -> Asked:
             answers.append(item["answer"])
             lengths.append([len(option) for option in item["options"]])
     return Asked(task.name, np.array(answers), np.array(lengths, np.float64), kept)
-
-
-def _ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    return [ids.tolist() for ids in tokenizer.encode_batch(list(texts))]

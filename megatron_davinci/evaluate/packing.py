@@ -48,13 +48,14 @@ class Batch:
     Attributes:
         tokens: int64 [rows, length], 0 behind a row's end.
         positions: int64 [rows, length].
-        sees: bool [rows, length, length], which tokens each token sees; one behind a row's end sees itself.
+        sees: bool [rows, length, length], which tokens each token sees; one behind a row's end sees itself. None
+            where no row has more than one sequence: each token then sees itself and all before it.
         paths: By the sequence's number, where its tokens lie: `row * length + place`, int64 [its length].
     """
 
     tokens: Integers
     positions: Integers
-    sees: NDArray[np.bool_]
+    sees: NDArray[np.bool_] | None
     paths: dict[int, Integers]
 
     @classmethod
@@ -63,15 +64,18 @@ class Batch:
         length = max(len(row.tokens) for row in rows)
         tokens = np.zeros((len(rows), length), np.int64)
         positions = np.zeros((len(rows), length), np.int64)
-        sees = np.zeros((len(rows), length, length), bool)
-        sees[:, np.arange(length), np.arange(length)] = True
+        sees = None
+        if any(len(row.paths) > 1 for row in rows):
+            sees = np.zeros((len(rows), length, length), bool)
+            sees[:, np.arange(length), np.arange(length)] = True
         paths: dict[int, Integers] = {}
         for number, row in enumerate(rows):
             tokens[number, : len(row.tokens)] = row.tokens
             for begin, end, parent in _runs(row.parents):
-                if parent >= 0:
-                    sees[number, begin:end, : parent + 1] = sees[number, parent, : parent + 1]
-                sees[number, begin:end, begin:end] = np.tri(end - begin, dtype=bool)
+                if sees is not None:
+                    if parent >= 0:
+                        sees[number, begin:end, : parent + 1] = sees[number, parent, : parent + 1]
+                    sees[number, begin:end, begin:end] = np.tri(end - begin, dtype=bool)
                 depth = positions[number, parent] + 1 if parent >= 0 else 0
                 positions[number, begin:end] = np.arange(depth, depth + end - begin)
             paths |= {which: path + number * length for which, path in row.paths.items()}
@@ -109,6 +113,26 @@ def batches(
         count += len(row.paths)
     if batch:
         yield batch
+
+
+def alike(rows: Sequence[Row], *, pass_costs: int) -> Iterator[list[Row]]:
+    """Cut a batch where padding its shorter rows would cost more than another forward pass.
+
+    Args:
+        rows: The longest first.
+        pass_costs: What a pass costs besides its tokens, in tokens.
+    """
+    part: list[Row] = []
+    padding = 0
+    for row in rows:
+        missing = len(part[0].tokens) - len(row.tokens) if part else 0
+        if padding + missing > pass_costs:
+            yield part
+            part, padding, missing = [], 0, 0
+        part.append(row)
+        padding += missing
+    if part:
+        yield part
 
 
 def pack(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -59,3 +59,25 @@ def spaces_moved(context: str, continuation: str) -> tuple[str, str]:
     if context and spaces:
         return context[:-spaces], context[-spaces:] + continuation
     return context, continuation
+
+
+def pairs_of(tokenizer: Tokenizer, moved: Sequence[tuple[str, str]]) -> Iterator[tuple[list[int], list[int]]]:
+    """Tokens of each context and of what follows it: what the whole text has behind the context's tokens.
+
+    A text is encoded once, however many options it is the context of. Before a text without a context stands the
+    token that ends a document.
+
+    Args:
+        tokenizer: The model's.
+        moved: (context, continuation) as `spaces_moved` gives them.
+    """
+    wanted = {text for context, rest in moved for text in ((context, context + rest) if context else (rest,))}
+    order = sorted(wanted)
+    encoded = (ids.tolist() for ids in tokenizer.encode_batch(order))
+    tokens: dict[str, list[int]] = dict(zip(order, encoded, strict=True))
+    for context, rest in moved:
+        if context:
+            before = tokens[context]
+            yield before, tokens[context + rest][len(before) :]
+        else:  # text cannot hold the token itself
+            yield [tokenizer.eod_id], tokens[rest]

@@ -73,6 +73,9 @@ def rotate_(
     _check(x, table, heads, bias, positions)
     flat = None if positions is None else positions.reshape(-1).contiguous()
     table = table.reshape(-1, table.shape[-1]).contiguous()
+    if not torch.is_grad_enabled():
+        rotated_(x, bias, table, flat, heads.groups, heads.heads, heads.rotated)
+        return x
     turned: Tensor = _Rotate.apply(x, bias, table, flat, heads)
     return turned
 
@@ -132,7 +135,12 @@ def rotated_(
             given = (x, x, _or_null(bias), table, _or_null(positions), 0, 1.0, *shape.numbers(), share)
             way.launch("rope", blocks, x, *given)
         return
-    x.copy_(_plain(x, bias, table, positions, groups, heads, rotated, 1.0))
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))  # x itself, where it is as wide
+    if bias is not None:
+        wide += bias
+    _turn_(wide, table, positions, groups, heads, rotated, 1.0)
+    if wide is not x:
+        x.copy_(wide)
 
 
 @operator(
@@ -168,7 +176,8 @@ def backward(
     channels = by_out.shape[-1]
     way = way_of(_OP, *(one for one in (by_out, table, positions) if one is not None))
     if not way.has_kernels:
-        by_x = _plain(by_out, None, table, positions, groups, heads, rotated, -1.0)
+        by_x = by_out.to(torch.promote_types(by_out.dtype, torch.float32), copy=True)
+        _turn_(by_x, table, positions, groups, heads, rotated, -1.0)
         sums = by_x.reshape(-1, channels).sum(0) if biased else by_x.new_empty(0)
         return by_x.to(by_out.dtype), sums.to(by_out.dtype)
     by_x, by_bias = torch.empty_like(by_out), by_out.new_zeros(channels if biased else 0)
@@ -243,31 +252,22 @@ def _or_null(tensor: Tensor | None) -> Tensor | int:
     return 0 if tensor is None else tensor
 
 
-def _plain(
-    x: Tensor,
-    bias: Tensor | None,
-    table: Tensor,
-    positions: Tensor | None,
-    groups: int,
-    heads: int,
-    rotated: int,
-    sign: float,
-) -> Tensor:
-    """In fp32 or wider: what comes of x, not rounded."""
-    tokens = x.numel() // x.shape[-1]
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    if bias is not None:
-        wide = wide + bias
-    split = wide.reshape(tokens, groups, heads, 2, table.shape[-1] // 2)
-    if positions is None:
-        rows = table.repeat_interleave(tokens // len(table), 0)
-    else:
-        rows = table[positions]
-    cosine, sine = rows.unsqueeze(1).unsqueeze(1).chunk(2, -1)
-    low, high = split[:, :, :rotated].unbind(-2)
-    sine = sine * sign
-    turned = torch.stack([low * cosine - high * sine, high * cosine + low * sine], -2)
-    return torch.cat([turned, split[:, :, rotated:]], 2).view(x.shape)
+def _turn_(
+    wide: Tensor, table: Tensor, positions: Tensor | None, groups: int, heads: int, rotated: int, sign: float
+) -> None:
+    """In fp32 or wider, in place."""
+    tokens, half = wide.numel() // wide.shape[-1], table.shape[-1] // 2
+    turned = wide.view(tokens, groups, heads, 2, half)[:, :, :rotated]
+    if positions is not None:
+        table = table[positions]
+    elif tokens != len(table):
+        table = table.repeat_interleave(tokens // len(table), 0)
+    cosine, sine = table.view(tokens, 1, 1, 2, half).split(1, -2)
+    by_sine_low, by_sine_high = (turned * (sine if sign > 0 else -sine)).unbind(-2)
+    turned.mul_(cosine)
+    low, high = turned.unbind(-2)
+    low.sub_(by_sine_high)
+    high.add_(by_sine_low)
 
 
 def _check(x: Tensor, table: Tensor, heads: Heads, bias: Tensor | None, positions: Tensor | None) -> None:

@@ -7,7 +7,7 @@ what comes out at a token is what it would be in its sequence alone, up to round
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -38,6 +38,20 @@ class KeyValueCache:
 
     used: int = 0
     layers: dict[int, Kept] = field(default_factory=dict)
+
+    @classmethod
+    def joined(cls, caches: Sequence[KeyValueCache]) -> KeyValueCache:
+        """The sequences of several caches, which all end in the same column."""
+        first = caches[0]
+        if len(caches) == 1:
+            return first
+        layers = {
+            layer: Kept(
+                *(torch.cat(parts) for parts in zip(*(one.layers[layer] for one in caches), strict=True))
+            )
+            for layer in first.layers
+        }
+        return cls(first.used, layers)
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> Kept:
         """Put one more token behind every sequence.
@@ -77,8 +91,8 @@ class Branches(PackedSeqParams):
 
     Attributes:
         positions: [rows, length] int64.
-        sees: [rows, 1, length, keys] bool, the keys that each token sees; None where each sees all of them. Keys are
-            the row's tokens, or what `cache` has and the token itself.
+        sees: [rows, 1, length, keys] bool, the keys that each token sees; None where each sees itself and all before
+            it. Keys are the row's tokens, or what `cache` has and the token itself.
         outputs: [outputs] int64, the tokens whose logits are wanted, counted as `row * length + place`.
         read: Is given their logits, [some of the outputs, vocabulary on this rank], and the first one's number, and
             returns what is to be kept of them, [some, ...].
@@ -100,10 +114,7 @@ class Branches(PackedSeqParams):
 
     def __post_init__(self) -> None:
         self.qkv_format = "sbhd"
-        # What rotary embeddings are made for.
-        self.max_seqlen_q = self.max_seqlen_kv = (
-            int(self.positions.max()) + 1 if self.positions.numel() else 1
-        )
+        self._mask: Tensor | None = None
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Attention of one layer, which keeps or appends keys and values.
@@ -123,14 +134,18 @@ class Branches(PackedSeqParams):
             self.cache.layers[layer] = Kept(*(self._kept(x) for x in (key, value)))
         elif self.cache is not None:
             k, v = self.cache.append(layer, key, value)
+        if self.sees is not None and self._mask is None:
+            # Once, where attention would make the same of it in every layer.
+            self._mask = torch.zeros_like(self.sees, dtype=q.dtype).masked_fill_(~self.sees, float("-inf"))
         repeats = q.shape[1] // k.shape[1]
         if repeats > 1 and q.shape[2] == 1:
             # One query for each head: those that share keys become the queries of one head, and nothing is repeated.
             q = q.squeeze(2).unflatten(1, (-1, repeats))
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.sees, scale=scale)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=self._mask, scale=scale)
             return out.flatten(1, 2).unsqueeze(0)
+        causal = self.sees is None and q.shape[2] > 1
         out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=self.sees, enable_gqa=repeats > 1, scale=scale
+            q, k, v, attn_mask=self._mask, is_causal=causal, enable_gqa=repeats > 1, scale=scale
         )
         return out.permute(2, 0, 1, 3)
 

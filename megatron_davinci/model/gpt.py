@@ -66,6 +66,7 @@ class GPT(GPTModel):
         self._head: _HeadInLoss | None = None
         if loss_chunk is not None and self.post_process:
             self._head = _HeadInLoss(self.output_layer)
+        self._turns: Tensor | None = None  # what `_turns_at` has made so far
         self.rotary_pos_emb.inv_freq = scale_frequencies(self.rotary_pos_emb.inv_freq, rope_scaling)
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
@@ -119,17 +120,26 @@ class GPT(GPTModel):
         return logits.masked_fill(ids >= self.tokens, float("-inf"))
 
     def _preprocess(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        decoder_input, rotary, *rest = super()._preprocess(*args, **kwargs)
         documents = kwargs.get("packed_seq_params")
+        if isinstance(documents, Branches):
+            hidden = self.embedding(kwargs["input_ids"], None) if self.pre_process else None
+            return hidden, self._turns_at(documents.positions), None, None, None, None
+        decoder_input, rotary, *rest = super()._preprocess(*args, **kwargs)
         if isinstance(documents, Documents) and documents.positions is not None:
             # [length, 1, 1, channels] of the whole sequence, of which each token takes its position's row.
             table = self.rotary_pos_emb.get_emb(documents.part.length)
             rotary = table[:, 0][documents.positions.t()]
-        elif isinstance(documents, Branches):
-            rotary = rotary[:, 0][documents.positions.t()]
         if self.own_rope:
             rotary = rotation_table(rotary)
         return (decoder_input, rotary, *rest)
+
+    def _turns_at(self, positions: Tensor) -> Tensor:
+        """What turns queries and keys at [rows, length] positions: [length, rows, 1, channels] of a kept table."""
+        needed = int(positions.max()) + 1
+        if self._turns is None or len(self._turns) < needed:
+            angles = self.rotary_pos_emb.get_emb(1 << (needed - 1).bit_length())[:, 0]
+            self._turns = rotation_table(angles) if self.own_rope else angles
+        return self._turns[positions.t()]
 
     def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         branches = kwargs.get("packed_seq_params")

@@ -9,13 +9,15 @@ from megatron.core.transformer.identity_op import IdentityOp
 from torch import Tensor
 
 from megatron_davinci.kernels.rope import Heads, rotate_
+from megatron_davinci.model.branches import Branches
 
 
 class RotatedAttention(SelfAttention):
     """Turns queries and keys where the projection has written them, in the pass that adds its bias.
 
     Megatron-Core turns them after it has taken them apart; here it is told of no rotary positions. Queries and keys
-    with norms of their own are turned behind these. In a checkpoint nothing is different.
+    with norms of their own are turned behind these. In a checkpoint nothing is different. Where attention follows
+    `Branches`, which keep keys and values themselves, there is nothing for Megatron-Core to do in between.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -46,7 +48,13 @@ class RotatedAttention(SelfAttention):
         """
         assert rotary_pos_emb is not None, "there is no attention here without rotary positions"
         self._table = rotary_pos_emb
+        branches = kwargs.get("packed_seq_params")
         try:
+            if isinstance(branches, Branches):
+                query, key, value = self.get_query_key_value_tensors(hidden_states)
+                attended = self.core_attention(query, key, value, None, packed_seq_params=branches)
+                followed: tuple[Tensor, Tensor | None] = self.linear_proj(attended)
+                return followed
             out: tuple[Tensor, Tensor | None] = super().forward(
                 hidden_states, attention_mask, *args, rotary_pos_emb=None, **kwargs
             )

@@ -1,7 +1,9 @@
-"""A model that is only asked: its products without what Megatron-Core sets up for gradients.
+"""A model that is only asked: its products and layers without what Megatron-Core sets up for gradients.
 
 Megatron-Core's linear layers go through autograd functions and look up groups at every call, also where nothing is
-differentiated. For a token at a time that is a good part of the time. Here the same products are called directly.
+differentiated, and its layers ask at each step what of dropout, recomputation, offloading and CUDA graphs there is to
+do. For a token at a time that is most of the time. Here the same products and sums are called directly, with the same
+modules for what lies between them.
 """
 
 from __future__ import annotations
@@ -11,17 +13,23 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP
+from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 from torch.nn import functional as F
 
+from megatron_davinci.model.branches import Branches
+
 
 def without_gradients(model: torch.nn.Module) -> None:
-    """Exchange, in place, the `forward` of layers that have nothing but a product to do.
+    """Exchange, in place, the `forward` of layers that have nothing but products and sums to do.
 
     Layers of other types than Megatron-Core's own, of sequence parallelism and of experts on several ranks stay as
-    they are. What comes out is the same, bit for bit.
+    they are. What comes out is the same, bit for bit. A whole transformer layer goes the short way where it is asked
+    for `Branches`.
 
     Args:
         model: In evaluation mode from here on; it must not be trained again.
@@ -33,6 +41,8 @@ def without_gradients(model: torch.nn.Module) -> None:
             layer.forward = partial(_rows, layer)
         elif type(layer) is MLP and _silu_gated(layer):
             layer.forward = partial(_swiglu, layer)
+        elif type(layer) is TransformerLayer and _adds_and_nothing_else(layer):
+            layer.forward = partial(_layer, layer)
 
 
 def _plain(layer: Any) -> bool:
@@ -54,6 +64,43 @@ def _silu_gated(layer: Any) -> bool:
         and not config.add_bias_linear
         and "forward" not in vars(layer)
     )
+
+
+def _adds_and_nothing_else(layer: Any) -> bool:
+    config = layer.config
+    return (
+        layer.self_attn_bda is get_bias_dropout_add
+        and layer.mlp_bda is get_bias_dropout_add
+        and isinstance(layer.pre_cross_attn_layernorm, IdentityOp)
+        and isinstance(layer.cross_attention, IdentityOp)
+        and not config.fp32_residual_connection
+        and not config.inference_fuse_tp_communication
+        and not config.fine_grained_activation_offloading
+        and config.cuda_graph_impl == "none"
+        and "forward" not in vars(layer)
+    )
+
+
+def _layer(layer: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    branches = kwargs.get("packed_seq_params")
+    if not isinstance(branches, Branches):
+        whole: tuple[Tensor, Tensor | None] = type(layer).forward(layer, hidden_states, *args, **kwargs)
+        return whole
+    attended = layer.self_attention(
+        layer.input_layernorm(hidden_states),
+        None,
+        rotary_pos_emb=kwargs["rotary_pos_emb"],
+        packed_seq_params=branches,
+    )
+    hidden_states = _added(*attended, hidden_states)
+    return _added(*layer.mlp(layer.pre_mlp_layernorm(hidden_states)), hidden_states), None
+
+
+def _added(made: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
+    """In place: nobody else has what was made."""
+    if bias is not None:
+        made.add_(bias)
+    return made.add_(residual)
 
 
 def _columns(
@@ -87,5 +134,5 @@ def _swiglu(
         scaled: tuple[Tensor, Tensor | None] = type(layer).forward(layer, hidden, per_token_scale)
         return scaled
     gate, up = layer.linear_fc1(hidden)[0].chunk(2, dim=-1)
-    made: tuple[Tensor, Tensor | None] = layer.linear_fc2(F.silu(gate) * up)
+    made: tuple[Tensor, Tensor | None] = layer.linear_fc2(F.silu(gate).mul_(up))
     return made

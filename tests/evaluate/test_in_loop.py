@@ -12,6 +12,7 @@ import pytest
 from megatron_davinci.config import validate
 from megatron_davinci.errors import ConfigError
 from megatron_davinci.evaluate.in_loop import Asked, _scores
+from megatron_davinci.evaluate.texts import pairs_of
 from megatron_davinci.report.run_tasks import read_tasks
 from tests.evaluate import trained
 from tests.ranks import run_ranks
@@ -69,6 +70,24 @@ def test_the_page_has_them_beside_what_davinci_eval_has_measured(root):
     assert {line.task for line in read_tasks(root / "DP2")} == set(
         lines(root / "DP2", "evals.jsonl")[0]["tasks"]
     )
+
+
+class Counting:
+    """A tokenizer of one token a character, which counts the texts that it is given."""
+
+    eod_id, texts = 0, 0
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        self.texts += len(texts)
+        return [np.array([ord(letter) for letter in text]) for text in texts]
+
+
+def test_a_context_is_encoded_once_for_all_its_options():
+    tokenizer = Counting()
+    asked = [("ab", "c"), ("ab", "d"), ("ab", "e"), ("", "f")]
+    pairs = list(pairs_of(tokenizer, asked))
+    assert pairs == [([97, 98], [99]), ([97, 98], [100]), ([97, 98], [101]), ([0], [102])]
+    assert tokenizer.texts == 5
 
 
 def test_logits_that_are_no_numbers_have_no_score():

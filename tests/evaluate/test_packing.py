@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_davinci.evaluate.packing import Batch, batches, common, pack
+from megatron_davinci.evaluate.packing import Batch, alike, batches, common, pack
 
 SEQUENCES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9), min_size=1, max_size=25)
 
@@ -22,6 +22,8 @@ def test_every_token_sees_what_leads_to_it_and_nothing_else(sequences, tokens, b
         assert batch.tokens.size <= tokens or len(rows) == 1
         assert len(batch.paths) <= most
         length = batch.tokens.shape[1]
+        assert (batch.sees is None) == all(len(row.paths) == 1 for row in rows)
+        sees = np.tri(length, dtype=bool)[None].repeat(len(rows), 0) if batch.sees is None else batch.sees
         for number, path in batch.paths.items():
             seen.append(number)
             assert batch.tokens.ravel()[path].tolist() == sequences[number]
@@ -29,7 +31,7 @@ def test_every_token_sees_what_leads_to_it_and_nothing_else(sequences, tokens, b
             assert (path // length == row).all()
             assert batch.positions[row, places].tolist() == list(range(len(path)))
             for depth, place in enumerate(places):
-                assert np.flatnonzero(batch.sees[row, place]).tolist() == sorted(places[: depth + 1])
+                assert np.flatnonzero(sees[row, place]).tolist() == sorted(places[: depth + 1])
     assert sorted(seen) == list(range(len(sequences)))
 
 
@@ -54,3 +56,10 @@ def test_common_beginnings():
     assert common([1, 2, 3], [1, 2, 4, 5]) == 2
     assert common([1, 2], [1, 2, 3]) == 2
     assert common([5], [6]) == 0
+
+
+def test_a_batch_is_cut_where_padding_would_cost_more_than_a_pass():
+    (rows,) = batches([[n] * length for n, length in enumerate((9, 8, 8, 5, 5, 1))], tokens=100, balance=1e9)
+    parts = list(alike(rows, pass_costs=2))
+    assert [[len(row.tokens) for row in part] for part in parts] == [[9, 8, 8], [5, 5], [1]]
+    assert [row for part in parts for row in part] == rows

@@ -6,33 +6,57 @@ from tests.convert.ranks import build, configuration
 from tests.ranks import run_ranks
 
 MODELS = {
-    "biases, untied": {"qkv_bias": True, "tie_embeddings": False},
-    "no bias, tied": {"tie_embeddings": True},
+    "biases, untied, rotated where they are written": (
+        {"qkv_bias": True, "tie_embeddings": False},
+        "davinci",
+    ),
+    "no bias, tied, rotated by Megatron-Core": ({"tie_embeddings": True}, "megatron"),
 }
 
 
-def logits_and_layers(changes, tensor):
-    """Logits before and after, and how many layers got another `forward`."""
+def logits_and_layers(changes, rope, tensor):
+    """Logits before and after, and how many layers got another `forward`.
+
+    Of sequences as they are trained on, and of sequences as branches: the second one goes on from the first.
+    """
     import torch
 
+    from megatron_davinci.evaluate.packing import Batch, batches
+    from megatron_davinci.model.branches import Branches
     from megatron_davinci.model.without_gradients import without_gradients
 
     config = configuration(changes, tensor)
-    config = config.model_copy(update={"parallel": config.parallel.model_copy(update={"sequence": False})})
-    (chunk,) = build(config)
+    parallel = config.parallel.model_copy(update={"sequence": False})
+    backends = config.backends.model_copy(update={"rope": rope})
+    (chunk,) = build(config.model_copy(update={"parallel": parallel, "backends": backends}))
     chunk.eval()
     tokens = torch.arange(24).reshape(2, 12) * 7 % 96
+    first, second = tokens.tolist()
+    (rows,) = batches([first, first[:8] + second], tokens=1000, balance=1000.0)
+    batch = Batch.of(rows)
+
+    def asked():
+        branches = Branches(
+            positions=torch.from_numpy(batch.positions),
+            sees=torch.from_numpy(batch.sees)[:, None],
+            outputs=torch.arange(batch.tokens.size),
+            read=lambda logits, first: logits,
+        )
+        return chunk(torch.from_numpy(batch.tokens), None, None, packed_seq_params=branches).numpy()
+
     with torch.inference_mode():
-        before = chunk(tokens, None, None)
+        before = chunk(tokens, None, None).numpy(), asked()
         without_gradients(chunk)
-        after = chunk(tokens, None, None)
-    return before.numpy(), after.numpy(), sum("forward" in vars(layer) for layer in chunk.modules())
+        after = chunk(tokens, None, None).numpy(), asked()
+    return before, after, sum("forward" in vars(layer) for layer in chunk.modules())
 
 
-@pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize(("changes", "rope"), MODELS.values(), ids=MODELS)
 @pytest.mark.parametrize("tensor", [1, 2])
-def test_logits_are_the_same_bit_for_bit(changes, tensor):
-    for before, after, exchanged in run_ranks(tensor, logits_and_layers, changes, tensor):
-        assert before.std() > 0.1
-        assert (before == after).all()
-        assert exchanged == 4 * 5 + 1  # four products and an MLP in each layer, and the head
+def test_logits_are_the_same_bit_for_bit(changes, rope, tensor):
+    for before, after, exchanged in run_ranks(tensor, logits_and_layers, changes, rope, tensor):
+        for one, other in zip(before, after, strict=True):
+            assert one.std() > 0.1
+            assert (one == other).all()
+        # Four products, an MLP and the layer itself, in each, and the head.
+        assert exchanged == 4 * 6 + 1
