@@ -235,14 +235,12 @@ def measure_geometry(
 ) -> TaskResult:
     """RankMe and alpha-ReQ of the last tokens' states of held-out texts: the same texts at every checkpoint."""
     from megatron_davinci.cli.eval_plan import texts_for
-    from megatron_davinci.evaluate.geometry import PROBE, geometry
+    from megatron_davinci.evaluate.geometry import geometry, probe
     from megatron_davinci.evaluate.tasks import TaskResult
 
     texts = texts_for(found, tokenizer, arguments.texts, arguments.limit)
-    encoded = tokenizer.encode_batch([text for of in texts.values() for text in of])
-    ids = [one[: min(PROBE, longest)].tolist() for one in encoded if len(one)]
     try:
-        shape = geometry(leader.last_states(ids))
+        shape = geometry(leader.last_states(probe(tokenizer, texts, longest)))
     except DataError as error:
         return TaskResult("geometry", problem=str(error.found))
     metrics = {"rank_me,none": shape.rank_me, "alpha_req,none": shape.alpha_req}

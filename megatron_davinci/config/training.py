@@ -132,7 +132,7 @@ class EvaluationConfig(Section):
         default=0,
         ge=0,
         description="Items of each kind and domain, made of held-out texts, that the model chooses an option of: "
-        "multiple choice of `davinci eval --suite local`",
+        "multiple choice of `davinci eval --suite local`, and the geometry of the texts' states",
     )
 
 

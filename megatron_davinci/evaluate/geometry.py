@@ -14,11 +14,13 @@ here it is what lies above a floor of noise, without the first eigenvalues, whic
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from megatron_davinci.data.tokenizer import Tokenizer
 from megatron_davinci.errors import DataError
 
 PROBE = 512  # tokens of a sequence, as there
@@ -42,6 +44,18 @@ class Geometry:
     alpha_req: float
     sequences: int
     dimensions: int
+
+
+def probe(tokenizer: Tokenizer, texts: Mapping[str, Sequence[str]], longest: int) -> list[list[int]]:
+    """The beginnings of all texts, as tokens: what the states are of.
+
+    Args:
+        tokenizer: The model's.
+        texts: By domain.
+        longest: `max_sequence_length`.
+    """
+    encoded = tokenizer.encode_batch([text for of in texts.values() for text in of])
+    return [one[: min(PROBE, longest)].tolist() for one in encoded if len(one)]
 
 
 def geometry(states: ArrayLike) -> Geometry:

@@ -1,7 +1,8 @@
 """Multiple choice of the local suite, asked of the model that is being trained, beside its held-out loss.
 
 The items are those of `davinci eval --suite local`, and so are the scores: the same options, the same tokens, the
-same forward pass. lm-eval has no part in it. What is generated, and other tasks, are for `davinci eval --follow`.
+same forward pass. So is the geometry of the states at the ends of the same texts. lm-eval has no part in it. What is
+generated, and other tasks, are for `davinci eval --follow`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from megatron_davinci.data.places import S3Options
 from megatron_davinci.data.tokenizer import Tokenizer
 from megatron_davinci.errors import DataError
 from megatron_davinci.evaluate.engine import Engine
+from megatron_davinci.evaluate.geometry import geometry, probe
 from megatron_davinci.evaluate.local import LocalTask, local_tasks
 from megatron_davinci.evaluate.texts import held_out_texts, pairs_of, spaces_moved
 
@@ -59,6 +61,7 @@ class InLoopTasks:
             config.data.sequence_length,
             _TEXTS * wanted,
         )
+        self._probe = probe(tokenizer, texts, config.model.max_sequence_length)
         made = [task for task in local_tasks(texts, wanted) if task.protocol == "likelihood"]
         encoded = [_encoded(task, tokenizer, config.model.max_sequence_length) for task in made]
         self.tasks = [task for task in encoded if len(task.answers)]
@@ -78,12 +81,14 @@ class InLoopTasks:
 
         Returns:
             By task: `items`, `acc` and `acc_norm` (options by their log-likelihood, as it is and a character) with
-            `acc_stderr` and `acc_norm_stderr`; `problem` in place of scores where logits are not numbers.
+            `acc_stderr` and `acc_norm_stderr`; `problem` in place of scores where logits are not numbers. As
+            `geometry`: `rank_me` and `alpha_req` of `items` texts' last states, as `evaluate.geometry` has them.
         """
         device = next(chunk.parameters()).device
         engine = Engine(chunk, self._config.model, device, trained=True)
         try:
             logs = [one.log for one in engine.log_likelihoods([p for task in self.tasks for p in task.pairs])]
+            states = engine.last_states(self._probe)
         finally:
             chunk.train()
         found, first = {}, 0
@@ -91,7 +96,16 @@ class InLoopTasks:
             sums = np.array(logs[first : first + len(task.pairs)]).reshape(task.lengths.shape)
             first += len(task.pairs)
             found[task.name] = _scores(task, sums)
-        return found
+        return found | {"geometry": _shape(states)}
+
+
+def _shape(states: np.ndarray) -> dict[str, Any]:
+    try:
+        shape = geometry(states)
+    except DataError as error:
+        return {"items": len(states), "problem": str(error.found)}
+    measured = {"rank_me": shape.rank_me, "alpha_req": shape.alpha_req}
+    return {"items": shape.sequences, **{name: value for name, value in measured.items() if value == value}}
 
 
 def _scores(task: Asked, sums: np.ndarray) -> dict[str, Any]:

@@ -106,11 +106,12 @@ def _in_the_loop(run: Path) -> Iterator[dict[str, Any]]:
         tasks = record.get("tasks")
         for name, scores in tasks.items() if isinstance(tasks, dict) else ():
             if isinstance(scores, dict):
-                metrics = {f"{metric},none": scores.get(metric) for metric in ("acc", "acc_norm")}
-                errors = {f"{metric},none": scores.get(f"{metric}_stderr") for metric in ("acc", "acc_norm")}
+                measured = ("rank_me", "alpha_req") if name == "geometry" else ("acc", "acc_norm")
+                metrics = {f"{metric},none": scores.get(metric) for metric in measured}
+                errors = {f"{metric},none": scores.get(f"{metric}_stderr") for metric in measured}
                 yield {
                     "task": name,
-                    "protocol": "likelihood",
+                    "protocol": "states" if name == "geometry" else "likelihood",
                     "tokens": record.get("consumed_tokens"),
                     "metrics": metrics,
                     "errors": errors,

@@ -172,9 +172,10 @@ class Records:
                 {f"heldout/{domain}": loss for domain, loss in heldout.loss.items()}
                 | {f"heldout_bits_per_byte/{domain}": bits for domain, bits in heldout.bits_per_byte.items()}
                 | {
-                    f"tasks/{name}": scores["acc_norm"]
+                    f"tasks/{name}": scores[metric]
                     for name, scores in tasks.items()
-                    if "acc_norm" in scores
+                    for metric in ("acc_norm", "rank_me")
+                    if metric in scores
                 },
             )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -170,31 +171,51 @@ def said(root: Path, name: str, folder: Path, capsys) -> tuple[int, str]:
     return code, shown.err + shown.out
 
 
-@pytest.mark.parametrize(
-    ("name", "task", "change", "spoil", "expected"),
-    [
-        (
-            "spoilt_choice",
-            "tiny_choice",
-            {},
-            {3: {"choices": ["a", " "]}, 5: {"answer": 4}, 6: {"choices": ["one"]}},
-            ["3 of 12 items", "item 3: option 1 is empty", "item 5: its answer is option 4, of 4", "item 6: it has"],
-        ),
-        ("spoilt_text", "tiny_text", {}, {2: {"text": " "}}, ["1 of 12 items", "item 2: its text is empty"]),
-        ("no_field", "tiny_generation", {"doc_to_text": "{{qestion}}"}, {}, ["'qestion' is undefined"]),
-        ("sampled", "tiny_generation", {"generation_kwargs": {"do_sample": True}}, {}, ["asks for sampling"]),
-        ("no_room", "tiny_generation", {"generation_kwargs": {"max_gen_toks": 96}}, {}, ["no room to generate"]),
-        ("no_data", "tiny_text", {"dataset_kwargs": {"data_files": "nowhere.jsonl"}}, {}, ["could not be loaded"]),
-    ],
-)  # fmt: skip
-def test_what_is_wrong_with_a_task_is_named_and_it_has_no_score(
-    root, capsys, name, task, change, spoil, expected
-):
-    code, text = said(root, name, variant(root, name, task, change, spoil), capsys)
-    assert code == 2
-    assert all(part in text for part in expected), text
-    record = json.loads((root / f"{name}.out/results.jsonl").read_text())
-    assert record["metrics"] == {} and record["problem"]
+class Wrong(NamedTuple):
+    """A task that cannot be scored, and what is said of it."""
+
+    task: str
+    change: dict[str, Any]
+    spoil: dict[int, dict[str, Any]]
+    expected: list[str]
+
+
+WRONG = {
+    "spoilt_choice": Wrong(
+        "tiny_choice",
+        {},
+        {3: {"choices": ["a", " "]}, 5: {"answer": 4}, 6: {"choices": ["one"]}},
+        ["3 of 12 items", "item 3: option 1 is empty", "item 5: its answer is option 4, of 4", "item 6: it has"],
+    ),
+    "spoilt_text": Wrong("tiny_text", {}, {2: {"text": " "}}, ["1 of 12 items", "item 2: its text is empty"]),
+    "no_field": Wrong("tiny_generation", {"doc_to_text": "{{qestion}}"}, {}, ["'qestion' is undefined"]),
+    "sampled": Wrong(
+        "tiny_generation", {"generation_kwargs": {"do_sample": True}}, {}, ["asks for sampling"]
+    ),
+    "no_room": Wrong(
+        "tiny_generation", {"generation_kwargs": {"max_gen_toks": 96}}, {}, ["no room to generate"]
+    ),
+    "no_data": Wrong(
+        "tiny_text", {"dataset_kwargs": {"data_files": "nowhere.jsonl"}}, {}, ["could not be loaded"]
+    ),
+}  # fmt: skip
+
+
+def test_what_is_wrong_with_a_task_is_named_and_it_has_no_score(root, capsys):
+    """All of them in one command: what is wrong with one does not keep the others from being said."""
+    words = []
+    for name, wrong in WRONG.items():
+        words += ["--include-path", str(variant(root, name, wrong.task, wrong.change, wrong.spoil))]
+    words += ["--tasks", ",".join(WRONG), "--out", str(root / "wrong.out")]
+    assert main(["eval", str(root / "run"), *words, "train.threads=1"]) == 2
+    shown = capsys.readouterr()
+    lines = (root / "wrong.out/results.jsonl").read_text().splitlines()
+    records = {record["task"]: record for record in map(json.loads, lines)}
+    assert records.keys() == WRONG.keys()
+    for name, wrong in WRONG.items():
+        assert records[name]["metrics"] == {}
+        assert f"{name} has no result" in shown.err
+        assert all(part in records[name]["problem"] for part in wrong.expected), records[name]["problem"]
 
 
 def test_generation_that_does_not_stop_is_cut_scored_and_counted(root, capsys):

@@ -43,12 +43,14 @@ def test_every_metric_of_the_local_suite_is_what_it_is_by_hand(root, capsys):
     for name, metrics in expected.items():
         assert found[name] == pytest.approx(metrics, abs=1e-6), name
     in_the_loop = json.loads((root / "run/evals.jsonl").read_text().splitlines()[-1])["tasks"]
+    geometry = in_the_loop.pop("geometry")
     assert in_the_loop.keys() == {f"{kind}_likelihood" for kind in kinds}
     for name, scores in in_the_loop.items():
         asked = {f"{metric},none": scores[metric] for metric in ("acc", "acc_norm")}
         assert asked == found[name] and scores["items"] == trained.ITEMS, name
     shape = found["geometry"]
     assert 1 < shape["rank_me,none"] <= 23
+    assert {f"{name},none": geometry[name] for name in ("rank_me", "alpha_req")} == shape
     shown = capsys.readouterr().out
     assert "in both ways" in shown and "same verdict" in shown
 
