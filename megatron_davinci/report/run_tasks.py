@@ -119,7 +119,10 @@ def _in_the_loop(run: Path) -> Iterator[dict[str, Any]]:
 
 
 def task_plots(lines: Sequence[TaskLine], stages: Sequence[Stage]) -> list[Plot]:
-    """Plots of those that were measured at two checkpoints at least, by how they were asked."""
+    """Plots of those that were measured at two checkpoints at least, by how they were asked.
+
+    Tasks with standard errors are drawn by twos, each with its band, and these plots side by side.
+    """
     titles = {
         "likelihood": ("Benchmarks, by likelihood", Axis("share of items", "%", zero=True)),
         "generation": ("Benchmarks, by generation", Axis("share of items", "%", zero=True)),
@@ -134,13 +137,12 @@ def task_plots(lines: Sequence[TaskLine], stages: Sequence[Stage]) -> list[Plot]
     plots: list[Plot] = []
     for protocol, (title, axis) in titles.items():
         chosen = [line for line in lines if line.protocol == protocol and len(line.tokens) > 1]
-        for first in range(0, len(chosen), AT_ONCE):
-            part = chosen[first : first + AT_ONCE]
-            certain = [line for line in part if np.isfinite(line.errors).any()]
-            banded = 0 < len(certain) <= MOST_BANDS
-            note = "bands: 95%" if banded else "uncertainty: in the table" if certain else ""
+        banded = any(np.isfinite(line.errors).any() for line in chosen)
+        at_once = MOST_BANDS if banded else AT_ONCE
+        for first in range(0, len(chosen), at_once):
+            part = chosen[first : first + at_once]
             scale = 100.0 if axis.unit == "%" else 1.0
-            number = f", {first // AT_ONCE + 1}" if len(chosen) > AT_ONCE else ""
+            number = f", {first // at_once + 1}" if len(chosen) > at_once else ""
             plots.append(
                 LinePlot(
                     title=title + number,
@@ -148,7 +150,8 @@ def task_plots(lines: Sequence[TaskLine], stages: Sequence[Stage]) -> list[Plot]
                     y=axis,
                     series=[_series(*one, scale, banded) for one in zip(part, SERIES, strict=False)],
                     stages=stages,
-                    note=note,
+                    note="bands: 95%" if banded else "",
+                    half=banded and len(chosen) > at_once,
                 )
             )
     return plots

@@ -41,9 +41,12 @@ def test_the_last_record_of_a_checkpoint_counts_and_what_has_no_result_is_left_o
     (plot,) = task_plots([line], [])
     np.testing.assert_allclose(plot.series[0].y, [30, 60])
     np.testing.assert_allclose(plot.series[0].band, [39.2, 19.6])
-    # Many bands would lie over each other: the table has what they say.
-    (crowded,) = task_plots([line] * 3, [])
-    assert all(one.band is None for one in crowded.series) and "table" in crowded.note
+    assert not plot.half
+    # Many bands would lie over each other: they are drawn by twos, side by side.
+    by_twos = task_plots([line] * 3, [])
+    assert [len(one.series) for one in by_twos] == [2, 1]
+    for one in by_twos:
+        assert one.half and all(series.band is not None for series in one.series)
     assert "by likelihood" in plot.title
     header, rows = task_table([line], lambda values: 7.0)
     assert rows == [["a", "likelihood", "acc_norm", "0.3", "0.6 ± 0.1", "2", "7.0"]]
