@@ -92,12 +92,13 @@ def _layer(layer: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tupl
         rotary_pos_emb=kwargs["rotary_pos_emb"],
         packed_seq_params=branches,
     )
-    hidden_states = _added(*attended, hidden_states)
-    return _added(*layer.mlp(layer.pre_mlp_layernorm(hidden_states)), hidden_states), None
+    hidden_states = _added(attended, hidden_states)
+    return _added(layer.mlp(layer.pre_mlp_layernorm(hidden_states)), hidden_states), None
 
 
-def _added(made: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
-    """In place: nobody else has what was made."""
+def _added(product: tuple[Tensor, Tensor | None], residual: Tensor) -> Tensor:
+    """A product with its bias upon the residual, in place: nobody else has what was made."""
+    made, bias = product
     if bias is not None:
         made.add_(bias)
     return made.add_(residual)
