@@ -46,7 +46,7 @@ def test_the_shipped_search_has_a_space():
     search = load_search(path)
     space = Space(search, path)
     assert space.domains == ["general", "code", "science", "qa"] and space.before == "stage 1"
-    assert sum(search.rounds) * len(search.seeds) == 12
+    assert sum(search.rounds) * len(search.seeds) == 8
 
 
 def test_the_catalogue_names_every_design_and_says_why_where_there_is_none():
