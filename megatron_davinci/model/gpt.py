@@ -145,8 +145,8 @@ class GPT(GPTModel):
         branches = kwargs.get("packed_seq_params")
         if not (self.post_process and isinstance(branches, Branches) and branches.read is not None):
             labels = kwargs.get("labels")
-            if labels is not None and self.sharpness is not None and self.sharpness.on and self.training:
-                self._look_at_sharpness(self.sharpness, hidden_states, labels)
+            if labels is not None and self.post_process and self.training:
+                self._look_at_sharpness(hidden_states, labels)
             head = self._head if labels is not None else None
             with nullcontext() if head is None else head.left_to_the_loss():
                 out: Tensor = super()._postprocess(hidden_states, *args, **kwargs)
@@ -165,9 +165,11 @@ class GPT(GPTModel):
         return torch.cat(parts)
 
     @torch.no_grad()
-    def _look_at_sharpness(self, monitor: SharpnessMonitor, hidden: Tensor, labels: Tensor) -> None:
+    def _look_at_sharpness(self, hidden: Tensor, labels: Tensor) -> None:
         """Of the last position here. Under sequence parallelism each tensor rank gives one: the last rank's it is."""
-        weight = None
+        monitor, weight = self.sharpness, None
+        if monitor is None or not monitor.on:
+            return
         if self.share_embeddings_and_output_weights:
             weight = self.shared_embedding_or_output_weight()
         logits = self.output_layer(hidden[-1:].detach(), weight=weight)[0][-1]
