@@ -100,7 +100,7 @@ class TestParity:
             at += micro_batches * ranks * size
         loader.close()
 
-    @pytest.mark.parametrize(("ranks", "size"), [(2, 2), (3, 1)])
+    @pytest.mark.parametrize(("ranks", "size"), [(2, 2), pytest.param(3, 1, marks=pytest.mark.long)])
     def test_in_processes_over_a_ramp_and_a_jump(self, batches, masked, ranks, size):
         batches, rank = masked if ranks == 2 else batches, ranks - 1
         loader = dali(batches, workers=ranks - 1, size=size, ranks=ranks)
@@ -133,12 +133,14 @@ class TestOrder:
         assert not equal(before, batches.read(np.arange(38, 60)))
         loader.close()
 
+    @pytest.mark.long
     def test_after_a_discard_it_begins_where_it_is_asked_to(self, batches):
         loader = dali(batches)
         loader.request(np.arange(4))
         loader.discard()
         assert equal(loader.take(np.arange(9, 12)), batches.read(np.arange(9, 12)))
 
+    @pytest.mark.long
     def test_samples_are_believed_by_their_numbers_alone(self, batches, monkeypatch):
         loader, give = dali(batches), _Pipeline.next
         wrong = [True, False]
@@ -154,6 +156,7 @@ class TestOrder:
             loader.take(np.array([4]))
         assert (raised.value.found, raised.value.expected) == ("samples [5]", "samples [4]")
 
+    @pytest.mark.long
     def test_a_gap_within_a_micro_batch_loses_and_moves_nothing(self, batches):
         loader = dali(batches, size=2)
         for ns in (np.arange(4), np.array([4, 5, 6, 9]), np.arange(10, 14), np.array([3, 1])):

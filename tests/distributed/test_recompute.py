@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.cases import is_long
 from tests.config import small
 from tests.ranks import run_ranks
 from tests.stepping import take_all
@@ -24,7 +25,7 @@ SETTINGS |= OF_EXPERTS
 FEW = ("all modules", "full")
 long = pytest.mark.long
 LAYOUTS = {
-    "one rank": (1, {}, {}, {}, [name for name in SETTINGS if name not in OF_EXPERTS]),
+    "one rank": (1, {}, {}, {}, [n for n in SETTINGS if n not in OF_EXPERTS] if is_long() else FEW),
     "experts": (1, {}, {"experts": {"number": 4, "top_k": 2}}, {}, [*OF_EXPERTS, "full"]),
     "TP2+SP, dropout, documents": (
         2,

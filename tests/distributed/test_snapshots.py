@@ -154,7 +154,7 @@ def test_killed_and_resumed_from_memory_is_the_same_run(parallel, changes, tmp_p
 @pytest.mark.parametrize(
     ("world", "parallel", "nodes", "lost"),
     [
-        pytest.param(3, {}, {"ranks_per_node": 1}, [0], id="3 nodes"),
+        pytest.param(3, {}, {"ranks_per_node": 1}, [0], id="3 nodes", marks=pytest.mark.long),
         pytest.param(4, {}, {"ranks_per_node": 1}, [2], id="4 nodes", marks=pytest.mark.long),
         pytest.param(
             4, {"tensor": 2}, {"ranks_per_node": 2}, [1], id="TP2 on 2 nodes", marks=pytest.mark.long
