@@ -280,8 +280,8 @@ def test_layouts_take_the_same_step_but_for_the_order_of_sums(layouts, names):
                     for figure, tolerance in (
                         ("amax", 0),
                         ("scale", 0),
-                        ("underflow", 0.01 if loose else 1e-3),
-                        ("overflow", 0.01 if loose else 1e-3),
+                        ("underflow", 0.01 if loose else 5e-3),
+                        ("overflow", 0.01 if loose else 5e-3),
                     ):
                         near = 0.05 if loose else 1e-5
                         assert found[figure] == pytest.approx(alone_one[figure], rel=near, abs=tolerance)
