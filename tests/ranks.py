@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import multiprocessing as mp
 import os
-import random
-import socket
 import traceback
 from collections.abc import Callable
 from multiprocessing import forkserver
 from typing import Any
 
+from benchmarks.common import free_port
 from tests.faults import shim
 
 _CONTEXT = mp.get_context("forkserver")
@@ -109,18 +108,3 @@ def _rank_main(
         connection.send(("error", traceback.format_exc()))
     finally:
         connection.close()
-
-
-def free_port() -> int:
-    """A port that nobody listens on, below those that the system gives to whoever asks for any.
-
-    One of those may be given away (to a connection, to gloo) before rank 0 listens on it.
-    """
-    for port in random.SystemRandom().sample(range(10_000, 30_000), 100):
-        with socket.socket() as sock:
-            try:
-                sock.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise OSError("no free port found among a hundred from 10000 to 30000")

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from megatron_davinci.darwin.linear import Floats, softmax
 from megatron_davinci.darwin.sketches import save
 from megatron_davinci.errors import DataError, EnvironmentProblem
 from megatron_davinci.files import file_digest, write_json
 
-Floats = NDArray[np.float64]
 KIND = "embedding"
 _BATCH = 16  # texts
 _FILES = ("embedding.weights.npy", "embedding.bias.npy")
@@ -115,9 +114,7 @@ class EmbeddingClassifier:
     def probabilities(self, text: str) -> Floats:
         """The probability of each label, float64 [labels]."""
         [vector] = self._encoder.vectors([text])
-        logits = self.weights @ vector + self.bias
-        odds = np.exp(logits - logits.max())
-        return np.asarray(odds / odds.sum(), dtype=np.float64)
+        return softmax(self.weights @ vector + self.bias)
 
     def save(self, folder: Path) -> None:
         """Write the head, then `classifier.json`, which makes the folder one; the encoder stays where it is.

@@ -49,6 +49,12 @@ def features(text: str, bits: int, characters: int) -> Features:
     return Features(places, values / max(1e-12, float(np.linalg.norm(values))))
 
 
+def softmax(logits: Floats) -> Floats:
+    """Probabilities of labels, float64 [labels]."""
+    odds = np.exp(logits - logits.max())
+    return np.asarray(odds / odds.sum(), dtype=np.float64)
+
+
 @dataclass(frozen=True)
 class LinearClassifier:
     """A trained classifier.
@@ -77,8 +83,7 @@ class LinearClassifier:
 
     def _of(self, found: Features) -> Floats:
         logits = self.weights[:, found.places].astype(np.float64) @ found.values + self.bias
-        odds = np.exp(logits - logits.max())
-        return np.asarray(odds / odds.sum(), dtype=np.float64)
+        return softmax(logits)
 
     def save(self, folder: Path) -> None:
         """Write the weights, then `classifier.json`, which makes the folder one.

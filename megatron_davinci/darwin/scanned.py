@@ -81,7 +81,7 @@ class OcrPdf(Asking):
         return f"{self.parameters.endpoint.model}, pypdfium2 {version('pypdfium2')}"
 
     def _begin(self, asks: bool) -> None:
-        self._pdf = self._sandbox()
+        self._pdf, self._lock = self._sandbox(), asyncio.Lock()
         # Forked here, before there are threads that may hold a lock.
         self._pdf._ensure_process(pdf_pages)
         super()._begin(asks)
@@ -191,14 +191,8 @@ class OcrPdf(Asking):
 
     async def _drawn(self, content: str, numbers: list[int] | None) -> list[str]:
         # One document at a time: there is one process that draws.
-        async with self._one:
+        async with self._lock:
             return await asyncio.to_thread(self._looked_at, self._pdf, content, numbers)
-
-    @property
-    def _one(self) -> asyncio.Lock:
-        if not hasattr(self, "_lock"):
-            self._lock = asyncio.Lock()
-        return self._lock
 
     async def _read(self, picture: str, spent: Counter[str], unused: Counter[str]) -> tuple[str, str]:
         """What stands on a page, and `read`; or nothing, and why not."""

@@ -12,10 +12,11 @@ import subprocess
 import pytest
 import yaml
 
+from benchmarks.common import free_port
 from megatron_davinci.errors import EnvironmentProblem
 from megatron_davinci.train import agent
 from tests.examples.cluster import SCRIPTS, Cluster, finish, outside, wait_until
-from tests.ranks import free_port, run_ranks
+from tests.ranks import run_ranks
 from tests.tiny import LENGTH, VOCABULARY, tiny_settings, train_here
 
 TORCHRUN = SCRIPTS / "torchrun.sh"
