@@ -7,6 +7,8 @@ import math
 import torch
 
 from benchmarks.kernel_bounds import Worst, chance, integers, placed
+from megatron_davinci.kernels import rms_norm
+from megatron_davinci.kernels.made import Gated, Matrix, Normed, written
 from megatron_davinci.kernels.quantize import quantize
 from megatron_davinci.precision import scaling
 from megatron_davinci.precision.formats import E4M3, E5M2
@@ -16,7 +18,7 @@ KINDS = {"tensor": ("tensor", "fp32"), "rows": ("row", "power_of_two"), "tiles":
 
 
 def quantised(seed: int, device: torch.device) -> Worst:
-    """A random matrix in one format with one kind of scales, as it is and transposed."""
+    """A random matrix in one format with one kind of scales, as it is and transposed; now and then one to be made."""
     g = torch.Generator().manual_seed(seed)
     scales, form = ("tensor", "rows", "tiles")[integers(g, 0, 2)], (E4M3, E5M2)[integers(g, 0, 1)]
     turned, step = chance(g, 0.7), 16 if chance(g, 0.9) else 1
@@ -26,21 +28,25 @@ def quantised(seed: int, device: torch.device) -> Worst:
         rows = 128 * integers(g, 1, 2)
     if scales == "tiles" or (scales == "rows" and plain):
         columns = 128 * integers(g, 1, 2)
-    x = torch.randn(rows, columns, generator=g) * torch.exp(4 * torch.randn(rows, 1, generator=g))
+    made = "none" if scales == "tiles" else ("none", "none", "swiglu", "norm")[integers(g, 0, 3)]
+    width = 2 * columns if made == "swiglu" else columns
+    x = torch.randn(rows, width, generator=g) * torch.exp(4 * torch.randn(rows, 1, generator=g))
     x *= (1e-38, 1.0, 1.0, 1e30)[integers(g, 0, 3)]
-    x[torch.rand(rows, columns, generator=g) < 0.1] = -0.0
+    x[torch.rand(rows, width, generator=g) < 0.1] = -0.0
     if chance(g, 0.3):
         x[:128, : columns // 2] = 0.0
     if chance(g, 0.1):
-        x[integers(g, 0, rows - 1), integers(g, 0, columns - 1)] = (math.inf, math.nan)[integers(g, 0, 1)]
+        x[integers(g, 0, rows - 1), integers(g, 0, width - 1)] = (math.inf, math.nan)[integers(g, 0, 1)]
     if chance(g, 0.5):
         x = x.bfloat16()
+    given = placed(x, g, device) if chance(g, 0.2) else x.to(device)
+    matrix = _to_be_made(given, made, g)
+    x = written(matrix).cpu()
     known = None
     if scales == "tensor" and chance(g, 0.5):
         known = x.float().abs().amax().nan_to_num(1.0) * (0.3, 1.0, 7.0)[integers(g, 0, 2)]
-    given = placed(x, g, device) if chance(g, 0.2) else x.to(device)
     found = quantize(
-        given,
+        matrix,
         form.dtype,
         scales,
         plain=plain,
@@ -56,7 +62,7 @@ def quantised(seed: int, device: torch.device) -> Worst:
         pairs = (
             ("codes", one.codes.cpu().float(), right.values),
             ("inverse scales", one.inverse.cpu(), right.inverse.reshape(one.inverse.shape)),
-            ("amax", found.amax.cpu(), right.amax),
+            ("amax", found.amax.cpu(), right.amax.abs()),
         )
         for what, ours, theirs in pairs:
             worst.see(f"{name} {what}", ours, theirs, torch.zeros_like(theirs))
@@ -64,3 +70,13 @@ def quantised(seed: int, device: torch.device) -> Worst:
             if (signs & ~theirs.isnan()).any():
                 worst.ratio, worst.what = math.inf, f"signs of {name} {what}"
     return worst
+
+
+def _to_be_made(rows: torch.Tensor, made: str, g: torch.Generator) -> Matrix:
+    """What SwiGLU or RMSNorm makes of the rows; by other kernels, or by torch, it is then written to compare with."""
+    if made == "swiglu":
+        return Gated(rows)
+    if made == "none":
+        return rows
+    weight = (1 + 0.1 * torch.randn(rows.shape[1], generator=g)).to(rows)
+    return Normed(rows, weight, rms_norm.scale_of(rows, weight, 1e-6))

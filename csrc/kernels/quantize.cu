@@ -4,7 +4,11 @@
 // A block of threads takes a tile of 128 x 128. A thread has a patch of 8 x 8 of it in registers, so that it can write
 // both ways: a row of the patch is 8 codes in a row, and a column 8 codes in a row of the transposed matrix. Scales are
 // those of precision/scaling.py, to the bit.
+//
+// What SwiGLU or RMSNorm makes can be made on the way, rounded as it would be written: then it is in memory in 8 bits
+// only. A call without codes to write, and with no largest number known, finds the largest.
 #include "fp8.h"
+#include "gated.h"
 #include "reduce.h"
 
 namespace davinci {
@@ -41,6 +45,51 @@ __device__ __forceinline__ u32 largest_of_lanes(u32 value, int bits) {
   return value;
 }
 
+// Where the numbers of a matrix of so many columns come from: memory,
+template <class T>
+struct AsIs {
+  using Number = T;
+  const T* x;
+  i64 columns;
+  __device__ __forceinline__ Vector<T> at(i64 row, i64 column) const {
+    return *reinterpret_cast<const Vector<T>*>(x + row * columns + column);
+  }
+};
+
+// rows that have all gates and behind them all that is gated,
+template <class T>
+struct Gated {
+  using Number = T;
+  const T* x;
+  i64 columns;
+  __device__ __forceinline__ Vector<T> at(i64 row, i64 column) const {
+    const T* here = x + 2 * row * columns + column;
+    Vector<T> gate = *reinterpret_cast<const Vector<T>*>(here);
+    const Vector<T> up = *reinterpret_cast<const Vector<T>*>(here + columns);
+#pragma unroll
+    for (int i = 0; i < Vector<T>::kWidth; ++i) gate.at[i] = store<T>(gated(load(gate.at[i]), load(up.at[i])));
+    return gate;
+  }
+};
+
+// or rows that are normalised: each times its scale and the weights.
+template <class T>
+struct Normed {
+  using Number = T;
+  const T* x;
+  i64 columns;
+  const float* scale;
+  const T* weight;
+  __device__ __forceinline__ Vector<T> at(i64 row, i64 column) const {
+    Vector<T> part = *reinterpret_cast<const Vector<T>*>(x + row * columns + column);
+    const Vector<T> gain = *reinterpret_cast<const Vector<T>*>(weight + column);
+    const float s = scale[row];
+#pragma unroll
+    for (int i = 0; i < Vector<T>::kWidth; ++i) part.at[i] = store<T>(load(part.at[i]) * s * load(gain.at[i]));
+    return part;
+  }
+};
+
 // A patch of a tile: which rows and columns of the matrix a thread has, and their numbers.
 template <class T>
 struct Patch {
@@ -48,14 +97,15 @@ struct Patch {
   T at[kPatch][kPatch];
 
   // A patch is in the matrix as a whole, or outside, where it is 0.
-  __device__ __forceinline__ void read(const T* x, i64 columns, bool inside) {
+  template <class Source>
+  __device__ __forceinline__ void read(const Source& source, bool inside) {
     using V = Vector<T>;
 #pragma unroll
     for (int r = 0; r < kPatch; ++r) {
 #pragma unroll
       for (int v = 0; v < kPatch / V::kWidth; ++v) {
         V part = {};
-        if (inside) part = reinterpret_cast<const V*>(x + (row + r) * columns + column)[v];
+        if (inside) part = source.at(row + r, column + v * V::kWidth);
 #pragma unroll
         for (int i = 0; i < V::kWidth; ++i) at[r][v * V::kWidth + i] = part.at[i];
       }
@@ -112,15 +162,18 @@ struct Turned {
 
 enum Scales { kTensor, kRows, kTiles };
 
-// x: [rows, columns], both multiples of 16, and of 128 where blocks lie along them; it begins where 16 bytes do.
+// source: of [rows, columns], both multiples of 16, and of 128 where blocks lie along them; what it reads begins where
+// 16 bytes do.
 // codes: the same shape; turned: [columns, rows]; either may be null.
 // inverse: of a tensor one, of rows [columns / 128, rows], of tiles [rows / 128, columns / 128].
 // inverse_turned: of rows, for the transposed matrix, [rows / 128, columns].
-// known: of a tensor, the largest number that its scale is made of. amax: the largest number of x, joined to what is
-// there; null where nobody wants it.
-template <Scales kScales, class T>
-__device__ __forceinline__ void whole(const T* x, const float* known, u8* codes, u8* turned, float* inverse,
-                                      float* inverse_turned, u32* amax, i64 rows, i64 columns, bool e5m2) {
+// known: of a tensor, the largest number that its scale is made of; null where no codes are wanted. amax: the largest
+// number of all, joined to what is there; null where nobody wants it.
+template <Scales kScales, class Source>
+__device__ __forceinline__ void whole(const Source& source, const float* known, u8* codes, u8* turned, float* inverse,
+                                      float* inverse_turned, u32* amax, i64 rows, bool e5m2) {
+  using T = typename Source::Number;
+  const i64 columns = source.columns;
   DAVINCI_SHARED(u64, words, Turned::kWords);
   DAVINCI_SHARED(u32, largest, kTile * kThreads / 32);
   DAVINCI_SHARED(float, of_columns, kTile);
@@ -129,7 +182,7 @@ __device__ __forceinline__ void whole(const T* x, const float* known, u8* codes,
   const float most = e5m2 ? E5M2::kTop : E4M3::kTop;
   const i64 wide = (columns + kTile - 1) / kTile, tiles = (rows + kTile - 1) / kTile * wide;
   float scale = 1.0f;
-  if (kScales == kTensor) {
+  if (kScales == kTensor && known) {
     scale = scale_of(bits_of(*known) & 0x7fffffffu, most);
     if (blockIdx.x == 0 && threadIdx.x == 0) *inverse = 1.0f / scale;
   }
@@ -140,7 +193,7 @@ __device__ __forceinline__ void whole(const T* x, const float* known, u8* codes,
     patch.row = top + down * kPatch;
     patch.column = left + across * kPatch;
     const bool inside = patch.row < rows && patch.column < columns;
-    patch.read(x, columns, inside);
+    patch.read(source, inside);
     float of_row[kPatch];
     if (kScales == kTiles) {
       u32 found = largest_of_lanes(patch.largest(), 16);
@@ -187,7 +240,7 @@ __device__ __forceinline__ void whole(const T* x, const float* known, u8* codes,
           for (int w = 0; w < kThreads / 32; ++w) found = larger(found, largest[w * kTile + threadIdx.x]);
           const float one = power_of_two_scale(found, most);
           of_columns[threadIdx.x] = one;
-          inverse_turned[top / kTile * columns + left + threadIdx.x] = 1.0f / one;
+          if (left + threadIdx.x < columns) inverse_turned[top / kTile * columns + left + threadIdx.x] = 1.0f / one;
         }
         __syncthreads();
       }
@@ -242,13 +295,38 @@ __device__ __forceinline__ void largest_of_all(const T* x, u32* amax, i64 count)
                   float* inverse_turned, davinci::u32* amax, davinci::i64 rows, davinci::i64 columns,                  \
                   davinci::i64 e5m2),                                                                                  \
                  (x, known, codes, turned, inverse, inverse_turned, amax, rows, columns, e5m2)) {                      \
-    davinci::quantize::whole<davinci::quantize::scales>(x, known, codes, turned, inverse, inverse_turned, amax, rows,  \
-                                                        columns, e5m2 != 0);                                           \
+    davinci::quantize::whole<davinci::quantize::scales>(davinci::quantize::AsIs<davinci::type>{x, columns}, known,     \
+                                                        codes, turned, inverse, inverse_turned, amax, rows,            \
+                                                        e5m2 != 0);                                                    \
+  }
+#define DAVINCI_QUANTIZE_SWIGLU(kind, scales, suffix, type)                                                            \
+  DAVINCI_KERNEL(quantize_swiglu_##kind##_##suffix, davinci::quantize::kThreads,                                       \
+                 (const davinci::type* x, const float* known, davinci::u8* codes, davinci::u8* turned, float* inverse, \
+                  float* inverse_turned, davinci::u32* amax, davinci::i64 rows, davinci::i64 columns,                  \
+                  davinci::i64 e5m2),                                                                                  \
+                 (x, known, codes, turned, inverse, inverse_turned, amax, rows, columns, e5m2)) {                      \
+    davinci::quantize::whole<davinci::quantize::scales>(davinci::quantize::Gated<davinci::type>{x, columns}, known,    \
+                                                        codes, turned, inverse, inverse_turned, amax, rows,            \
+                                                        e5m2 != 0);                                                    \
+  }
+#define DAVINCI_QUANTIZE_NORM(kind, scales, suffix, type)                                                              \
+  DAVINCI_KERNEL(quantize_norm_##kind##_##suffix, davinci::quantize::kThreads,                                         \
+                 (const davinci::type* x, const float* scale, const davinci::type* weight, const float* known,         \
+                  davinci::u8* codes, davinci::u8* turned, float* inverse, float* inverse_turned, davinci::u32* amax,  \
+                  davinci::i64 rows, davinci::i64 columns, davinci::i64 e5m2),                                         \
+                 (x, scale, weight, known, codes, turned, inverse, inverse_turned, amax, rows, columns, e5m2)) {       \
+    davinci::quantize::whole<davinci::quantize::scales>(                                                               \
+        davinci::quantize::Normed<davinci::type>{x, columns, scale, weight}, known, codes, turned, inverse,            \
+        inverse_turned, amax, rows, e5m2 != 0);                                                                        \
   }
 #define DAVINCI_QUANTIZE(suffix, type)                                                                                 \
   DAVINCI_QUANTIZE_BY(tensor, kTensor, suffix, type)                                                                   \
   DAVINCI_QUANTIZE_BY(rows, kRows, suffix, type)                                                                       \
   DAVINCI_QUANTIZE_BY(tiles, kTiles, suffix, type)                                                                     \
+  DAVINCI_QUANTIZE_SWIGLU(tensor, kTensor, suffix, type)                                                               \
+  DAVINCI_QUANTIZE_SWIGLU(rows, kRows, suffix, type)                                                                   \
+  DAVINCI_QUANTIZE_NORM(tensor, kTensor, suffix, type)                                                                 \
+  DAVINCI_QUANTIZE_NORM(rows, kRows, suffix, type)                                                                     \
   DAVINCI_KERNEL(quantize_amax_##suffix, davinci::quantize::kThreads,                                                  \
                  (const davinci::type* x, davinci::u32* amax, davinci::i64 count), (x, amax, count)) {                 \
     davinci::quantize::largest_of_all(x, amax, count);                                                                 \

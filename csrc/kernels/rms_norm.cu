@@ -62,6 +62,7 @@ __device__ __forceinline__ void forward_kept(const T* x, const T* residual, cons
     }
     const float s = scale_of(sum_group<kGroup>(squares, turn), width, eps);
     if (me == 0 && mine) scale[r] = s;
+    if (!out) continue;
 #pragma unroll
     for (int k = 0; k < kKept; ++k) {
       if (me + k * kGroup >= mine) continue;
@@ -94,6 +95,7 @@ __device__ __forceinline__ void forward_read_twice(const T* x, const T* residual
     }
     const float s = scale_of(sum_block<kThreads>(squares, turn), width, eps);
     if (threadIdx.x == 0) scale[r] = s;
+    if (!out) continue;
     const P* rows_of = reinterpret_cast<const P*>(residual ? sum : x);
     for (i64 p = threadIdx.x; p < packs; p += kThreads) {
       P row = rows_of[at + p];

@@ -1,16 +1,13 @@
 // SwiGLU (Shazeer, 2020, GLU Variants Improve Transformer, arXiv 2002.05202): silu(gate) * up, of rows that have all
 // gates and behind them all that is gated. With e = exp(-gate) and s = 1 / (1 + e), silu(gate) = gate * s, and its
 // derivative is s * (1 + gate * (e * s)): in e * s nothing cancels, as it would in 1 - s.
-#include "portable.h"
+#include "gated.h"
 
 namespace davinci {
 namespace swiglu {
 
 constexpr int kThreads = 256;
 constexpr int kEach = 4;  // packs that a thread takes of a chunk
-
-// Bounded: above, 1 / (1 + e) is 0, and so would have to be e * 0.
-__device__ __forceinline__ float negative_exponential(float gate) { return fminf(exponential(-gate), 1e38f); }
 
 // Calls act(row, pack in the row) for each pack of a matrix, which lie in one long line.
 template <class Act>
@@ -40,10 +37,7 @@ __device__ __forceinline__ void forward_packs(const T* x, T* out, i64 rows, i64 
     P gate = reinterpret_cast<const P*>(x)[2 * row * packs + p];
     const P up = reinterpret_cast<const P*>(x)[(2 * row + 1) * packs + p];
 #pragma unroll
-    for (int i = 0; i < kWide; ++i) {
-      const float g = load(gate.at[i]);
-      gate.at[i] = store<T>(g * reciprocal(1.0f + negative_exponential(g)) * load(up.at[i]));
-    }
+    for (int i = 0; i < kWide; ++i) gate.at[i] = store<T>(gated(load(gate.at[i]), load(up.at[i])));
     reinterpret_cast<P*>(out)[row * packs + p] = gate;
   });
 }

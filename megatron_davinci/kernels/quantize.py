@@ -2,16 +2,19 @@
 
 Scales are a tensor's (Micikevicius et al., 2022, arXiv 2209.05433), of 128 neighbours in a row, or of 128 x 128
 (DeepSeek-AI, 2024, arXiv 2412.19437, section 3.3.2). They are those of `precision.scaling`, to the bit: fp32 for a
-tensor, powers of two for blocks.
+tensor, powers of two for blocks. A matrix may be one that SwiGLU or RMSNorm is to make (`kernels.made`): kernels make
+it as they read, and it is never written.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from megatron_davinci.kernels.made import Matrix, of_parts, parts, written
 from megatron_davinci.kernels.operators import operator
 from megatron_davinci.kernels.ways import Way, way_of
 
@@ -57,7 +60,7 @@ class Both(NamedTuple):
 
 
 def quantize(
-    x: Tensor,
+    x: Matrix,
     dtype: torch.dtype,
     scales: Scales,
     *,
@@ -68,7 +71,7 @@ def quantize(
     """Put a matrix into FP8.
 
     Args:
-        x: [rows, columns] bf16 or fp32.
+        x: [rows, columns] bf16 or fp32, in memory or to be made.
         dtype: float8_e4m3fn or float8_e5m2.
         scales: What has a scale.
         plain: Whether the matrix is wanted as it is.
@@ -78,8 +81,13 @@ def quantize(
     Raises:
         ValueError: It is no such matrix, blocks do not divide it, or blocks are given a largest number.
     """
-    if dtype not in _TOP or x.dim() != 2 or x.dtype not in (torch.float32, torch.bfloat16):
-        raise ValueError(f"{x.dtype} {list(x.shape)} in {dtype}: a matrix of bf16 or fp32 in FP8 is expected")
+    made, rows, row_scale, weight = parts(x)
+    if dtype not in _TOP or rows.dim() != 2 or rows.dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(
+            f"{rows.dtype} {list(rows.shape)} in {dtype}: a matrix of bf16 or fp32 in FP8 is expected"
+        )
+    if made != "none" and scales == "tiles":
+        raise ValueError("tiles are of weights, which are in memory")
     if known is not None and scales != "tensor":
         raise ValueError("a largest number is known of a tensor; blocks have their own")
     wanted = {"columns": scales == "tiles" or (scales == "rows" and plain)}
@@ -87,11 +95,13 @@ def quantize(
     for name, size in zip(("rows", "columns"), x.shape, strict=True):
         if wanted[name] and size % BLOCK:
             raise ValueError(f"{size} {name} are not of whole blocks of {BLOCK}")
-    x = x.contiguous()
-    own = amax_of(x) if scales == "tensor" and known is None else None
+    rows = rows.contiguous()
+    own = largest(rows, row_scale, weight, made) if scales == "tensor" and known is None else None
     e5m2 = dtype == torch.float8_e5m2
     given = own if own is not None else known
-    codes, back, inverse, inverse_back, seen = quantized(x, given, scales, e5m2, plain, turned)
+    codes, back, inverse, inverse_back, seen = quantized(
+        rows, row_scale, weight, given, made, scales, e5m2, plain, turned
+    )
     if scales == "rows":
         of_plain, of_turned = inverse.t(), inverse_back.t()
     else:
@@ -103,39 +113,69 @@ def quantize(
     )
 
 
-@operator("davinci::quantize_amax", mutates_args=(), schema="(Tensor x) -> Tensor")
-def amax_of(x: Tensor) -> Tensor:
+def amax_of(x: Matrix) -> Tensor:
     """The largest size of all numbers.
 
     Args:
-        x: Of any shape, bf16 or fp32, contiguous.
+        x: [rows, columns] bf16 or fp32, contiguous.
 
     Returns:
         One fp32 number; NaN where one is none, 0 where there are none.
     """
-    way = way_of(_OP, x)
+    made, rows, row_scale, weight = parts(x)
+    result: Tensor = largest(rows, row_scale, weight, made)
+    return result
+
+
+@operator(
+    "davinci::quantize_amax",
+    mutates_args=(),
+    schema="(Tensor rows, Tensor? row_scale, Tensor? weight, str made) -> Tensor",
+)
+def largest(rows: Tensor, row_scale: Tensor | None, weight: Tensor | None, made: str) -> Tensor:
+    """As `amax_of`, of the parts of a matrix."""
+    matrix = of_parts(made, rows, row_scale, weight)
+    way = _way(matrix, rows, weight)
+    if not way.has_kernels and made == "none":
+        way = way_of(_OP, rows)  # that rows begin anywhere does not matter here
     if not way.has_kernels:
-        return _amax(x)
-    out = torch.zeros((), dtype=torch.float32, device=x.device)
-    if x.numel():
-        way.launch("quantize_amax", -(-x.numel() // (1 << 14)), x, x, out, x.numel())
+        return _amax(written(matrix))
+    out = torch.zeros((), dtype=torch.float32, device=rows.device)
+    if not rows.numel():
+        return out
+    if made == "none":
+        way.launch("quantize_amax", -(-rows.numel() // (1 << 14)), rows, rows, out, rows.numel())
+    else:
+        nothing = (0, 0, 0, 0, 0)  # no codes, and so no scale
+        _launch(way, matrix, "tensor", *nothing, out, e5m2=False)
     return out
 
 
 @operator(
     "davinci::quantize",
     mutates_args=(),
-    schema="(Tensor x, Tensor? known, str scales, bool e5m2, bool plain, bool turned) -> "
-    "(Tensor, Tensor, Tensor, Tensor, Tensor)",
+    schema="(Tensor rows, Tensor? row_scale, Tensor? weight, Tensor? known, str made, str scales, bool e5m2, "
+    "bool plain, bool turned) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def quantized(
-    x: Tensor, known: Tensor | None, scales: str, e5m2: bool, plain: bool, turned: bool
+    rows: Tensor,
+    row_scale: Tensor | None,
+    weight: Tensor | None,
+    known: Tensor | None,
+    made: str,
+    scales: str,
+    e5m2: bool,
+    plain: bool,
+    turned: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Codes and inverse scales; what is not wanted is empty.
 
     Args:
-        x: [rows, columns] bf16 or fp32, contiguous.
+        rows: What the matrix is made of, as `made.parts` says; contiguous.
+        row_scale: The same.
+        weight: The same.
         known: Of a tensor: the number that its scale is made of.
+        made: The same: `none`, `swiglu` or `norm`.
         scales: `tensor`, `rows` or `tiles`.
         e5m2: Whether in E5M2, else in E4M3.
         plain: Whether the matrix is wanted as it is.
@@ -146,51 +186,72 @@ def quantized(
         [columns / 128, rows] and [rows / 128, columns], of tiles [rows / 128, columns / 128], which both share; and
         the largest size of all numbers.
     """
-    way = way_of(_OP, x)
-    if way.has_kernels and (x.shape[0] % _STEP or x.shape[1] % _STEP or x.data_ptr() % 16):
-        way = Way("rows or columns are not of whole 16s, or do not begin at 16 bytes")
+    matrix = of_parts(made, rows, row_scale, weight)
+    way = _way(matrix, rows, weight)
     if not way.has_kernels:
-        return _plain(x, known, scales, e5m2, plain, turned)
-    made = _empty(x, scales, e5m2, plain, turned)
-    codes, back, inverse, inverse_back, amax = made
+        return _plain(written(matrix), known, scales, e5m2, plain, turned)
+    result = _empty(rows, matrix.shape, scales, e5m2, plain, turned)
+    codes, back, inverse, inverse_back, amax = result
     amax.zero_()
-    rows, columns = x.shape
-    blocks = -(-rows // BLOCK) * -(-columns // BLOCK)
-    if x.numel():
-        way.launch(
-            f"quantize_{scales}",
-            blocks,
-            x,
-            x,
+    if rows.numel():
+        _launch(
+            way,
+            matrix,
+            scales,
             known if known is not None else 0,
             codes if plain else 0,
             back if turned else 0,
             inverse,
             inverse_back,
             amax,
-            rows,
-            columns,
-            int(e5m2),
+            e5m2=e5m2,
         )
-    return made
+    return result
 
 
-@amax_of.register_fake
-def _(x: Tensor) -> Tensor:
-    return x.new_empty((), dtype=torch.float32)
+def _way(matrix: Matrix, rows: Tensor, weight: Tensor | None) -> Way:
+    """Kernels where there are some for these sizes and addresses."""
+    way = way_of(_OP, rows) if weight is None else way_of(_OP, rows, weight)
+    here = [rows.data_ptr(), 0 if weight is None else weight.data_ptr()]
+    if way.has_kernels and (any(size % _STEP for size in matrix.shape) or any(at % 16 for at in here)):
+        return Way("rows or columns are not of whole 16s, or do not begin at 16 bytes")
+    return way
+
+
+def _launch(way: Way, matrix: Matrix, scales: str, *places: Tensor | int, e5m2: bool) -> None:
+    made, rows, row_scale, weight = parts(matrix)
+    kernel = "quantize" if made == "none" else f"quantize_{made}"
+    of = [rows] if row_scale is None or weight is None else [rows, row_scale, weight]
+    down, across = matrix.shape
+    blocks = -(-down // BLOCK) * -(-across // BLOCK)
+    way.launch(f"{kernel}_{scales}", blocks, rows, *of, *places, down, across, int(e5m2))
+
+
+@largest.register_fake
+def _(rows: Tensor, row_scale: Tensor | None, weight: Tensor | None, made: str) -> Tensor:
+    return rows.new_empty((), dtype=torch.float32)
 
 
 @quantized.register_fake
 def _(
-    x: Tensor, known: Tensor | None, scales: str, e5m2: bool, plain: bool, turned: bool
+    rows: Tensor,
+    row_scale: Tensor | None,
+    weight: Tensor | None,
+    known: Tensor | None,
+    made: str,
+    scales: str,
+    e5m2: bool,
+    plain: bool,
+    turned: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _empty(x, scales, e5m2, plain, turned)
+    size = of_parts(made, rows, row_scale, weight).shape
+    return _empty(rows, size, scales, e5m2, plain, turned)
 
 
 def _empty(
-    x: Tensor, scales: str, e5m2: bool, plain: bool, turned: bool
+    x: Tensor, size: Sequence[int], scales: str, e5m2: bool, plain: bool, turned: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    rows, columns = x.shape
+    rows, columns = size
     inverse: tuple[int, ...] = ()
     inverse_back: tuple[int, ...] = (0,)
     if scales == "tiles":
@@ -213,7 +274,7 @@ def _plain(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The same composed of torch's operations, with torch's own rounding to FP8."""
     form = torch.float8_e5m2 if e5m2 else torch.float8_e4m3fn
-    _, _, inverse, inverse_back, _ = made = list(_empty(x, scales, e5m2, plain, turned))
+    _, _, inverse, inverse_back, _ = made = list(_empty(x, x.shape, scales, e5m2, plain, turned))
     made[4] = _amax(x)
     rows, columns = x.shape
     if scales == "rows":

@@ -126,6 +126,29 @@ def forward(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> t
     return normal, total, scale
 
 
+@operator("davinci::rms_norm_scale", mutates_args=(), schema="(Tensor x, Tensor weight, float eps) -> Tensor")
+def scale_of(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """What rows are multiplied by to be normalised, without normalising them.
+
+    Args:
+        x: [rows, width] bf16 or fp32.
+        weight: [width] of the same dtype; not read.
+        eps: Added to the mean square.
+
+    Returns:
+        [rows] fp32, to the bit what `forward` returns.
+    """
+    rows, width = x.shape
+    way = way_of(_OP, x, weight)
+    if not way.has_kernels:
+        return plain_scale(x, eps).flatten()
+    scale = x.new_empty(rows, dtype=torch.float32)
+    if x.numel():
+        kind, blocks = _plan(rows, width, x, weight)
+        way.launch(f"rms_norm_forward_{kind}", blocks, x, x, 0, weight, 0, 0, scale, rows, width, eps)
+    return scale
+
+
 @operator(
     "davinci::rms_norm_backward",
     mutates_args=(),
@@ -172,6 +195,11 @@ def _(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[T
     )
 
 
+@scale_of.register_fake
+def _(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return x.new_empty(x.shape[0], dtype=torch.promote_types(x.dtype, torch.float32))
+
+
 @backward.register_fake
 def _(
     by_normal: Tensor, by_total: Tensor | None, x: Tensor, weight: Tensor, scale: Tensor
@@ -181,9 +209,18 @@ def _(
 
 def plain_forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """In plain torch, in fp32 or wider: the normalised rows, and [..., 1] one over the root of the mean square."""
-    wide = widened(x)
-    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return (wide * scale * weight).to(x.dtype), scale
+    scale = plain_scale(x, eps)
+    return plain_rows(x, weight, scale), scale
+
+
+def plain_scale(x: Tensor, eps: float) -> Tensor:
+    """[..., 1] one over the root of the mean square, in fp32 or wider."""
+    return torch.rsqrt(widened(x).square().mean(-1, keepdim=True) + eps)
+
+
+def plain_rows(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """Rows times their scales [..., 1] and the weights, rounded once."""
+    return (widened(x) * scale * weight).to(x.dtype)
 
 
 def plain_backward(

@@ -61,6 +61,10 @@ OPS: dict[str, tuple[Kernel, ...]] = {
         Kernel("quantize_tensor", "quantize.cu", 256, "ppppppplll", _FLOATS),
         Kernel("quantize_rows", "quantize.cu", 256, "ppppppplll", _FLOATS),
         Kernel("quantize_tiles", "quantize.cu", 256, "ppppppplll", _FLOATS),
+        Kernel("quantize_swiglu_tensor", "quantize.cu", 256, "ppppppplll", _FLOATS),
+        Kernel("quantize_swiglu_rows", "quantize.cu", 256, "ppppppplll", _FLOATS),
+        Kernel("quantize_norm_tensor", "quantize.cu", 256, "ppppppppplll", _FLOATS),
+        Kernel("quantize_norm_rows", "quantize.cu", 256, "ppppppppplll", _FLOATS),
     ),
     "rope": (
         Kernel("rope", "rope.cu", 256, "ppppppflllllll", _FLOATS),

@@ -9,14 +9,16 @@ from hypothesis import strategies as st
 
 from benchmarks import kernel_trials
 from megatron_davinci.kernels import quantize as ops
+from megatron_davinci.kernels.made import Gated
 from megatron_davinci.kernels.quantize import quantize
+from megatron_davinci.kernels.rms_norm import forward, scale_of
 from tests.cases import cases
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 
 
 def test_codes_and_scales_are_those_of_emulation_to_the_bit(device):
-    @cases(12)
+    @cases(16)
     @given(st.integers(0, 2**31))
     def on_any_matrix(seed):
         worst = kernel_trials.TRIALS["quantize"](seed, device)
@@ -58,6 +60,8 @@ def test_a_matrix_that_does_not_go_is_refused():
         ((x, E4M3, "tiles"), "48 rows are not of whole blocks of 128"),
         ((x, torch.float16, "tensor"), "a matrix of bf16 or fp32 in FP8 is expected"),
         ((x[0], E4M3, "tensor"), "a matrix of bf16 or fp32 in FP8 is expected"),
+        ((Gated(x), E4M3, "rows"), "40 columns are not of whole blocks of 128"),
+        ((Gated(torch.randn(128, 256)), E4M3, "tiles"), "tiles are of weights, which are in memory"),
     ):
         with pytest.raises(ValueError, match=message):
             quantize(*arguments)
@@ -65,15 +69,28 @@ def test_a_matrix_that_does_not_go_is_refused():
         quantize(torch.randn(128, 128), E4M3, "rows", known=torch.tensor(1.0))
 
 
-@pytest.mark.parametrize("scales", ["tensor", "rows", "tiles"])
-def test_opcheck(device, scales):
-    x = torch.randn(128, 128, device=device)
+@pytest.mark.parametrize(("scales", "made"), [("tensor", "norm"), ("rows", "swiglu"), ("tiles", "none")])
+def test_opcheck(device, scales, made):
+    rows = torch.randn(128, 256 if made == "swiglu" else 128, device=device)
+    weight, scale = (torch.ones(128, device=device) if made == "norm" else None for _ in range(2))
     known = torch.tensor(3.0, device=device) if scales == "tensor" else None
     tests = ("test_schema", "test_faketensor", "test_autograd_registration")
-    torch.library.opcheck(ops.amax_of.made, (x,), test_utils=tests)
+    torch.library.opcheck(ops.largest.made, (rows, scale, weight, made), test_utils=tests)
     torch.library.opcheck(
-        ops.quantized.made, (x, known, scales, False, scales != "rows", True), test_utils=tests
+        ops.quantized.made,
+        (rows, scale, weight, known, made, scales, False, scales != "rows", True),
+        test_utils=tests,
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scales_of_rows_are_those_of_normalising_them(device, dtype):
+    for width in (32, 1024, 2048, 100):
+        x, weight = (
+            torch.randn(5, width, dtype=dtype, device=device),
+            torch.ones(width, dtype=dtype, device=device),
+        )
+        assert torch.equal(scale_of(x, weight, 1e-6), forward(x, None, weight, 1e-6)[2])
 
 
 def test_no_rows(device):
