@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from benchmarks import adamw_speed, memory_bound_speed
+from benchmarks import adamw_speed, memory_bound_speed, quantize_speed
 from megatron_davinci.errors import EnvironmentProblem
 from megatron_davinci.kernels import cross_entropy_passes as passes
 from megatron_davinci.kernels import ways
@@ -75,8 +75,9 @@ def measure(seed: int) -> tuple[dict[str, float], dict[str, Any]]:
     timed, peer = cross_entropy(device, copy)
     others, rivals = memory_bound_speed.measure(device, copy, seconds)
     of_adam, with_adam = adamw_speed.measure(device, copy, seconds)
-    peer = {"way": way.name, "never_run_on_a_gpu": [], **peer, **rivals, **with_adam}
-    return figures | timed | others | of_adam, peer
+    in_fp8, before = quantize_speed.measure(device, copy, seconds)
+    peer = {"way": way.name, "never_run_on_a_gpu": [], **peer, **rivals, **with_adam, "quantize": before}
+    return figures | timed | others | of_adam | in_fp8, peer
 
 
 def cross_entropy(device: torch.device, copy: float) -> tuple[dict[str, float], dict[str, Any]]:

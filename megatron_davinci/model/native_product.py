@@ -1,28 +1,52 @@
 """A linear layer's products by torch's own kernels for FP8, of codes that our kernels make.
 
 The scales, the noted largest numbers and the rest are those of emulation (`LowPrecisionProduct`); here a matrix is
-never held in fp32, and what is multiplied as it is and transposed is quantised both ways in one pass.
+never held in fp32, and what is multiplied as it is and transposed is quantised both ways in one pass. What SwiGLU or
+our RMSNorm makes is quantised as it is made (`fuse`).
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from megatron_davinci.kernels.made import Matrix, written
 from megatron_davinci.kernels.quantize import Both, Codes, Scales, amax_of, quantize
+from megatron_davinci.kernels.swiglu import swiglu
 from megatron_davinci.model.low_precision import LowPrecisionProduct, largest_of
+from megatron_davinci.model.made_product import MadeProduct, Maker, Norm, SwiGLU
+from megatron_davinci.model.norm import KernelRMSNorm
 from megatron_davinci.precision import products, scaling
 from megatron_davinci.precision.scaling import Quantizer
 
 _SCALES: dict[str, Scales] = {"tensor": "tensor", "row": "rows", "tile": "tiles"}
 
 
+@dataclass(eq=False)
 class NativeProduct(LowPrecisionProduct):
-    """The products of one linear layer on torch's FP8 kernels: with a scale a tensor, or of blocks of 128."""
+    """The products of one linear layer on torch's FP8 kernels: with a scale a tensor, or of blocks of 128.
 
-    def input(self, x: Tensor) -> Both:
+    Attributes:
+        maker: What makes the input of what the module is given, in place of `before`; None for nothing.
+    """
+
+    maker: Maker | None = None
+
+    def __call__(self, input: Tensor, weight: Tensor, bias: Tensor | None, **how: Any) -> Tensor:
+        """As `LowPrecisionProduct`."""
+        if self.maker is None:
+            return super().__call__(input, weight, bias, **how)
+        assert not how.get("sequence_parallel"), "ranks have parts of what is to be made"
+        out: Tensor = MadeProduct.apply(
+            input, weight, self.maker.weight, self, self.maker, bool(how.get("allreduce_dgrad"))
+        )
+        return out if bias is None else out + bias
+
+    def input(self, x: Matrix) -> Both:
         """The input as `forward_product` multiplies it."""
         return self._codes(x, self.shared.recipe.input, 0, sharded=self.sharded_input)
 
@@ -43,7 +67,7 @@ class NativeProduct(LowPrecisionProduct):
         b = self._codes(weight.detach(), how, 1, sharded=True, plain=False, turned=True, seen=True)
         return products.native(_there(a.plain), _there(b.turned), g.dtype)
 
-    def weight_gradient(self, by_out: Both | None, g: Tensor, x: Tensor | Codes) -> tuple[Codes, Codes]:
+    def weight_gradient(self, by_out: Both | None, g: Tensor, x: Matrix | Codes) -> tuple[Codes, Codes]:
         """The operands of `gᵀ x`, both with tokens last: [out, tokens] and [in, tokens]."""
         a = by_out or self.gradient(g)
         if isinstance(x, Codes):
@@ -67,7 +91,7 @@ class NativeProduct(LowPrecisionProduct):
 
     def _codes(
         self,
-        x: Tensor,
+        x: Matrix,
         how: Quantizer,
         operand: int,
         *,
@@ -79,7 +103,7 @@ class NativeProduct(LowPrecisionProduct):
         """An operand. `seen`: it was quantised in another way before, and is not counted twice."""
         assert how.form.dtype is not None, "torch multiplies E4M3 and E5M2 only"
         shared, known = self.shared, self.known[operand]
-        x, own = x.contiguous(), None
+        x, own = x.contiguous() if isinstance(x, Tensor) else x, None
         if how.blocks == "tensor" and known is None:
             own = known = largest_of(self._holders(operand, sharded), amax_of(x))
         out = quantize(
@@ -95,9 +119,42 @@ class NativeProduct(LowPrecisionProduct):
                 out = out._replace(amax=own)
             torch.maximum(self.amax[operand], out.amax, out=self.amax[operand])
             if shared.watching:
-                counted = scaling.quantize(x.float(), replace(how, hadamard=None), amax=known, watch=True)
+                counted = scaling.quantize(
+                    written(x).float(), replace(how, hadamard=None), amax=known, watch=True
+                )
                 self.count(operand, counted.lost)
         return out
+
+
+def fuse(chunks: Sequence[Any], products: Sequence[LowPrecisionProduct]) -> None:
+    """Have linear layers behind SwiGLU and our own RMSNorm make their inputs as they quantise them.
+
+    Where activations are kept in 8 bits, where tensor ranks have parts of the sequence, and where norms are
+    recomputed, things stay as they are: then somebody else has a use for what is made.
+
+    Args:
+        chunks: This rank's model chunks.
+        products: All of theirs.
+    """
+    of = {(one.layer, one.place): one for one in products if isinstance(one, NativeProduct)}
+    for layer in (layer for chunk in chunks for layer in chunk.decoder.layers):
+        number = layer.layer_number - 1
+        if (number, "linear_fc2") not in of or of[number, "linear_fc2"].shared.fp8_activations:
+            continue
+        if (product := of[number, "linear_fc2"]).before is swiglu:
+            product.maker = SwiGLU()
+        for norm, place, again in (
+            (layer.input_layernorm, "linear_qkv", layer.recompute_input_layernorm),
+            (layer.pre_mlp_layernorm, "linear_fc1", layer.recompute_pre_mlp_layernorm),
+        ):
+            product = of[number, place]
+            if type(norm) is KernelRMSNorm and not again and not product.linear.sequence_parallel:
+                product.maker = Norm(norm)
+                vars(norm)["forward"] = _left_to_others
+
+
+def _left_to_others(x: Tensor) -> Tensor:
+    return x
 
 
 def _there(made: Codes | None) -> Codes:

@@ -18,7 +18,7 @@ from megatron_davinci.config.low_precision import LowPrecisionConfig, size_probl
 from megatron_davinci.errors import EnvironmentProblem
 from megatron_davinci.model.context_parallel import SequencePart
 from megatron_davinci.model.low_precision import OPERANDS, PLACES, LowPrecisionProduct, Shared, attach
-from megatron_davinci.model.native_product import NativeProduct
+from megatron_davinci.model.native_product import NativeProduct, fuse
 from megatron_davinci.precision import formats, recipes
 from megatron_davinci.precision.recipes import Recipe
 
@@ -84,6 +84,8 @@ class LowPrecision:
         inside = range(low.keep_first_layers, self.layers - low.keep_last_layers)
         kind = NativeProduct if native else LowPrecisionProduct
         self.products = attach(chunks, self.shared, layers=inside, fused_swiglu=fused_swiglu, kind=kind)
+        if native:
+            fuse(chunks, self.products)
         self._history = torch.zeros(
             low.amax_history if self.shared.recipe.delayed else 0, len(self.products), 3
         )

@@ -148,9 +148,17 @@ class _Rank:
     def _in_8_bits(self) -> bool:
         return self.config.train.low_precision.activations == "fp8"
 
+    def _made_on_the_way(self, maker: str) -> float:
+        """The part of the layers that quantise what a norm or SwiGLU makes as it is made, and keep none of it."""
+        low, own = self.config.train.low_precision, getattr(self.config.backends, maker) == "davinci"
+        if not own or low.recipe == "none" or low.backend != "native" or self._in_8_bits:
+            return 0.0
+        return (self.model.num_layers - low.keep_first_layers - low.keep_last_layers) / self.model.num_layers
+
     def _norms(self) -> float:
         """The outputs of both norms, and the scale of each token."""
-        return 2 * self.channels * self._linear_input + 8
+        written = 1.0 if self.config.parallel.sequence else 1 - self._made_on_the_way("norm")
+        return 2 * self.channels * self._linear_input * written + 8
 
     def _mlp(self) -> float:
         """Both halves of the first projection, the activation, the other half again, and the product.
@@ -162,7 +170,11 @@ class _Rank:
             halves = 2 if self.config.backends.swiglu == "davinci" else 3
             return (halves * self._other_input + self._linear_input) * self.hidden
         if experts is None:
-            return (2 if self.config.backends.swiglu == "davinci" else 5) * self.hidden
+            if self.config.backends.swiglu != "davinci":
+                return 5 * self.hidden
+            # Beside both halves, the product: of products of few bits, unless they make it themselves.
+            low = self.config.train.low_precision
+            return (2 if low.recipe == "none" else 3 - self._made_on_the_way("swiglu")) * self.hidden
         shared = 5 * (experts.shared_ffn_hidden_size or 0) * self.size / self.layout.tensor
         sent = 2 * self.channels * self.layout.expert_tensor
         split = self.model.hidden_size * self.size / self.channels

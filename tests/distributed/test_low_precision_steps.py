@@ -173,6 +173,13 @@ def changed(section, **more):
     return one
 
 
+MADE = [("made", "current", {})]
+if is_long():
+    MADE += [
+        ("made, with scales of blocks", "block", {}),
+        ("made, of known scale", "delayed", {}),
+        ("made, with a tail", "current", {"tail_tokens": "1M", "tail": "forward"}),
+    ]
 MORE = {
     "eight": named("eight"),
     "native": settings("current", backend="native"),
@@ -184,6 +191,14 @@ MORE = {
     "full": changed("train", recompute={"granularity": "full", "method": "uniform", "layers": 1}),
     "some": changed("train", recompute={"granularity": "selective", "modules": ["layernorm", "mlp"]}),
     "fused": changed("backends", swiglu="davinci"),
+    **{
+        f"{name} {how}": {
+            **settings(recipe, backend="native", **RECIPES[recipe], **more),
+            "backends": {"norm": norm, "swiglu": "davinci"},
+        }
+        for name, recipe, more in MADE
+        for how, norm in (("on the way", "davinci"), ("before", "local"))
+    },
 }
 
 
@@ -319,6 +334,13 @@ def test_recomputation_and_own_swiglu_change_nothing():
     assert found["full"] == found["some"] == found["nvfp4"]
     for ours, theirs in zip(found["fused"]["taken"], found["nvfp4"]["taken"], strict=True):
         assert ours == pytest.approx(theirs, rel=2e-3)
+
+
+def test_what_is_made_on_the_way_into_8_bits_is_what_was_made_before():
+    found = alone()
+    for name, *_ in MADE:
+        ours, theirs = (found[f"{name} {how}"] for how in ("on the way", "before"))
+        assert ours["taken"] == theirs["taken"] and ours["watched"] == theirs["watched"], name
 
 
 def kept_layers(whole):

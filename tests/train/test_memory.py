@@ -144,3 +144,17 @@ def test_activations_in_8_bits_are_as_small_as_planned(precision):
     assert planned_less > (0.5 if precision == "fp32" else 0.3)
     # The forward pass is the same. So are the operands of weight gradients; what norms and SwiGLU send back is near.
     assert loss == same and 0 < apart < 0.05
+
+
+def test_what_norms_and_swiglu_make_is_not_kept_where_it_is_quantised_as_it_is_made():
+    settings = []
+    for backends in ({}, {"norm": "davinci", "swiglu": "davinci"}):
+        one = whole(precision="bf16")
+        one["train"]["low_precision"] = {"recipe": "current", "backend": "native"}
+        settings.append(one | {"backends": backends})
+    (kept, loss, _), (fused, same, apart) = run_ranks(1, alive_after_forward, settings)[0]
+    plans = [planned(one) for one in settings]
+    assert kept - fused == pytest.approx(plans[0].activations - plans[1].activations, rel=0.02)
+    assert plans[1].activations < 0.75 * plans[0].activations
+    # Megatron-Core's SwiGLU rounds between its two operations.
+    assert same == pytest.approx(loss, rel=1e-3) and 0 < apart < 0.05

@@ -1,0 +1,132 @@
+"""A linear layer behind SwiGLU or RMSNorm whose input goes into FP8 as it is made, and is never written.
+
+Beside the pass over memory that is saved, nothing of that input is kept: backward makes it again of the rows that are
+kept anyway, the transposed codes of the weight's gradient among it. Every number is that of the layer behind an
+activation of its own, to the bit.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_davinci.kernels import rms_norm, swiglu
+from megatron_davinci.kernels.made import Gated, Matrix, Normed, written
+from megatron_davinci.kernels.main_gradient import MainGradient
+
+
+class Maker(Protocol):
+    """What makes a layer's input."""
+
+    @property
+    def weight(self) -> Tensor | None:
+        """Its own parameter; None where it has none."""
+
+    def begin(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """What it wants to know of [rows, width] beside them, kept for backward."""
+
+    def matrix(self, rows: Tensor, *known: Tensor) -> Matrix:
+        """What it makes of them."""
+
+    def backward(self, by_matrix: Tensor, rows: Tensor, *known: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The gradients of the rows and of the parameter."""
+
+
+class SwiGLU:
+    """silu(gate) * up."""
+
+    weight = None
+
+    def begin(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Nothing."""
+        return ()
+
+    def matrix(self, rows: Tensor, *known: Tensor) -> Gated:
+        """The product."""
+        return Gated(rows)
+
+    def backward(self, by_matrix: Tensor, rows: Tensor, *known: Tensor) -> tuple[Tensor, None]:
+        """The gradient of gates and what they gate."""
+        return swiglu.backward(by_matrix.contiguous(), rows), None
+
+
+class Norm:
+    """RMSNorm.
+
+    Args:
+        module: The norm, which has `weight` and `eps`.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
+    @property
+    def weight(self) -> Tensor:
+        """The norm's."""
+        weight: Tensor = self._module.weight
+        return weight
+
+    def begin(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """The scale of each row."""
+        return (rms_norm.scale_of(rows, self.weight.detach(), self._module.eps),)
+
+    def matrix(self, rows: Tensor, *known: Tensor) -> Normed:
+        """The normalised rows."""
+        return Normed(rows, self.weight.detach(), *known)
+
+    def backward(self, by_matrix: Tensor, rows: Tensor, *known: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients of the rows and of the norm's weight."""
+        by_rows, by_weight = rms_norm.backward(
+            by_matrix.contiguous(), None, rows, self.weight.detach(), *known
+        )
+        return by_rows, by_weight
+
+
+class MadeProduct(torch.autograd.Function):
+    """`product`'s three products of an input that `maker` makes."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, weight: Tensor, own: Tensor | None, product: Any, maker: Maker, reduces: bool
+    ) -> Tensor:
+        """[positions, batch, width] and [out, in] to [positions, batch, out]; `own` is the maker's parameter."""
+        rows = input.flatten(0, -2).contiguous()
+        known = maker.begin(rows)
+        ctx.parameter, ctx.product, ctx.maker, ctx.reduces = weight, product, maker, reduces
+        # The backward pass may come when the next micro-batch has begun.
+        ctx.samples, ctx.shape = product.shared.samples, input.shape
+        ctx.save_for_backward(rows, weight, *known)
+        matrix = maker.matrix(rows, *known)
+        if product.shared.forward:
+            out = product.forward_product(product.input(matrix), weight, rows.dtype)
+        else:
+            out = torch.matmul(written(matrix), weight.t())
+        return out.view(*input.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, by_out: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of the rows, of the weight where it has no `main_grad`, and of the maker's parameter."""
+        rows, weight, *known = ctx.saved_tensors
+        product, maker = ctx.product, ctx.maker
+        product.shared.samples = ctx.samples
+        low = product.shared.backward
+        g = by_out.flatten(0, -2)
+        quantized = product.gradient(g) if low else None
+        by_matrix = product.input_gradient(quantized, g, weight) if low else torch.matmul(g, weight)
+        if ctx.reduces:
+            dist.all_reduce(by_matrix, group=product.linear.tp_group)
+        by_weight = None
+        if ctx.needs_input_grad[1]:
+            matrix, main = maker.matrix(rows, *known), MainGradient(ctx.parameter)
+            if low:
+                a, b = product.weight_gradient(quantized, g, matrix)
+                main.add_product(product.product(a, b, torch.float32))
+            else:
+                main.add(g, written(matrix))
+            by_weight = main.gradient()
+        by_rows, by_own = maker.backward(by_matrix, rows, *known)
+        return by_rows.view(ctx.shape), by_weight, by_own, None, None, None
