@@ -18,7 +18,7 @@ KINDS = {"tensor": ("tensor", "fp32"), "rows": ("row", "power_of_two"), "tiles":
 
 
 def quantised(seed: int, device: torch.device) -> Worst:
-    """A random matrix in one format with one kind of scales, as it is and transposed; now and then one to be made."""
+    """A random matrix in one format with one kind of scales, as it is and transposed, in memory or to be made."""
     g = torch.Generator().manual_seed(seed)
     scales, form = ("tensor", "rows", "tiles")[integers(g, 0, 2)], (E4M3, E5M2)[integers(g, 0, 1)]
     turned, step = chance(g, 0.7), 16 if chance(g, 0.9) else 1
@@ -28,10 +28,11 @@ def quantised(seed: int, device: torch.device) -> Worst:
         rows = 128 * integers(g, 1, 2)
     if scales == "tiles" or (scales == "rows" and plain):
         columns = 128 * integers(g, 1, 2)
-    made = "none" if scales == "tiles" else ("none", "none", "swiglu", "norm")[integers(g, 0, 3)]
+    made = "none" if scales == "tiles" else ("none", "swiglu", "norm")[integers(g, 0, 2)]
     width = 2 * columns if made == "swiglu" else columns
     x = torch.randn(rows, width, generator=g) * torch.exp(4 * torch.randn(rows, 1, generator=g))
-    x *= (1e-38, 1.0, 1.0, 1e30)[integers(g, 0, 3)]
+    # Squares of the smallest are lost beside what is added to them, and those of the largest are infinite.
+    x *= ((1e-38, 1.0, 1.0, 1e30) if made == "none" else (1e-3, 1.0, 1.0, 1e3))[integers(g, 0, 3)]
     x[torch.rand(rows, width, generator=g) < 0.1] = -0.0
     if chance(g, 0.3):
         x[:128, : columns // 2] = 0.0
