@@ -5,13 +5,15 @@
 
 It serves the newest export of the run by `davinci serve`, makes the corpus of levels.yaml, and then looks at every
 document that was raised, by itself: quotations stand in the documents that they cite, checks run in the sandbox,
-hold, and fail on the program made wrong, turns pass their gates. With --url nothing is served, and with --prompts
-ours the package's prompts take the place of those that are written for a context of 256 tokens.
+hold, and fail on the program made wrong, turns are what was chosen and pass their gates. The judge of dialogues is
+asked about them with their answers exchanged too, which says what its YES is worth. With --url nothing is served, and
+with --prompts ours the package's prompts take the place of those that are written for a context of 256 tokens.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import shutil
 import subprocess
@@ -25,19 +27,25 @@ import yaml
 
 from megatron_davinci.cli.main import guarded
 from megatron_davinci.cli.main import main as davinci
+from megatron_davinci.darwin.choices import Choice, composed
 from megatron_davinci.darwin.chunks import cut
 from megatron_davinci.darwin.context_gates import CITATION
+from megatron_davinci.darwin.converse import says_yes
 from megatron_davinci.darwin.corpus import Corpus
-from megatron_davinci.darwin.dialogue_gates import Turn, dialogue_violations, turn_violations
+from megatron_davinci.darwin.dialogue_gates import Turn, dialogue_violations, turn_violations, written
+from megatron_davinci.darwin.endpoint import Client, Endpoint, Trouble
+from megatron_davinci.darwin.forms import YES_OR_NO
 from megatron_davinci.darwin.lineage import events, find
 from megatron_davinci.darwin.mutants import mutants
 from megatron_davinci.darwin.pair_gates import quoted
+from megatron_davinci.darwin.prompts import Prompt, mark_for
 from megatron_davinci.darwin.trials import LIMITS
 from megatron_davinci.errors import EnvironmentProblem
 from megatron_davinci.files import write_atomically, write_json
 from megatron_davinci.platform.trial import run_with_tests
 
 HERE = Path(__file__).resolve().parent
+STEPS = {6: "contextualise", 7: "write_checks", 8: "converse"}
 # The package's prompts, and sizes for models with a long context, by step.
 OURS: dict[str, dict[str, Any]] = {
     "relate": {"passages": 3, "size": 800},
@@ -66,6 +74,7 @@ def main() -> int:
     parser.add_argument("--structured", choices=("vllm", "sglang", "none"), default="vllm",
                         help="how the server is told the form of answers")  # fmt: skip
     parser.add_argument("--prompts", choices=("quickstart", "ours"), default="quickstart")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write figures here, as benchmarks do")
     return guarded(lambda: levels(parser.parse_args()))
 
 
@@ -80,13 +89,17 @@ def levels(given: argparse.Namespace) -> int:
         path = given.out / "levels.yaml"
         made = with_endpoint(recipe, endpoint, given.data.resolve(), given.prompts == "ours")
         write_atomically(path, yaml.safe_dump(made, sort_keys=False, allow_unicode=True).encode())
-        code = davinci(["data", "run", str(path)])
-    if code:
-        return code
-    corpus = Corpus.load(given.out / "corpus")
-    found = looked_at(corpus)
+        if code := davinci(["data", "run", str(path)]):
+            return code
+        corpus = Corpus.load(given.out / "corpus")
+        [asks] = [step["converse"] for step in made["steps"] if isinstance(step, dict) and "converse" in step]
+        found = looked_at(corpus)
+        judge = asyncio.run(exchanged(corpus, Endpoint(**asks["endpoint"])))
+    found["level 8"]["judge"] = judge
     write_json(given.out / "levels.json", found)
     show(found)
+    if given.json is not None:
+        figures(given.json, found)
     return davinci(["data", "report", str(corpus.folder)])
 
 
@@ -146,9 +159,8 @@ def looked_at(corpus: Corpus) -> dict[str, Any]:
     records = {record["id"]: record for record in corpus.records()}
     counts = json.loads((corpus.folder / "statistics.json").read_text(encoding="utf-8"))["counts"]
     found = {}
-    for level, (step, holds) in {
-        6: ("contextualise", _quotes), 7: ("write_checks", _checks), 8: ("converse", _talks)
-    }.items():  # fmt: skip
+    for level, holds in {6: _quotes, 7: _checks, 8: _talks}.items():
+        step = STEPS[level]
         raised = [record for record in records.values() if record["darwin"]["level"] == level]
         asked_about = [
             record
@@ -204,17 +216,87 @@ def _checks(record: dict[str, Any], records: dict[str, Any], corpus: Corpus) -> 
 
 
 def _talks(record: dict[str, Any], records: dict[str, Any], corpus: Corpus) -> bool:
-    """Every turn passes its gates against the passage that the dialogue is about, and so does the whole."""
+    """Every turn passes its gates against the passage that the dialogue is about, is what its choices give, where it
+    is composed of some, and the whole passes too.
+    """
     notes = record["darwin"]["operations"][-1]["notes"]
-    [size] = [
-        each["parameters"]["passage"] for each in corpus.manifest["operations"] if each["name"] == "converse"
-    ]
-    passages = [chunk.text for chunk in cut(records[notes["of"]]["text"], size) if chunk.text]
-    about, turns = passages[notes["passage"]], [Turn(**turn) for turn in record["turns"]]
+    settings, turns = _settings(corpus), [Turn(**turn) for turn in record["turns"]]
+    about = _passage(record, records, settings["passage"])
     speakers = list(dict.fromkeys(turn.speaker for turn in turns))
+    choices = [agent.get("choice") for agent in settings["agents"]]
+    for place, calls in enumerate(notes.get("composed_of", [])):
+        choice = choices[place % len(choices)]
+        if (calls is None) != (choice is None):
+            return False
+        if calls is not None and composed(Choice(**choice), about, calls) != turns[place].text:
+            return False
     return not dialogue_violations(turns, about, speakers, 2) and not any(
         turn_violations(turn.text, about, turns[:place], speakers) for place, turn in enumerate(turns)
     )
+
+
+def _settings(corpus: Corpus) -> dict[str, Any]:
+    """Of the step that made dialogues."""
+    [found] = [each["settings"] for each in corpus.manifest["operations"] if each["name"] == "converse"]
+    return dict(found)
+
+
+def _passage(record: dict[str, Any], records: dict[str, Any], size: int) -> str:
+    """What a dialogue is about."""
+    notes = record["darwin"]["operations"][-1]["notes"]
+    passages = [chunk.text for chunk in cut(records[notes["of"]]["text"], size) if chunk.text]
+    return passages[notes["passage"]]
+
+
+async def exchanged(corpus: Corpus, endpoint: Endpoint) -> dict[str, int]:
+    """Whether the judge knows right answers from others: it is asked about the dialogues that it let pass once more,
+    each with the answers (every second turn) of the next one.
+
+    Returns:
+        Of dialogues as they were made how many it was `asked` about, and said `yes` to; likewise of the others.
+    """
+    records = {record["id"]: record for record in corpus.records()}
+    counts = json.loads((corpus.folder / "statistics.json").read_text(encoding="utf-8"))["counts"]
+    yes, no = (counts.get(f"converse/dialogues/{what}", 0) for what in ("accepted", "judged_bad"))
+    settings = _settings(corpus)
+    prompt, client = Prompt(**settings["prompt"]), Client(endpoint)
+
+    async def judged(record: dict[str, Any], other: dict[str, Any]) -> bool | None:
+        about = _passage(record, records, settings["passage"])
+        answers = other["turns"][1::2]
+        turns = [
+            Turn(**(answers[place // 2 % len(answers)] if place % 2 else turn))
+            for place, turn in enumerate(record["turns"])
+        ]
+        said = written(turns)
+        messages = prompt.messages(passage=about, mark=mark_for(about, said), dialogue=said)
+        try:
+            return says_yes((await client.ask(messages, 0, YES_OR_NO)).text)
+        except Trouble:  # longer than the context
+            return None
+
+    talks = [record for record in records.values() if record["darwin"]["level"] == 8]
+    pairs = zip(talks, talks[1:] + talks[:1], strict=True) if len(talks) > 1 else []
+    try:
+        verdicts = await asyncio.gather(*(judged(*pair) for pair in pairs))
+    finally:
+        await client.close()
+    told = [verdict for verdict in verdicts if verdict is not None]
+    return {"asked": yes + no, "yes": yes, "exchanged_asked": len(told), "exchanged_yes": sum(told)}
+
+
+def figures(path: Path, found: dict[str, Any]) -> None:
+    """Write what came of it as benchmarks do."""
+    sys.path.insert(0, str(HERE.parents[1] / "benchmarks"))
+    import common
+
+    told = {
+        f"level_{level}_{name}": float(found[f"level {level}"][name])
+        for level in STEPS
+        for name in ("documents", "raised", "holding")
+    }
+    told |= {f"judge_{name}": float(value) for name, value in found["level 8"]["judge"].items()}
+    common.write(path, told, {level: each["counts"] for level, each in found.items()})
 
 
 def show(found: dict[str, Any]) -> None:
@@ -226,6 +308,12 @@ def show(found: dict[str, Any]) -> None:
         )
         for name, count in each["counts"].items():
             print(f"  {count:>6}  {name}")
+        if "judge" in each:
+            judge = each["judge"]
+            print(
+                f"The judge said YES to {judge['yes']} of {judge['asked']} dialogues, and with answers of others "
+                f"to {judge['exchanged_yes']} of {judge['exchanged_asked']}"
+            )
         if each["example"] is not None:
             print(
                 f"\n{each['example']['id']}\n"

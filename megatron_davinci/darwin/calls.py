@@ -14,10 +14,10 @@ from dataclasses import asdict
 from typing import NamedTuple
 
 from megatron_davinci.darwin import forms
+from megatron_davinci.darwin.kinds import Kind, kinds_of
 from megatron_davinci.platform.sandbox import Limits
 from megatron_davinci.platform.trial import values_of
 
-_MOST = 8  # calls of one function
 VERSION = 1  # raised whenever the same calls would give other checks
 
 
@@ -28,18 +28,23 @@ class Function(NamedTuple):
         name: Its name.
         source: Its text.
         least: Arguments that it must have.
-        most: That it can have by place.
+        kinds: What each that it can have by place is likely to be.
     """
 
     name: str
     source: str
     least: int
-    most: int
+    kinds: list[Kind]
 
-    @property
-    def form(self) -> str:
-        """What calls of it look like, as a regular expression."""
-        return forms.calls(self.name, self.least, self.most, _MOST)
+    def form(self, count: int, longest: int) -> str:
+        """What calls of it look like, as a regular expression.
+
+        Args:
+            count: Of calls, at most.
+            longest: Most characters of a text among the arguments.
+        """
+        literals = [forms.literal(kind.of, kind.items, longest) for kind in self.kinds]
+        return forms.calls(self.name, self.least, literals, count)
 
 
 def functions(program: str, longest: int) -> list[Function]:
@@ -60,15 +65,15 @@ def functions(program: str, longest: int) -> list[Function]:
         needs_names = any(default is None for default in node.args.kw_defaults)
         source = ast.get_source_segment(program, node) or ""
         if not needs_names and len(source) <= longest:
-            least = len(given) - len(node.args.defaults)
-            found[node.name] = Function(
-                node.name, source, least, max(len(given), 2 if node.args.vararg else 0)
-            )
+            kinds = kinds_of(node)
+            if node.args.vararg:
+                kinds += [Kind()] * (2 - len(kinds))
+            found[node.name] = Function(node.name, source, len(given) - len(node.args.defaults), kinds)
     return list(found.values())
 
 
-def calls_of(answer: str, name: str) -> list[str]:
-    """Calls of a function with literals in an answer, one a line; none where a line is anything else."""
+def calls_of(answer: str, name: str, most: int = 8) -> list[str]:
+    """At most so many calls of a function with literals, one a line; none where a line is anything else."""
     found = []
     lines = [line.strip() for line in answer.strip().splitlines()]
     for line in (line for line in lines if line and not line.startswith(("#", "```"))):
@@ -83,7 +88,7 @@ def calls_of(answer: str, name: str) -> list[str]:
         except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
             return []
         found.append(ast.unparse(call))
-    return list(dict.fromkeys(found))[:_MOST]
+    return list(dict.fromkeys(found))[:most]
 
 
 def told(program: str, calls: Sequence[str], limits: Limits) -> str:
@@ -104,11 +109,11 @@ def question(program: str, calls: Sequence[str], limits: Limits) -> dict[str, ob
     return {"calls": list(calls), "ran": program, "limits": asdict(limits), "version": VERSION}
 
 
-def checks_of(said: Sequence[Sequence[str]]) -> str:
-    """Assertions that calls give what they gave."""
-    lines = []
+def checks_of(said: Sequence[Sequence[str]]) -> dict[str, str]:
+    """By call, the assertion that it gives what it gave."""
+    found = {}
     for call, kind, text in said:
         if kind == "value":
             sign = "is" if text in ("None", "True", "False") else "=="
-            lines.append(f"assert {call} {sign} {text}\n")
-    return "".join(lines)
+            found[call] = f"assert {call} {sign} {text}\n"
+    return found

@@ -36,6 +36,7 @@ class WriteChecks(Trying):
 
     name = "write_checks"
     level = 7
+    version = 2
     about = "a model writes checks for a program; kept if they run, hold, and fail on the program made wrong"
     tasks = frozenset({"checks", "calls"})
 
@@ -44,10 +45,14 @@ class WriteChecks(Trying):
 
         Attributes:
             prompt: `checks_python`, or `calls_python`, or a prompt file (`.yaml`).
-            tries: Most answers that are tried for a program; each further one has another seed.
+            tries: Most answers that are tried for a program; each further one has another seed. Checks out of calls
+                add up over tries.
             longest: Most characters of a program that is asked about.
             functions: Most functions of a program that calls are asked for, the first ones.
             longest_function: Most characters of such a function.
+            calls: Most calls of a function out of one answer.
+            longest_text: Most characters of a text in a call, for servers that hold answers to a form: a small model
+                finds no end.
             faults: Most faults that are planted, one at a time.
             min_noticed: Least share of them that the checks must notice; at least one they always must.
         """
@@ -56,6 +61,8 @@ class WriteChecks(Trying):
         longest: int = Field(default=16_000, gt=0)
         functions: int = Field(default=8, gt=0)
         longest_function: int = Field(default=4_000, gt=0)
+        calls: int = Field(default=8, gt=0)
+        longest_text: int = Field(default=200, gt=0)
         faults: int = Field(default=8, gt=0)
         min_noticed: float = Field(default=0.25, ge=0, le=1)
 
@@ -97,15 +104,27 @@ class WriteChecks(Trying):
         if why:
             return self._as_it_was(document, {why: 1}, {})
         spent, unused = Counter[str](), Counter[str]()
+        held: dict[str, str] = {}  # assertions by call: those of all tries, which add up
+        noticed = ["passed"] * len(planted)
         for attempt in range(self.parameters.tries):
             if self.prompt.task == "calls":
-                checks, why = await self._called(program, attempt, spent, unused)
+                before = held
+                held, why = await self._called(program, attempt, spent, unused, held)
+                checks = None if why else "".join(held.values())
+                grown = before.keys() < held.keys()
             else:
                 checks, why = await self._asked(program, attempt, spent)
+                grown = False
             if checks is None:
                 unused[why] += 1
                 continue
-            noticed = await asyncio.gather(*(self.outcome(fault, checks) for fault in planted))
+            # What fewer checks noticed more of them notice too.
+            noticed = await asyncio.gather(
+                *(
+                    self.outcome(fault, checks) if outcome == "passed" or not grown else _same(outcome)
+                    for fault, outcome in zip(planted, noticed, strict=True)
+                )
+            )
             share = sum(outcome != "passed" for outcome in noticed) / len(noticed)
             if share == 0 or share < self.parameters.min_noticed:
                 unused["notice_too_little" if share else "cannot_fail"] += 1
@@ -134,28 +153,39 @@ class WriteChecks(Trying):
         if answer.finish == "length":
             return None, "cut_off"
         checks = program_of(f"{answer.text}\n")
-        return (None, "no_program") if checks is None else await self._holding(checks, program)
+        why = "no_program" if checks is None else await self._wrong(checks, program)
+        return (None, why) if why else (checks, "")
 
     async def _called(
-        self, program: str, attempt: int, spent: Counter[str], unused: Counter[str]
-    ) -> tuple[str | None, str]:
-        """Checks out of calls that a model chose; those that give nothing to hold on to are counted and left out."""
+        self, program: str, attempt: int, spent: Counter[str], unused: Counter[str], held: dict[str, str]
+    ) -> tuple[dict[str, str], str]:
+        """Checks out of calls that a model chose, with those `held` of earlier tries; or these, and why there are no
+        others. Calls that give nothing to hold on to are counted and left out.
+        """
         answers = await asyncio.gather(
             *(self._calls(function, attempt, spent) for function in self._functions(program))
         )
         chosen = [call for found, _ in answers for call in found]
         unused.update(why for _, why in answers if why)
         if not chosen:
-            return None, "no_calls"
+            return held, "no_calls"
         said = await self.ran(
             calls.question(program, chosen, LIMITS), lambda: calls.told(program, chosen, LIMITS)
         )
         told = None if said == "not_run" else json.loads(said)
         if told is None:
-            return None, "calls_without_end"
+            return held, "calls_without_end"
         unused.update(f"call_{kind}" for _, kind, _ in told if kind != "value")
-        checks = calls.checks_of(told)
-        return await self._holding(checks, program) if checks else (None, "no_values")
+        found = calls.checks_of(told)
+        if not found.keys() - held.keys():
+            return held, "nothing_new" if found else "no_values"
+        why = ""
+        # Calls may change what others give: then those of this try stand alone.
+        for checks in [held | found, found] if held else [found]:
+            why = await self._wrong("".join(checks.values()), program)
+            if not why:
+                return checks, ""
+        return held, why
 
     async def _calls(
         self, function: calls.Function, attempt: int, spent: Counter[str]
@@ -163,25 +193,29 @@ class WriteChecks(Trying):
         """Calls of a function, or none and why."""
         mark = mark_for(function.source)
         try:
-            form = forms.within(mark, function.form)
+            form = forms.within(mark, function.form(self.parameters.calls, self.parameters.longest_text))
             answer = await self.answer(self._about(function), attempt, spent, form)
         except Trouble as trouble:
             return [], trouble.kind
         text, why = between(answer, mark)
-        found = calls.calls_of(text, function.name) if text is not None else []
+        found = calls.calls_of(text, function.name, self.parameters.calls) if text is not None else []
         return found, why or ("" if found else "no_call")
 
-    async def _holding(self, checks: str, program: str) -> tuple[str | None, str]:
-        """Checks, if they hold on the program; or None and what is wrong with them."""
+    async def _wrong(self, checks: str, program: str) -> str:
+        """Why checks do not hold on the program; empty where they do."""
         if wrong := fault_of(checks, program):
-            return None, wrong
+            return wrong
         outcome = await self.outcome(program, checks)
-        return (checks, "") if outcome == "passed" else (None, f"checks_{outcome}")
+        return "" if outcome == "passed" else f"checks_{outcome}"
 
     def _as_it_was(self, document: Document, why: dict[str, int], spent: dict[str, int]) -> Outcome:
         counts = {**_prefixed("checks", why), **spent, "documents/kept as they were": 1}
         notes: dict[str, Any] = {"prompt": self.prompt.mark, "checks": dict(sorted(why.items())), **spent}
         return Outcome(notes=notes, counts=counts, level=document.metadata["darwin"]["level"])
+
+
+async def _same(outcome: str) -> str:
+    return outcome
 
 
 def _prefixed(prefix: str, counts: dict[str, int]) -> dict[str, int]:

@@ -21,7 +21,7 @@ _QUOTE = re.compile(r"[“\"]([^“”\"\n]{8,800})[”\"](?=[^“”\"\n]{0,40}
 _SUPPORTED = 0.5  # of a cited sentence's content words
 _SMALL = {str(number) for number in range(2, 11)}
 _MOST_QUOTES = 6
-_TELLS = 3  # content words of a sentence that may be quoted
+_TELLS = 3  # content words, and words between blanks, of a sentence that may be quoted
 
 
 def context_violations(source: str, answer: str, related: Sequence[str]) -> list[str]:
@@ -106,8 +106,14 @@ def sentence_counts(related: Sequence[str]) -> list[int]:
 
 
 def _telling(passage: str) -> list[str]:
-    """The sentences of a passage that say something: a heading says nothing to a reader of another text."""
-    return [each for each in facts_of.sentences(passage) if len(content_stems(each)) >= _TELLS]
+    """The sentences of a passage that say something: to a reader of another text a heading says nothing, nor does a
+    name with dots in it.
+    """
+    return [
+        each
+        for each in facts_of.sentences(passage)
+        if len(content_stems(each)) >= _TELLS and len(each.split()) >= _TELLS
+    ]
 
 
 def with_quotations(source: str, program: str, related: Sequence[str]) -> str | None:

@@ -3,6 +3,7 @@
 The report names the level and leaves it open; this is our reading of it. Agents are prompts: each sees the passage
 and what was said so far, and says one turn. A turn that breaks a gate is said again with another seed; where none
 passes the dialogue ends. What is long enough, is about the document and passes the judge is a document of its own.
+Or an agent only chooses what its turn is composed of (`choices`), and the turn is written here.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pydantic import Field, model_validator
 
 from megatron_davinci.darwin import forms, provenance
 from megatron_davinci.darwin.asking import Asking, AskingParameters, Expected, between
+from megatron_davinci.darwin.choices import Offer, composed, offer
 from megatron_davinci.darwin.chunks import characters, cut
 from megatron_davinci.darwin.dialogue_gates import Turn, dialogue_violations, turn_violations, written
 from megatron_davinci.darwin.endpoint import Trouble
@@ -25,6 +27,8 @@ from megatron_davinci.darwin.prompts import Prompt, load_prompt, mark_for
 from megatron_davinci.darwin.step import Outcome
 
 _NOTHING = "(nothing yet: you begin)"
+# Turns, and of each the calls that it is composed of, or None where the model wrote it.
+Talk = list[tuple[Turn, list[str] | None]]
 
 
 class Converse(Asking):
@@ -32,6 +36,7 @@ class Converse(Asking):
 
     name = "converse"
     level = 8
+    version = 2
     about = (
         "agents talk about a document, every number and name grounded in it; another judges what came of it"
     )
@@ -43,10 +48,12 @@ class Converse(Asking):
         Attributes:
             prompt: `judge_dialogue`, or a prompt file (`.yaml`) of the judge.
             tries: Most answers for one turn that are judged; each further one has another seed.
-            agents: Prompts of those who talk, in the order that they speak in, or prompt files.
+            agents: Prompts of those who talk, in the order that they speak in, or prompt files. One whose task is
+                `choose` only chooses what its turns are composed of.
             speakers: Their names in the dialogue.
             turns: That they say in all.
-            least_turns: Of a dialogue that is kept, where not all turns passed.
+            least_turns: Of a dialogue that is kept, where not all turns passed. A question at its end that then
+                nobody answers is left out.
             longest_turn: Most characters of a turn.
             passage: Most characters of a passage that one dialogue is about.
             keep_documents: Keep the document beside its dialogues.
@@ -79,7 +86,8 @@ class Converse(Asking):
         """The prompts of those who talk, read once."""
         if self._agents is None:
             self._agents = [
-                load_prompt(name, self.base, frozenset({"agent"})) for name in self.parameters.agents
+                load_prompt(name, self.base, frozenset({"agent", "choose"}))
+                for name in self.parameters.agents
             ]
         return self._agents
 
@@ -109,8 +117,10 @@ class Converse(Asking):
             said: list[Turn] = []
             for number in range(self.parameters.turns):
                 agent, speaker = self._who(number)
-                messages = self._messages(agent, chunk.text, said, speaker)
-                yield Expected("turn", messages, chunk.text[:600], 0.4, supposed=number > 0)
+                offered = self._offer(agent, chunk.text, said)
+                messages = self._messages(agent, chunk.text, said, speaker, offered)
+                about = chunk.text[: 600 if offered is None else 60]  # a choice is some twenty tokens
+                yield Expected(agent.task, messages, about, 0.4, supposed=number > 0)
                 said.append(Turn(speaker, "." * 240))
             slots = {"passage": chunk.text, "mark": mark_for(chunk.text), "dialogue": written(said)}
             yield Expected("judge", self.prompt.messages(**slots), "x", 1.0, supposed=True)
@@ -122,7 +132,7 @@ class Converse(Asking):
         found = await asyncio.gather(*(self._dialogue(each, spent, results, unused) for each in passages))
         level = document.metadata["darwin"]["level"]
         made = [
-            self._document(document, turns, number) for number, turns in enumerate(found) if turns is not None
+            self._document(document, talk, number) for number, talk in enumerate(found) if talk is not None
         ]
         notes: dict[str, Any] = {
             "prompt": self.prompt.mark,
@@ -139,19 +149,23 @@ class Converse(Asking):
 
     async def _dialogue(
         self, passage: str, spent: Counter[str], results: Counter[str], unused: Counter[str]
-    ) -> list[Turn] | None:
+    ) -> Talk | None:
         """The turns of a dialogue that passes; None for one that does not."""
-        turns: list[Turn] = []
+        talk: Talk = []
         for number in range(self.parameters.turns):
             agent, speaker = self._who(number)
-            text = await self._turn(agent, passage, turns, speaker, spent, unused)
-            if text is None:
+            turns = [turn for turn, _ in talk]
+            said = await self._turn(agent, passage, turns, speaker, spent, unused)
+            if said is None:
                 break
-            turns.append(Turn(speaker, text))
+            talk.append(said)
+        if 0 < len(talk) < self.parameters.turns and talk[-1][0].text.endswith("?"):
+            talk.pop()  # nobody answers it
+        turns = [turn for turn, _ in talk]
         broken = dialogue_violations(turns, passage, self.parameters.speakers, self.parameters.least_turns)
         result = broken[0] if broken else await self._judged(passage, turns, spent)
         results[result or "accepted"] += 1
-        return None if result else turns
+        return None if result else talk
 
     async def _turn(
         self,
@@ -161,19 +175,33 @@ class Converse(Asking):
         speaker: str,
         spent: Counter[str],
         unused: Counter[str],
-    ) -> str | None:
-        messages = self._messages(agent, passage, turns, speaker)
+    ) -> tuple[Turn, list[str] | None] | None:
+        """A turn that passes its gates, with what it is composed of; None where no try gives one."""
+        offered = self._offer(agent, passage, turns)
+        messages = self._messages(agent, passage, turns, speaker, offered)
         longest, speakers = self.parameters.longest_turn, self.parameters.speakers
+        mark, form = "turn", forms.turn(longest)
+        if offered is not None:
+            if not offered.form:
+                unused["nothing_to_choose"] += 1
+                return None
+            mark = mark_for(passage, written(turns))
+            form = forms.within(mark, offered.form)
         for attempt in range(self.parameters.tries):
             try:
-                answer = await self.answer(messages, attempt, spent, forms.turn(longest))
+                answer = await self.answer(messages, attempt, spent, form)
             except Trouble as trouble:
                 unused[trouble.kind] += 1
                 continue
-            text, why = between(answer, "turn")
+            text, why = between(answer, mark)
+            calls = None
+            if text is not None and offered is not None:
+                calls = offered.chosen(text)
+                text = composed(offered.choice, passage, calls) if calls else None
+                why = "no_choice"
             broken = [why] if text is None else turn_violations(text, passage, turns, speakers, longest)
             if text is not None and not broken:
-                return " ".join(text.split()) if "```" not in text else text
+                return Turn(speaker, " ".join(text.split()) if "```" not in text else text), calls
             unused[broken[0]] += 1
         return None
 
@@ -185,21 +213,35 @@ class Converse(Asking):
             said = (await self.answer(messages, 0, spent, forms.YES_OR_NO)).text
         except Trouble as trouble:
             return f"judge_{trouble.kind}"
-        return "" if (said.strip().upper().split() or [""])[-1].strip(".!*\"'") == "YES" else "judged_bad"
+        return "" if says_yes(said) else "judged_bad"
 
     def _who(self, number: int) -> tuple[Prompt, str]:
         place = number % len(self.agents)
         return self.agents[place], self.parameters.speakers[place]
 
-    def _messages(self, agent: Prompt, passage: str, turns: list[Turn], speaker: str) -> list[dict[str, str]]:
-        dialogue = written(turns) or _NOTHING
-        return agent.messages(
-            passage=passage, mark=mark_for(passage, dialogue), dialogue=dialogue, speaker=speaker
-        )
+    def _offer(self, agent: Prompt, passage: str, turns: list[Turn]) -> Offer | None:
+        """What an agent may choose from; None for one that writes its turns."""
+        if agent.choice is None:
+            return None
+        idle = {stem for each in self.agents if each.choice is not None for stem in each.choice.stems}
+        return offer(agent.choice, passage, turns, idle)
 
-    def _document(self, document: Document, turns: list[Turn], number: int) -> Document:
+    def _messages(
+        self, agent: Prompt, passage: str, turns: list[Turn], speaker: str, offered: Offer | None
+    ) -> list[dict[str, str]]:
+        dialogue = written(turns) or _NOTHING
+        slots = {"mark": mark_for(passage, dialogue), "dialogue": dialogue, "speaker": speaker}
+        if offered is None:
+            return agent.messages(passage=passage, **slots)
+        return agent.messages(passage=offered.passage, forms=offered.forms, **slots)
+
+    def _document(self, document: Document, talk: Talk, number: int) -> Document:
         """A dialogue as a document."""
-        metadata = document.metadata
+        metadata, turns = document.metadata, [turn for turn, _ in talk]
+        notes: dict[str, Any] = {"of": document.id, "agents": [agent.mark for agent in self.agents],
+                                 "judge": self.prompt.mark, "passage": number}  # fmt: skip
+        if any(calls is not None for _, calls in talk):
+            notes["composed_of"] = [calls for _, calls in talk]
         made = Document(
             text=written(turns),
             id=f"{document.id}/dialogue-{number}",
@@ -215,9 +257,12 @@ class Converse(Asking):
             {
                 "name": self.name, "level": self.level, "version": self.version, "parameters": self.hash,
                 "model": self.model, "result": "made", "sha": provenance.text_hash(made.text),
-                "characters": len(made.text),
-                "notes": {"of": document.id, "agents": [agent.mark for agent in self.agents],
-                          "judge": self.prompt.mark, "passage": number},
+                "characters": len(made.text), "notes": notes,
             },
         )  # fmt: skip
         return made
+
+
+def says_yes(answer: str) -> bool:
+    """Whether a judge's last word is YES."""
+    return (answer.strip().upper().split() or [""])[-1].strip(".!*\"'") == "YES"

@@ -8,12 +8,14 @@ back-references.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 ANY = r"(.|\n)*"
 YES_OR_NO = "YES|NO"
 PAIRS = r"NO QA|(BEGIN QA\nQUESTION: [^\n]+\nANSWER: [^\n]+(\n[^\n]+)*\nEVIDENCE: [^\n]+\nEND QA\n?)+"
 _MOST_CALLS = 3
+_MOST_TERMS = 400  # that are all written out; beyond that a form only says that there are words
+_SPECIAL = re.compile(r"[\\.+*?()|\[\]{}^$]")
 _TEXT = r'"([^"\\\n]|\\["\\nt]){0,200}"'
 
 
@@ -55,27 +57,70 @@ def quotes(sentences: Sequence[int], may_decline: bool = True) -> str:
     return rf"nothing\(\)|{chosen}" if may_decline else chosen
 
 
-_NUMBER = r"-?(0|[1-9]\d{0,5})(\.\d{1,4})?"
-_SCALAR = rf"({_NUMBER}|True|False|None|{_TEXT})"
-_ITEMS = rf"({_SCALAR}(, {_SCALAR}){{0,7}})?"
-_PAIRS = rf"({_SCALAR}: {_SCALAR}(, {_SCALAR}: {_SCALAR}){{0,7}})?"
-LITERAL = rf"({_SCALAR}|\[{_ITEMS}\]|\({_SCALAR}, {_ITEMS}\)|\{{{_PAIRS}\}})"
+def says(plain: Sequence[int], worded: Sequence[int], terms: Mapping[int, Sequence[str]], most: int) -> str:
+    """A choice of forms of a turn and of sentences that they speak of; empty where there is none.
+
+    Args:
+        plain: Numbers of forms that take a sentence.
+        worded: Of those that take words of it too.
+        terms: Words that may be taken of each sentence, by its number.
+        most: Of calls, one a line.
+    """
+    calls = []
+    if plain and terms:
+        calls.append(rf"say\({_one_of(plain)}, {_one_of(terms)}\)")
+    few = sum(map(len, terms.values())) <= _MOST_TERMS
+    for number, words in terms.items():
+        if worded and words:
+            said = _one_of(words) if few else r'[^"\\\n]{1,80}'
+            calls.append(rf'say\({_one_of(worded)}, {number}, "{said}"\)')
+    call = f"({'|'.join(calls)})"
+    more = rf"(\n{call}){{0,{most - 1}}}" if most > 1 else ""
+    return call + more if calls else ""
 
 
-def calls(name: str, least: int, most: int, count: int) -> str:
+def _one_of(values: Iterable[object]) -> str:
+    return "(" + "|".join(_SPECIAL.sub(r"\\\g<0>", str(value)) for value in values) + ")"
+
+
+def literal(of: Collection[str], items: Collection[str], longest: int) -> str:
+    """A plain value of Python.
+
+    Args:
+        of: Kinds that it may be, of `kinds.ALL`.
+        items: Kinds of what it holds, where it is a list, a tuple or a dictionary.
+        longest: Most characters of a text.
+    """
+    one = {
+        "integer": _INTEGER, "decimal": _DECIMAL, "truth": "True|False", "none": "None",
+        "text": rf'"([^"\\\n]|\\["\\nt]){{0,{longest}}}"', "bytes": rf'b"[ !#-\[\]-~]{{0,{longest}}}"',
+    }  # fmt: skip
+    held = "|".join(form for name, form in one.items() if name in items) or _INTEGER
+    key = "|".join(form for name, form in one.items() if name in ("integer", "text"))
+    some = rf"(({held})(, ({held})){{0,7}})?"
+    pair = rf"({key}): ({held})"
+    many = {
+        "list": rf"\[{some}\]", "tuple": rf"\(({held}), {some}\)", "dict": rf"\{{({pair}(, {pair}){{0,7}})?\}}",
+    }  # fmt: skip
+    return f"({'|'.join(form for name, form in (one | many).items() if name in of)})"
+
+
+_INTEGER = r"-?(0|[1-9]\d{0,5})"
+_DECIMAL = rf"{_INTEGER}\.\d{{1,4}}"
+
+
+def calls(name: str, least: int, literals: Sequence[str], count: int) -> str:
     """Calls of a function with literals, one a line.
 
     Args:
         name: Of the function.
         least: Arguments that it must have.
-        most: That it can have.
+        literals: Of each argument that it can have, in their order.
         count: Of calls, at most.
     """
-    if most == 0:
-        given = ""
-    else:
-        first = max(least, 1)
-        given = rf"{LITERAL}(, {LITERAL}){{{first - 1},{most - 1}}}"
-        given = given if least else f"({given})?"
-    call = rf"{re.escape(name)}\({given}\)"
+    must = ", ".join(literals[:least])
+    may = ""
+    for place in range(len(literals) - 1, least - 1, -1):
+        may = rf"({', ' if place else ''}{literals[place]}{may})?"
+    call = rf"{re.escape(name)}\({must}{may}\)"
     return rf"{call}(\n{call}){{0,{count - 1}}}"

@@ -9,20 +9,20 @@ comes back.
 from __future__ import annotations
 
 import hashlib
-import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from megatron_davinci.config.load import one_screen, problems_of, read_settings
 from megatron_davinci.config.section import Section
+from megatron_davinci.darwin.choices import SLOT, Choice
 from megatron_davinci.errors import ConfigError
 
 FOLDER = Path(__file__).parent / "prompt_files"
 Task = Literal[
     "purify", "reorganise", "edit", "complete", "pairs", "judge_alone", "judge_support", "contextualise", "quote",
-    "agent", "judge_dialogue", "answer", "checks", "calls", "transcribe", "rate",
+    "agent", "choose", "judge_dialogue", "answer", "checks", "calls", "transcribe", "rate",
 ]  # fmt: skip
 # The slots that the user's message of each task must have.
 SLOTS: dict[str, set[str]] = {
@@ -39,11 +39,13 @@ SLOTS: dict[str, set[str]] = {
     "contextualise": {"passage", "mark", "related"},
     "quote": {"passage", "mark", "related"},
     "agent": {"passage", "mark", "dialogue", "speaker"},
+    "choose": {"passage", "mark", "dialogue", "speaker"},
     "judge_dialogue": {"passage", "mark", "dialogue"},
     "transcribe": {"mark"},
     "rate": {"passage", "mark"},
 }
-_SLOT = re.compile(r"\{\{\s*(\w+)\s*\}\}")
+# And those that it may have.
+MORE_SLOTS = {"choose": {"forms"}}
 
 
 class PromptFile(Section):
@@ -55,14 +57,16 @@ class PromptFile(Section):
         task: What is asked for: `purify` deletes and repairs, `reorganise` regroups too, `edit` says which lines go
             and what is replaced, `complete` spells out what is left unsaid, `pairs` asks for questions with answers;
             `judge_alone` and `judge_support` judge a pair; `contextualise` adds from related passages, `quote` says
-            which of their sentences to quote; `agent` says the next turn of a dialogue, `judge_dialogue` judges one;
-            `answer` asks a question, `checks` for a program's tests, `calls` for calls of one function of it;
-            `transcribe` asks for the text of a page that goes along as a picture, `rate` for a grade.
+            which of their sentences to quote; `agent` says the next turn of a dialogue, `choose` chooses what it is
+            composed of, `judge_dialogue` judges one; `answer` asks a question, `checks` for a program's tests,
+            `calls` for calls of one function of it; `transcribe` asks for the text of a page that goes along as a
+            picture, `rate` for a grade.
         domain: What it is for, for a reader.
         base: Name of the prompt file that it gives its guidance to.
         guidance: What is peculiar to the domain.
         system: The system's message.
         user: The user's message, with the task's slots.
+        choice: What turns are composed of, for the task `choose`.
     """
 
     name: str
@@ -73,6 +77,14 @@ class PromptFile(Section):
     guidance: str = ""
     system: str = ""
     user: str = ""
+    choice: Choice | None = None
+
+    @model_validator(mode="after")
+    def _chooses(self) -> PromptFile:
+        if (self.choice is None) != (self.task != "choose"):
+            wrong = "has none: add choice.forms" if self.choice is None else f"has one; found {self.task}"
+            raise ValueError(f"the task choose, and no other, should have a choice; this {wrong}")
+        return self
 
 
 class Prompt:
@@ -84,11 +96,21 @@ class Prompt:
         task: What it asks for.
         system: The system's message, with guidance filled in.
         user: The user's message, with slots.
+        choice: What turns are composed of; None where the model writes them.
     """
 
-    def __init__(self, name: str, version: int, task: str, system: str, user: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        version: int,
+        task: str,
+        system: str,
+        user: str,
+        choice: Choice | dict[str, Any] | None = None,
+    ) -> None:
         self.name, self.version, self.task = name, version, task
         self.system, self.user = system, user
+        self.choice = None if choice is None else Choice.model_validate(choice)
 
     @property
     def described(self) -> dict[str, Any]:
@@ -99,19 +121,23 @@ class Prompt:
             "task": self.task,
             "system": self.system,
             "user": self.user,
+            **({} if self.choice is None else {"choice": self.choice.model_dump()}),
         }
 
     @property
     def mark(self) -> str:
         """Name, version and a hash of the wording, for histories."""
-        digest = hashlib.blake2b(f"{self.system}\0{self.user}".encode(), digest_size=4).hexdigest()
+        wording = f"{self.system}\0{self.user}"
+        if self.choice is not None:
+            wording += f"\0{self.choice.model_dump_json()}"
+        digest = hashlib.blake2b(wording.encode(), digest_size=4).hexdigest()
         return f"{self.name} {self.version} ({digest})"
 
     def messages(self, **slots: str) -> list[dict[str, Any]]:
         """The chat with its slots filled; what fills one is never looked through for slots."""
-        said = [{"role": "user", "content": _SLOT.sub(lambda slot: slots[slot[1]], self.user)}]
+        said = [{"role": "user", "content": SLOT.sub(lambda slot: slots[slot[1]], self.user)}]
         if self.system:
-            said.insert(0, {"role": "system", "content": _SLOT.sub(lambda slot: slots[slot[1]], self.system)})
+            said.insert(0, {"role": "system", "content": SLOT.sub(lambda slot: slots[slot[1]], self.system)})
         return said
 
 
@@ -163,12 +189,13 @@ def load_prompt(given: str, base: Path, tasks: frozenset[str]) -> Prompt:
     problems = []
     if file.task not in tasks:
         problems.append(f"task: should be {' or '.join(sorted(tasks))}; found {file.task}")
-    found, wanted = set(_SLOT.findall(user)), SLOTS[file.task]
+    found, wanted = set(SLOT.findall(user)), SLOTS[file.task]
     problems += [f"user: has no slot {{{{{slot}}}}}" for slot in sorted(wanted - found)]
     problems += [
-        f"{place}: there is no slot {{{{{slot}}}}} for the task {file.task}; there are {', '.join(sorted(wanted))}"
-        for place, slots in (("user", found), ("system", set(_SLOT.findall(system))))
-        for slot in sorted(slots - wanted)
+        f"{place}: there is no slot {{{{{slot}}}}} for the task {file.task}; there are "
+        f"{', '.join(sorted(wanted | MORE_SLOTS.get(file.task, set())))}"
+        for place, slots in (("user", found), ("system", set(SLOT.findall(system))))
+        for slot in sorted(slots - wanted - MORE_SLOTS.get(file.task, set()))
     ]
     if user.count("{{passage}}") > 1:
         problems.append("user: has {{passage}} more than once")
@@ -176,7 +203,7 @@ def load_prompt(given: str, base: Path, tasks: frozenset[str]) -> Prompt:
         raise ConfigError(
             "A prompt file cannot be used.", where=path, found="\n".join(problems), do="mend the file"
         )
-    return Prompt(file.name, file.version, file.task, system.strip(), user.strip())
+    return Prompt(file.name, file.version, file.task, system.strip(), user.strip(), file.choice)
 
 
 def _read(path: Path) -> PromptFile:

@@ -79,8 +79,12 @@ def test_sentences_that_a_program_names_are_copied(program, found):
 
 
 def test_headings_are_not_offered_for_quotation():
-    passages = ["Examples\n========\n\nThe gravity of the moon raises tides twice a day.", "See also"]
-    assert sentence_counts(passages) == [1, 0]
+    passages = [
+        "Examples\n========\n\nThe gravity of the moon raises tides twice a day.",
+        "See also",
+        "ocean.tides.gravity",
+    ]
+    assert sentence_counts(passages) == [1, 0, 0]
     assert "gravity" in sentences_of(passages) and "Examples" not in sentences_of(passages)
 
 

@@ -8,8 +8,10 @@ import pytest
 
 from megatron_davinci.darwin import forms
 from megatron_davinci.darwin.edits import calls_of, carried_out
+from megatron_davinci.darwin.kinds import ALL
 from megatron_davinci.darwin.pair_gates import parsed
 
+ANYTHING = forms.literal(ALL, ALL, 200)
 PAIR = "BEGIN QA\nQUESTION: a b c?\nANSWER: one\ntwo\nEVIDENCE: d e f\nEND QA"
 
 
@@ -29,9 +31,15 @@ def test_numbers_up_to_a_bound(most):
          ["quote(1, 3)", "quote(2, 1)", "quote(4, 1)", "nothing()\nquote(1, 1)"]),
         (forms.quotes([2], may_decline=False), ["quote(1, 2)"], ["nothing()"]),
         (forms.quotes([]), ["nothing()"], ["quote(1, 1)"]),
-        (forms.calls("f", 1, 2, 2), ["f(1)", 'f("a b", [1, 2.5])\nf({1: None}, (True, ))'],
+        (forms.calls("f", 1, [ANYTHING] * 2, 2), ["f(1)", 'f("a b", [1, 2.5])\nf({1: None}, (True, ))'],
          ["f()", "f(1, 2, 3)", "g(1)", "f(x)", "f(1)\nf(1)\nf(1)", 'f("a\nb")']),
-        (forms.calls("f", 0, 1, 1), ["f()", "f(-3)"], ["f(1, 2)"]), (forms.calls("f", 0, 0, 1), ["f()"], ["f(1)"]),
+        (forms.calls("f", 0, [ANYTHING], 1), ["f()", "f(-3)"], ["f(1, 2)"]),
+        (forms.calls("f", 0, [], 1), ["f()"], ["f(1)"]),
+        (forms.calls("f", 2, [forms.literal({"integer"}, ALL, 9), forms.literal({"list", "none"}, {"text"}, 2)], 1),
+         ['f(-1, ["ab", ""])', "f(0, None)", "f(7, [])"], ["f(1)", 'f("a", [])', "f(1, [2])", 'f(1, ["abc"])']),
+        (forms.literal({"bytes", "decimal", "dict", "truth"}, {"truth"}, 9),
+         ['b"a b"', "-0.5", '{"k": True, 1: False}'],
+         ["1", '"a"', '{"k": 1}', 'b"\n"', "None"]),
         (forms.turn(20), ["<turn>Why is it so?</turn>"], ["<turn>Why is it so</turn>", "<turn>a<b?</turn>",
          "<turn>>> a?</turn>", "<turn>" + "a" * 20 + ".</turn>"]),
         (forms.within("passage2", forms.YES_OR_NO), ["<passage2>\nYES\n</passage2>"], ["<passage>YES</passage>"]),

@@ -24,7 +24,7 @@ from megatron_davinci.cli import serve
 from megatron_davinci.cli.convert_to_hf import export
 from megatron_davinci.cli.main import main
 from megatron_davinci.evaluate.sampling import Draw, Sampling
-from megatron_davinci.evaluate.serving.requests import Refusal
+from megatron_davinci.evaluate.serving.requests import Refusal, asked
 from megatron_davinci.evaluate.serving.server import Server, Settings
 from tests.evaluate import models
 
@@ -141,6 +141,19 @@ def test_a_seed_decides_what_is_drawn(served):
         assert list(pool.map(lambda seed: drawn(PROMPTS[2], seed), range(4))) == alone
     assert len(set(alone)) == 4
     assert completed(served, PROMPTS[2], temperature=1.0, top_p=1e-6) == completed(served, PROMPTS[2])
+
+
+def test_a_seed_draws_otherwise_for_another_prompt():
+    def seeds(**body):
+        given = {"model": "m", "max_tokens": 1, **body}
+        found = asked(given, False, "m", 99, lambda text: list(text.encode()), lambda body: None)
+        return [one.sampling.seed for one in found]
+
+    [one, other, again] = seeds(prompt=["river", "rivers", "river"], seed=7)
+    assert one == again != other and [one] == seeds(prompt="river", seed=7) != seeds(prompt="river", seed=8)
+    many = seeds(prompt=[f"question {number}" for number in range(400)], seed=0)
+    yes = sum(Draw([Sampling(1.0, 1.0, seed)])([0], torch.zeros(1, 2)).item() for seed in many)
+    assert 140 < yes < 260, "of 400 draws of two that are as likely"
 
 
 def test_tokens_come_as_often_as_they_are_likely():

@@ -6,8 +6,9 @@ not get something else without a word.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,7 +153,6 @@ def asked(
     if top_p == 0:
         raise Refusal(400, "top_p should be more than 0", param="top_p")
     seed = _integer(body, "seed", None)
-    sampling = Sampling(temperature, top_p, (seed or 0) % (1 << 63))
     until, form = _stops(body.get("stop")), form_of(body)
     names = ("max_completion_tokens", "max_tokens") if chat else ("max_tokens",)
     most = next((body[name] for name in names if body.get(name) is not None), None)
@@ -176,6 +176,7 @@ def asked(
                 param=where,
                 code="context_length_exceeded",
             )
+        sampling = Sampling(temperature, top_p, _seed(seed or 0, ids))
         found.append(Asked(ids, wanted, until, sampling, form))
     return found
 
@@ -195,6 +196,16 @@ def _check_fields(body: Mapping[str, Any], known: set[str]) -> None:
             raise Refusal(
                 400, f"{name} is not supported by this server; leave it out, or set {_NEUTRAL[name][0]!r}", param=name
             )  # fmt: skip
+
+
+def _seed(given: int, ids: Sequence[int]) -> int:
+    """The seed of a text's generator: that of the request, and another for each prompt.
+
+    With the same numbers for all of them a thousand questions that are answered by YES or NO, either as likely, would
+    have the same answer a thousand times.
+    """
+    said = f"{given} {' '.join(map(str, ids))}".encode()
+    return int.from_bytes(hashlib.blake2b(said, digest_size=8).digest()) >> 1
 
 
 def _number(body: Mapping[str, Any], name: str, default: float, low: float, high: float) -> float:
