@@ -1,6 +1,8 @@
 """Text, tokenizer and sources for the designs of this folder, out of what is on the machine.
 
-Six domains of real text, those of the curriculum study; the designs use four. What is whole already is kept.
+Six domains of real text, those of the curriculum study; the designs use four. Beside them what single designs
+compare: questions with a mask, questions by subject, code of two Darwin levels (`variants.py`). What is whole already
+is kept.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "curriculum_study"))
 
 from texts import prepare
+from variants import code_levels, questions_by_subject
 
 from megatron_davinci.data.jsonl import Fields
 from megatron_davinci.data.tokenize import Options, tokenize
@@ -22,12 +25,14 @@ FOLDER, VOCABULARY = Path("runs/ablations-data"), 1024
 def main() -> None:
     """Write `runs/ablations-data`."""
     pools = prepare(FOLDER, VOCABULARY)
-    parted = FOLDER / "qa.parted"
-    if not (parted / "manifest.json").exists():
+    tokenizer = Tokenizer.load(FOLDER / "tokenizer")
+    fields = Fields("text", "prompt", "response")
+    for side, name in (("train", "qa.parted"), ("valid", "qa.valid.parted")):
         # With a mask: what is question, and what is answer.
-        fields = Fields("text", "prompt", "response")
-        texts, tokenizer = [FOLDER / "text" / "qa.train.jsonl"], Tokenizer.load(FOLDER / "tokenizer")
-        tokenize(texts, tokenizer, parted, "qa", "qa", Options(fields))
+        if not (FOLDER / name / "manifest.json").exists():
+            texts = [FOLDER / "text" / f"qa.{side}.jsonl"]
+            tokenize(texts, tokenizer, FOLDER / name, "qa", "qa", Options(fields))
+    pools |= questions_by_subject(FOLDER, tokenizer) | code_levels(FOLDER, tokenizer)
     print("tokens to train on: " + ", ".join(f"{name} {count:,}" for name, count in pools.items()))
 
 
