@@ -13,10 +13,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "curriculum_study"))
 
 from texts import prepare
-from variants import code_levels, questions_by_subject
+from variants import code_levels, pairs_alone, questions_by_subject
 
-from megatron_davinci.data.jsonl import Fields
-from megatron_davinci.data.tokenize import Options, tokenize
 from megatron_davinci.data.tokenizer import Tokenizer
 
 FOLDER, VOCABULARY = Path("runs/ablations-data"), 1024
@@ -26,12 +24,7 @@ def main() -> None:
     """Write `runs/ablations-data`."""
     pools = prepare(FOLDER, VOCABULARY)
     tokenizer = Tokenizer.load(FOLDER / "tokenizer")
-    fields = Fields("text", "prompt", "response")
-    for side, name in (("train", "qa.parted"), ("valid", "qa.valid.parted")):
-        # With a mask: what is question, and what is answer.
-        if not (FOLDER / name / "manifest.json").exists():
-            texts = [FOLDER / "text" / f"qa.{side}.jsonl"]
-            tokenize(texts, tokenizer, FOLDER / name, "qa", "qa", Options(fields))
+    pools |= pairs_alone(FOLDER, tokenizer)
     pools |= questions_by_subject(FOLDER, tokenizer) | code_levels(FOLDER, tokenizer)
     print("tokens to train on: " + ", ".join(f"{name} {count:,}" for name, count in pools.items()))
 

@@ -1,4 +1,4 @@
-"""Sources that a design compares: code before and after selection by a model, and questions by what they are about.
+"""Sources that a design compares: code before and after selection by a model, questions by subject, pairs alone.
 
 Level 2 and level 3 differ in one step, as in section 4.1 of the daVinci-LLM report: rules and deduplication leave
 `code.level2`; a light model then ranks it, and the better part is `code.level3`. The texts are the code that the
@@ -8,6 +8,7 @@ designs have, and beside it what that leaves out: tests, generated and vendored 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,8 +23,9 @@ from megatron_davinci.darwin.classifiers import train_and_judge
 from megatron_davinci.darwin.corpus import Corpus
 from megatron_davinci.darwin.recipe import load_recipe
 from megatron_davinci.darwin.run import run_recipe
+from megatron_davinci.data.jsonl import Fields
 from megatron_davinci.data.manifest import Manifest
-from megatron_davinci.data.tokenize import tokenize_jsonl
+from megatron_davinci.data.tokenize import Options, tokenize, tokenize_jsonl
 from megatron_davinci.data.tokenizer import Tokenizer
 from megatron_davinci.files import write_atomically
 
@@ -94,6 +96,45 @@ def train_classifier(texts: Path, out: Path) -> None:
     others = [one["text"] for one in _read(texts / "code.left-out.jsonl")]
     labels = ["reference"] * len(reference) + ["other"] * len(others)
     train_and_judge([*reference, *others], labels, bits=16).save(out)
+
+
+def pairs_alone(folder: Path, tokenizer: Tokenizer) -> dict[str, int]:
+    """Write the sources `qa.pairs` and `qa.valid.pairs`: a document a question, and a mask of answers.
+
+    The designs' questions come several to a document, of which a mask would leave the last answer only.
+
+    Args:
+        folder: Where `text/` is, and where they are to be.
+        tokenizer: Of the designs.
+
+    Returns:
+        Tokens to train on, by source.
+    """
+    made = {}
+    for side, name in (("train", "qa.pairs"), ("valid", "qa.valid.pairs")):
+        if not (folder / name / "manifest.json").exists():
+            path = folder / "text" / f"{name}.jsonl"
+            lines = [
+                json.dumps(pair, ensure_ascii=False) + "\n"
+                for one in _read(folder / "text" / f"qa.{side}.jsonl")
+                for pair in _pairs(one)
+            ]
+            write_atomically(path, "".join(lines))
+            tokenize(
+                [path], tokenizer, folder / name, name, "qa", Options(Fields("text", "prompt", "response"))
+            )
+        if side == "train":
+            made[name] = Manifest.load(folder / name).tokens
+    return made
+
+
+def _pairs(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The questions of a document with their answers, one by one."""
+    for number, text in enumerate(re.split(r"\n\n(?=Question: )", document["text"].rstrip("\n"))):
+        question, mark, answer = text.partition("\nAnswer:")
+        if mark and answer.strip():
+            pair = {"prompt": question + mark, "response": answer + "\n", "text": text + "\n"}
+            yield {"id": f"{document['id']}-{number}", **pair, "domain": "qa", "source": document["source"]}
 
 
 def questions_by_subject(folder: Path, tokenizer: Tokenizer) -> dict[str, int]:
