@@ -245,6 +245,8 @@ def _report(arguments: argparse.Namespace) -> int:
         print(f"  {in_words(one, verdict.control)}")
     for warning in verdict.warnings:
         print(f"  note: {warning}")
+    if any(one.state == "failed" for one in outcomes):
+        print("  The page says why a run failed; davinci lab run with --retry starts it again.")
     if verdict.noise is not None:
         need = "more than 1,000" if verdict.seeds_needed is None else verdict.seeds_needed
         print(
