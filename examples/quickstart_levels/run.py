@@ -154,7 +154,8 @@ def looked_at(corpus: Corpus) -> dict[str, Any]:
     """What came of the documents by level, and whether what was raised holds.
 
     Returns:
-        By level: `documents` that were asked about, `raised`, `holding` of those, `refused` by gate, and an example.
+        By level: `documents` of which the model was asked something, `raised`, `holding` of those, `counts` of what
+        came of answers, and the shortest as `example`.
     """
     records = {record["id"]: record for record in corpus.records()}
     counts = json.loads((corpus.folder / "statistics.json").read_text(encoding="utf-8"))["counts"]
@@ -165,8 +166,11 @@ def looked_at(corpus: Corpus) -> dict[str, Any]:
         asked_about = [
             record
             for record in records.values()
-            if any(each["name"] == step for each in record["darwin"]["operations"])
-            and record["source"] != "talks"
+            if record["source"] != "talks"
+            and any(
+                each["name"] == step and each["notes"].get("prompt_tokens")
+                for each in record["darwin"]["operations"]
+            )
         ]
         good = [record for record in raised if _told(record, step, level) and holds(record, records, corpus)]
         shown = min(raised, key=lambda record: len(record["text"]), default=None)

@@ -26,12 +26,15 @@ SLOT = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 _SLOTS = {"sentence", "words"}
 _WORD = re.compile(r"[^\W\d_](?:[\w'’.-]*\w)?")
 _ENDS = re.compile(r"[.!?][)\"'”’]*$")
-# Words that link others, and are no end of what is spoken of.
+# Words that link others or help them, and are no end of what is spoken of.
 _LINKS = set(
-    "about above across after again against along already around away back because before behind below beneath "
-    "beside besides between beyond during either else even ever except inside instead into just like more most much "
-    "near neither onto only outside over same several since some such than then through throughout together toward "
-    "towards under unless until upon very well whether while within without".split()
+    "about above according across after again against along already also although always among another around away "
+    "back because been before behind being below beneath beside besides between beyond both could does doing done "
+    "during each either else even ever except have having here however inside instead into just like made make makes "
+    "many might more most much must near neither never often once only onto other others outside over perhaps quite "
+    "rather same several shall should since some still such than them then there these they this those through "
+    "throughout thus together toward towards under unless until upon used uses using very well were what when where "
+    "whether which while will with within without would your".split()
 )
 _TELLS = 2  # content words of a sentence that may be spoken of
 _NEAR = 0.75  # of the words that the sentence nearest to the turn before shares with it

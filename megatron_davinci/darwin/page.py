@@ -74,17 +74,21 @@ class Funnel:
     """Documents and characters before and after each step, in the recipe's order.
 
     Attributes:
-        rows: `(step, level, documents in, documents out, characters that left with them)`.
+        rows: `(step, level, documents in, documents out, characters that left with those turned away)`.
+        made: Documents that a step made of others, by its name.
         read: Documents that were read.
     """
 
     def __init__(self, manifest: dict[str, Any], statistics: dict[str, Any]) -> None:
         gone: dict[str, Counter[str]] = {"documents": Counter(), "characters": Counter()}
+        self.made = Counter[str]()
         for unit, counter in gone.items():
             for key, count in statistics[unit].items():
                 _, what, *rest = key.split("/")
-                if what in ("dropped", "quarantined", "derived"):
-                    counter[rest[0]] += -count if what == "derived" else count
+                if what in ("dropped", "quarantined"):
+                    counter[rest[0]] += count
+                elif what == "derived" and unit == "documents":
+                    self.made[rest[0]] += count
         self.read = manifest["documents"]["input"]
         self.rows: list[tuple[str, int, int, int, int]] = []
         left, seen = self.read, set()
@@ -93,7 +97,7 @@ class Funnel:
             if name in seen:
                 continue  # what one step takes in two places is counted together
             seen.add(name)
-            out = left - gone["documents"][name]
+            out = left - gone["documents"][name] + self.made[name]
             self.rows.append((name, operation["level"], left, out, gone["characters"][name]))
             left = out
 
@@ -139,14 +143,15 @@ def _funnel(page: Page, funnel: Funnel) -> None:
         )
     )
     page.table(
-        ["step", "level", "documents in", "turned away", "share", "characters turned away"],
+        ["step", "level", "documents in", "made of them", "turned away", "share", "characters turned away"],
         [
             [
                 name,
                 level,
                 f"{into:,}",
-                f"{into - out:,}",
-                percent((into - out) / max(1, into)),
+                f"{funnel.made[name]:,}",
+                f"{into + funnel.made[name] - out:,}",
+                percent((into + funnel.made[name] - out) / max(1, into)),
                 quantity(characters),
             ]
             for name, level, into, out, characters in funnel.rows
