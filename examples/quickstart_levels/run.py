@@ -168,7 +168,7 @@ def looked_at(corpus: Corpus) -> dict[str, Any]:
             for record in records.values()
             if record["source"] != "talks"
             and any(
-                each["name"] == step and each["notes"].get("prompt_tokens")
+                each["name"] == step and each.get("notes", {}).get("prompt_tokens")
                 for each in record["darwin"]["operations"]
             )
         ]
