@@ -23,14 +23,18 @@ same bounds: `knows_curves` divides by the true curves, without noise, from the 
 knee from the moment that it is passed. What it lacks to 1 is the price of not knowing knees ahead: after one, floors
 and transfer go on giving, and shares fall by 0.1 a decision.
 
-In worlds that fade (a second set) order counts: of what a domain knows, exp(-f (1 - share)) is left after a whole
+The same worlds without their knees (a second set) are those in which the curves that were measured go on: what is
+missing to 1 there is the price of learning curves from noisy evaluations, and of knees that might have come.
+
+In worlds that fade (a third set) order counts: of what a domain knows, exp(-f (1 - share)) is left after a whole
 run, with f in 0.1 to 0.5. Their optimum is the best schedule of ten mixtures, by the same exchange from the best
 constant one, so it may be a local one.
 
 figures, over worlds: gain_fraction_of_optimum (summed over worlds: nats below the best fixed mixture, controller /
 optimum), its 95% interval by resampling worlds (_low, _high), gain_fraction_median, gain_fraction_worst,
 beats_best_fixed_fraction, bounds_violations (of all runs), knows_curves_gain_fraction, every_second_* (decisions at
-every second evaluation), fading_* (worlds that fade), loss_weighted_gain_fraction (that policy, with a reference
+every second evaluation), without_knees_* (the same worlds without knees), fading_* (worlds that fade),
+loss_weighted_gain_fraction (that policy, with a reference
 trained on even shares), decision_seconds_30_domains (median of 3, 100 evaluations, on one core). The saturation
 monitor is left out but for the last: without a domain of another format it only words what was decided.
 """
@@ -255,11 +259,18 @@ def without_words(own: NDArray, losses: NDArray, unit: str) -> Saturation:
     return Saturation("unknown", 0.0, 0.0, 0.0, 0.0, 0.0, None, losses, "not asked")
 
 
-def compare(seed: int, number: int, fades: bool, runs: tuple[str, ...]) -> dict[str, float]:
+KINDS = {"world": "", "world without knees": "without_knees_", "world that fades": "fading_"}
+"""Sets of worlds, and what the names of their figures begin with."""
+
+
+def compare(seed: int, number: int, kind: str, runs: tuple[str, ...]) -> dict[str, float]:
     """What can be gained in one world, what each run gained, and how often bounds were left."""
     returns._monitor = without_words
+    fades = kind == "world that fades"
     rng = np.random.default_rng([seed, number, int(fades)])
     world = draw(rng)
+    if kind == "world without knees":
+        world = replace(world, knee=np.full_like(world.knee, np.inf))
     fixed = fixed_mixtures(world, rng)
     noise_seed = int(rng.integers(2**32))  # the same noise for every policy
     best_static = optimum(world, fixed["even"][None])
@@ -275,7 +286,7 @@ def compare(seed: int, number: int, fades: bool, runs: tuple[str, ...]) -> dict[
         found["constant"] = best_fixed - float(world.goal(best_static))
     for name in runs:
         policy, every = RUNS[name]
-        if fades and name != "saturation":
+        if kind != "world" and name != "saturation":
             continue
         end, left = run(world, policy_named(policy, world), every, np.random.default_rng(noise_seed))
         found[name] = best_fixed - end
@@ -336,30 +347,34 @@ def main() -> None:
     """Draw worlds, run, compare."""
     parser = common.parser(__doc__ or "")
     parser.add_argument("--worlds", type=int, default=24)
+    parser.add_argument("--worlds-without-knees", type=int, default=24)
     parser.add_argument("--fading-worlds", type=int, default=12)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--runs", nargs="+", choices=sorted(RUNS), default=list(RUNS), help="only these")
     parser.add_argument("--no-timing", action="store_true", help="decisions are not timed: on a busy machine")
     arguments = parser.parse_args()
     runs = tuple(dict.fromkeys(["saturation", *arguments.runs]))
-    jobs = [(arguments.seed, i, False, runs) for i in range(arguments.worlds)]
-    jobs += [(arguments.seed, i, True, runs) for i in range(arguments.fading_worlds)]
-    rows: dict[bool, list[dict[str, float]]] = {False: [], True: []}
+    counts = (arguments.worlds, arguments.worlds_without_knees, arguments.fading_worlds)
+    jobs = [
+        (arguments.seed, i, kind, runs)
+        for kind, count in zip(KINDS, counts, strict=True)
+        for i in range(count)
+    ]
+    rows: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
     with ProcessPoolExecutor(arguments.processes) as pool:
-        for (_, number, fades, _), row in zip(jobs, pool.map(compare, *zip(*jobs, strict=True)), strict=True):
-            rows[fades].append(row)
+        for (_, number, kind, _), row in zip(jobs, pool.map(compare, *zip(*jobs, strict=True)), strict=True):
+            rows[kind].append(row)
             words = ", ".join(
                 f"{name} {row[name] / row['possible']:.3f}" for name in (*RUNS, "constant") if name in row
             )
-            kind = "world that fades" if fades else "world"
             print(
                 f"{kind} {number}: {row['domains']:.0f} domains, to gain {row['possible']:.4f} nats; {words}",
                 flush=True,
             )
-    plain, fading = rows[False], rows[True]
+    plain, _, fading = rows.values()
     total = sum(row["possible"] for row in plain)
     figures = summary(plain, "saturation", "")
-    figures["bounds_violations"] = sum(row["violations"] for row in plain + fading)
+    figures["bounds_violations"] = sum(row["violations"] for found in rows.values() for row in found)
     for name in ("knows_curves", "every_second_knows_curves", "loss_weighted"):
         if name in runs:
             figures[f"{name}_gain_fraction"] = sum(row[name] for row in plain) / total
@@ -369,8 +384,10 @@ def main() -> None:
         )
     if "every_second" in runs:
         figures |= summary(plain, "every_second", "every_second_")
+    for kind, prefix in KINDS.items():
+        if prefix and rows[kind]:
+            figures |= summary(rows[kind], "saturation", prefix)
     if fading:
-        figures |= summary(fading, "saturation", "fading_")
         figures["fading_best_constant_gain_fraction"] = sum(row["constant"] for row in fading) / sum(
             row["possible"] for row in fading
         )
@@ -382,10 +399,14 @@ def main() -> None:
         figures,
         {
             "worlds": arguments.worlds,
+            "worlds_without_knees": arguments.worlds_without_knees,
             "fading_worlds": arguments.fading_worlds,
             "seed": arguments.seed,
             "runs": list(runs),
             "fractions": [row["saturation"] / row["possible"] for row in plain],
+            "knows_curves_fractions": [
+                row["knows_curves"] / row["possible"] for row in plain if "knows_curves" in row
+            ],
         },
     )
 

@@ -24,8 +24,9 @@ HAZARD = 0.3
 """Of a knee, an e-fold of what is known, before anything is measured."""
 RATIOS = np.array([0.0, 0.1, 0.25])
 """r, after a knee."""
-TRANSFERS = np.array([0.0, 0.03])
-"""What a token of another domain is worth; all as likely."""
+TRANSFERS = np.array([0.0, 0.015, 0.03])
+"""What a token of another domain is worth; all as likely. The ends alone would not do: of a domain that is given
+little and learns much from others, noise then throws what lies between them to one or the other."""
 _FEW, _MANY = 40, 160  # points: to find where the probability is, and to weigh curves
 _EXPONENT_PRIOR = (np.log(0.25), 0.8)  # a normal distribution of log b; loss curves lie near 0.05 to 0.5
 _SCALE_DEVIATION = 2.0  # of log s, around the middle of the first evaluation and the budget

@@ -61,6 +61,23 @@ def test_a_knee_that_may_lie_ahead_lowers_what_is_expected():
     assert RATIOS.mean() * certain - 1e-4 <= sure_end < risky < certain
 
 
+@pytest.mark.parametrize("transfer", [0.0, 0.014, 0.03])
+def test_what_a_domain_at_its_floor_would_gain_is_told_from_what_others_teach_it(transfer):
+    # From the ninth evaluation on it is given so little that most of what it learns comes from other domains.
+    i = np.arange(1, 71)
+    own = np.where(i <= 8, i * 2e9, 16e9 + (i - 8) * 2.6e8)
+    others = i * 1e10 - own
+    ahead, ahead_others = own[-1] + np.array([0, 2.5e10, 5e10, 7.5e10]), others[-1] + np.arange(4) * 7.5e10
+
+    def true(own, others):
+        return 1.5 + 0.85 * (1 + (own + transfer * others) / 12e9) ** -0.23
+
+    gain = true(ahead[0], others[-1]) - true(ahead[-1], ahead_others[-1])
+    losses = [noisy(true(own, others), seed, 0.0027) for seed in range(6)]
+    found = [forecast(own, others, y, BUDGET).gains(ahead, ahead_others, 0.0)[-1] for y in losses]
+    assert np.sqrt(np.mean((np.array(found) / gain - 1) ** 2)) < 0.2
+
+
 def test_noise_alone_promises_little_and_an_outlier_moves_nothing_far():
     assert 0 <= gains(noisy(np.full(len(OWN), 2.5)))[-1] < 0.004
     values = noisy(loss(OWN))
