@@ -15,6 +15,7 @@ import yaml
 
 from megatron_davinci.config import RunConfig, load_config
 from megatron_davinci.data.manifest import FILE_NAME
+from megatron_davinci.errors import ConfigError
 from megatron_davinci.lab.design import Design, Setting
 from megatron_davinci.version import __version__
 
@@ -80,7 +81,8 @@ def arms_of(design: Design) -> list[Arm]:
     """Every arm at every size of the ladder; the control's are the first of their size.
 
     Raises:
-        ConfigError: An arm's configuration is none; the message names the key.
+        ConfigError: An arm's configuration is none, or tasks are asked of one without a tokenizer; the message names
+            the key.
         DataError: A file is missing.
     """
     sides = _sides(design)
@@ -91,6 +93,13 @@ def arms_of(design: Design) -> list[Arm]:
             path, setting, words = sides[name]
             whole = {**design.overrides, **changes, **setting}
             config = load_config(path or design.base, [as_override(*item) for item in whole.items()])
+            if design.evaluate is not None and config.data.tokenizer is None:
+                raise ConfigError(
+                    "A design asks tasks, which are words, and an arm does not say what its tokenizer is.",
+                    where=f"{path or design.base}: data.tokenizer",
+                    found=f"nothing, in arm {name}",
+                    do="name the tokenizer that its sources were made with, before anything is trained",
+                )
             found.append(Arm(name, size, words, setting, config))
     return found
 

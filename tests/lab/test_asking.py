@@ -3,23 +3,32 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from megatron_davinci.cli import lab_screen
+from megatron_davinci.data.tokenize import tokenize_jsonl
+from megatron_davinci.data.tokenizer import Tokenizer, train_bpe
 from megatron_davinci.errors import ConfigError
 from megatron_davinci.lab import asking, outcomes
 from megatron_davinci.lab.arms import arms_of, runs_of
 from megatron_davinci.lab.design import Evaluate, load_design
 from megatron_davinci.lab.outcomes import folder_of, outcome_of
 from megatron_davinci.lab.verdict import judge
+from tests.evaluate.models import sentence
 from tests.lab.test_design import written
 from tests.lab.test_runner import design_in
 from tests.lab.test_verdict import judged, outcomes_of
 
 METRIC = "task.cloze_a_generation.exact_match,first"
-ASKED = {"evaluate": {"suite": "local"}, "metrics": [{"name": METRIC, "better": "higher", "margin": 0.05}]}
+ASKED = {
+    "overrides": {"data.tokenizer": "tokenizer"},
+    "evaluate": {"suite": "local"},
+    "metrics": [{"name": METRIC, "better": "higher", "margin": 0.05}],
+}
 
 
 def done(root, run):
@@ -123,10 +132,37 @@ def test_the_table_of_all_arms(tmp_path):
     assert lab_screen.arm_rows(nothing, "heldout_loss.mean")[0][1:] == ["0 of 3", "0", "0%", "–", ""]
 
 
+def test_tasks_are_not_asked_of_arms_without_a_tokenizer(tmp_path):
+    path = design_in(tmp_path)
+    settings = yaml.safe_load(path.read_text()) | {"evaluate": {"suite": "local"}}
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
+    with pytest.raises(ConfigError, match=r"data.tokenizer(.|\n)*nothing, in arm control"):
+        arms_of(load_design(path))
+
+
+def in_words(folder):
+    """The base of `design_in` on sources of real words, with their tokenizer."""
+    generator = np.random.default_rng(0)
+    texts = folder / "texts.jsonl"
+    lines = [json.dumps({"text": sentence(generator, 60)}) + "\n" for _ in range(300)]
+    texts.write_text("".join(lines))
+    train_bpe([texts], 320, folder / "tokenizer")
+    tokenizer = Tokenizer.load(folder / "tokenizer")
+    base = yaml.safe_load((folder / "base.yaml").read_text())
+    for name, source in base["data"]["sources"].items():
+        source["path"] = str(folder / f"{name}.words")
+        tokenize_jsonl([texts], tokenizer, Path(source["path"]), name, name)
+    base["data"]["tokenizer"] = str(folder / "tokenizer")
+    base["data"]["validation"] = {"a": str(folder / "a.words")}
+    base["model"]["vocab_size"] = tokenizer.vocab_size
+    (folder / "base.yaml").write_text(yaml.safe_dump(base))
+
+
 @pytest.mark.long
 @pytest.mark.needs("lm_eval")
 def test_a_real_run_is_asked_by_davinci_eval(tmp_path):
     path = design_in(tmp_path, seeds=[1, 2])
+    in_words(tmp_path)
     settings = yaml.safe_load(path.read_text())
     names = ("arithmetic_generation.exact_match,first", "arithmetic_likelihood.acc,none")
     settings |= {
