@@ -1,6 +1,6 @@
 """How near a search of mixtures comes to the optimum in simulated worlds, beside random search at equal runs.
 
-The worlds are those of benchmarks/controller_world.py: 3 to 5 domains with known curves, transfer and pools, whose
+The worlds are those of benchmarks/worlds.py: 3 to 5 domains with known curves, transfer and pools, whose
 best constant mixture can be computed. A run of a mixture gives the mean of the domains' final losses with noise of a
 deviation of 0.002 nats, as the seed noise of small runs is. All begin at even shares; 16, 8, 4 runs (CLIMB's 4:2:1).
 
@@ -22,7 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 import common
-from controller_world import CEILING, FLOOR, World, draw, optimum
+from worlds import CEILING, FLOOR, World, draw, optimum
 
 from megatron_davinci.stats.mixture_search import Bounds, best_mixture, propose
 
