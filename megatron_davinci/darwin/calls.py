@@ -16,6 +16,7 @@ from typing import NamedTuple
 from megatron_davinci.darwin import forms
 from megatron_davinci.darwin.kinds import Kind, kinds_of
 from megatron_davinci.platform.sandbox import Limits
+from megatron_davinci.platform.syntax import parsed
 from megatron_davinci.platform.trial import values_of
 
 VERSION = 1  # raised whenever the same calls would give other checks
@@ -58,7 +59,7 @@ def functions(program: str, longest: int) -> list[Function]:
         SyntaxError: It is no Python.
     """
     found = {}
-    for node in ast.parse(program).body:
+    for node in parsed(program).body:
         if not isinstance(node, ast.FunctionDef) or node.decorator_list:
             continue
         given = [*node.args.posonlyargs, *node.args.args]
@@ -78,7 +79,7 @@ def calls_of(answer: str, name: str, most: int = 8) -> list[str]:
     lines = [line.strip() for line in answer.strip().splitlines()]
     for line in (line for line in lines if line and not line.startswith(("#", "```"))):
         try:
-            call = ast.parse(line, mode="eval").body
+            call = parsed(line, "eval").body
             if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == name):
                 return []
             if any(keyword.arg is None for keyword in call.keywords):

@@ -26,6 +26,7 @@ from megatron_davinci.darwin.prompts import mark_for
 from megatron_davinci.darwin.step import Outcome
 from megatron_davinci.darwin.trials import LIMITS, Trying
 from megatron_davinci.darwin.verify import program_of
+from megatron_davinci.platform.syntax import parsed
 
 _ANSWER_SHARE = 0.6  # tokens of checks for one of the program, where none is known; a supposition
 _BETWEEN = "\n\n\n# Checks\n"
@@ -227,7 +228,7 @@ def unfit(program: str, longest: int) -> str:
     if len(program) > longest:
         return "too_long"
     try:
-        tree = ast.parse(program)
+        tree = parsed(program)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return "no_python"
     return "" if defined(tree) else "defines_nothing"
@@ -241,16 +242,16 @@ def defined(tree: ast.Module) -> set[str]:
 
 def asserts(checks: str) -> int:
     """How many things are asserted."""
-    return sum(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(checks)))
+    return sum(isinstance(node, ast.Assert) for node in ast.walk(parsed(checks)))
 
 
 def fault_of(checks: str, program: str) -> str:
     """What is wrong with checks, as far as their syntax tells; empty for good ones."""
     try:
-        tree = ast.parse(checks)
+        tree = parsed(checks)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return "no_python"
-    names = defined(ast.parse(program))
+    names = defined(parsed(program))
     nodes = list(ast.walk(tree))
     if not any(isinstance(node, ast.Assert) for node in nodes):
         return "assert_nothing"

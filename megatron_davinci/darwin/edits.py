@@ -9,6 +9,8 @@ from __future__ import annotations
 import ast
 from typing import NamedTuple
 
+from megatron_davinci.platform.syntax import parsed
+
 _MOST_LINES = 400
 _COMMENT = "#"
 
@@ -75,7 +77,7 @@ def calls_of(program: str) -> list[Edit]:
         return []
     for line in lines:
         try:
-            call = ast.parse(line, mode="eval").body
+            call = parsed(line, "eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             return []
         if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)) or call.keywords:

@@ -10,6 +10,8 @@ import ast
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from megatron_davinci.platform.syntax import parsed
+
 _TYPES: dict[str, type] = {
     "integer": int, "decimal": float, "truth": bool, "text": str, "bytes": bytes, "list": list, "tuple": tuple,
     "dict": dict,
@@ -97,7 +99,7 @@ def _annotated(node: ast.expr) -> Kind | None:
     """What an annotation says; None where it names what is no plain value."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         try:
-            return _annotated(ast.parse(node.value, mode="eval").body)
+            return _annotated(parsed(node.value, "eval").body)
         except (SyntaxError, ValueError):
             return None
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):

@@ -13,6 +13,8 @@ import hashlib
 import random
 from collections.abc import Iterator
 
+from megatron_davinci.platform.syntax import parsed
+
 _COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.GtE, ast.LtE: ast.Gt, ast.Gt: ast.LtE, ast.GtE: ast.Lt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is,
@@ -34,7 +36,7 @@ def mutants(program: str, most: int) -> list[str]:
     Raises:
         SyntaxError: It is no Python.
     """
-    tree = ast.parse(program)
+    tree = parsed(program)
     places = [(number, way) for number, node in enumerate(_inside(tree)) for way in range(_ways(node))]
     draw = random.Random(hashlib.blake2b(program.encode("utf-8", "surrogatepass"), digest_size=8).digest())
     draw.shuffle(places)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron_davinci.platform.sandbox import Limits, run_python
+from megatron_davinci.platform.syntax import parsed
 
 PASSED, WRONG, ERROR, EARLY = "passed", "wrong", "error", "early"
 VERSION = 1  # raised whenever the same program and tests would come to something else
@@ -108,7 +109,7 @@ def values_of(program: str, calls: Sequence[str], limits: Limits) -> list[tuple[
 def _is_literal(text: str) -> bool:
     """Whether a text is a literal of Python that says all of its value: no `nan`, no `<object>`."""
     try:
-        value = ast.literal_eval(text)
+        value = ast.literal_eval(parsed(text.lstrip(" \t"), "eval"))
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return False
     return bool(value == value) and len(text) <= 2000
