@@ -133,7 +133,7 @@ FAULTS = [
     _change("lanes past the last head", "rope.cu", "const bool here = item < items,", "const bool here = true,",
             "rope"),
     _change("rows counted one at a time", "swiglu.cu", "row += p / packs;", "row += 1;", "swiglu"),
-    _change("exponentials without a bound", "swiglu.cu", "return fminf(exponential(-gate), 1e38f);",
+    _change("exponentials without a bound", "gated.h", "return fminf(exponential(-gate), 1e38f);",
             "return exponential(-gate);", "swiglu"),
     _change("a sequence that begins no document", "documents.cu", "(i == 0 || ", "(i != 0 && ", "document_bounds"),
     _of_codes("gates taken for what they gate", "reinterpret_cast<const Vector<T>*>(here + columns)",
