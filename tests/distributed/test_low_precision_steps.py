@@ -205,7 +205,7 @@ MORE = {
 @functools.cache
 def alone():
     """All of them on one rank."""
-    return run_ranks(1, steps, {**EVERY, **MORE})[0]
+    return run_ranks(1, steps, {**EVERY, **MORE}, timeout=900)[0]
 
 
 def test_losses_are_near_those_of_fp32_and_are_not_them():
