@@ -174,7 +174,7 @@ def test_a_run_that_stops_anywhere_goes_on_to_the_same_corpus(folder, monkeypatc
     commit, draw = parts.PartWriter.commit, random.Random(0)
     stops = 0
     for _ in range(20 if is_long() else 3):
-        left = draw.randrange(1, 7)
+        left = draw.randrange(1, 3 if is_long() else 7)  # many stops, and something left to do after them
 
         def stop(writer, left=[left]):  # noqa: B006
             left[0] -= 1
