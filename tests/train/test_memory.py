@@ -146,6 +146,7 @@ def test_activations_in_8_bits_are_as_small_as_planned(precision):
     assert loss == same and 0 < apart < 0.05
 
 
+@pytest.mark.long  # torch's FP8 products are slow on a CPU
 def test_what_norms_and_swiglu_make_is_not_kept_where_it_is_quantised_as_it_is_made():
     settings = []
     for backends in ({}, {"norm": "davinci", "swiglu": "davinci"}):
