@@ -289,23 +289,13 @@ __device__ __forceinline__ void largest_of_all(const T* x, u32* amax, i64 count)
 }  // namespace quantize
 }  // namespace davinci
 
-#define DAVINCI_QUANTIZE_BY(kind, scales, suffix, type)                                                                \
-  DAVINCI_KERNEL(quantize_##kind##_##suffix, davinci::quantize::kThreads,                                              \
+#define DAVINCI_QUANTIZE_OF(name, Source, scales, suffix, type)                                                        \
+  DAVINCI_KERNEL(name##_##suffix, davinci::quantize::kThreads,                                                         \
                  (const davinci::type* x, const float* known, davinci::u8* codes, davinci::u8* turned, float* inverse, \
                   float* inverse_turned, davinci::u32* amax, davinci::i64 rows, davinci::i64 columns,                  \
                   davinci::i64 e5m2),                                                                                  \
                  (x, known, codes, turned, inverse, inverse_turned, amax, rows, columns, e5m2)) {                      \
-    davinci::quantize::whole<davinci::quantize::scales>(davinci::quantize::AsIs<davinci::type>{x, columns}, known,     \
-                                                        codes, turned, inverse, inverse_turned, amax, rows,            \
-                                                        e5m2 != 0);                                                    \
-  }
-#define DAVINCI_QUANTIZE_SWIGLU(kind, scales, suffix, type)                                                            \
-  DAVINCI_KERNEL(quantize_swiglu_##kind##_##suffix, davinci::quantize::kThreads,                                       \
-                 (const davinci::type* x, const float* known, davinci::u8* codes, davinci::u8* turned, float* inverse, \
-                  float* inverse_turned, davinci::u32* amax, davinci::i64 rows, davinci::i64 columns,                  \
-                  davinci::i64 e5m2),                                                                                  \
-                 (x, known, codes, turned, inverse, inverse_turned, amax, rows, columns, e5m2)) {                      \
-    davinci::quantize::whole<davinci::quantize::scales>(davinci::quantize::Gated<davinci::type>{x, columns}, known,    \
+    davinci::quantize::whole<davinci::quantize::scales>(davinci::quantize::Source<davinci::type>{x, columns}, known,   \
                                                         codes, turned, inverse, inverse_turned, amax, rows,            \
                                                         e5m2 != 0);                                                    \
   }
@@ -320,11 +310,11 @@ __device__ __forceinline__ void largest_of_all(const T* x, u32* amax, i64 count)
         inverse_turned, amax, rows, e5m2 != 0);                                                                        \
   }
 #define DAVINCI_QUANTIZE(suffix, type)                                                                                 \
-  DAVINCI_QUANTIZE_BY(tensor, kTensor, suffix, type)                                                                   \
-  DAVINCI_QUANTIZE_BY(rows, kRows, suffix, type)                                                                       \
-  DAVINCI_QUANTIZE_BY(tiles, kTiles, suffix, type)                                                                     \
-  DAVINCI_QUANTIZE_SWIGLU(tensor, kTensor, suffix, type)                                                               \
-  DAVINCI_QUANTIZE_SWIGLU(rows, kRows, suffix, type)                                                                   \
+  DAVINCI_QUANTIZE_OF(quantize_tensor, AsIs, kTensor, suffix, type)                                                    \
+  DAVINCI_QUANTIZE_OF(quantize_rows, AsIs, kRows, suffix, type)                                                        \
+  DAVINCI_QUANTIZE_OF(quantize_tiles, AsIs, kTiles, suffix, type)                                                      \
+  DAVINCI_QUANTIZE_OF(quantize_swiglu_tensor, Gated, kTensor, suffix, type)                                            \
+  DAVINCI_QUANTIZE_OF(quantize_swiglu_rows, Gated, kRows, suffix, type)                                                \
   DAVINCI_QUANTIZE_NORM(tensor, kTensor, suffix, type)                                                                 \
   DAVINCI_QUANTIZE_NORM(rows, kRows, suffix, type)                                                                     \
   DAVINCI_KERNEL(quantize_amax_##suffix, davinci::quantize::kThreads,                                                  \

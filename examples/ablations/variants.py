@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from megatron_davinci.darwin.recipe import load_recipe
 from megatron_davinci.darwin.run import run_recipe
 from megatron_davinci.data.jsonl import Fields
 from megatron_davinci.data.manifest import Manifest
-from megatron_davinci.data.tokenize import Options, tokenize, tokenize_jsonl
+from megatron_davinci.data.tokenize import Options, tokenize
 from megatron_davinci.data.tokenizer import Tokenizer
 from megatron_davinci.files import write_atomically
 
@@ -50,17 +51,18 @@ def code_levels(folder: Path, tokenizer: Tokenizer) -> dict[str, int]:
     if not all((folder / name / "manifest.json").exists() for name in levels):
         left_out = folder / "text" / "code.left-out.jsonl"
         if not left_out.exists():
-            write_atomically(left_out, "".join(_lines("code", files_left_out())))
+            _write(left_out, _records(files_left_out()))
         if not (folder / "code-classifier" / "classifier.json").exists():
             train_classifier(folder / "text", folder / "code-classifier")
-    made = {}
-    for name, recipe in levels.items():
-        if not (folder / name / "manifest.json").exists():
-            write_atomically(folder / recipe, (HERE / "levels" / recipe).read_bytes())
-            corpus = run_recipe(load_recipe(folder / recipe))
-            tokenize_jsonl(_training(corpus), tokenizer, folder / name, name, "code")
-        made[name] = Manifest.load(folder / name).tokens
-    return made
+
+    def texts(recipe: str) -> list[Path]:
+        write_atomically(folder / recipe, (HERE / "levels" / recipe).read_bytes())
+        return _training(run_recipe(load_recipe(folder / recipe)))
+
+    return {
+        name: _tokens(folder / name, "code", tokenizer, partial(texts, recipe))
+        for name, recipe in levels.items()
+    }
 
 
 def files_left_out() -> Iterator[tuple[str, str]]:
@@ -110,22 +112,19 @@ def pairs_alone(folder: Path, tokenizer: Tokenizer) -> dict[str, int]:
     Returns:
         Tokens to train on, by source.
     """
-    made = {}
-    for side, name in (("train", "qa.pairs"), ("valid", "qa.valid.pairs")):
-        if not (folder / name / "manifest.json").exists():
-            path = folder / "text" / f"{name}.jsonl"
-            lines = [
-                json.dumps(pair, ensure_ascii=False) + "\n"
-                for one in _read(folder / "text" / f"qa.{side}.jsonl")
-                for pair in _pairs(one)
-            ]
-            write_atomically(path, "".join(lines))
-            tokenize(
-                [path], tokenizer, folder / name, name, "qa", Options(Fields("text", "prompt", "response"))
-            )
-        if side == "train":
-            made[name] = Manifest.load(folder / name).tokens
-    return made
+
+    def texts(side: str, name: str) -> list[Path]:
+        documents = _read(folder / "text" / f"qa.{side}.jsonl")
+        return [
+            _write(folder / "text" / f"{name}.jsonl", (pair for one in documents for pair in _pairs(one)))
+        ]
+
+    options = Options(Fields("text", "prompt", "response"))
+    found = {
+        name: _tokens(folder / name, "qa", tokenizer, partial(texts, side, name), options)
+        for side, name in (("train", "qa.pairs"), ("valid", "qa.valid.pairs"))
+    }
+    return {"qa.pairs": found["qa.pairs"]}
 
 
 def _pairs(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -147,20 +146,37 @@ def questions_by_subject(folder: Path, tokenizer: Tokenizer) -> dict[str, int]:
     Returns:
         Tokens by source.
     """
-    made = {}
-    for subject in ("science", "code"):
-        source, path = folder / f"qa.{subject}", folder / "text" / f"qa.{subject}.jsonl"
-        if not (source / "manifest.json").exists():
-            chosen = [
-                one
-                for one in _read(folder / "text" / "qa.train.jsonl")
-                if one["source"].startswith(ABOUT_SCIENCE) == (subject == "science")
-            ]
-            lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in chosen]
-            write_atomically(path, "".join(lines))
-            tokenize_jsonl([path], tokenizer, source, source.name, "qa")
-        made[source.name] = Manifest.load(source).tokens
-    return made
+
+    def texts(subject: str) -> list[Path]:
+        chosen = (
+            one
+            for one in _read(folder / "text" / "qa.train.jsonl")
+            if one["source"].startswith(ABOUT_SCIENCE) == (subject == "science")
+        )
+        return [_write(folder / "text" / f"qa.{subject}.jsonl", chosen)]
+
+    return {
+        f"qa.{subject}": _tokens(folder / f"qa.{subject}", "qa", tokenizer, partial(texts, subject))
+        for subject in ("science", "code")
+    }
+
+
+def _tokens(
+    source: Path,
+    domain: str,
+    tokenizer: Tokenizer,
+    texts: Callable[[], list[Path]],
+    options: Options | None = None,
+) -> int:
+    """The tokens of a source, which is made of `texts` where it is not whole already."""
+    if not (source / "manifest.json").exists():
+        tokenize(texts(), tokenizer, source, source.name, domain, options)
+    return Manifest.load(source).tokens
+
+
+def _write(path: Path, records: Iterable[dict[str, Any]]) -> Path:
+    write_atomically(path, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records))
+    return path
 
 
 def _training(corpus: Corpus) -> list[Path]:
@@ -172,7 +188,6 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
-def _lines(domain: str, files: Iterator[tuple[str, str]]) -> Iterator[str]:
+def _records(files: Iterable[tuple[str, str]]) -> Iterator[dict[str, Any]]:
     for name, text in files:
-        record = {"id": f"{domain}-{digest(0, name)}", "text": text, "domain": domain, "source": name}
-        yield json.dumps(record, ensure_ascii=False) + "\n"
+        yield {"id": f"code-{digest(0, name)}", "text": text, "domain": "code", "source": name}
