@@ -16,6 +16,7 @@ from torch import Tensor
 from megatron_davinci.kernels import rms_norm, swiglu
 from megatron_davinci.kernels.made import Gated, Matrix, Normed, written
 from megatron_davinci.kernels.main_gradient import MainGradient
+from megatron_davinci.model.low_precision import shaped
 
 
 class Maker(Protocol):
@@ -104,7 +105,7 @@ class MadeProduct(torch.autograd.Function):
             out = product.forward_product(product.input(matrix), weight, rows.dtype)
         else:
             out = torch.matmul(written(matrix), weight.t())
-        return out.view(*input.shape[:-1], weight.shape[0])
+        return shaped(out, (*input.shape[:-1], weight.shape[0]))
 
     @staticmethod
     @torch.autograd.function.once_differentiable

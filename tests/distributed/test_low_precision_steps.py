@@ -194,7 +194,8 @@ MORE = {
     **{
         f"{name} {how}": {
             **settings(recipe, backend="native", **RECIPES[recipe], **more),
-            "backends": {"norm": norm, "swiglu": "davinci"},
+            # Rotary positions overwrite what a product has made.
+            "backends": {"norm": norm, "swiglu": "davinci", "rope": "davinci"},
         }
         for name, recipe, more in MADE
         for how, norm in (("on the way", "davinci"), ("before", "local"))
