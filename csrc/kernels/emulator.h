@@ -15,6 +15,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -86,6 +87,7 @@ struct Fiber {
   uint64_t given = 0, taken = 0;  // what it brings to its warp's operation and takes from it
   int lane_wanted = 0;
   unsigned warp_epoch = 0;  // meetings of its warp that it was at
+  std::deque<std::vector<std::function<void()>>> copies;  // begun and not waited for, by groups; the last is open
   std::unique_ptr<char[]> stack;
 #if defined(__x86_64__)
   void* pointer = nullptr;
@@ -269,6 +271,7 @@ inline void run_block(int threads, std::mt19937* order_of) {
     fiber.waits = Waits::kNot;
     fiber.done = false;
     fiber.warp_epoch = 0;
+    fiber.copies.assign(1, {});
     order[i] = i;
   }
   int left = threads;
@@ -461,6 +464,20 @@ struct Shared {
   }
 };
 
+// What a thread begins to copy is there when it has waited for it, and not before.
+template <class T>
+inline void begin_copy(Reference<T> to, const T* from) {
+  state().current->copies.back().push_back([=]() mutable { to = *from; });
+}
+
+inline void end_group() { state().current->copies.emplace_back(); }
+
+inline void wait_but(int groups) {
+  auto& copies = state().current->copies;
+  for (; (int)copies.size() - 1 > groups; copies.pop_front())
+    for (auto& copy : copies.front()) copy();
+}
+
 // Fibers never run at once, so what is atomic only has to be done.
 template <class T, class Change>
 inline T exchange(T* at, Change change) {
@@ -472,6 +489,7 @@ inline T exchange(T* at, Change change) {
 }  // namespace emulator
 
 #define DAVINCI_SHARED(type, name, count) static emulator::Shared<type, count> name{#name, {}}
+#define DAVINCI_SLOTS(name, count) DAVINCI_SHARED(davinci::Slot, name, count)
 
 #define threadIdx (emulator::state().current->index)
 #define blockIdx (emulator::state().block)

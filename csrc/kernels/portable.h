@@ -12,6 +12,8 @@
 
 #if !defined(DAVINCI_EMULATOR)
 #define DAVINCI_SHARED(type, name, count) __shared__ type name[count]
+// As many as the launch has room for, at most `count`: see DAVINCI_KERNEL_OF.
+#define DAVINCI_SLOTS(name, count) extern __shared__ davinci::Slot name[]
 #endif
 
 #define DAVINCI_UNWRAP(...) __VA_ARGS__
@@ -19,26 +21,48 @@
 
 // DAVINCI_KERNEL(name, threads, (parameters), (arguments)) { body }
 // Threads of a block are fixed by the kernel; the number of blocks is the caller's, and every kernel is right for any.
+// DAVINCI_KERNEL_OF(name, threads, slots, ...) takes shared memory too: up to `slots` of 16 bytes a thread, fewer where
+// a multiprocessor has not as much. The kernel asks `slots_here` how many there are.
+#define DAVINCI_KERNEL(name, threads, parameters, arguments) DAVINCI_KERNEL_OF(name, threads, 0, parameters, arguments)
 #if defined(__CUDACC_RTC__)
-#define DAVINCI_KERNEL(name, threads, parameters, arguments) \
+#define DAVINCI_KERNEL_OF(name, threads, slots, parameters, arguments) \
   extern "C" __global__ void __launch_bounds__(threads) name parameters
 #elif defined(DAVINCI_EMULATOR)
-#define DAVINCI_KERNEL(name, threads, parameters, arguments)                                           \
+#define DAVINCI_KERNEL_OF(name, threads, slots, parameters, arguments)                                 \
   static void name parameters;                                                                         \
   DAVINCI_EXPORT int davinci_##name(long long blocks, DAVINCI_UNWRAP parameters, void*) {              \
     return emulator::launch(blocks, threads, [=] { name arguments; });                                 \
   }                                                                                                    \
   DAVINCI_EXPORT int davinci_threads_##name() { return threads; }                                      \
+  DAVINCI_EXPORT int davinci_slots_##name() { return slots; }                                          \
   static void name parameters
 #else
-#define DAVINCI_KERNEL(name, threads, parameters, arguments)                                           \
+#define DAVINCI_KERNEL_OF(name, threads, slots, parameters, arguments)                                 \
   extern "C" __global__ void __launch_bounds__(threads) name parameters;                               \
   DAVINCI_EXPORT int davinci_##name(long long blocks, DAVINCI_UNWRAP parameters, void* stream) {       \
-    name<<<(unsigned)blocks, threads, 0, (cudaStream_t)stream>>> arguments;                            \
+    const int bytes = slots ? davinci::room_for((const void*)name, threads, slots) : 0;                \
+    name<<<(unsigned)blocks, threads, bytes, (cudaStream_t)stream>>> arguments;                        \
     return (int)cudaGetLastError();                                                                    \
   }                                                                                                    \
   DAVINCI_EXPORT int davinci_threads_##name() { return threads; }                                      \
+  DAVINCI_EXPORT int davinci_slots_##name() { return slots; }                                          \
   extern "C" __global__ void __launch_bounds__(threads) name parameters
+
+namespace davinci {
+
+// Bytes of shared memory for a block's slots, which the kernel is allowed from now on. nvrtc.py does the same.
+inline int room_for(const void* kernel, int threads, int slots) {
+  constexpr int kOwn = 1024;  // of what the kernel has beside, and of what CUDA keeps for itself
+  int device = 0, most = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  const int a_slot = 16 * threads, fit = (most - kOwn) / a_slot;
+  const int bytes = (fit < slots ? fit : slots) * a_slot;
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  return bytes;
+}
+
+}  // namespace davinci
 #endif
 
 namespace davinci {
@@ -141,6 +165,72 @@ struct alignas(16) Vector {
   static constexpr int kWidth = 16 / sizeof(T);
   T at[kWidth];
 };
+
+// 16 bytes of whatever kind, as they lie in shared memory.
+struct alignas(16) Slot {
+  u32 at[4];
+};
+
+template <class T>
+__device__ __forceinline__ Vector<T> vector_of(const Slot& slot) {
+  Vector<T> result;
+  __builtin_memcpy(&result, &slot, sizeof slot);
+  return result;
+}
+
+// Copies to shared memory which go on while the thread does other things. What is begun belongs to a group, which
+// `end_group` ends; after `wait_but(n)` all groups of the thread have arrived but the last n.
+#if defined(DAVINCI_EMULATOR)
+template <int kCount>
+inline void begin_copy(emulator::Shared<Slot, kCount>& slots, int i, const void* from) {
+  emulator::begin_copy(slots[i], static_cast<const Slot*>(from));
+}
+inline void end_group() { emulator::end_group(); }
+inline void wait_but(int n) { emulator::wait_but(n); }
+#else
+__device__ __forceinline__ void begin_copy(Slot* slots, int i, const void* from) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  const u32 to = (u32)__cvta_generic_to_shared(slots + i);
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+#else
+  slots[i] = *static_cast<const Slot*>(from);
+#endif
+}
+__device__ __forceinline__ void end_group() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+template <int kGroups>
+__device__ __forceinline__ void wait_but() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
+#endif
+}
+__device__ __forceinline__ void wait_but(int n) {
+  switch (n) {  // the instruction has the number in it; to wait for more is right too
+    case 0: return wait_but<0>();
+    case 1: return wait_but<1>();
+    case 2: return wait_but<2>();
+    case 3: return wait_but<3>();
+    case 4: return wait_but<4>();
+    case 5: return wait_but<5>();
+    default: return wait_but<6>();
+  }
+}
+#endif
+
+// How many slots a thread has.
+__device__ __forceinline__ int slots_here(int threads, int most) {
+#if defined(__CUDA_ARCH__)
+  u32 bytes;
+  asm("mov.u32 %0, %%dynamic_smem_size;" : "=r"(bytes));
+  const int fit = (int)bytes / (16 * threads);
+  return fit < most ? fit : most;
+#else
+  return most;
+#endif
+}
 
 // Some elements, which one instruction moves where they are 16 bytes or fewer.
 template <class T, int kWide>

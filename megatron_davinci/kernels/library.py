@@ -54,10 +54,11 @@ class Library:
                     letters = [C_TYPES[letter] for letter in kernel.arguments]
                     function.argtypes = [ctypes.c_longlong, *letters, ctypes.c_void_p]
                     self._functions[symbol] = function
-                    threads = getattr(loaded, f"davinci_threads_{symbol}")()
                     # Who launches says how many on a GPU; the emulator may have fewer of them.
-                    if threads != kernel.threads and self._message is None:
-                        raise OSError(f"{path}: {symbol} has {threads} threads a block, not {kernel.threads}")
+                    for what in ("threads", "slots"):
+                        has, expected = getattr(loaded, f"davinci_{what}_{symbol}")(), getattr(kernel, what)
+                        if has != expected and self._message is None:
+                            raise OSError(f"{path}: {symbol} has {has} {what}, not {expected}")
         except AttributeError as error:
             raise OSError(f"{path} lacks a function: {error}") from error
         if self._message is not None:

@@ -18,6 +18,9 @@ from megatron_davinci.kernels.table import Kernel
 
 _NAMES = ("libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so")
 _POINTER = ctypes.c_void_p
+# Of CUDA's driver: what is asked of a device, and set of a function.
+_MOST_SHARED_OF_A_BLOCK, _SHARED_AT_LAUNCH = 97, 8
+_OWN_SHARED = 1024  # bytes of what a kernel has beside its slots, and of what CUDA keeps for itself
 
 
 class Compiler:
@@ -136,7 +139,7 @@ class Module:
     def __init__(self, code: bytes) -> None:
         self._driver = ctypes.CDLL("libcuda.so.1")
         self._module = _POINTER()
-        self._functions: dict[str, ctypes.c_void_p] = {}
+        self._functions: dict[str, tuple[ctypes.c_void_p, int]] = {}
         self._call("cuModuleLoadData", ctypes.byref(self._module), code)
 
     def launch(
@@ -148,15 +151,27 @@ class Module:
             KernelError: The driver refuses it.
         """
         symbol = f"{kernel.name}_{suffix}"
-        function = self._functions.get(symbol)
-        if function is None:
-            function = _POINTER()
-            self._call("cuModuleGetFunction", ctypes.byref(function), self._module, symbol.encode())
-            self._functions[symbol] = function
+        if symbol not in self._functions:
+            self._functions[symbol] = self._function(kernel, symbol)
+        function, shared = self._functions[symbol]
         values = [C_TYPES[letter](value) for letter, value in zip(kernel.arguments, arguments, strict=True)]
         addresses = (_POINTER * len(values))(*(ctypes.addressof(value) for value in values))
         grid, block = (blocks, 1, 1), (kernel.threads, 1, 1)
-        self._call("cuLaunchKernel", function, *grid, *block, 0, _POINTER(stream), addresses, None)
+        self._call("cuLaunchKernel", function, *grid, *block, shared, _POINTER(stream), addresses, None)
+
+    def _function(self, kernel: Kernel, symbol: str) -> tuple[ctypes.c_void_p, int]:
+        """A kernel, and bytes of shared memory for its slots, as `room_for` of `portable.h` has them."""
+        function = _POINTER()
+        self._call("cuModuleGetFunction", ctypes.byref(function), self._module, symbol.encode())
+        if not kernel.slots:
+            return function, 0
+        device, most = ctypes.c_int(), ctypes.c_int()
+        self._call("cuCtxGetDevice", ctypes.byref(device))
+        self._call("cuDeviceGetAttribute", ctypes.byref(most), _MOST_SHARED_OF_A_BLOCK, device)
+        a_slot = 16 * kernel.threads
+        shared = min(kernel.slots, (most.value - _OWN_SHARED) // a_slot) * a_slot
+        self._call("cuFuncSetAttribute", function, _SHARED_AT_LAUNCH, shared)
+        return function, shared
 
     def _call(self, name: str, *arguments: object) -> None:
         code = getattr(self._driver, name)(*arguments)

@@ -15,6 +15,8 @@ class Kernel:
         threads: Of a block.
         arguments: A letter for each: `p` pointer, `l` 64-bit integer, `f` float.
         suffixes: The dtypes that it is there for: `fp32`, `bf16`.
+        slots: Of 16 bytes of shared memory that a thread takes at most. A block that takes any has a multiprocessor
+            to itself, and no more of them are started than there are multiprocessors.
     """
 
     name: str
@@ -22,6 +24,7 @@ class Kernel:
     threads: int
     arguments: str
     suffixes: tuple[str, ...]
+    slots: int = 0
 
     @property
     def symbols(self) -> tuple[str, ...]:
@@ -40,7 +43,7 @@ OPS: dict[str, tuple[Kernel, ...]] = {
     "cross_entropy": (
         Kernel("cross_entropy_statistics", "cross_entropy.cu", 512, "ppppplllll", _FLOATS),
         Kernel("cross_entropy_gradient", "cross_entropy.cu", 512, "ppplllll", _FLOATS),
-        Kernel("cross_entropy_whole", "cross_entropy.cu", 1024, "ppppllll", _FLOATS),
+        Kernel("cross_entropy_whole", "cross_entropy.cu", 1024, "ppppllll", _FLOATS, slots=14),
         Kernel("cross_entropy_scaled", "cross_entropy.cu", 512, "pppplllll", _FLOATS),
         Kernel("cross_entropy_backward", "cross_entropy.cu", 512, "ppppplllll", _FLOATS),
     ),

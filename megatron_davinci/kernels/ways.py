@@ -15,7 +15,7 @@ from torch import Tensor
 from megatron_davinci.errors import EnvironmentProblem
 from megatron_davinci.kernels import compilers, nvrtc
 from megatron_davinci.kernels.library import KernelError, Library
-from megatron_davinci.kernels.table import KERNELS, OPS
+from megatron_davinci.kernels.table import KERNELS, OPS, Kernel
 from megatron_davinci.platform import cuda_launch
 
 SWITCH = "DAVINCI_KERNELS"
@@ -85,7 +85,7 @@ class _Loaded(Way):
 
     def launch(self, name: str, blocks: int, of: Tensor, *arguments: Tensor | int | float) -> None:
         kernel, suffix = KERNELS[name], SUFFIXES[of.dtype]
-        blocks, given = _limited(blocks, self.most_blocks), _addresses(arguments)
+        blocks, given = _limited(blocks, kernel, of.device, self.most_blocks), _addresses(arguments)
         if of.device.type != "cuda":
             self._library.launch(kernel, suffix, blocks, given, 0)
             return
@@ -111,10 +111,13 @@ class _RunTime(Way):
                 module = nvrtc.Module(self._compiler.compile(kernel.source, self._capability))
                 self._modules[kernel.source] = module
             stream = cuda_launch.current_stream(of.device)
-            module.launch(kernel, suffix, _limited(blocks, self.most_blocks), _addresses(arguments), stream)
+            blocks = _limited(blocks, kernel, of.device, self.most_blocks)
+            module.launch(kernel, suffix, blocks, _addresses(arguments), stream)
 
 
-def _limited(blocks: int, most: int) -> int:
+def _limited(blocks: int, kernel: Kernel, device: torch.device, most: int) -> int:
+    if kernel.slots and device.type == "cuda":
+        most = min(most, cuda_launch.multiprocessors(device))
     return max(1, min(blocks, most))
 
 

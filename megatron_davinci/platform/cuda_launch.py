@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from functools import cache
 
 import torch
 
@@ -11,6 +12,12 @@ def capability(device: torch.device) -> int:
     """Compute capability of a CUDA device, times 10: 90 for an H100."""
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """How many a CUDA device has: 132 for an H100."""
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def current_stream(device: torch.device) -> int:
