@@ -190,7 +190,7 @@ TWINS = [
                    "DAVINCI_SHARED(float, total, kWarps + 5)"),
     _change("label compared otherwise", "cross_entropy.cu", "-1 : (int)(label_ - first)",
                    "-1 : -(int)(first - label_)"),
-    _change("another thread reads the logit", "cross_entropy.cu", _TARGET, _TARGET.replace("== 0", "== 37")),
+    _change("another thread reads the logit", "cross_entropy.cu", _TARGET, _TARGET.replace("== 0", "== 21")),
     _change("all vectors waited for at once", "cross_entropy.cu", _WAITS, "wait_but(0)"),
     _of_norm("two sums by turns the other way", "int turn = 0;", "int turn = 1;"),
     _of_norm("rows counted otherwise", "const int mine = r < rows ? vectors : 0;",

@@ -13,7 +13,7 @@ constexpr int kThreads = 512;
 // rest waits in the cache, of which loads of a batch are under way at once. Emulated it is smaller, so that rows of a
 // few thousand columns, whose fibers are soon run, have vectors of each kind, whole batches and a rest.
 #if defined(DAVINCI_EMULATOR)
-constexpr int kWholeThreads = 64, kSlots = 3, kKept = 1, kBatch = 2;
+constexpr int kWholeThreads = 32, kSlots = 3, kKept = 1, kBatch = 2;
 #else
 constexpr int kWholeThreads = 1024, kSlots = 14, kKept = 5, kBatch = 2;
 #endif
