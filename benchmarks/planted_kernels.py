@@ -152,11 +152,12 @@ FAULTS = [
     _of_codes("patches past the matrix", "patch.row < rows && patch.column < columns", "patch.row < rows"),
     _of_adamw("last elements of a run left out", "adamw.cu", _LAST, ""),
     _of_adamw("one vector of a run too many", "adamw.cu", _OF_RUN, _OF_RUN.replace("<", "<=")),
-    _of_adamw("a lane left out of a reduction", "moments.h", "__reduce_max_sync(kAllLanes, value)",
-              "(threadIdx.x % 32 < 31 ? __reduce_max_sync(kAllLanes >> 1, value) : value)"),
-    _of_adamw("groups of half a warp", "adamw.cu", "threadIdx.x % 32 * kAtOnce", "threadIdx.x % 16 * kAtOnce"),
+    _of_adamw("a lane left out of a reduction", "moments.h", "bits = kLanes / 2; bits;",
+              "bits = kLanes / 2; bits > 1;"),
+    _of_adamw("groups of fewer lanes", "adamw.cu", "threadIdx.x % kLanes * kAtOnce",
+              "threadIdx.x % (kLanes / 2) * kAtOnce"),
     _of_adamw("the next group in place of this", "adamw.cu", "Held held = next;\n", "Held& held = next;\n"),
-    _of_adamw("zeros as the smallest", "moments.h", "kSecond ? size[k] > 0.0f", "kSecond ? size[k] >= 0.0f"),
+    _of_adamw("zeros as the smallest", "moments.h", "smaller(least, size - 1)", "smaller(least, size)"),
     _of_adamw("the gradient not scaled", "adamw.cu", "s.scale * gradient", "gradient"),
 ]  # fmt: skip
 
@@ -204,12 +205,13 @@ TWINS = [
     _of_adamw("last elements of a run by other threads", "adamw.cu", _LAST,
               _LAST.replace("threadIdx.x;", "(kThreads - 1 - threadIdx.x);", 1)),
     _of_adamw("no runs in vectors", "adamw.cu", "& 15) == 0 && (row[5] & 7) == 0", "& 15) == 1"),
-    _of_adamw("groups from the last on", "adamw.cu", "for (group = whole + warp; group < groups; group += kWarps)",
-              "for (group = groups - 1 - warp; group >= whole; group -= kWarps)"),
-    _of_adamw("another lane writes the ranges", "adamw.cu", "if (threadIdx.x % 32 == 0) span.ranges",
-              "if (threadIdx.x % 32 == 9) span.ranges"),
-    _of_adamw("the smallest by a smallest of its own", "moments.h", "~largest_of_warp(~value)",
-              "__reduce_min_sync(kAllLanes, value)"),
+    _of_adamw("groups from the last on", "adamw.cu", "group = first + mine;",
+              "group = first + kStep - 1 - mine;"),
+    _of_adamw("another lane writes the ranges", "adamw.cu", "threadIdx.x % moments::kLanes == 0 &&",
+              "threadIdx.x % moments::kLanes == 1 &&"),
+    _of_adamw("the smallest as what is largest upside down", "moments.h",
+              "value = smaller(value, __shfl_xor_sync(kAllLanes, value, bits))",
+              "value = ~larger(~value, ~__shfl_xor_sync(kAllLanes, value, bits))"),
 ]  # fmt: skip
 
 

@@ -51,29 +51,24 @@ struct Settings {
   float decay;       // learning rate * weight decay
 };
 
-struct alignas(8) Four {
-  bf16 at[kAtOnce];
-};
-
-template <bool kExact>
 __device__ __forceinline__ float updated(const Settings& s, float parameter, float gradient, float& first,
                                          float& second) {
   const float g = s.scale * gradient;
   first = s.beta1 * first + s.rest1 * g;
   second = s.beta2 * second + s.rest2 * g * g;
-  if (kExact) {
-    const float size = sqrtf(second) * s.correction + s.epsilon;
-    return (parameter - s.decay * parameter) - s.step * (first / size);
-  }
-  const float size = moments::square_root(second) * s.correction + s.epsilon;
-  return (parameter - s.decay * parameter) - s.step * (first * reciprocal(size));
+  const float size = sqrtf(second) * s.correction + s.epsilon;
+  return (parameter - s.decay * parameter) - s.step * (first / size);
+}
+
+__device__ __forceinline__ Pack<u32, 2> rounded(const Vector<float>& of) {
+  return Pack<u32, 2>{{bf16_pair(of.at[0], of.at[1]), bf16_pair(of.at[2], of.at[3])}};
 }
 
 __device__ __forceinline__ void one(const Settings& s, const Span& span, i64 i) {
   float* first = reinterpret_cast<float*>(span.first) + i;
   float* second = reinterpret_cast<float*>(span.second) + i;
   float m = *first, v = *second;
-  const float p = updated<true>(s, span.parameter[i], span.gradient[i], m, v);
+  const float p = updated(s, span.parameter[i], span.gradient[i], m, v);
   *first = m;
   *second = v;
   span.parameter[i] = p;
@@ -94,124 +89,151 @@ __device__ __forceinline__ void full(const Settings& s, const i64* spans, i64 co
       Vector<float> m = reinterpret_cast<Vector<float>*>(span.first)[i];
       Vector<float> v = reinterpret_cast<Vector<float>*>(span.second)[i];
 #pragma unroll
-      for (int k = 0; k < kAtOnce; ++k) p.at[k] = updated<true>(s, p.at[k], g.at[k], m.at[k], v.at[k]);
+      for (int k = 0; k < kAtOnce; ++k) p.at[k] = updated(s, p.at[k], g.at[k], m.at[k], v.at[k]);
       reinterpret_cast<Vector<float>*>(span.parameter)[i] = p;
       reinterpret_cast<Vector<float>*>(span.first)[i] = m;
       reinterpret_cast<Vector<float>*>(span.second)[i] = v;
       if (!span.copy) continue;
-      Four rounded;
-#pragma unroll
-      for (int k = 0; k < kAtOnce; ++k) rounded.at[k] = store<bf16>(p.at[k]);
-      reinterpret_cast<Four*>(span.copy)[i] = rounded;
+      reinterpret_cast<Pack<u32, 2>*>(span.copy)[i] = rounded(p);
     }
     for (i64 i = vectors * kAtOnce + threadIdx.x; i < span.count; i += kThreads) one(s, span, i);
   }
 }
 
-// What a lane has of a group: four elements, and the group's ranges.
+// What a lane has of a group: some times four elements beside its neighbours' fours, and the group's ranges.
+constexpr int kFours = moments::kPerLane / kAtOnce, kApart = moments::kLanes * kAtOnce;
+
 struct Held {
-  Vector<float> parameter, gradient, ranges;
-  u32 first, second;
+  Vector<float> parameter[kFours], gradient[kFours], ranges;
+  u32 first[kFours], second[kFours];
 };
 
-// `here`: how many of the four there are; all of them, each four where one instruction moves them, if kWhole.
+// `here`: how many elements there are from `at` on; all of them, each four where one instruction moves them, if kWhole.
 template <bool kWhole>
 __device__ __forceinline__ Held taken(const Span& span, int group, int at, int here) {
   Held held;
-  held.first = held.second = 0;
   if (kWhole) {
-    held.parameter = *reinterpret_cast<const Vector<float>*>(span.parameter + at);
-    held.gradient = *reinterpret_cast<const Vector<float>*>(span.gradient + at);
-    held.first = *reinterpret_cast<const u32*>(span.first + at);
-    held.second = *reinterpret_cast<const u32*>(span.second + at);
+#pragma unroll
+    for (int j = 0; j < kFours; ++j) {
+      held.parameter[j] = *reinterpret_cast<const Vector<float>*>(span.parameter + at + j * kApart);
+      held.gradient[j] = *reinterpret_cast<const Vector<float>*>(span.gradient + at + j * kApart);
+      held.first[j] = *reinterpret_cast<const u32*>(span.first + at + j * kApart);
+      held.second[j] = *reinterpret_cast<const u32*>(span.second + at + j * kApart);
+    }
   } else {
 #pragma unroll
-    for (int k = 0; k < kAtOnce; ++k) {
-      const bool there = k < here;
-      held.parameter.at[k] = there ? span.parameter[at + k] : 0.0f;
-      held.gradient.at[k] = there ? span.gradient[at + k] : 0.0f;
-      if (there) held.first |= (u32)span.first[at + k] << (8 * k);
-      if (there) held.second |= (u32)span.second[at + k] << (8 * k);
+    for (int j = 0; j < kFours; ++j) {
+      held.first[j] = held.second[j] = 0;
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+        const int i = j * kApart + k;
+        const bool there = i < here;
+        held.parameter[j].at[k] = there ? span.parameter[at + i] : 0.0f;
+        held.gradient[j].at[k] = there ? span.gradient[at + i] : 0.0f;
+        if (there) held.first[j] |= (u32)span.first[at + i] << (8 * k);
+        if (there) held.second[j] |= (u32)span.second[at + i] << (8 * k);
+      }
     }
   }
-  held.ranges = span.ranges[group];
+  held.ranges = kWhole || group * moments::kGroup < span.count ? span.ranges[group] : Vector<float>{};
   return held;
 }
 
 template <bool kWhole>
 __device__ __forceinline__ void put(const Span& span, int group, int at, int here, const Held& held) {
-  // All lanes have read the ranges: the reductions took what they made of them.
-  if (threadIdx.x % 32 == 0) span.ranges[group] = held.ranges;
+  // All lanes of the group have read its ranges: the reductions took what they made of them.
+  const bool there = kWhole || group * moments::kGroup < span.count;
+  if (threadIdx.x % moments::kLanes == 0 && there) span.ranges[group] = held.ranges;
   if (kWhole) {
-    *reinterpret_cast<Vector<float>*>(span.parameter + at) = held.parameter;
-    *reinterpret_cast<u32*>(span.first + at) = held.first;
-    *reinterpret_cast<u32*>(span.second + at) = held.second;
-    if (!span.copy) return;
-    Four rounded;
 #pragma unroll
-    for (int k = 0; k < kAtOnce; ++k) rounded.at[k] = store<bf16>(held.parameter.at[k]);
-    *reinterpret_cast<Four*>(span.copy + at) = rounded;
-    return;
-  }
+    for (int j = 0; j < kFours; ++j) {
+      *reinterpret_cast<Vector<float>*>(span.parameter + at + j * kApart) = held.parameter[j];
+      *reinterpret_cast<u32*>(span.first + at + j * kApart) = held.first[j];
+      *reinterpret_cast<u32*>(span.second + at + j * kApart) = held.second[j];
+      if (span.copy) *reinterpret_cast<Pack<u32, 2>*>(span.copy + at + j * kApart) = rounded(held.parameter[j]);
+    }
+  } else {
 #pragma unroll
-  for (int k = 0; k < kAtOnce; ++k) {
-    if (k >= here) continue;
-    span.parameter[at + k] = held.parameter.at[k];
-    span.first[at + k] = (u8)(held.first >> (8 * k));
-    span.second[at + k] = (u8)(held.second >> (8 * k));
-    if (span.copy) span.copy[at + k] = store<bf16>(held.parameter.at[k]);
+    for (int j = 0; j < kFours; ++j) {
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+        const int i = j * kApart + k;
+        if (i >= here) continue;
+        span.parameter[at + i] = held.parameter[j].at[k];
+        span.first[at + i] = (u8)(held.first[j] >> (8 * k));
+        span.second[at + i] = (u8)(held.second[j] >> (8 * k));
+        if (span.copy) span.copy[at + i] = store<bf16>(held.parameter[j].at[k]);
+      }
+    }
   }
 }
 
-__device__ __forceinline__ void update(const Settings& s, Held& held) {
+template <class Powers>
+__device__ __forceinline__ void update(const Settings& s, Powers& powers, Held& held) {
   using namespace moments;
-  const Decoder of_first(Range{held.ranges.at[0], held.ranges.at[1]});
-  const Decoder of_second(Range{held.ranges.at[2], held.ranges.at[3]});
-  float m[kPerLane], v[kPerLane], size[kPerLane];
+  Range of_first{held.ranges.at[0], held.ranges.at[1]}, of_second{held.ranges.at[2], held.ranges.at[3]};
+  // Of a decoded moment, top * 2^(power * octaves), beta times that is wanted.
+  const float first_octaves = of_first.octaves(), first_top = s.beta1 * of_first.top;
+  const float second_octaves = of_second.octaves(), second_top = s.beta2 * of_second.top;
+  float m[kPerLane], v[kPerLane];
 #pragma unroll
   for (int k = 0; k < kPerLane; ++k) {
-    m[k] = of_first.first(held.first >> (8 * k));
-    v[k] = of_second.size_of(held.second >> (8 * k));
-    held.parameter.at[k] = updated<false>(s, held.parameter.at[k], held.gradient.at[k], m[k], v[k]);
-    size[k] = fabsf(m[k]);
+    const int j = k / kAtOnce, at = k % kAtOnce;
+    const float g = s.scale * held.gradient[j].at[at];
+    const float first = power_of_two(power_of(powers, held.first[j], at) * first_octaves);
+    const float second = power_of_two(power_of(powers, held.second[j], at) * second_octaves);
+    m[k] = float_of(bits_of(first) | sign_of(held.first[j], at)) * first_top + s.rest1 * g;
+    v[k] = second * second_top + s.rest2 * g * g;
+    const float size = square_root(v[k]) * s.correction + s.epsilon;
+    float& parameter = held.parameter[j].at[at];
+    parameter = (parameter - s.decay * parameter) - s.step * (m[k] * reciprocal(size));
   }
-  const Encoder to_first(range_of<false>(size)), to_second(range_of<true>(v));
+  fit(m, v, of_first, of_second);
+  const Encoder to_first(of_first), to_second(of_second);
 #pragma unroll
   for (int k = 0; k < kPerLane; ++k) {
-    m[k] = float_of(bits_of(to_first.stretched<false>(size[k])) | (bits_of(m[k]) & 0x80000000u));
-    v[k] = to_second.stretched<true>(v[k]);
+    m[k] = float_of(bits_of(to_first.stretched(m[k])) | (bits_of(m[k]) & 0x80000000u));
+    v[k] = to_second.stretched(v[k]);
   }
-  held.first = E4M3::pair(m[0], m[1]) | E4M3::pair(m[2], m[3]) << 16;
-  held.second = E4M3::pair(v[0], v[1]) | E4M3::pair(v[2], v[3]) << 16;
-  const Range first = to_first.range, second = to_second.range;
-  held.ranges = Vector<float>{{first.top, first.bottom, second.top, second.bottom}};
+#pragma unroll
+  for (int j = 0; j < kFours; ++j) {
+    const int k = j * kAtOnce;
+    held.first[j] = E4M3::pair(m[k], m[k + 1]) | E4M3::pair(m[k + 2], m[k + 3]) << 16;
+    held.second[j] = E4M3::pair(v[k], v[k + 1]) | E4M3::pair(v[k + 2], v[k + 3]) << 16;
+  }
+  held.ranges = Vector<float>{{of_first.top, of_first.bottom, of_second.top, of_second.bottom}};
 }
 
-// A warp for a group, a lane for four of its elements.
+// A warp for some groups, neighbours, at a time.
 __device__ __forceinline__ void eight_bits(const Settings& s, const i64* spans, i64 count) {
-  using moments::kGroup;
-  constexpr int kWarps = kThreads / 32;
-  const int warp = threadIdx.x / 32, lane_at = threadIdx.x % 32 * kAtOnce;
+  using namespace moments;
+  constexpr int kGroups = 32 / kLanes, kStep = kThreads / kLanes;
+  DAVINCI_SHARED(float, powers, kPowers);
+  fill<kThreads>(powers);
+  __syncthreads();
+  const int mine = threadIdx.x / kLanes, lane_at = threadIdx.x % kLanes * kAtOnce;
   for (i64 n = blockIdx.x; n < count; n += gridDim.x) {
     const Span span(spans + 8 * n);
     const bool aligned = span.aligned && (((u64)span.first | (u64)span.second) & 3) == 0;
-    const int elements = (int)span.count, groups = (elements + kGroup - 1) / kGroup;  // a run is short
-    const int whole = aligned ? elements / kGroup : 0;
-    int group = warp;
+    const int elements = (int)span.count;  // a run is short
+    // All groups that a warp has at a time are whole, or each is taken as if it were not.
+    const int whole = aligned ? elements / kGroup / kGroups * kGroups : 0;
+    int group = mine;
     Held next;
-    if (group < whole) next = taken<true>(span, group, group * kGroup + lane_at, kAtOnce);
-    for (; group < whole; group += kWarps) {
+    if (group < whole) next = taken<true>(span, group, group * kGroup + lane_at, kPerLane);
+    for (; group < whole; group += kStep) {
       Held held = next;
       // The next group is on its way while this one is computed.
-      const int then = group + kWarps;
-      if (then < whole) next = taken<true>(span, then, then * kGroup + lane_at, kAtOnce);
-      update(s, held);
-      put<true>(span, group, group * kGroup + lane_at, kAtOnce, held);
+      const int then = group + kStep;
+      if (then < whole) next = taken<true>(span, then, then * kGroup + lane_at, kPerLane);
+      update(s, powers, held);
+      put<true>(span, group, group * kGroup + lane_at, kPerLane, held);
     }
-    for (group = whole + warp; group < groups; group += kWarps) {
+    for (int first = whole; first * kGroup < elements; first += kStep) {
+      group = first + mine;
       const int at = group * kGroup + lane_at;
       Held held = taken<false>(span, group, at, elements - at);
-      update(s, held);
+      update(s, powers, held);
       put<false>(span, group, at, elements - at, held);
     }
   }

@@ -12,7 +12,8 @@
 namespace davinci {
 namespace moments {
 
-constexpr int kGroup = 128, kPerLane = 4;
+constexpr int kGroup = 128, kPerLane = 8;
+constexpr int kLanes = kGroup / kPerLane;  // of a group; a warp has several groups at a time
 constexpr float kLog2Top = 8.807354922057604f;       // log2(448)
 constexpr float kLog2Range = 17.807354922057604f;    // log2(448 / 2^-9)
 constexpr float kPerLog2Range = 0.05615657509639467f;
@@ -21,7 +22,7 @@ constexpr float kSmallest = 1.1754943508222875e-38f; // 2^-126
 constexpr float kFirstDepth = 2.3283064365386963e-10f;   // 2^-32 of the top: first moments below become zero,
 constexpr float kSecondDepth = 5.421010862427522e-20f;   // 2^-64: second moments below are raised to it
 
-// One instruction of the hardware each, of numbers that are not subnormal.
+// One instruction of the hardware each, of numbers that are not subnormal; those count as zeros.
 __device__ __forceinline__ float log2_of(float x) {
 #if defined(__CUDA_ARCH__)
   float result;
@@ -35,7 +36,7 @@ __device__ __forceinline__ float log2_of(float x) {
 __device__ __forceinline__ float square_root(float x) {
 #if defined(__CUDA_ARCH__)
   float result;
-  asm("sqrt.approx.f32 %0, %1;" : "=f"(result) : "f"(x));
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
   return result;
 #else
   return sqrtf(x);
@@ -45,90 +46,110 @@ __device__ __forceinline__ float square_root(float x) {
 // `top` and `bottom` are no numbers where one of the group is none or is infinite, and 0 where all are zeros.
 struct Range {
   float top, bottom;
-  // log2(top / bottom): at least 1, at most 64. The factors keep an inverse from being subnormal.
-  __device__ __forceinline__ float octaves() const { return log2_of(top * reciprocal(bottom)); }
+  // log2(top / bottom): at least 1, at most 64; 1 where they are zeros or no numbers.
+  __device__ __forceinline__ float octaves() const { return fmaxf(log2_of(top * reciprocal(bottom)), 1.0f); }
 };
 
-// Top and bottom come back to a few units of 2^-22 here; in kernels/moments.py, which checkpoints use, exactly.
-struct Decoder {
-  float top, slope, shift;
-  __device__ __forceinline__ explicit Decoder(Range range) : top(range.top) {
-    slope = range.octaves() * kPerLog2Range;
-    shift = -kLog2Top * slope;
-  }
-  __device__ __forceinline__ float size_of(u32 code) const {
-    const u32 size = code & 127u;
-    // The code's bits in a float's places, with its exponent's offset.
-    const float value = float_of(size << 20) * 1.329227995784916e36f;  // 2^120
-    const float result = top * power_of_two(log2_of(value) * slope + shift);
-    return size == 0 ? 0.0f : result;
-  }
-  __device__ __forceinline__ float first(u32 code) const {
-    return float_of(bits_of(size_of(code)) | ((code & 128u) << 24));
-  }
-};
+// The power of top / bottom that a code's size is, relative to the top: 0 for the largest, -1 for the smallest, minus
+// infinity for zero. Each lane has its own copy, a word in 32, so that no two wait for the same bank.
+constexpr int kPowers = 128 * 32;
 
-__device__ __forceinline__ u32 largest_of_warp(u32 value) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+// All threads of a block call it; a barrier must follow.
+template <int kThreads, class Powers>
+__device__ __forceinline__ void fill(Powers& powers) {
+  constexpr int kEach = kPowers / kThreads;  // codes that a warp fills in
+  static_assert(kEach <= 32, "a lane takes the logarithm of one code");
+  const int lane = threadIdx.x % 32, from = threadIdx.x / 32 * kEach;
+  // The code's bits in a float's places, with its exponent's offset.
+  const u32 code = from + lane % kEach;
+  const float size = float_of(code << 20) * 1.329227995784916e36f;  // 2^120
+  const float power = code ? log2_of(size / E4M3::kTop) * kPerLog2Range : -infinity();
 #pragma unroll
-  for (int bits = 16; bits; bits >>= 1) {
-    const u32 other = __shfl_xor_sync(kAllLanes, value, bits);
-    value = other > value ? other : value;
-  }
-  return value;
+  for (int k = 0; k < kEach; ++k) powers[(from + k) * 32 + lane] = __shfl_sync(kAllLanes, power, k);
+}
+
+// The power of code `k` of four in a word.
+template <class Powers>
+__device__ __forceinline__ float power_of(Powers& powers, u32 codes, int k) {
+  // Where it is, in bytes: an index would be shifted twice.
+  const u32 at = ((k ? codes >> (8 * k - 7) : codes << 7) & (127u << 7)) | (threadIdx.x % 32 * 4);
+#if defined(__CUDA_ARCH__)
+  return *reinterpret_cast<const float*>(reinterpret_cast<const char*>(powers) + at);
 #else
-  return __reduce_max_sync(kAllLanes, value);
+  return powers[at / 4];
 #endif
 }
 
-__device__ __forceinline__ u32 smallest_of_warp(u32 value) { return ~largest_of_warp(~value); }
+// The sign of code `k` of four in a word, at a float's place.
+__device__ __forceinline__ u32 sign_of(u32 codes, int k) { return codes << (24 - 8 * k) & 0x80000000u; }
 
-// The range of a group, of which each lane of a warp has four sizes. `kSecond`: whether they are second moments.
-template <bool kSecond>
-__device__ __forceinline__ Range range_of(const float (&size)[kPerLane]) {
-  // Sizes are no less than 0, so they are ordered as their bits are. Numbers that are none come last.
-  u32 most = 0;
+__device__ __forceinline__ u32 larger(u32 a, u32 b) { return a > b ? a : b; }
+__device__ __forceinline__ u32 smaller(u32 a, u32 b) { return a < b ? a : b; }
+
+__device__ __forceinline__ u32 largest_of_group(u32 value) {
 #pragma unroll
-  for (int k = 0; k < kPerLane; ++k) most = bits_of(size[k]) > most ? bits_of(size[k]) : most;
-  most = largest_of_warp(most);
-  const float top = float_of(most);
-  const float floor = fmaxf(top * (kSecond ? kSecondDepth : kFirstDepth), kSmallest);
-  u32 least = most;
-#pragma unroll
-  for (int k = 0; k < kPerLane; ++k) {
-    const bool counts = kSecond ? size[k] > 0.0f : size[k] >= floor;
-    if (counts && bits_of(size[k]) < least) least = bits_of(size[k]);
-  }
-  least = smallest_of_warp(least);
-  float bottom = float_of(least);
-  if (kSecond) bottom = fmaxf(bottom, floor);
-  bottom = fminf(bottom, 0.5f * top);
-  // No branches: a warp's lanes agree, but the compiler does not know.
-  const bool bad = most >= 0x7f800000u, zeros = top < kLeastTop;
-  return Range{bad ? not_a_number() : zeros ? 0.0f : top, bad ? not_a_number() : zeros ? 0.0f : bottom};
+  for (int bits = kLanes / 2; bits; bits >>= 1) value = larger(value, __shfl_xor_sync(kAllLanes, value, bits));
+  return value;
 }
 
-// `fmaxf` would hide what is no number.
-__device__ __forceinline__ float larger(float a, float b) { return a < b ? b : a; }
+__device__ __forceinline__ u32 smallest_of_group(u32 value) {
+#pragma unroll
+  for (int bits = kLanes / 2; bits; bits >>= 1) value = smaller(value, __shfl_xor_sync(kAllLanes, value, bits));
+  return value;
+}
+
+// The ends of a group's sizes, by their bits, which are ordered as sizes are. Numbers that are none come last.
+struct Ends {
+  u32 most, least;  // least: other than zero, less 1, which makes zero the largest of all
+  __device__ __forceinline__ explicit Ends(const float (&of)[kPerLane]) : most(0), least(~0u) {
+#pragma unroll
+    for (int k = 0; k < kPerLane; ++k) {
+      const u32 size = bits_of(of[k]) & 0x7fffffffu;
+      most = larger(most, size);
+      least = smaller(least, size - 1);
+    }
+    most = largest_of_group(most);
+    least = smallest_of_group(least);
+  }
+  __device__ __forceinline__ float floor(float depth) const { return fmaxf(float_of(most) * depth, kSmallest); }
+  __device__ __forceinline__ bool reach_below(float floor) const { return least < bits_of(floor) - 1; }
+  __device__ __forceinline__ Range range() const {
+    const float top = float_of(most), bottom = fminf(float_of(least + 1), 0.5f * top);
+    // No branches: lanes of a group agree, but the compiler does not know.
+    const bool bad = most >= 0x7f800000u, zeros = top < kLeastTop;
+    return Range{bad ? not_a_number() : zeros ? 0.0f : top, bad ? not_a_number() : zeros ? 0.0f : bottom};
+  }
+};
+
+// Ranges of both moments of a group, of which each lane has some; what is too small beside the largest is made zero, of
+// the first, or raised, of the second. All lanes of a warp call it.
+__device__ __forceinline__ void fit(float (&first)[kPerLane], float (&second)[kPerLane], Range& of_first,
+                                    Range& of_second) {
+  Ends m(first), v(second);
+  const float drop = m.floor(kFirstDepth), raise = v.floor(kSecondDepth);
+  // Seldom: moments of a group that lie so far apart.
+  if (__any_sync(kAllLanes, m.reach_below(drop) || v.reach_below(raise))) {
+#pragma unroll
+    for (int k = 0; k < kPerLane; ++k) {
+      if (fabsf(first[k]) < drop) first[k] = float_of(bits_of(first[k]) & 0x80000000u);
+      if (second[k] > 0.0f && second[k] < raise) second[k] = raise;
+    }
+    m = Ends(first);
+    v = Ends(second);
+  }
+  of_first = m.range();
+  of_second = v.range();
+}
 
 struct Encoder {
-  Range range;
   float per_top, power;
-  __device__ __forceinline__ explicit Encoder(Range range_) : range(range_) {
-    per_top = reciprocal(0.25f * range.top) * 0.25f;
+  __device__ __forceinline__ explicit Encoder(Range range) {
+    per_top = range.top == 0.0f ? 0.0f : reciprocal(0.25f * range.top) * 0.25f;
     power = kLog2Range * reciprocal(range.octaves());
-    if (range.top == 0.0f) {
-      per_top = 0.0f;
-      power = 1.0f;
-    }
   }
   // What the code nearest to it stands for.
-  template <bool kSecond>
   __device__ __forceinline__ float stretched(float size) const {
-    const float held = kSecond ? larger(size, range.bottom) : size;
-    const float result = power_of_two(log2_of(held * per_top) * power + kLog2Top);
-    const bool zero = kSecond ? size == 0.0f : size < range.bottom;
-    return zero ? 0.0f : result;
+    return power_of_two(log2_of(fabsf(size) * per_top) * power + kLog2Top);
   }
 };
 

@@ -131,6 +131,17 @@ __device__ __forceinline__ bf16 store<bf16>(float value) {
 #endif
 }
 
+// Two in a word, `low` in the lower half: one instruction.
+__device__ __forceinline__ u32 bf16_pair(float low, float high) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  u32 pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+#else
+  return store<bf16>(low).bits | (u32)store<bf16>(high).bits << 16;
+#endif
+}
+
 constexpr float kLog2E = 1.4426950408889634f;
 __device__ __forceinline__ float infinity() { return float_of(0x7f800000u); }
 __device__ __forceinline__ float not_a_number() { return float_of(0x7fc00000u); }
