@@ -19,11 +19,16 @@
 
 // DAVINCI_KERNEL(name, threads, (parameters), (arguments)) { body }
 // Threads of a block are fixed by the kernel; the number of blocks is the caller's, and every kernel is right for any.
-#if defined(__CUDACC_RTC__)
+// DAVINCI_KERNEL_BESIDE has besides how many blocks a multiprocessor is to have room for: registers are then as few.
 #define DAVINCI_KERNEL(name, threads, parameters, arguments) \
-  extern "C" __global__ void __launch_bounds__(threads) name parameters
+  DAVINCI_KERNEL_WITHIN(name, threads, (threads), parameters, arguments)
+#define DAVINCI_KERNEL_BESIDE(name, threads, beside, parameters, arguments) \
+  DAVINCI_KERNEL_WITHIN(name, threads, (threads, beside), parameters, arguments)
+#if defined(__CUDACC_RTC__)
+#define DAVINCI_KERNEL_WITHIN(name, threads, bounds, parameters, arguments) \
+  extern "C" __global__ void __launch_bounds__ bounds name parameters
 #elif defined(DAVINCI_EMULATOR)
-#define DAVINCI_KERNEL(name, threads, parameters, arguments)                                           \
+#define DAVINCI_KERNEL_WITHIN(name, threads, bounds, parameters, arguments)                            \
   static void name parameters;                                                                         \
   DAVINCI_EXPORT int davinci_##name(long long blocks, DAVINCI_UNWRAP parameters, void*) {              \
     return emulator::launch(blocks, threads, [=] { name arguments; });                                 \
@@ -31,14 +36,14 @@
   DAVINCI_EXPORT int davinci_threads_##name() { return threads; }                                      \
   static void name parameters
 #else
-#define DAVINCI_KERNEL(name, threads, parameters, arguments)                                           \
-  extern "C" __global__ void __launch_bounds__(threads) name parameters;                               \
+#define DAVINCI_KERNEL_WITHIN(name, threads, bounds, parameters, arguments)                            \
+  extern "C" __global__ void __launch_bounds__ bounds name parameters;                                 \
   DAVINCI_EXPORT int davinci_##name(long long blocks, DAVINCI_UNWRAP parameters, void* stream) {       \
     name<<<(unsigned)blocks, threads, 0, (cudaStream_t)stream>>> arguments;                            \
     return (int)cudaGetLastError();                                                                    \
   }                                                                                                    \
   DAVINCI_EXPORT int davinci_threads_##name() { return threads; }                                      \
-  extern "C" __global__ void __launch_bounds__(threads) name parameters
+  extern "C" __global__ void __launch_bounds__ bounds name parameters
 #endif
 
 namespace davinci {
@@ -141,6 +146,18 @@ struct alignas(16) Vector {
   static constexpr int kWidth = 16 / sizeof(T);
   T at[kWidth];
 };
+
+// 16 bytes as they came. Of a vector that is kept from one turn of a loop to another the compiler keeps elements: it takes
+// it apart where it is loaded, and waits for it there. Of these it does not.
+struct alignas(16) Raw {
+  u32 at[4];
+};
+template <class T>
+__device__ __forceinline__ Vector<T> vector_of(Raw raw) {
+  Vector<T> vector;
+  __builtin_memcpy(&vector, &raw, sizeof raw);
+  return vector;
+}
 
 // Some elements, which one instruction moves where they are 16 bytes or fewer.
 template <class T, int kWide>
