@@ -19,11 +19,10 @@
 
 // DAVINCI_KERNEL(name, threads, (parameters), (arguments)) { body }
 // Threads of a block are fixed by the kernel; the number of blocks is the caller's, and every kernel is right for any.
-// DAVINCI_KERNEL_BESIDE has besides how many blocks a multiprocessor is to have room for: registers are then as few.
+// DAVINCI_KERNEL_WITHIN takes beside the threads what __launch_bounds__ does: how many blocks are to have room, and how
+// few registers that leaves.
 #define DAVINCI_KERNEL(name, threads, parameters, arguments) \
   DAVINCI_KERNEL_WITHIN(name, threads, (threads), parameters, arguments)
-#define DAVINCI_KERNEL_BESIDE(name, threads, beside, parameters, arguments) \
-  DAVINCI_KERNEL_WITHIN(name, threads, (threads, beside), parameters, arguments)
 #if defined(__CUDACC_RTC__)
 #define DAVINCI_KERNEL_WITHIN(name, threads, bounds, parameters, arguments) \
   extern "C" __global__ void __launch_bounds__ bounds name parameters
@@ -147,8 +146,8 @@ struct alignas(16) Vector {
   T at[kWidth];
 };
 
-// 16 bytes as they came. Of a vector that is kept from one turn of a loop to another the compiler keeps elements: it takes
-// it apart where it is loaded, and waits for it there. Of these it does not.
+// 16 bytes as they came. Of a vector that a branch or a turn of a loop may have loaded the compiler keeps the elements:
+// it takes it apart where it is loaded, and so waits for it there. Of these it does not.
 struct alignas(16) Raw {
   u32 at[4];
 };
@@ -157,6 +156,12 @@ __device__ __forceinline__ Vector<T> vector_of(Raw raw) {
   Vector<T> vector;
   __builtin_memcpy(&vector, &raw, sizeof raw);
   return vector;
+}
+template <class T>
+__device__ __forceinline__ Raw raw_of(Vector<T> vector) {
+  Raw raw;
+  __builtin_memcpy(&raw, &vector, sizeof raw);
+  return raw;
 }
 
 // Some elements, which one instruction moves where they are 16 bytes or fewer.

@@ -10,7 +10,7 @@ namespace davinci {
 namespace rms_norm {
 
 constexpr int kThreads = 256;
-constexpr int kElements = 16;  // of a row that a thread keeps at most
+constexpr int kElements = 16;  // of a row that a thread keeps, where a row is one of `many`
 
 __device__ __forceinline__ float scale_of(float squares, i64 width, float eps) {
   return 1.0f / sqrtf(squares / (float)width + eps);
@@ -37,44 +37,50 @@ __device__ __forceinline__ void forward_kept(const T* x, const T* residual, cons
   using V = Vector<T>;
   constexpr int kRows = kThreads / kGroup;
   const int me = threadIdx.x % kGroup, vectors = (int)(width / V::kWidth);
-  V gain[kKept];
-#pragma unroll
-  for (int k = 0; k < kKept; ++k)
-    if (me + k * kGroup < vectors) gain[k] = reinterpret_cast<const V*>(weight)[me + k * kGroup];
   int turn = 0;
   // All threads of a block take the same number of turns, since they meet in each.
   for (i64 first = (i64)blockIdx.x * kRows; first < rows; first += (i64)gridDim.x * kRows, turn ^= 1) {
-    const i64 r = first + group<kGroup>();
+    const i64 r = first + group<kGroup>(), at = r * vectors + me;
     const int mine = r < rows ? vectors : 0;
-    const i64 at = r * vectors + me;
-    V row[kKept], other[kKept];
+    Raw row[kKept] = {}, other[kKept] = {};  // all on their way before the first is waited for
 #pragma unroll
-    for (int k = 0; k < kKept; ++k) {
-      if (me + k * kGroup >= mine) continue;
-      row[k] = reinterpret_cast<const V*>(x)[at + k * kGroup];
-      if (residual) other[k] = reinterpret_cast<const V*>(residual)[at + k * kGroup];
+    for (int k = 0; k < kKept; ++k)
+      if (me + k * kGroup < mine) row[k] = (reinterpret_cast<const Raw*>(x) + at)[k * kGroup];
+    if (residual) {
+#pragma unroll
+      for (int k = 0; k < kKept; ++k)
+        if (me + k * kGroup < mine) other[k] = (reinterpret_cast<const Raw*>(residual) + at)[k * kGroup];
+#pragma unroll
+      for (int k = 0; k < kKept; ++k) {
+        V both = vector_of<T>(row[k]);
+        const V beside = vector_of<T>(other[k]);
+#pragma unroll
+        for (int i = 0; i < V::kWidth; ++i) both.at[i] = store<T>(load(both.at[i]) + load(beside.at[i]));
+        row[k] = raw_of(both);
+        if (me + k * kGroup < mine) (reinterpret_cast<Raw*>(sum) + at)[k * kGroup] = row[k];
+      }
     }
     float squares = 0.0f;
 #pragma unroll
     for (int k = 0; k < kKept; ++k) {
-      if (me + k * kGroup >= mine) continue;
-      if (residual) {
+      const V part = vector_of<T>(row[k]);
 #pragma unroll
-        for (int i = 0; i < V::kWidth; ++i) row[k].at[i] = store<T>(load(row[k].at[i]) + load(other[k].at[i]));
-        reinterpret_cast<V*>(sum)[at + k * kGroup] = row[k];
-      }
-#pragma unroll
-      for (int i = 0; i < V::kWidth; ++i) squares += load(row[k].at[i]) * load(row[k].at[i]);
+      for (int i = 0; i < V::kWidth; ++i) squares += load(part.at[i]) * load(part.at[i]);
     }
+    Raw gains[kKept] = {};  // while the group adds
+    const int wanted = out ? mine : 0;
+#pragma unroll
+    for (int k = 0; k < kKept; ++k)
+      if (me + k * kGroup < wanted) gains[k] = (reinterpret_cast<const Raw*>(weight) + me)[k * kGroup];
     const float s = scale_of(sum_group<kGroup>(squares, turn), width, eps);
     if (me == 0 && mine) scale[r] = s;
-    if (!out) continue;
 #pragma unroll
     for (int k = 0; k < kKept; ++k) {
-      if (me + k * kGroup >= mine) continue;
+      V part = vector_of<T>(row[k]);
+      const V gain = vector_of<T>(gains[k]);
 #pragma unroll
-      for (int i = 0; i < V::kWidth; ++i) row[k].at[i] = store<T>(load(row[k].at[i]) * s * load(gain[k].at[i]));
-      reinterpret_cast<V*>(out)[at + k * kGroup] = row[k];
+      for (int i = 0; i < V::kWidth; ++i) part.at[i] = store<T>(load(part.at[i]) * s * load(gain.at[i]));
+      if (me + k * kGroup < wanted) (reinterpret_cast<V*>(out) + at)[k * kGroup] = part;
     }
   }
 }
@@ -287,8 +293,8 @@ __device__ __forceinline__ void backward_any(const T* by_out, const T* by_sum, c
 }  // namespace rms_norm
 }  // namespace davinci
 
-// `one`: a block has a row, a thread a vector. `many`: a thread has up to 16 elements, and narrow rows take a warp each.
-// `any`: whatever rows there are.
+// `one`: rows of up to 256 vectors; forward a warp has one, backward a block, of which four are to have room. `many`: a
+// thread has up to 16 elements, and narrow rows take a warp each. `any`: whatever rows there are.
 #define DAVINCI_RMS_NORM_FORWARD(kind, suffix, type, ...)                                                              \
   DAVINCI_KERNEL(rms_norm_forward_##kind##_##suffix, davinci::rms_norm::kThreads,                                      \
                  (const davinci::type* x, const davinci::type* residual, const davinci::type* weight,                  \
@@ -306,7 +312,7 @@ __device__ __forceinline__ void backward_any(const T* by_out, const T* by_sum, c
     davinci::rms_norm::__VA_ARGS__(by_out, by_sum, x, weight, scale, by_x, shares, rows, width, parts);                \
   }
 #define DAVINCI_RMS_NORM(suffix, type)                                                                                 \
-  DAVINCI_RMS_NORM_FORWARD(one, suffix, type, forward_kept<davinci::rms_norm::kThreads, 1>)                            \
+  DAVINCI_RMS_NORM_FORWARD(one, suffix, type, forward_kept<32, davinci::rms_norm::kThreads / 32>)                      \
   DAVINCI_RMS_NORM_FORWARD(many, suffix, type, forward_many)                                                           \
   DAVINCI_RMS_NORM_FORWARD(any, suffix, type, forward_any)                                                             \
   DAVINCI_RMS_NORM_BACKWARD(one, (davinci::rms_norm::kThreads, 4), suffix, type,                                       \

@@ -15,8 +15,8 @@ def parts(way: Way, work: int, most: int) -> int:
     Args:
         way: How kernels run; emulated blocks are few, and each then has some of them.
         work: How many there could be.
-        most: How many blocks of the kernel an H100 runs at once. It is the same on any GPU, so that sums have the same
-            order, and the same bits.
+        most: How many blocks of the kernel an H100 runs at once. It is the same on any GPU, so that sums have the
+            same order, and the same bits.
     """
     return max(1, min(most, 2 * way.most_blocks, work))
 
