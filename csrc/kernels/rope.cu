@@ -80,8 +80,8 @@ __device__ __forceinline__ void turn(const T* x, T* out, const T* bias, const fl
     const i64 step = parts * kWarps * kPair;
     for (i64 first = here ? (part * kWarps + warp) * kPair : tokens; first < tokens; first += step) {
       // The last token may be without another: it is then taken twice, and added once.
-      const bool alone = first + 1 == tokens;
-      const i64 at[kPair] = {first * pitch, alone ? first * pitch : (first + 1) * pitch};
+      const i64 second = first + 1 < tokens ? first + 1 : first;
+      const i64 at[kPair] = {first * pitch, second * pitch};
       P a[kPair], b[kPair];
 #pragma unroll
       for (int t = 0; t < kPair; ++t) {
@@ -91,10 +91,10 @@ __device__ __forceinline__ void turn(const T* x, T* out, const T* bias, const fl
       i64 row[kPair];
       if (positions) {
         row[0] = positions[first];
-        row[1] = positions[alone ? first : first + 1];
+        row[1] = positions[second];
       } else {
         row[0] = place_of(first, batch);
-        row[1] = row[0] + (!alone && first + 1 == (row[0] + 1) * batch);
+        row[1] = row[0] + (second == (row[0] + 1) * batch);
       }
 #pragma unroll
       for (int from = 0; from < kWide; from += kFew) {
@@ -119,7 +119,7 @@ __device__ __forceinline__ void turn(const T* x, T* out, const T* bias, const fl
               one = before * cosine.at[k] - two * s;
               two = two * cosine.at[k] + before * s;
             }
-            if (kShares && !(t == 1 && alone)) {
+            if (kShares && !(t == 1 && second == first)) {
               sum_low.at[i] += one;
               sum_high.at[i] += two;
             }
