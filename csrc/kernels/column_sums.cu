@@ -1,25 +1,39 @@
 // The sum of each column of an fp32 matrix, in a fixed order: the second stage of a gradient that all rows add to.
+//
+// There are few rows, and they lie in the cache: what takes time is to wait for it. So there are many threads, each
+// with all that it adds on the way at once, unless there are more than 512 rows.
 #include "reduce.h"
 
 namespace davinci {
 namespace column_sums {
 
 constexpr int kThreads = 512;
-constexpr int kRows = kThreads / 32;  // that a block adds at once, 32 columns wide
+constexpr int kColumns = 8;  // of a block: 32 bytes of a row, which is what the cache reads at once
+constexpr int kRows = kThreads / kColumns;
+constexpr int kEach = 8;  // rows of a thread at once
 
 // of: [rows, width]; out: [width].
 template <class T>
 __device__ __forceinline__ void sum(const float* of, T* out, i64 rows, i64 width) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  for (i64 first = (i64)blockIdx.x * 32; first < width; first += (i64)gridDim.x * 32) {
-    const i64 column = first + lane;
+  for (i64 left = (i64)blockIdx.x * kColumns; left < width; left += (i64)gridDim.x * kColumns) {
+    const i64 column = left + threadIdx.x % kColumns;
     float value = 0.0f;
-    if (column < width) {
-#pragma unroll 8
-      for (i64 r = warp; r < rows; r += kRows) value += of[r * width + column];
+#pragma unroll 1
+    for (i64 first = column < width ? threadIdx.x / kColumns : rows; first < rows; first += kRows * kEach) {
+      float some[kEach];
+#pragma unroll
+      for (int k = 0; k < kEach; ++k) {
+        const i64 r = first + k * kRows;
+        some[k] = r < rows ? of[r * width + column] : 0.0f;
+      }
+#pragma unroll
+      for (int k = 0; k < kEach; ++k) value += some[k];
     }
+    // Of the threads of a warp each eighth has the same column.
     value = sum_warps<kThreads>(value);
-    if (warp == 0 && column < width) out[column] = store<T>(value);
+#pragma unroll
+    for (int bits = kColumns; bits < 32; bits <<= 1) value += __shfl_xor_sync(kAllLanes, value, bits);
+    if (threadIdx.x < kColumns && column < width) out[column] = store<T>(value);
   }
 }
 

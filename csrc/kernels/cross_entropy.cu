@@ -203,7 +203,7 @@ __device__ __forceinline__ void whole(T* logits, const i64* labels, float* log_z
   DAVINCI_SLOTS(held, kSlots * kWholeThreads);
   const int slots = slots_here(kWholeThreads, kSlots), me = (int)threadIdx.x;
   const int of_slots = slots * kWholeThreads, behind = of_slots + me, rest = of_slots + kKept * kWholeThreads;
-  Vector<T> kept[kKept];
+  Raw kept[kKept];
   // One group of slots of a row, and one of its vectors in registers.
   auto begin_group = [&](const Vector<T>* body, int vectors, int group) {
     const int inside = vectors < of_slots ? vectors : of_slots;
@@ -216,7 +216,7 @@ __device__ __forceinline__ void whole(T* logits, const i64* labels, float* log_z
   };
   auto keep = [&](const Vector<T>* body, int vectors, int k) {
     const int v = behind + k * kWholeThreads;
-    if (v < vectors) kept[k] = body[v];
+    if (v < vectors) kept[k] = reinterpret_cast<const Raw*>(body)[v];
   };
   i64 r = blockIdx.x;
   if (r < rows) {
@@ -249,7 +249,7 @@ __device__ __forceinline__ void whole(T* logits, const i64* labels, float* log_z
 #pragma unroll
     for (int k = 0; k < kKept; ++k) {
       const int v = behind + k * kWholeThreads;
-      if (v < vectors) add_part(sum, kept[k], v * kWidth, columns);
+      if (v < vectors) add_part(sum, vector_of<T>(kept[k]), v * kWidth, columns);
     }
     visit_vectors<kWholeThreads, false, kAtOnce>(
         body, vectors, rest, [&](const Vector<T>& block, int v) { add_part(sum, block, v * kWidth, columns); });
@@ -277,7 +277,7 @@ __device__ __forceinline__ void whole(T* logits, const i64* labels, float* log_z
 #pragma unroll
     for (int k = 0; k < kKept; ++k) {
       const int v = behind + k * kWholeThreads;
-      if (v < vectors) body[v] = gradient.vector(kept[k], v * kWidth);
+      if (v < vectors) body[v] = gradient.vector(vector_of<T>(kept[k]), v * kWidth);
       keep(body_of_next, vectors_of_next, k);
     }
   }

@@ -489,7 +489,7 @@ inline T exchange(T* at, Change change) {
 }  // namespace emulator
 
 #define DAVINCI_SHARED(type, name, count) static emulator::Shared<type, count> name{#name, {}}
-#define DAVINCI_SLOTS(name, count) DAVINCI_SHARED(davinci::Slot, name, count)
+#define DAVINCI_SLOTS(name, count) DAVINCI_SHARED(davinci::Raw, name, count)
 
 #define threadIdx (emulator::state().current->index)
 #define blockIdx (emulator::state().block)

@@ -13,7 +13,7 @@
 #if !defined(DAVINCI_EMULATOR)
 #define DAVINCI_SHARED(type, name, count) __shared__ type name[count]
 // As many as the launch has room for, at most `count`: see DAVINCI_KERNEL_OF.
-#define DAVINCI_SLOTS(name, count) extern __shared__ davinci::Slot name[]
+#define DAVINCI_SLOTS(name, count) extern __shared__ davinci::Raw name[]
 #endif
 
 #define DAVINCI_UNWRAP(...) __VA_ARGS__
@@ -23,12 +23,17 @@
 // Threads of a block are fixed by the kernel; the number of blocks is the caller's, and every kernel is right for any.
 // DAVINCI_KERNEL_OF(name, threads, slots, ...) takes shared memory too: up to `slots` of 16 bytes a thread, fewer where
 // a multiprocessor has not as much. The kernel asks `slots_here` how many there are.
-#define DAVINCI_KERNEL(name, threads, parameters, arguments) DAVINCI_KERNEL_OF(name, threads, 0, parameters, arguments)
-#if defined(__CUDACC_RTC__)
+// DAVINCI_KERNEL_WITHIN takes beside these what __launch_bounds__ does: how many blocks are to have room, and how few
+// registers that leaves.
+#define DAVINCI_KERNEL(name, threads, parameters, arguments) \
+  DAVINCI_KERNEL_WITHIN(name, threads, 0, (threads), parameters, arguments)
 #define DAVINCI_KERNEL_OF(name, threads, slots, parameters, arguments) \
-  extern "C" __global__ void __launch_bounds__(threads) name parameters
+  DAVINCI_KERNEL_WITHIN(name, threads, slots, (threads), parameters, arguments)
+#if defined(__CUDACC_RTC__)
+#define DAVINCI_KERNEL_WITHIN(name, threads, slots, bounds, parameters, arguments) \
+  extern "C" __global__ void __launch_bounds__ bounds name parameters
 #elif defined(DAVINCI_EMULATOR)
-#define DAVINCI_KERNEL_OF(name, threads, slots, parameters, arguments)                                 \
+#define DAVINCI_KERNEL_WITHIN(name, threads, slots, bounds, parameters, arguments)                     \
   static void name parameters;                                                                         \
   DAVINCI_EXPORT int davinci_##name(long long blocks, DAVINCI_UNWRAP parameters, void*) {              \
     return emulator::launch(blocks, threads, [=] { name arguments; });                                 \
@@ -37,8 +42,8 @@
   DAVINCI_EXPORT int davinci_slots_##name() { return slots; }                                          \
   static void name parameters
 #else
-#define DAVINCI_KERNEL_OF(name, threads, slots, parameters, arguments)                                 \
-  extern "C" __global__ void __launch_bounds__(threads) name parameters;                               \
+#define DAVINCI_KERNEL_WITHIN(name, threads, slots, bounds, parameters, arguments)                     \
+  extern "C" __global__ void __launch_bounds__ bounds name parameters;                                 \
   DAVINCI_EXPORT int davinci_##name(long long blocks, DAVINCI_UNWRAP parameters, void* stream) {       \
     const int bytes = slots ? davinci::room_for((const void*)name, threads, slots) : 0;                \
     name<<<(unsigned)blocks, threads, bytes, (cudaStream_t)stream>>> arguments;                        \
@@ -46,7 +51,7 @@
   }                                                                                                    \
   DAVINCI_EXPORT int davinci_threads_##name() { return threads; }                                      \
   DAVINCI_EXPORT int davinci_slots_##name() { return slots; }                                          \
-  extern "C" __global__ void __launch_bounds__(threads) name parameters
+  extern "C" __global__ void __launch_bounds__ bounds name parameters
 
 namespace davinci {
 
@@ -177,34 +182,40 @@ struct alignas(16) Vector {
   T at[kWidth];
 };
 
-// 16 bytes of whatever kind, as they lie in shared memory.
-struct alignas(16) Slot {
+// 16 bytes as they came. Of a vector that a branch or a turn of a loop may have loaded the compiler keeps the elements:
+// it takes it apart where it is loaded, and so waits for it there. Of these it does not.
+struct alignas(16) Raw {
   u32 at[4];
 };
-
 template <class T>
-__device__ __forceinline__ Vector<T> vector_of(const Slot& slot) {
-  Vector<T> result;
-  __builtin_memcpy(&result, &slot, sizeof slot);
-  return result;
+__device__ __forceinline__ Vector<T> vector_of(Raw raw) {
+  Vector<T> vector;
+  __builtin_memcpy(&vector, &raw, sizeof raw);
+  return vector;
+}
+template <class T>
+__device__ __forceinline__ Raw raw_of(Vector<T> vector) {
+  Raw raw;
+  __builtin_memcpy(&raw, &vector, sizeof raw);
+  return raw;
 }
 
 // Copies to shared memory which go on while the thread does other things. What is begun belongs to a group, which
 // `end_group` ends; after `wait_but(n)` all groups of the thread have arrived but the last n.
 #if defined(DAVINCI_EMULATOR)
 template <int kCount>
-inline void begin_copy(emulator::Shared<Slot, kCount>& slots, int i, const void* from) {
-  emulator::begin_copy(slots[i], static_cast<const Slot*>(from));
+inline void begin_copy(emulator::Shared<Raw, kCount>& slots, int i, const void* from) {
+  emulator::begin_copy(slots[i], static_cast<const Raw*>(from));
 }
 inline void end_group() { emulator::end_group(); }
 inline void wait_but(int n) { emulator::wait_but(n); }
 #else
-__device__ __forceinline__ void begin_copy(Slot* slots, int i, const void* from) {
+__device__ __forceinline__ void begin_copy(Raw* slots, int i, const void* from) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   const u32 to = (u32)__cvta_generic_to_shared(slots + i);
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 #else
-  slots[i] = *static_cast<const Slot*>(from);
+  slots[i] = *static_cast<const Raw*>(from);
 #endif
 }
 __device__ __forceinline__ void end_group() {

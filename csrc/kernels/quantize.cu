@@ -45,15 +45,27 @@ __device__ __forceinline__ u32 largest_of_lanes(u32 value, int bits) {
   return value;
 }
 
-// Where the numbers of a matrix of so many columns come from: memory,
+// The largest of a warp, joined to what is there. Most warps see that they change nothing, and leave the place that all
+// of them want alone.
+__device__ __forceinline__ void join(u32* amax, u32 seen) {
+  seen = largest_of_lanes(seen, 16);
+  if (threadIdx.x % 32 == 0 && seen > *reinterpret_cast<volatile u32*>(amax)) atomicMax(amax, seen);
+}
+
+// Where the numbers of a matrix of so many columns come from. What is read is apart from what is made of it, so that a
+// thread has many reads on their way before it waits for one. They come from memory,
 template <class T>
 struct AsIs {
   using Number = T;
   const T* x;
   i64 columns;
-  __device__ __forceinline__ Vector<T> at(i64 row, i64 column) const {
-    return *reinterpret_cast<const Vector<T>*>(x + row * columns + column);
+  struct Parts {
+    Raw x;
+  };
+  __device__ __forceinline__ Parts read(i64 row, i64 column) const {
+    return Parts{*reinterpret_cast<const Raw*>(x + row * columns + column)};
   }
+  __device__ __forceinline__ Vector<T> make(const Parts& parts) const { return vector_of<T>(parts.x); }
 };
 
 // rows that have all gates and behind them all that is gated,
@@ -62,10 +74,16 @@ struct Gated {
   using Number = T;
   const T* x;
   i64 columns;
-  __device__ __forceinline__ Vector<T> at(i64 row, i64 column) const {
+  struct Parts {
+    Raw gate, up;
+  };
+  __device__ __forceinline__ Parts read(i64 row, i64 column) const {
     const T* here = x + 2 * row * columns + column;
-    Vector<T> gate = *reinterpret_cast<const Vector<T>*>(here);
-    const Vector<T> up = *reinterpret_cast<const Vector<T>*>(here + columns);
+    return Parts{*reinterpret_cast<const Raw*>(here), *reinterpret_cast<const Raw*>(here + columns)};
+  }
+  __device__ __forceinline__ Vector<T> make(const Parts& parts) const {
+    Vector<T> gate = vector_of<T>(parts.gate);
+    const Vector<T> up = vector_of<T>(parts.up);
 #pragma unroll
     for (int i = 0; i < Vector<T>::kWidth; ++i) gate.at[i] = store<T>(gated(load(gate.at[i]), load(up.at[i])));
     return gate;
@@ -80,12 +98,19 @@ struct Normed {
   i64 columns;
   const float* scale;
   const T* weight;
-  __device__ __forceinline__ Vector<T> at(i64 row, i64 column) const {
-    Vector<T> part = *reinterpret_cast<const Vector<T>*>(x + row * columns + column);
-    const Vector<T> gain = *reinterpret_cast<const Vector<T>*>(weight + column);
-    const float s = scale[row];
+  struct Parts {
+    Raw x, gain;
+    float scale;
+  };
+  __device__ __forceinline__ Parts read(i64 row, i64 column) const {
+    return Parts{*reinterpret_cast<const Raw*>(x + row * columns + column),
+                 *reinterpret_cast<const Raw*>(weight + column), scale[row]};
+  }
+  __device__ __forceinline__ Vector<T> make(const Parts& parts) const {
+    Vector<T> part = vector_of<T>(parts.x);
+    const Vector<T> gain = vector_of<T>(parts.gain);
 #pragma unroll
-    for (int i = 0; i < Vector<T>::kWidth; ++i) part.at[i] = store<T>(load(part.at[i]) * s * load(gain.at[i]));
+    for (int i = 0; i < Vector<T>::kWidth; ++i) part.at[i] = store<T>(load(part.at[i]) * parts.scale * load(gain.at[i]));
     return part;
   }
 };
@@ -96,18 +121,28 @@ struct Patch {
   i64 row, column;  // its first ones
   T at[kPatch][kPatch];
 
-  // A patch is in the matrix as a whole, or outside, where it is 0.
+  // A patch is in the matrix as a whole, or outside, where it is 0, as is what any source makes of zeros.
   template <class Source>
   __device__ __forceinline__ void read(const Source& source, bool inside) {
     using V = Vector<T>;
+    constexpr int kRowsAtOnce = sizeof(T) == 2 ? kPatch : 2, kVectors = kPatch / V::kWidth;  // as registers allow
 #pragma unroll
-    for (int r = 0; r < kPatch; ++r) {
+    for (int first = 0; first < kPatch; first += kRowsAtOnce) {
+      typename Source::Parts parts[kRowsAtOnce][kVectors] = {};
+      if (inside) {
 #pragma unroll
-      for (int v = 0; v < kPatch / V::kWidth; ++v) {
-        V part = {};
-        if (inside) part = source.at(row + r, column + v * V::kWidth);
+        for (int r = 0; r < kRowsAtOnce; ++r)
 #pragma unroll
-        for (int i = 0; i < V::kWidth; ++i) at[r][v * V::kWidth + i] = part.at[i];
+          for (int v = 0; v < kVectors; ++v) parts[r][v] = source.read(row + first + r, column + v * V::kWidth);
+      }
+#pragma unroll
+      for (int r = 0; r < kRowsAtOnce; ++r) {
+#pragma unroll
+        for (int v = 0; v < kVectors; ++v) {
+          const V part = source.make(parts[r][v]);
+#pragma unroll
+          for (int i = 0; i < V::kWidth; ++i) at[first + r][v * V::kWidth + i] = part.at[i];
+        }
       }
     }
   }
@@ -260,10 +295,7 @@ __device__ __forceinline__ void whole(const Source& source, const float* known, 
     }
     __syncthreads();  // the next tile writes where this one is read
   }
-  if (amax) {
-    seen = largest_of_lanes(seen, 16);
-    if (lane == 0 && seen) atomicMax(amax, seen);
-  }
+  if (amax) join(amax, seen);
 }
 
 // The largest size of all numbers, joined to what is there.
@@ -282,8 +314,7 @@ __device__ __forceinline__ void largest_of_all(const T* x, u32* amax, i64 count)
 #pragma unroll
     for (int i = 0; i < V::kWidth; ++i) found = larger(found, size_bits(load(part.at[i])));
   }
-  found = largest_of_lanes(found, 16);
-  if (threadIdx.x % 32 == 0 && found) atomicMax(amax, found);
+  join(amax, found);
 }
 
 }  // namespace quantize

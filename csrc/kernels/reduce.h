@@ -96,8 +96,10 @@ __device__ __forceinline__ float sum_warps(float value) {
   values[threadIdx.x] = value;
   __syncthreads();
   float sum = 0.0f;
-  if (threadIdx.x < 32)
-    for (int i = threadIdx.x; i < kThreads; i += 32) sum += values[i];
+  if (threadIdx.x < 32) {
+#pragma unroll
+    for (int warp = 0; warp < kThreads / 32; ++warp) sum += values[warp * 32 + threadIdx.x];
+  }
   __syncthreads();  // the next call writes where this one is read
   return sum;
 }

@@ -10,10 +10,16 @@ namespace davinci {
 namespace rms_norm {
 
 constexpr int kThreads = 256;
-constexpr int kElements = 16;  // of a row that a thread keeps at most
+constexpr int kElements = 16;  // of a row that a thread keeps, where a row is one of `many`
 
 __device__ __forceinline__ float scale_of(float squares, i64 width, float eps) {
   return 1.0f / sqrtf(squares / (float)width + eps);
+}
+
+// Which of the block's groups a thread is of. Where it is the only one the compiler sees that all threads have one row.
+template <int kGroup>
+__device__ __forceinline__ int group() {
+  return kGroup == kThreads ? 0 : threadIdx.x / kGroup;
 }
 
 template <int kGroup>
@@ -31,44 +37,50 @@ __device__ __forceinline__ void forward_kept(const T* x, const T* residual, cons
   using V = Vector<T>;
   constexpr int kRows = kThreads / kGroup;
   const int me = threadIdx.x % kGroup, vectors = (int)(width / V::kWidth);
-  V gain[kKept];
-#pragma unroll
-  for (int k = 0; k < kKept; ++k)
-    if (me + k * kGroup < vectors) gain[k] = reinterpret_cast<const V*>(weight)[me + k * kGroup];
   int turn = 0;
   // All threads of a block take the same number of turns, since they meet in each.
   for (i64 first = (i64)blockIdx.x * kRows; first < rows; first += (i64)gridDim.x * kRows, turn ^= 1) {
-    const i64 r = first + threadIdx.x / kGroup;
+    const i64 r = first + group<kGroup>(), at = r * vectors + me;
     const int mine = r < rows ? vectors : 0;
-    const i64 at = r * vectors + me;
-    V row[kKept], other[kKept];
+    Raw row[kKept] = {}, other[kKept] = {};  // all on their way before the first is waited for
 #pragma unroll
-    for (int k = 0; k < kKept; ++k) {
-      if (me + k * kGroup >= mine) continue;
-      row[k] = reinterpret_cast<const V*>(x)[at + k * kGroup];
-      if (residual) other[k] = reinterpret_cast<const V*>(residual)[at + k * kGroup];
+    for (int k = 0; k < kKept; ++k)
+      if (me + k * kGroup < mine) row[k] = (reinterpret_cast<const Raw*>(x) + at)[k * kGroup];
+    if (residual) {
+#pragma unroll
+      for (int k = 0; k < kKept; ++k)
+        if (me + k * kGroup < mine) other[k] = (reinterpret_cast<const Raw*>(residual) + at)[k * kGroup];
+#pragma unroll
+      for (int k = 0; k < kKept; ++k) {
+        V both = vector_of<T>(row[k]);
+        const V beside = vector_of<T>(other[k]);
+#pragma unroll
+        for (int i = 0; i < V::kWidth; ++i) both.at[i] = store<T>(load(both.at[i]) + load(beside.at[i]));
+        row[k] = raw_of(both);
+        if (me + k * kGroup < mine) (reinterpret_cast<Raw*>(sum) + at)[k * kGroup] = row[k];
+      }
     }
     float squares = 0.0f;
 #pragma unroll
     for (int k = 0; k < kKept; ++k) {
-      if (me + k * kGroup >= mine) continue;
-      if (residual) {
+      const V part = vector_of<T>(row[k]);
 #pragma unroll
-        for (int i = 0; i < V::kWidth; ++i) row[k].at[i] = store<T>(load(row[k].at[i]) + load(other[k].at[i]));
-        reinterpret_cast<V*>(sum)[at + k * kGroup] = row[k];
-      }
-#pragma unroll
-      for (int i = 0; i < V::kWidth; ++i) squares += load(row[k].at[i]) * load(row[k].at[i]);
+      for (int i = 0; i < V::kWidth; ++i) squares += load(part.at[i]) * load(part.at[i]);
     }
+    Raw gains[kKept] = {};  // while the group adds
+    const int wanted = out ? mine : 0;
+#pragma unroll
+    for (int k = 0; k < kKept; ++k)
+      if (me + k * kGroup < wanted) gains[k] = (reinterpret_cast<const Raw*>(weight) + me)[k * kGroup];
     const float s = scale_of(sum_group<kGroup>(squares, turn), width, eps);
     if (me == 0 && mine) scale[r] = s;
-    if (!out) continue;
 #pragma unroll
     for (int k = 0; k < kKept; ++k) {
-      if (me + k * kGroup >= mine) continue;
+      V part = vector_of<T>(row[k]);
+      const V gain = vector_of<T>(gains[k]);
 #pragma unroll
-      for (int i = 0; i < V::kWidth; ++i) row[k].at[i] = store<T>(load(row[k].at[i]) * s * load(gain[k].at[i]));
-      reinterpret_cast<V*>(out)[at + k * kGroup] = row[k];
+      for (int i = 0; i < V::kWidth; ++i) part.at[i] = store<T>(load(part.at[i]) * s * load(gain.at[i]));
+      if (me + k * kGroup < wanted) (reinterpret_cast<V*>(out) + at)[k * kGroup] = part;
     }
   }
 }
@@ -107,6 +119,29 @@ __device__ __forceinline__ void forward_read_twice(const T* x, const T* residual
   }
 }
 
+// What a thread reads for a row's gradient; zeros where there is no row, or none of it for the thread.
+template <int kKept>
+struct Row {
+  Raw x[kKept], by[kKept], beside[kKept];
+  float scale;
+
+  template <int kGroup, class T>
+  __device__ __forceinline__ void read(const T* by_out, const T* by_sum, const T* of, const float* scales, i64 first,
+                                       i64 rows, int vectors) {
+    const i64 r = first + group<kGroup>();
+    const int me = threadIdx.x % kGroup, mine = r < rows ? vectors : 0;
+    scale = mine ? scales[r] : 0.0f;
+#pragma unroll
+    for (int k = 0; k < kKept; ++k) {
+      const int v = me + k * kGroup;
+      x[k] = by[k] = beside[k] = Raw{};
+      if (v < mine) x[k] = (reinterpret_cast<const Raw*>(of) + r * vectors)[v];
+      if (v < mine) by[k] = (reinterpret_cast<const Raw*>(by_out) + r * vectors)[v];
+      if (v < mine && by_sum) beside[k] = (reinterpret_cast<const Raw*>(by_sum) + r * vectors)[v];
+    }
+  }
+};
+
 // The gradient of x: (a - n * mean(a * n)) * s + by_sum, with n = x * s and a = by_out * weight. That of the weight is
 // the sum over rows of by_out * n, of which each of `parts` sets of rows has its share in `shares` [parts, width].
 template <int kGroup, int kKept, class T>
@@ -115,11 +150,12 @@ __device__ __forceinline__ void backward_kept(const T* by_out, const T* by_sum, 
                                               i64 parts) {
   using V = Vector<T>;
   constexpr int kRows = kThreads / kGroup;
+  constexpr bool kAhead = kKept <= 2;  // while a row is computed, the next one is on its way, if it has room
   const int me = threadIdx.x % kGroup, vectors = (int)(width / V::kWidth);
-  V gain[kKept];
+  Raw gains[kKept] = {};
 #pragma unroll
   for (int k = 0; k < kKept; ++k)
-    if (me + k * kGroup < vectors) gain[k] = reinterpret_cast<const V*>(weight)[me + k * kGroup];
+    if (me + k * kGroup < vectors) gains[k] = reinterpret_cast<const Raw*>(weight)[me + k * kGroup];
   int turn = 0;
   for (i64 part = blockIdx.x; part < parts; part += gridDim.x) {
     float share[kKept][V::kWidth];
@@ -127,39 +163,34 @@ __device__ __forceinline__ void backward_kept(const T* by_out, const T* by_sum, 
     for (int k = 0; k < kKept; ++k)
 #pragma unroll
       for (int i = 0; i < V::kWidth; ++i) share[k][i] = 0.0f;
+    Row<kKept> row, next;
+    if (kAhead) next.template read<kGroup>(by_out, by_sum, x, scale, part * kRows, rows, vectors);
     for (i64 first = part * kRows; first < rows; first += parts * kRows, turn ^= 1) {
-      const i64 r = first + threadIdx.x / kGroup;
-      const int mine = r < rows ? vectors : 0;
-      const i64 at = r * vectors + me;
-      V row[kKept], by[kKept], beside[kKept];
-#pragma unroll
-      for (int k = 0; k < kKept; ++k) {
-        if (me + k * kGroup >= mine) continue;
-        row[k] = reinterpret_cast<const V*>(x)[at + k * kGroup];
-        by[k] = reinterpret_cast<const V*>(by_out)[at + k * kGroup];
-        if (by_sum) beside[k] = reinterpret_cast<const V*>(by_sum)[at + k * kGroup];
-      }
-      const float s = mine ? scale[r] : 0.0f;
+      row = next;
+      (kAhead ? next : row)
+          .template read<kGroup>(by_out, by_sum, x, scale, kAhead ? first + parts * kRows : first, rows, vectors);
+      const i64 r = first + group<kGroup>();
       float along = 0.0f;
 #pragma unroll
       for (int k = 0; k < kKept; ++k) {
-        if (me + k * kGroup >= mine) continue;
+        const V of = vector_of<T>(row.x[k]), by = vector_of<T>(row.by[k]), gain = vector_of<T>(gains[k]);
 #pragma unroll
-        for (int i = 0; i < V::kWidth; ++i)
-          along += load(by[k].at[i]) * load(gain[k].at[i]) * (load(row[k].at[i]) * s);
+        for (int i = 0; i < V::kWidth; ++i) along += load(by.at[i]) * load(gain.at[i]) * (load(of.at[i]) * row.scale);
       }
-      along = sum_group<kGroup>(along, turn) / (float)width;
+      along = sum_group<kGroup>(along, turn) * reciprocal((float)width);
 #pragma unroll
       for (int k = 0; k < kKept; ++k) {
-        if (me + k * kGroup >= mine) continue;
+        V out = vector_of<T>(row.x[k]);
+        const V by = vector_of<T>(row.by[k]), beside = vector_of<T>(row.beside[k]), gain = vector_of<T>(gains[k]);
 #pragma unroll
         for (int i = 0; i < V::kWidth; ++i) {
-          const float normal = load(row[k].at[i]) * s, above = load(by[k].at[i]);
+          const float normal = load(out.at[i]) * row.scale, above = load(by.at[i]);
           share[k][i] += above * normal;
-          const float value = (above * load(gain[k].at[i]) - normal * along) * s;
-          row[k].at[i] = store<T>(by_sum ? value + load(beside[k].at[i]) : value);
+          const float value = (above * load(gain.at[i]) - normal * along) * row.scale;
+          out.at[i] = store<T>(by_sum ? value + load(beside.at[i]) : value);
         }
-        reinterpret_cast<V*>(by_x)[at + k * kGroup] = row[k];
+        if (r < rows && me + k * kGroup < vectors)
+          (reinterpret_cast<V*>(by_x) + r * vectors)[me + k * kGroup] = out;
       }
     }
 #pragma unroll
@@ -262,8 +293,8 @@ __device__ __forceinline__ void backward_any(const T* by_out, const T* by_sum, c
 }  // namespace rms_norm
 }  // namespace davinci
 
-// `one`: a block has a row, a thread a vector. `many`: a thread has up to 16 elements, and narrow rows take a warp each.
-// `any`: whatever rows there are.
+// `one`: rows of up to 256 vectors; forward a warp has one, backward a block, of which four are to have room. `many`: a
+// thread has up to 16 elements, and narrow rows take a warp each. `any`: whatever rows there are.
 #define DAVINCI_RMS_NORM_FORWARD(kind, suffix, type, ...)                                                              \
   DAVINCI_KERNEL(rms_norm_forward_##kind##_##suffix, davinci::rms_norm::kThreads,                                      \
                  (const davinci::type* x, const davinci::type* residual, const davinci::type* weight,                  \
@@ -272,21 +303,22 @@ __device__ __forceinline__ void backward_any(const T* by_out, const T* by_sum, c
                  (x, residual, weight, sum, out, scale, rows, width, eps)) {                                           \
     davinci::rms_norm::__VA_ARGS__(x, residual, weight, sum, out, scale, rows, width, eps);                            \
   }
-#define DAVINCI_RMS_NORM_BACKWARD(kind, suffix, type, ...)                                                             \
-  DAVINCI_KERNEL(rms_norm_backward_##kind##_##suffix, davinci::rms_norm::kThreads,                                     \
-                 (const davinci::type* by_out, const davinci::type* by_sum, const davinci::type* x,                    \
-                  const davinci::type* weight, const float* scale, davinci::type* by_x, float* shares,                 \
-                  davinci::i64 rows, davinci::i64 width, davinci::i64 parts),                                          \
-                 (by_out, by_sum, x, weight, scale, by_x, shares, rows, width, parts)) {                               \
+#define DAVINCI_RMS_NORM_BACKWARD(kind, bounds, suffix, type, ...)                                                     \
+  DAVINCI_KERNEL_WITHIN(rms_norm_backward_##kind##_##suffix, davinci::rms_norm::kThreads, 0, bounds,                   \
+                        (const davinci::type* by_out, const davinci::type* by_sum, const davinci::type* x,             \
+                         const davinci::type* weight, const float* scale, davinci::type* by_x, float* shares,          \
+                         davinci::i64 rows, davinci::i64 width, davinci::i64 parts),                                   \
+                        (by_out, by_sum, x, weight, scale, by_x, shares, rows, width, parts)) {                        \
     davinci::rms_norm::__VA_ARGS__(by_out, by_sum, x, weight, scale, by_x, shares, rows, width, parts);                \
   }
 #define DAVINCI_RMS_NORM(suffix, type)                                                                                 \
-  DAVINCI_RMS_NORM_FORWARD(one, suffix, type, forward_kept<davinci::rms_norm::kThreads, 1>)                            \
+  DAVINCI_RMS_NORM_FORWARD(one, suffix, type, forward_kept<32, davinci::rms_norm::kThreads / 32>)                      \
   DAVINCI_RMS_NORM_FORWARD(many, suffix, type, forward_many)                                                           \
   DAVINCI_RMS_NORM_FORWARD(any, suffix, type, forward_any)                                                             \
-  DAVINCI_RMS_NORM_BACKWARD(one, suffix, type, backward_kept<davinci::rms_norm::kThreads, 1>)                          \
-  DAVINCI_RMS_NORM_BACKWARD(many, suffix, type, backward_many)                                                         \
-  DAVINCI_RMS_NORM_BACKWARD(any, suffix, type, backward_any)
+  DAVINCI_RMS_NORM_BACKWARD(one, (davinci::rms_norm::kThreads, 4), suffix, type,                                       \
+                            backward_kept<davinci::rms_norm::kThreads, 1>)                                             \
+  DAVINCI_RMS_NORM_BACKWARD(many, (davinci::rms_norm::kThreads), suffix, type, backward_many)                          \
+  DAVINCI_RMS_NORM_BACKWARD(any, (davinci::rms_norm::kThreads), suffix, type, backward_any)
 
 DAVINCI_RMS_NORM(fp32, f32)
 DAVINCI_RMS_NORM(bf16, bf16)

@@ -11,6 +11,7 @@ namespace rope {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
+constexpr int kPair = 2;  // tokens that a warp takes together, so that more loads are on their way
 
 __device__ __forceinline__ i64 place_of(i64 token, i64 batch) {
   // The same, and shorter where 32 bits are enough.
@@ -49,8 +50,9 @@ __device__ __forceinline__ void add_warps(Pack<float, kWide>& low, Pack<float, k
 
 // The channels of a token are fewer than 2^31.
 // A lane takes kWide channels of one half of a head, and those of the other half, of token after token: what they are
-// is found once. With `shares` [parts, channels of a token], each part's sum over its tokens is that row: forward has a
-// bias, backward shares in its gradient.
+// is found once. Tokens that are taken together often have one row of the table, which is then read once. With `shares`
+// [parts, channels of a token], each part's sum over its tokens is that row: forward has a bias, backward shares in its
+// gradient.
 template <int kWide, bool kShares, class T>
 __device__ __forceinline__ void turn(const T* x, T* out, const T* bias, const float* table, const i64* positions,
                                      float* shares, float sign, i64 tokens, i64 batch, int groups, int heads,
@@ -75,41 +77,62 @@ __device__ __forceinline__ void turn(const T* x, T* out, const T* bias, const fl
       bias_high = *reinterpret_cast<const P*>(bias + high);
     }
     F sum_low{}, sum_high{};
-    for (i64 token = here ? part * kWarps + warp : tokens; token < tokens; token += parts * kWarps) {
-      P a = *reinterpret_cast<const P*>(x + token * pitch + low);
-      P b = *reinterpret_cast<const P*>(x + token * pitch + high);
-      const float* row = table;
-      if (turns) row += (positions ? positions[token] : place_of(token, batch)) * 2 * half + c;
+    const i64 step = parts * kWarps * kPair;
+    for (i64 first = here ? (part * kWarps + warp) * kPair : tokens; first < tokens; first += step) {
+      // The last token may be without another: it is then taken twice, and added once.
+      const i64 second = first + 1 < tokens ? first + 1 : first;
+      const i64 at[kPair] = {first * pitch, second * pitch};
+      P a[kPair], b[kPair];
+#pragma unroll
+      for (int t = 0; t < kPair; ++t) {
+        a[t] = *reinterpret_cast<const P*>(x + at[t] + low);
+        b[t] = *reinterpret_cast<const P*>(x + at[t] + high);
+      }
+      i64 row[kPair];
+      if (positions) {
+        row[0] = positions[first];
+        row[1] = positions[second];
+      } else {
+        row[0] = place_of(first, batch);
+        row[1] = row[0] + (second == (row[0] + 1) * batch);
+      }
 #pragma unroll
       for (int from = 0; from < kWide; from += kFew) {
         Q cosine, sine;
-        if (turns) {
-          cosine = *reinterpret_cast<const Q*>(row + from);
-          sine = *reinterpret_cast<const Q*>(row + half + from);
-        }
 #pragma unroll
-        for (int k = 0; k < kFew; ++k) {
-          const int i = from + k;
-          float one = load(a.at[i]), two = load(b.at[i]);
-          if (!kShares && bias) {
-            one += load(bias_low.at[i]);
-            two += load(bias_high.at[i]);
+        for (int t = 0; t < kPair; ++t) {
+          if (turns && (t == 0 || row[t] != row[0])) {
+            const float* entry = table + row[t] * 2 * half + c + from;
+            cosine = *reinterpret_cast<const Q*>(entry);
+            sine = *reinterpret_cast<const Q*>(entry + half);
           }
-          if (turns) {
-            const float s = sign * sine.at[k], before = one;
-            one = before * cosine.at[k] - two * s;
-            two = two * cosine.at[k] + before * s;
+#pragma unroll
+          for (int k = 0; k < kFew; ++k) {
+            const int i = from + k;
+            float one = load(a[t].at[i]), two = load(b[t].at[i]);
+            if (!kShares && bias) {
+              one += load(bias_low.at[i]);
+              two += load(bias_high.at[i]);
+            }
+            if (turns) {
+              const float s = sign * sine.at[k], before = one;
+              one = before * cosine.at[k] - two * s;
+              two = two * cosine.at[k] + before * s;
+            }
+            if (kShares && !(t == 1 && second == first)) {
+              sum_low.at[i] += one;
+              sum_high.at[i] += two;
+            }
+            a[t].at[i] = store<T>(one);
+            b[t].at[i] = store<T>(two);
           }
-          if (kShares) {
-            sum_low.at[i] += one;
-            sum_high.at[i] += two;
-          }
-          a.at[i] = store<T>(one);
-          b.at[i] = store<T>(two);
         }
       }
-      *reinterpret_cast<P*>(out + token * pitch + low) = a;
-      *reinterpret_cast<P*>(out + token * pitch + high) = b;
+#pragma unroll
+      for (int t = 0; t < kPair; ++t) {
+        *reinterpret_cast<P*>(out + at[t] + low) = a[t];
+        *reinterpret_cast<P*>(out + at[t] + high) = b[t];
+      }
     }
     if constexpr (!kShares) continue;
     add_warps<kWide>(sum_low, sum_high);

@@ -6,23 +6,19 @@ from torch import Tensor
 
 from megatron_davinci.kernels.ways import Way
 
-PARTS = 528
-"""Blocks that gradients of a weight are summed by, at most: four for each multiprocessor of an H100.
-
-It is the same on any GPU, so that sums have the same order, and the same bits.
-"""
-
-_COLUMNS = 32  # that a block of the kernel takes
+_COLUMNS = 8  # that a block of the kernel takes
 
 
-def parts(way: Way, work: int) -> int:
+def parts(way: Way, work: int, most: int) -> int:
     """Into how many shares to sum: as many as there is work, not more than are of use.
 
     Args:
         way: How kernels run; emulated blocks are few, and each then has some of them.
         work: How many there could be.
+        most: How many blocks of the kernel an H100 runs at once. It is the same on any GPU, so that sums have the
+            same order, and the same bits.
     """
-    return max(1, min(PARTS, 2 * way.most_blocks, work))
+    return max(1, min(most, 2 * way.most_blocks, work))
 
 
 def sum_columns(way: Way, shares: Tensor, out: Tensor) -> None:

@@ -17,9 +17,10 @@ from megatron_davinci.kernels.operators import operator
 from megatron_davinci.kernels.ways import way_of
 
 _OP = "rms_norm"
-_KEPT = 16  # elements of a row that a thread keeps at most, in csrc/kernels/rms_norm.cu
+_KEPT = 16  # kElements of csrc/kernels/rms_norm.cu
 _THREADS = 256
 _WARP = 32
+_PARTS = 512  # sets of rows that share the weight's gradient, at most: about four for each multiprocessor of an H100
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -174,14 +175,18 @@ def backward(
     way = way_of(_OP, *given, scale)
     if not way.has_kernels:
         return plain_backward(by_normal, by_total, x, weight, scale.unsqueeze(-1))
-    by_x, by_weight = torch.empty_like(x), torch.zeros_like(weight)
-    if x.numel():
-        kind, blocks = _plan(rows, width, *given)
-        shares = x.new_empty((parts(way, blocks), width), dtype=torch.float32)
-        beside = 0 if by_total is None else by_total
-        arguments = (by_normal, beside, x, weight, scale, by_x, shares, rows, width, len(shares))
-        way.launch(f"rms_norm_backward_{kind}", len(shares), x, *arguments)
-        sum_columns(way, shares, by_weight)
+    by_x = torch.empty_like(x)
+    if not x.numel():
+        return by_x, torch.zeros_like(weight)
+    kind, blocks = _plan(rows, width, *given)
+    by_weight, shares = (
+        torch.empty_like(weight),
+        x.new_empty((parts(way, blocks, _PARTS), width), dtype=torch.float32),
+    )
+    beside = 0 if by_total is None else by_total
+    arguments = (by_normal, beside, x, weight, scale, by_x, shares, rows, width, len(shares))
+    way.launch(f"rms_norm_backward_{kind}", len(shares), x, *arguments)
+    sum_columns(way, shares, by_weight)
     return by_x, by_weight
 
 
@@ -246,9 +251,9 @@ def _plan(rows: int, width: int, *tensors: Tensor) -> tuple[str, int]:
     vector = 16 // tensors[0].element_size()
     if width % vector or width > _THREADS * _KEPT or any(one.data_ptr() % 16 for one in tensors):
         return "any", rows
-    if width <= _WARP * _KEPT:
-        return "many", -(-rows // (_THREADS // _WARP))
-    return "one" if width <= _THREADS * vector else "many", rows
+    if _WARP * _KEPT < width <= _THREADS * vector:
+        return "one", -(-rows // (_THREADS // _WARP))
+    return "many", -(-rows // (_THREADS // _WARP)) if width <= _WARP * _KEPT else rows
 
 
 def _as_rows(x: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ from megatron_davinci.kernels.operators import operator
 from megatron_davinci.kernels.ways import way_of
 
 _OP = "rope"
-_TOKENS = 16  # of a block of the kernel that sums nothing: 2 for each of its warps
+_TOKENS = 32  # of a block of the kernel that sums nothing: two pairs for each of its warps
+_BLOCKS = 396  # of the kernel that sums, at most: three for each multiprocessor of an H100
 
 
 @dataclass(frozen=True)
@@ -180,19 +181,21 @@ def backward(
         _turn_(by_x, table, positions, groups, heads, rotated, -1.0)
         sums = by_x.reshape(-1, channels).sum(0) if biased else by_x.new_empty(0)
         return by_x.to(by_out.dtype), sums.to(by_out.dtype)
-    by_x, by_bias = torch.empty_like(by_out), by_out.new_zeros(channels if biased else 0)
-    if by_out.numel():
-        shape = _Shape(by_out, table, groups, heads, rotated, False)
-        tiles = shape.tiles(shape.pack(by_out, table))
-        share = -(-shape.tokens // _TOKENS)
-        shares: Tensor | int = 0
-        if biased:
-            share = max(1, parts(way, share * tiles) // tiles)
-            shares = by_out.new_empty((share, channels), dtype=torch.float32)
-        given = (by_out, by_x, 0, table, _or_null(positions), shares, -1.0, *shape.numbers(), share)
-        way.launch("rope_sums" if biased else "rope", share * tiles, by_out, *given)
-        if isinstance(shares, Tensor):
-            sum_columns(way, shares, by_bias)
+    by_x = torch.empty_like(by_out)
+    if not by_out.numel():
+        return by_x, by_out.new_zeros(channels if biased else 0)
+    by_bias = by_out.new_empty(channels if biased else 0)
+    shape = _Shape(by_out, table, groups, heads, rotated, False)
+    tiles = shape.tiles(shape.pack(by_out, table))
+    share = -(-shape.tokens // _TOKENS)
+    shares: Tensor | int = 0
+    if biased:
+        share = max(1, parts(way, share * tiles, _BLOCKS) // tiles)
+        shares = by_out.new_empty((share, channels), dtype=torch.float32)
+    given = (by_out, by_x, 0, table, _or_null(positions), shares, -1.0, *shape.numbers(), share)
+    way.launch("rope_sums" if biased else "rope", share * tiles, by_out, *given)
+    if isinstance(shares, Tensor):
+        sum_columns(way, shares, by_bias)
     return by_x, by_bias
 
 
