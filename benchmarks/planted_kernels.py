@@ -86,9 +86,9 @@ _TARGET = "    if (threadIdx.x == 0) target[r] = target_of(at, row);\n"
 _TAIL = """  for (int i = parts.tail + (int)threadIdx.x; i < parts.width; i += kBlock)
     if (i < columns) sum = add(sum, load(row[i]));
 """
-_WRITES = "      keep(body_of_next, vectors_of_next, k);\n    }\n"
-_ROWS = "r += gridDim.x) {\n    const Row row(labels[r], width, 0"
-_WAITS = "wait_but(kGroups - 1 - group)"
+_WRITES = "    write_gradient<kWholeThreads, true>(at, parts, rest, gradient);\n"
+_KEPT = "body.at[v] = gradient.vector(vector_of<T>(kept[k])"
+_WAITS = "wait_but<kBehind>()"
 
 _OF_RUN = "for (i64 i = threadIdx.x; i < vectors; i += kThreads)"
 _LAST = "    for (i64 i = vectors * kAtOnce + threadIdx.x; i < span.count; i += kThreads) one(s, span, i);\n"
@@ -115,17 +115,17 @@ FAULTS = [
     _change("padding in the sum", "cross_entropy.cu", "if (base + Vector<T>::kWidth <= columns) {\n    add_vector",
                    "if (base <= columns) {\n    add_vector"),
     _change("largest of a vector not the sum's", "cross_entropy.cu", "    sum.largest = largest;\n", ""),
-    _change("kept vectors written by a neighbour", "cross_entropy.cu", "body[v] = gradient.vector(vector_of<T>(kept[k])",
-                   "body[v ^ 1] = gradient.vector(vector_of<T>(kept[k])"),
+    _change("kept vectors written by a neighbour", "cross_entropy.cu", _KEPT, _KEPT.replace("[v]", "[v ^ 1]")),
     _change("what is scaled to itself taken by its scale alone", "cross_entropy.cu", "(a == 1.0f && b == 0.0f)",
                    "a == 1.0f"),
     _change("logit read after it is overwritten", "cross_entropy.cu", _WRITES,
                    _WRITES + _TARGET),
     _change("bf16 cut off instead of rounded", "portable.h", "  bits += 0x7fffu + ((bits >> 16) & 1u);\n", ""),
-    _change("rows taken twice", "cross_entropy.cu", _ROWS, _ROWS.replace("gridDim.x", "1")),
-    _change("vectors taken before they have arrived", "cross_entropy.cu", _WAITS, "wait_but(kGroups - group)"),
+    _change("rows taken twice", "cross_entropy.cu", "r - gridDim.x < rows; r += gridDim.x",
+            "r - gridDim.x < rows; r += 1"),
+    _change("vectors taken before they have arrived", "cross_entropy.cu", _WAITS, "wait_but<kBehind + 1>()"),
     _change("this row's vectors asked for again", "cross_entropy.cu",
-            "begin_group(body_of_next, vectors_of_next, group)", "begin_group(body, vectors, group)"),
+            "if (v < coming) begin_copy(held, v, next.at + v)", "if (v < here) begin_copy(held, v, body.at + v)"),
     _change("ignored labels not known", "cross_entropy.cu", "ignored = label_ == ignored_;", "ignored = false;"),
     _of_norm("two sums in one place", "turn * kWarps + warp] = value", "warp] = value", "reduce.h"),
     _of_norm("row past the last", "const int mine = r < rows ? vectors : 0;", "const int mine = vectors;"),
@@ -178,8 +178,8 @@ TWINS = [
     _change("tail from its end", "cross_entropy.cu", _TAIL,
                    "  for (int i = parts.width - 1 - (int)threadIdx.x; i >= parts.tail; i -= kBlock)\n"
                    "    if (i < columns) sum = add(sum, load(row[i]));\n"),
-    _change("nothing kept longer than a pass", "cross_entropy.cu", "body[v] = gradient.vector(vector_of<T>(kept[k])",
-                   "body[v] = gradient.vector((body[v])"),
+    _change("nothing kept longer than a pass", "cross_entropy.cu", _KEPT,
+            "body.at[v] = gradient.vector((body.at[v])"),
     _change("all rows scaled", "cross_entropy.cu", " || (a == 1.0f && b == 0.0f)", ""),
     _change("head by another formula", "portable.h", "past ? Vector<T>::kWidth - past : 0",
                    "(Vector<T>::kWidth - past) % Vector<T>::kWidth"),
@@ -193,7 +193,7 @@ TWINS = [
     _change("label compared otherwise", "cross_entropy.cu", "-1 : (int)(label_ - first)",
                    "-1 : -(int)(first - label_)"),
     _change("another thread reads the logit", "cross_entropy.cu", _TARGET, _TARGET.replace("== 0", "== 21")),
-    _change("all vectors waited for at once", "cross_entropy.cu", _WAITS, "wait_but(0)"),
+    _change("all vectors waited for at once", "cross_entropy.cu", _WAITS, "wait_but<0>()"),
     _of_norm("two sums by turns the other way", "int turn = 0;", "int turn = 1;"),
     _of_norm("rows counted otherwise", "const int mine = r < rows ? vectors : 0;",
              "const int mine = r <= rows - 1 ? vectors : 0;"),

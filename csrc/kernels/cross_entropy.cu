@@ -13,11 +13,12 @@ constexpr int kThreads = 512;
 // rest waits in the cache, of which loads of a batch are under way at once. Emulated it is smaller, so that rows of a
 // few thousand columns, whose fibers are soon run, have vectors of each kind, whole batches and a rest.
 #if defined(DAVINCI_EMULATOR)
-constexpr int kWholeThreads = 32, kSlots = 3, kKept = 1, kBatch = 2;
+constexpr int kWholeThreads = 32, kSlots = 4, kAGroup = 2, kBehind = 1, kKept = 1, kBatch = 2;
 #else
-constexpr int kWholeThreads = 1024, kSlots = 14, kKept = 5, kBatch = 2;
+constexpr int kWholeThreads = 512, kSlots = 28, kAGroup = 2, kBehind = 3, kKept = 10, kBatch = 2;
 #endif
-constexpr int kAGroup = 2;  // slots that are waited for together
+constexpr int kGroups = kSlots / kAGroup;  // of slots that are waited for together, while kBehind more are on their way
+static_assert(kGroups * kAGroup == kSlots && kBehind < kGroups / 2 + 1, "whole groups, some of them behind");
 
 // A row has fewer than 2^31 columns.
 struct Row {
@@ -103,9 +104,9 @@ __device__ __forceinline__ float target_of(const T* logits, const Row& row) {
 // Calls visit(vector, its number) for the vectors from `begin` on, of which each thread has every kBlock-th. Loads of a
 // batch come before its visits: what a visit does would keep the compiler from it. Backwards, what was read last comes
 // first, since it is what a cache still has.
-template <int kBlock, bool kBackwards, int kAtOnce = kBatch, class T, class Visit>
+template <int kBlock, bool kBackwards, class T, class Visit>
 __device__ __forceinline__ void visit_vectors(const Vector<T>* body, int vectors, int begin, Visit visit) {
-  constexpr int kStep = kBlock * kAtOnce;
+  constexpr int kStep = kBlock * kBatch;
   const int whole = vectors > begin ? (vectors - begin) / kStep : 0, rest = begin + whole * kStep;
   auto visit_rest = [&] {
     for (int v = rest + (int)threadIdx.x; v < vectors; v += kBlock) visit(body[v], v);
@@ -114,11 +115,11 @@ __device__ __forceinline__ void visit_vectors(const Vector<T>* body, int vectors
 #pragma unroll 1
   for (int n = 0; n < whole; ++n) {
     const int first = begin + (kBackwards ? whole - 1 - n : n) * kStep + (int)threadIdx.x;
-    Vector<T> blocks[kAtOnce];
+    Vector<T> blocks[kBatch];
 #pragma unroll
-    for (int k = 0; k < kAtOnce; ++k) blocks[k] = body[first + k * kBlock];
+    for (int k = 0; k < kBatch; ++k) blocks[k] = body[first + k * kBlock];
 #pragma unroll
-    for (int k = 0; k < kAtOnce; ++k) visit(blocks[k], first + k * kBlock);
+    for (int k = 0; k < kBatch; ++k) visit(blocks[k], first + k * kBlock);
   }
   if (!kBackwards) visit_rest();
 }
@@ -148,11 +149,11 @@ struct Gradient {
 };
 
 // Over the vectors from `begin` on, and the elements before the first vector and after the last.
-template <int kBlock, bool kBackwards, int kAtOnce = kBatch, class T>
+template <int kBlock, bool kBackwards, class T>
 __device__ __forceinline__ void write_gradient(T* logits, const Parts& parts, int begin, const Gradient& gradient) {
   for (int i = threadIdx.x; i < parts.head; i += kBlock) logits[i] = store<T>(gradient.one(load(logits[i]), i));
   Vector<T>* body = reinterpret_cast<Vector<T>*>(logits + parts.head);
-  visit_vectors<kBlock, kBackwards, kAtOnce>(body, parts.vectors, begin, [&](const Vector<T>& block, int v) {
+  visit_vectors<kBlock, kBackwards>(body, parts.vectors, begin, [&](const Vector<T>& block, int v) {
     body[v] = gradient.vector(block, parts.head + v * Vector<T>::kWidth);
   });
   for (int i = parts.tail + (int)threadIdx.x; i < parts.width; i += kBlock)
@@ -192,94 +193,91 @@ __device__ __forceinline__ void gradient(T* logits, const i64* labels, const flo
   }
 }
 
-// Where it is not split: both. A row is read from memory once, and while its gradient is written, the block's next row is
-// on its way to where this one was: a thread's vectors are nobody else's, so nothing meets for it. What has no room, of
-// rows beyond 155,648 columns of bf16, is read a second time, from the cache.
+// Where it is not split: both. A row is read from memory once. While its gradient is written, the block's next row comes
+// to where it was, and is added up as it comes: memory is never left to wait for a sum. A thread's vectors are nobody
+// else's, so nothing meets for them. What has no room, of rows beyond 155,648 columns of bf16, is read a second time,
+// from the cache.
 template <class T>
 __device__ __forceinline__ void whole(T* logits, const i64* labels, float* log_z, float* target, i64 rows, i64 width,
                                       i64 tokens, i64 ignored) {
-  constexpr int kWidth = Vector<T>::kWidth, kGroups = (kSlots + kAGroup - 1) / kAGroup;
-  constexpr int kAtOnce = sizeof(T) == 2 ? 1 : kBatch;  // of the rest: bf16 has no registers left, and seldom a rest
+  constexpr int kWidth = Vector<T>::kWidth;
+  // From the first vector on; without any, no row.
+  struct Body {
+    Vector<T>* at;
+    int vectors, columns;
+  };
   DAVINCI_SLOTS(held, kSlots * kWholeThreads);
-  const int slots = slots_here(kWholeThreads, kSlots), me = (int)threadIdx.x;
-  const int of_slots = slots * kWholeThreads, behind = of_slots + me, rest = of_slots + kKept * kWholeThreads;
+  const int me = (int)threadIdx.x, of_slots = slots_here(kWholeThreads, kSlots) * kWholeThreads;
+  const int all_columns = (int)(tokens < width ? tokens : width);
   Raw kept[kKept];
-  // One group of slots of a row, and one of its vectors in registers.
-  auto begin_group = [&](const Vector<T>* body, int vectors, int group) {
-    const int inside = vectors < of_slots ? vectors : of_slots;
-#pragma unroll
-    for (int k = 0; k < kAGroup; ++k) {
-      const int v = (group * kAGroup + k) * kWholeThreads + me;
-      if (v < inside) begin_copy(held, v, body + v);
-    }
-    end_group();
-  };
-  auto keep = [&](const Vector<T>* body, int vectors, int k) {
-    const int v = behind + k * kWholeThreads;
-    if (v < vectors) kept[k] = reinterpret_cast<const Raw*>(body)[v];
-  };
-  i64 r = blockIdx.x;
-  if (r < rows) {
+  Softmax sum = no_logits();
+  Body body{nullptr, 0, 0}, next = body;
+  Gradient gradient(Row(ignored, width, 0, tokens, ignored), 0.0f);  // of `body`
+
+  auto body_of = [&](i64 r) {
     const Parts parts(logits + r * width, width);
-    const Vector<T>* body = reinterpret_cast<const Vector<T>*>(logits + r * width + parts.head);
-    for (int group = 0; group < kGroups; ++group) begin_group(body, parts.vectors, group);
+    return Body{reinterpret_cast<Vector<T>*>(logits + r * width + parts.head), parts.vectors, all_columns - parts.head};
+  };
+  // Group after group of slots: that of `body` is written, that of `next` begins to come, an earlier one is added.
+  auto pass = [&](int begin, int end) {
+    const int here = body.vectors < of_slots ? body.vectors : of_slots;
+    const int coming = next.vectors < of_slots ? next.vectors : of_slots;
+#pragma unroll 1
+    for (int group = begin; group < end; ++group) {
 #pragma unroll
-    for (int k = 0; k < kKept; ++k) keep(body, parts.vectors, k);
-  }
-  for (; r < rows; r += gridDim.x) {
+      for (int k = 0; k < kAGroup; ++k) {
+        const int v = (group * kAGroup + k) * kWholeThreads + me;
+        if (v < here) body.at[v] = gradient.vector(vector_of<T>(held[v]), v * kWidth);
+        if (v < coming) begin_copy(held, v, next.at + v);
+      }
+      end_group();
+      if (group < kBehind) continue;
+      wait_but<kBehind>();
+#pragma unroll
+      for (int k = 0; k < kAGroup; ++k) {
+        const int v = ((group - kBehind) * kAGroup + k) * kWholeThreads + me;
+        if (v < coming) add_part(sum, vector_of<T>(held[v]), v * kWidth, next.columns);
+      }
+    }
+  };
+
+  for (i64 r = blockIdx.x; r - gridDim.x < rows; r += gridDim.x) {
+    next = r < rows ? body_of(r) : Body{nullptr, 0, 0};
+    // Registers first, which by half of the slots have come.
+#pragma unroll
+    for (int k = 0; k < kKept; ++k) {
+      const int v = of_slots + k * kWholeThreads + me;
+      if (v < body.vectors) body.at[v] = gradient.vector(vector_of<T>(kept[k]), v * kWidth);
+      if (v < next.vectors) kept[k] = reinterpret_cast<const Raw*>(next.at)[v];
+    }
+    pass(0, kGroups / 2 + kBehind);
+#pragma unroll
+    for (int k = 0; k < kKept; ++k) {
+      const int v = of_slots + k * kWholeThreads + me;
+      if (v < next.vectors) add_part(sum, vector_of<T>(kept[k]), v * kWidth, next.columns);
+    }
+    pass(kGroups / 2 + kBehind, kGroups + kBehind);
+    if (r >= rows) return;
+
     const Row row(labels[r], width, 0, tokens, ignored);
     T* at = logits + r * width;
     // Before any thread overwrites it: `join_block` has a barrier.
     if (threadIdx.x == 0) target[r] = target_of(at, row);
     const Parts parts(at, width);
-    Vector<T>* body = reinterpret_cast<Vector<T>*>(at + parts.head);
-    const int vectors = parts.vectors, inside = vectors < of_slots ? vectors : of_slots;
-    const int columns = row.columns - parts.head;  // from the first vector on
-    Softmax sum = no_logits();
+    const int rest = of_slots + kKept * kWholeThreads;
+    body = next;
     add_ends<kWholeThreads>(sum, at, parts, row.columns);
-#pragma unroll 1
-    for (int group = 0; group < kGroups; ++group) {
-      wait_but(kGroups - 1 - group);
-#pragma unroll
-      for (int k = 0; k < kAGroup; ++k) {
-        const int v = (group * kAGroup + k) * kWholeThreads + me;
-        if (v < inside) add_part(sum, vector_of<T>(held[v]), v * kWidth, columns);
-      }
-    }
-#pragma unroll
-    for (int k = 0; k < kKept; ++k) {
-      const int v = behind + k * kWholeThreads;
-      if (v < vectors) add_part(sum, vector_of<T>(kept[k]), v * kWidth, columns);
-    }
-    visit_vectors<kWholeThreads, false, kAtOnce>(
-        body, vectors, rest, [&](const Vector<T>& block, int v) { add_part(sum, block, v * kWidth, columns); });
+    visit_vectors<kWholeThreads, false>(body.at, body.vectors, rest, [&](const Vector<T>& block, int v) {
+      add_part(sum, block, v * kWidth, body.columns);
+    });
     sum = join_block<kWholeThreads>(sum);
     const float z = sum.largest + logf(sum.total);
     if (threadIdx.x == 0) log_z[r] = z;
-    Gradient gradient(row, z);
-    write_gradient<kWholeThreads, true, kAtOnce>(at, parts, rest, gradient);
+    gradient = Gradient(row, z);
+    write_gradient<kWholeThreads, true>(at, parts, rest, gradient);
     gradient.columns -= parts.head;
     gradient.label -= parts.head;
-    const bool more = r + gridDim.x < rows;
-    const T* next = more ? at + (i64)gridDim.x * width : at;
-    const Parts parts_of_next(next, width);
-    const Vector<T>* body_of_next = reinterpret_cast<const Vector<T>*>(next + parts_of_next.head);
-    const int vectors_of_next = more ? parts_of_next.vectors : 0;
-#pragma unroll 1
-    for (int group = 0; group < kGroups; ++group) {
-#pragma unroll 1  // there are no registers for two at once
-      for (int k = 0; k < kAGroup; ++k) {
-        const int v = (group * kAGroup + k) * kWholeThreads + me;
-        if (v < inside) body[v] = gradient.vector(vector_of<T>(held[v]), v * kWidth);
-      }
-      begin_group(body_of_next, vectors_of_next, group);
-    }
-#pragma unroll
-    for (int k = 0; k < kKept; ++k) {
-      const int v = behind + k * kWholeThreads;
-      if (v < vectors) body[v] = gradient.vector(vector_of<T>(kept[k]), v * kWidth);
-      keep(body_of_next, vectors_of_next, k);
-    }
+    sum = no_logits();
   }
 }
 

@@ -28,7 +28,7 @@
 #define DAVINCI_KERNEL(name, threads, parameters, arguments) \
   DAVINCI_KERNEL_WITHIN(name, threads, 0, (threads), parameters, arguments)
 #define DAVINCI_KERNEL_OF(name, threads, slots, parameters, arguments) \
-  DAVINCI_KERNEL_WITHIN(name, threads, slots, (threads), parameters, arguments)
+  DAVINCI_KERNEL_WITHIN(name, threads, slots, (threads, 1), parameters, arguments)
 #if defined(__CUDACC_RTC__)
 #define DAVINCI_KERNEL_WITHIN(name, threads, slots, bounds, parameters, arguments) \
   extern "C" __global__ void __launch_bounds__ bounds name parameters
@@ -201,14 +201,17 @@ __device__ __forceinline__ Raw raw_of(Vector<T> vector) {
 }
 
 // Copies to shared memory which go on while the thread does other things. What is begun belongs to a group, which
-// `end_group` ends; after `wait_but(n)` all groups of the thread have arrived but the last n.
+// `end_group` ends; after `wait_but<n>()` all groups of the thread have arrived but the last n.
 #if defined(DAVINCI_EMULATOR)
 template <int kCount>
 inline void begin_copy(emulator::Shared<Raw, kCount>& slots, int i, const void* from) {
   emulator::begin_copy(slots[i], static_cast<const Raw*>(from));
 }
 inline void end_group() { emulator::end_group(); }
-inline void wait_but(int n) { emulator::wait_but(n); }
+template <int kGroups>
+inline void wait_but() {
+  emulator::wait_but(kGroups);
+}
 #else
 __device__ __forceinline__ void begin_copy(Raw* slots, int i, const void* from) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
@@ -228,17 +231,6 @@ __device__ __forceinline__ void wait_but() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
 #endif
-}
-__device__ __forceinline__ void wait_but(int n) {
-  switch (n) {  // the instruction has the number in it; to wait for more is right too
-    case 0: return wait_but<0>();
-    case 1: return wait_but<1>();
-    case 2: return wait_but<2>();
-    case 3: return wait_but<3>();
-    case 4: return wait_but<4>();
-    case 5: return wait_but<5>();
-    default: return wait_but<6>();
-  }
 }
 #endif
 

@@ -43,7 +43,7 @@ OPS: dict[str, tuple[Kernel, ...]] = {
     "cross_entropy": (
         Kernel("cross_entropy_statistics", "cross_entropy.cu", 512, "ppppplllll", _FLOATS),
         Kernel("cross_entropy_gradient", "cross_entropy.cu", 512, "ppplllll", _FLOATS),
-        Kernel("cross_entropy_whole", "cross_entropy.cu", 1024, "ppppllll", _FLOATS, slots=14),
+        Kernel("cross_entropy_whole", "cross_entropy.cu", 512, "ppppllll", _FLOATS, slots=28),
         Kernel("cross_entropy_scaled", "cross_entropy.cu", 512, "pppplllll", _FLOATS),
         Kernel("cross_entropy_backward", "cross_entropy.cu", 512, "ppppplllll", _FLOATS),
     ),
