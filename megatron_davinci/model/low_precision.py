@@ -117,14 +117,14 @@ class LowPrecisionProduct:
         )
         return out if bias is None else out + bias
 
-    def remember(self, largest: Tensor) -> None:
+    def remember(self, largest: Tensor, there: Sequence[bool]) -> None:
         """Make scales of these from now on.
 
         Args:
-            largest: [3] fp32 on the CPU, as `OPERANDS` has them; 0 where there are none.
+            largest: [3] fp32 on this rank's device, as `OPERANDS` has them.
+            there: Of which operands there are any.
         """
-        device = self.amax.device
-        self.known = [one.to(device) if float(one) > 0 else None for one in largest]
+        self.known = [one if here else None for one, here in zip(largest.unbind(), there, strict=True)]
 
     @property
     def name(self) -> str:
@@ -385,7 +385,7 @@ def attach(
     Returns:
         Theirs, by layer and place.
     """
-    found = []
+    found: list[LowPrecisionProduct] = []
     for chunk in chunks:
         for layer in chunk.decoder.layers:
             number = layer.layer_number - 1
@@ -405,8 +405,6 @@ def attach(
                     swiglu if fused else None,
                     sharded_input=place in ("linear_proj", "linear_fc2"),
                 )
-                for name in ("amax", "lost"):
-                    setattr(product, name, getattr(product, name).to(linear.weight.device))
                 found.append(product)
             if shared.fp8_activations:
                 norms = [layer.input_layernorm, layer.pre_mlp_layernorm]
@@ -415,3 +413,16 @@ def attach(
                 for module in (*norms, layer.mlp):
                     module.forward = keeping(module.forward, lambda: shared.forward and shared.backward)
     return found
+
+
+def side_by_side(products: Sequence[LowPrecisionProduct], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Lay out what products note, so that one operation clears it for all, or takes it from all.
+
+    Returns:
+        `amax` [products, 3] and `lost` [products, 3, 4] of all of them.
+    """
+    amax = torch.zeros(len(products), len(OPERANDS), device=device)
+    lost = torch.zeros(len(products), len(OPERANDS), 4, device=device)
+    for row, product in enumerate(products):
+        product.amax, product.lost = amax[row], lost[row]
+    return amax, lost

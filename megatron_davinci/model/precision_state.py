@@ -17,7 +17,14 @@ from megatron_davinci.config import RunConfig
 from megatron_davinci.config.low_precision import LowPrecisionConfig, size_problems
 from megatron_davinci.errors import EnvironmentProblem
 from megatron_davinci.model.context_parallel import SequencePart
-from megatron_davinci.model.low_precision import OPERANDS, PLACES, LowPrecisionProduct, Shared, attach
+from megatron_davinci.model.low_precision import (
+    OPERANDS,
+    PLACES,
+    LowPrecisionProduct,
+    Shared,
+    attach,
+    side_by_side,
+)
 from megatron_davinci.model.native_product import NativeProduct, fuse
 from megatron_davinci.precision import formats, recipes
 from megatron_davinci.precision.recipes import Recipe
@@ -90,6 +97,7 @@ class LowPrecision:
             low.amax_history if self.shared.recipe.delayed else 0, len(self.products), 3
         )
         self._device = next(chunks[0].parameters()).device
+        self._amax, self._lost = side_by_side(self.products, self._device)
         self._batch: np.ndarray | None = None
         self._size = config.train.micro_batch_size
         self._begun: dict[int, int] = {}
@@ -120,9 +128,8 @@ class LowPrecision:
             watching: Whether what is lost is counted.
         """
         shared = self.shared
-        for product in self.products:
-            product.amax.zero_()
-            product.lost.zero_()
+        self._amax.zero_()
+        self._lost.zero_()
         self._batch, self._begun = numbers, {}
         shared.learning, shared.watching = True, watching
         try:
@@ -152,9 +159,7 @@ class LowPrecision:
 
     def not_finite(self) -> list[str]:
         """Whose largest number of this step is infinite or none, as in `layers.3.linear_fc1's gradient`."""
-        if not self.products:
-            return []
-        bad = (~torch.stack([product.amax for product in self.products]).isfinite()).nonzero().tolist()
+        bad = (~self._amax.isfinite()).nonzero().tolist()
         return [f"{self.products[row].name}'s {OPERANDS[column]}" for row, column in bad]
 
     def commit(self) -> None:
@@ -164,7 +169,7 @@ class LowPrecision:
         """
         if not self.shared.recipe.delayed or not self.products:
             return
-        amax = torch.stack([product.amax for product in self.products])
+        amax = self._amax.clone()
         group = parallel_state.get_tensor_and_data_parallel_group(with_context_parallel=True)
         dist.all_reduce(amax, op=dist.ReduceOp.MAX, group=group)
         self._history = torch.cat([amax.cpu()[None], self._history[:-1]])
@@ -172,8 +177,9 @@ class LowPrecision:
 
     def _tell(self) -> None:
         largest = self._history.amax(0)
-        for product, row in zip(self.products, largest, strict=True):
-            product.remember(row)
+        there = (largest > 0).tolist()
+        for product, row, here in zip(self.products, largest.to(self._device), there, strict=True):
+            product.remember(row, here)
 
     def report(self) -> dict[str, dict[str, dict[str, float]]]:
         """What this step's operands were and lost, of the whole model: by linear layer and operand.

@@ -61,21 +61,22 @@ def on_hopper(a: Codes, b: Codes, dtype: torch.dtype) -> Tensor:
     product: Tensor = F.scaled_mm(
         a.codes,
         b.codes.t(),
-        _laid_out(a),
+        laid_out(a),
         kinds[a.scales],
-        _laid_out(b),
+        laid_out(b),
         kinds[b.scales],
         output_dtype=dtype,
     )
     return product
 
 
-def _laid_out(one: Codes) -> Tensor:
+def laid_out(one: Codes) -> Tensor:
     """Inverse scales as cuBLAS reads them: of rows [rows, k / 128], a column after the other; of tiles [k / 128,
     rows / 128], a column after the other, each filled up to a multiple of 4."""
     if one.scales == "rows":
         return one.inverse.t().contiguous().t()
-    return F.pad(one.inverse, (0, -one.inverse.shape[1] % _STEP)).t()
+    # Of a transposed matrix they lie transposed, and to fill up by nothing leaves them so.
+    return F.pad(one.inverse, (0, -one.inverse.shape[1] % _STEP)).contiguous().t()
 
 
 def _by_blocks(a: Codes, b: Codes, dtype: torch.dtype) -> Tensor:

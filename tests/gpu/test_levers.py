@@ -119,7 +119,7 @@ def test_torch_s_fp8_products_are_the_emulated_ones(left):
     assert int(ulps(ours, theirs).max()) <= 1
 
 
-@pytest.mark.parametrize("kinds", [("rows", "tiles"), ("rows", "rows")])
+@pytest.mark.parametrize("kinds", [("rows", "tiles"), ("rows", "tiles turned"), ("rows", "rows")])
 def test_hopper_s_products_of_blocks_are_the_emulated_ones(kinds):
     import torch
 
@@ -132,11 +132,16 @@ def test_hopper_s_products_of_blocks_are_the_emulated_ones(kinds):
     if (why := native_problem("block")) is not None:
         pytest.skip(why)
     generator = torch.Generator().manual_seed(0)
-    matrices = [torch.randn(rows, 640, generator=generator).cuda() for rows in (384, 256)]
-    codes = [
-        in_codes(one, torch.float8_e4m3fn, kind).plain for one, kind in zip(matrices, kinds, strict=True)
-    ]
-    emulated = [quantize(one, BLOCKS[kind]) for one, kind in zip(matrices, kinds, strict=True)]
+    matrices = [torch.randn(rows, 640, generator=generator).cuda() for rows in (384, 512)]
+    left, right = (one.bfloat16() for one in matrices)
+    if kinds[1] == "tiles turned":
+        of_right = in_codes(
+            right.t().contiguous(), torch.float8_e4m3fn, "tiles", plain=False, turned=True
+        ).turned
+    else:
+        of_right = in_codes(right, torch.float8_e4m3fn, kinds[1]).plain
+    codes = [in_codes(left, torch.float8_e4m3fn, "rows").plain, of_right]
+    emulated = [quantize(left.float(), BLOCKS["rows"]), quantize(right.float(), BLOCKS[kinds[1].split()[0]])]
     sizes = emulated[0].dequantized().abs() @ emulated[1].dequantized().abs().t()
     for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 2.0**-8)):
         ours, theirs = products.native(*codes, dtype), products.emulated(*emulated, dtype)

@@ -112,3 +112,12 @@ def test_scales_of_blocks_lie_as_hopper_s_products_want_them(kinds):
         short = codes[0]._replace(inverse=other.inverse)
         with pytest.raises((RuntimeError, ValueError), match="scale"):
             products.on_hopper(short, codes[1], torch.float32)
+
+
+@pytest.mark.parametrize(("rows", "filled"), [(384, 4), (512, 4), (640, 8)])
+def test_scales_of_a_transposed_weight_do_too(rows, filled):
+    weight = torch.randn(rows, 384)
+    turned = in_codes(weight, torch.float8_e4m3fn, "tiles", plain=False, turned=True).turned
+    scales = products.laid_out(turned)
+    assert scales.stride() == (1, filled)
+    assert torch.equal(scales[: rows // 128], turned.inverse.t()) and not scales[rows // 128 :].any()
