@@ -98,6 +98,11 @@ class LowPrecisionConfig(Section):
         description="fp8, with `delayed` or `current` by native or emulate: inputs of linear layers are kept as "
         "they were multiplied, those of norms and SwiGLU in E4M3 with a scale for 16 (COAT, arXiv 2410.19313)",
     )
+    keep_codes: bool = Field(
+        default=False,
+        description="native: quantise inputs both ways in the forward pass, and weights once a step, and keep the "
+        "transposed codes for gradients: faster, for a byte a number that a linear layer was given and two a weight",
+    )
     nvfp4: NVFP4Config = NVFP4Config()
     bits: BitsConfig = BitsConfig()
     parameters: bool = Field(
@@ -157,13 +162,17 @@ class LowPrecisionConfig(Section):
         for name, recipe in (("amax_history", "delayed"), ("nvfp4", "nvfp4"), ("bits", "bits")):
             if self._says(name) and self.recipe != recipe:
                 raise ValueError(f"{name} acts with recipe: {recipe}; found recipe: {self.recipe}")
-        for name in ("backend", "keep_first_layers", "keep_last_layers", "tail_tokens", "band"):
+        for name in ("backend", "keep_first_layers", "keep_last_layers", "keep_codes", "tail_tokens", "band"):
             if self._says(name) and self.recipe == "none":
                 raise ValueError(f"{name} acts with a recipe; found recipe: none")
         if self.activations == "fp8" and self.recipe not in _OF_TENSORS:
             raise ValueError(
                 f"activations: fp8 keeps what recipe: {' or '.join(_OF_TENSORS)} multiplies; found recipe: "
                 f"{self.recipe}"
+            )
+        if self.keep_codes and self.activations == "fp8":
+            raise ValueError(
+                "keep_codes keeps transposed codes, and activations: fp8 those as they are: take one"
             )
         if self.tail == "forward" and self.tail_tokens is None:
             raise ValueError("tail says which products change for tail_tokens; there are none")
@@ -202,6 +211,8 @@ def _own_problems(config: RunConfig) -> list[str]:
             f"train.low_precision.backend: {low.backend} is in our own layers; found backends.layers: "
             "transformer_engine"
         )
+    if low.keep_codes and low.backend == "emulate":
+        problems.append("train.low_precision.keep_codes is of backend: native; found backend: emulate")
     if low.parameters:
         problems.append(
             f"train.low_precision.parameters is Transformer Engine's; found backend: {low.backend}"

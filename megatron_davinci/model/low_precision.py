@@ -34,6 +34,8 @@ PLACES = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
 OPERANDS = ("input", "weight", "gradient")
 """What they multiply."""
 
+Tensors = tuple[Tensor, ...]
+
 
 @dataclass
 class Shared:
@@ -48,6 +50,7 @@ class Shared:
         samples: [batch] int64, the global numbers of the micro-batch's samples; None where nobody said them.
         positions: [positions on this rank] int64, where its tokens stand in their sequences; None for all in order.
         fp8_activations: Whether what the backward pass needs is kept in 8 bits.
+        keep_codes: Whether transposed codes are made in the forward pass and kept for the backward pass.
         watching: Whether what is lost is counted in this step.
         learning: Whether this is a step, whose largest numbers count, and no evaluation.
     """
@@ -60,6 +63,7 @@ class Shared:
     samples: Tensor | None = None
     positions: Tensor | None = None
     fp8_activations: bool = False
+    keep_codes: bool = False
     watching: bool = False
     learning: bool = False
 
@@ -137,8 +141,8 @@ class LowPrecisionProduct:
         shared = self.shared
         return shared.fp8_activations and shared.forward and shared.backward and self.place != "linear_proj"
 
-    def input(self, x: Tensor) -> Any:
-        """The input as `forward_product` multiplies it."""
+    def input(self, x: Tensor, *, both: bool = False) -> Any:
+        """The input as `forward_product` multiplies it; `both`: for `weight_gradient` too, if that can be."""
         return self._quantized(x.float(), self.shared.recipe.input, 0, sharded=self.sharded_input)
 
     def forward_product(self, a: Any, weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -225,6 +229,14 @@ class LowPrecisionProduct:
         """The input, of codes that were kept."""
         return Quantized(codes.float(), inverse, tuple(codes.shape), inverse, codes.dtype)
 
+    def for_backward(self, quantized: Any) -> Tensors | None:
+        """What `weight_gradient` takes of the input, made in the forward pass; None where it is made again."""
+        return None
+
+    def kept_for_backward(self, kept: Tensors) -> Any:
+        """The same, of what was kept."""
+        raise NotImplementedError("nothing is made for the backward pass")
+
     def own_codes(self, quantized: Any) -> tuple[Tensor, Tensor]:
         """Codes and inverse scale of an input that is kept."""
         assert quantized.dtype is not None, "only FP8 is kept in 8 bits"
@@ -296,8 +308,12 @@ class _LowPrecision(torch.autograd.Function):
         # The backward pass may come when the next micro-batch has begun.
         ctx.samples, ctx.shape = product.shared.samples, input.shape
         x = _whole(input, product, gathers).flatten(0, -2)
-        quantized = product.input(x) if product.shared.forward else None
+        # What is gathered from ranks is not kept whole.
+        both = product.shared.keep_codes and product.shared.backward and not gathers
+        quantized = product.input(x, both=both) if product.shared.forward else None
         ctx.kept = quantized is not None and product.keeps_codes
+        turned = product.for_backward(quantized) if quantized is not None else None
+        ctx.turned = turned is not None
         if quantized is None:
             out = torch.matmul(x, weight.t())
         else:
@@ -305,6 +321,8 @@ class _LowPrecision(torch.autograd.Function):
         if quantized is not None and ctx.kept:
             codes, inverse = product.own_codes(quantized)
             ctx.save_for_backward(_own_part(codes, input.shape, product, gathers), weight, inverse)
+        elif turned is not None:
+            ctx.save_for_backward(None, weight, *turned)
         else:
             ctx.save_for_backward(input, weight)
         return shaped(out, (-1, input.shape[1], weight.shape[0]))
@@ -312,7 +330,7 @@ class _LowPrecision(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, by_out: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight, *inverse = ctx.saved_tensors
+        input, weight, *codes = ctx.saved_tensors
         product: LowPrecisionProduct = ctx.product
         product.shared.samples = ctx.samples
         low = product.shared.backward
@@ -327,10 +345,13 @@ class _LowPrecision(torch.autograd.Function):
             dist.all_reduce(by_input, group=group)
         if not ctx.needs_input_grad[1]:
             return by_input, None, None, None, None
-        x = _whole(input, product, ctx.gathers).flatten(0, -2)
+        x = None if ctx.turned else _whole(input, product, ctx.gathers).flatten(0, -2)
         main = MainGradient(ctx.parameter)
         if low:
-            kept = product.kept_input(x.view(input.dtype), inverse[0]) if ctx.kept else x
+            if ctx.turned:
+                kept = product.kept_for_backward(tuple(codes))
+            else:
+                kept = product.kept_input(x.view(input.dtype), codes[0]) if ctx.kept else x
             a, b = product.weight_gradient(quantized, g, kept)
             main.add_product(product.product(a, b, torch.float32))
         else:

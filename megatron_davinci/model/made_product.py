@@ -99,19 +99,24 @@ class MadeProduct(torch.autograd.Function):
         ctx.parameter, ctx.product, ctx.maker, ctx.reduces = weight, product, maker, reduces
         # The backward pass may come when the next micro-batch has begun.
         ctx.samples, ctx.shape = product.shared.samples, input.shape
-        ctx.save_for_backward(rows, weight, *known)
-        matrix = maker.matrix(rows, *known)
+        matrix, turned = maker.matrix(rows, *known), None
         if product.shared.forward:
-            out = product.forward_product(product.input(matrix), weight, rows.dtype)
+            both = product.shared.keep_codes and product.shared.backward
+            quantized = product.input(matrix, both=both)
+            turned = product.for_backward(quantized)
+            out = product.forward_product(quantized, weight, rows.dtype)
         else:
             out = torch.matmul(written(matrix), weight.t())
+        ctx.known = len(known)
+        ctx.save_for_backward(rows, weight, *known, *(turned or ()))
         return shaped(out, (*input.shape[:-1], weight.shape[0]))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, by_out: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of the rows, of the weight where it has no `main_grad`, and of the maker's parameter."""
-        rows, weight, *known = ctx.saved_tensors
+        rows, weight, *more = ctx.saved_tensors
+        known, turned = more[: ctx.known], tuple(more[ctx.known :])
         product, maker = ctx.product, ctx.maker
         product.shared.samples = ctx.samples
         low = product.shared.backward
@@ -124,7 +129,8 @@ class MadeProduct(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             matrix, main = maker.matrix(rows, *known), MainGradient(ctx.parameter)
             if low:
-                a, b = product.weight_gradient(quantized, g, matrix)
+                kept = product.kept_for_backward(turned) if turned else matrix
+                a, b = product.weight_gradient(quantized, g, kept)
                 main.add_product(product.product(a, b, torch.float32))
             else:
                 main.add(g, written(matrix))

@@ -17,7 +17,7 @@ from torch import Tensor
 from megatron_davinci.kernels.made import Matrix, written
 from megatron_davinci.kernels.quantize import Both, Codes, Scales, amax_of, quantize
 from megatron_davinci.kernels.swiglu import swiglu
-from megatron_davinci.model.low_precision import LowPrecisionProduct, largest_of
+from megatron_davinci.model.low_precision import LowPrecisionProduct, Tensors, largest_of
 from megatron_davinci.model.made_product import MadeProduct, Maker, Norm, SwiGLU
 from megatron_davinci.model.norm import KernelRMSNorm
 from megatron_davinci.precision import products, scaling
@@ -32,9 +32,11 @@ class NativeProduct(LowPrecisionProduct):
 
     Attributes:
         maker: What makes the input of what the module is given, in place of `before`; None for nothing.
+        weight_codes: The weight's of this step, both ways; None where they are not kept, or not yet made.
     """
 
     maker: Maker | None = None
+    weight_codes: Both | None = None
 
     def __call__(self, input: Tensor, weight: Tensor, bias: Tensor | None, **how: Any) -> Tensor:
         """As `LowPrecisionProduct`."""
@@ -46,14 +48,45 @@ class NativeProduct(LowPrecisionProduct):
         )
         return out if bias is None else out + bias
 
-    def input(self, x: Matrix) -> Both:
-        """The input as `forward_product` multiplies it."""
-        return self._codes(x, self.shared.recipe.input, 0, sharded=self.sharded_input)
+    def input(self, x: Matrix, *, both: bool = False) -> Both:
+        """The input as `forward_product` multiplies it; `both`: and transposed, as `weight_gradient` does."""
+        recipe = self.shared.recipe
+        turned = both and recipe.input_back == recipe.input
+        return self._codes(x, recipe.input, 0, sharded=self.sharded_input, turned=turned)
+
+    def for_backward(self, quantized: Both) -> Tensors | None:
+        """Transposed codes and their inverse scales; None where they were not made."""
+        turned = quantized.turned
+        return None if turned is None else (turned.codes, turned.inverse)
+
+    def kept_for_backward(self, kept: Tensors) -> Both:
+        """The input, transposed only."""
+        codes, inverse = kept
+        scales = _SCALES[self.shared.recipe.input_back.blocks]
+        return Both(None, Codes(codes, inverse, scales), inverse)
 
     def forward_product(self, a: Both, weight: Tensor, dtype: torch.dtype) -> Tensor:
         """`x wᵀ`: [tokens, in] and [out, in] to [tokens, out]."""
-        b = self._codes(weight.detach(), self.shared.recipe.weight, 1, sharded=True)
-        return products.native(_there(a.plain), _there(b.plain), dtype)
+        return products.native(_there(a.plain), _there(self._weight(weight, turned=False).plain), dtype)
+
+    def _weight(self, weight: Tensor, *, turned: bool) -> Both:
+        """The weight as it is, or transposed: made where it is needed, or once in a step and both ways."""
+        shared, recipe = self.shared, self.shared.recipe
+        keeps = shared.keep_codes and shared.learning and recipe.weight_back == recipe.weight
+        if self.weight_codes is not None and keeps:
+            return self.weight_codes
+        made = self._codes(
+            weight.detach(),
+            recipe.weight_back if turned else recipe.weight,
+            1,
+            sharded=True,
+            plain=keeps or not turned,
+            turned=keeps or turned,
+            seen=turned,
+        )
+        if keeps:
+            self.weight_codes = made
+        return made
 
     def gradient(self, g: Tensor) -> Both:
         """The gradient of the outputs, as `input_gradient` and, transposed, as `weight_gradient` multiplies it."""
@@ -63,13 +96,15 @@ class NativeProduct(LowPrecisionProduct):
     def input_gradient(self, by_out: Both | None, g: Tensor, weight: Tensor) -> Tensor:
         """`g w`: [tokens, out] and [out, in] to [tokens, in]."""
         a = by_out or self.gradient(g)
-        how = self.shared.recipe.weight_back
-        b = self._codes(weight.detach(), how, 1, sharded=True, plain=False, turned=True, seen=True)
-        return products.native(_there(a.plain), _there(b.turned), g.dtype)
+        return products.native(_there(a.plain), _there(self._weight(weight, turned=True).turned), g.dtype)
 
-    def weight_gradient(self, by_out: Both | None, g: Tensor, x: Matrix | Codes) -> tuple[Codes, Codes]:
+    def weight_gradient(
+        self, by_out: Both | None, g: Tensor, x: Matrix | Codes | Both
+    ) -> tuple[Codes, Codes]:
         """The operands of `gᵀ x`, both with tokens last: [out, tokens] and [in, tokens]."""
         a = by_out or self.gradient(g)
+        if isinstance(x, Both):
+            return _there(a.turned), _there(x.turned)
         if isinstance(x, Codes):
             return _there(a.turned), x._replace(codes=x.codes.t().contiguous())
         how = self.shared.recipe.input_back

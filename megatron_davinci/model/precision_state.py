@@ -84,6 +84,7 @@ class LowPrecision:
         self.config = low
         self.shared = Shared(recipe_of(low, config.run.seed), config.run.seed, config.data.sequence_length)
         self.shared.fp8_activations = low.activations == "fp8"
+        self.shared.keep_codes = low.keep_codes and native
         part = SequencePart.here(config.data.sequence_length)
         if part.ranks > 1:
             self.shared.positions = part.take(torch.arange(part.length), 0)
@@ -130,12 +131,19 @@ class LowPrecision:
         shared = self.shared
         self._amax.zero_()
         self._lost.zero_()
+        self._forget_weights()  # they have changed
         self._batch, self._begun = numbers, {}
         shared.learning, shared.watching = True, watching
         try:
             yield
         finally:
             shared.learning, self._batch, shared.samples = False, None, None
+            self._forget_weights()
+
+    def _forget_weights(self) -> None:
+        for product in self.products:
+            if isinstance(product, NativeProduct):
+                product.weight_codes = None
 
     def begin_micro_batch(self, chunk: int) -> Tensor | None:
         """Say that a model chunk takes its next micro-batch.

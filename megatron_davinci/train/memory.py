@@ -74,7 +74,9 @@ class _Rank:
 
     def moments(self) -> Iterator[MemoryPlan]:
         """The moments that may be the fullest: one plan each."""
-        logits = self.tokens * self.vocabulary
+        backends = self.config.backends
+        at_once = min(self.tokens, backends.loss_chunk_tokens or self.tokens)
+        logits = at_once * self.vocabulary
         output = self.channels * self.tokens
         kept: float = sum(self._kept_by_layers(self.chunks[chunk]) for chunk in self.in_flight)
         # What a chunk sends on is its schedule's until the gradient comes back.
@@ -83,7 +85,9 @@ class _Rank:
         head = self.vocabulary * self.model.hidden_size * self.size
         if self.last:
             norm = 2 * output + 4 * self.tokens
-            in_loss = logits * (4 if self.size == 4 else 4 + self.size)
+            # Our loss overwrites logits where they are; others compute in an fp32 copy.
+            copy = 0 if self.size == 4 or backends.loss == "davinci" else 4
+            in_loss = logits * (self.size + copy)
             yield self._plan(kept + norm, in_loss, 0)
             gradients: float = 2 * self.model.hidden_size * self.size * self.tokens + head
             yield self._plan(kept + norm, logits * self.size, gradients)
@@ -108,8 +112,9 @@ class _Rank:
             copies = expert_copies = 1
         moments = 8 if self.config.optimizer.moments == "fp32" else 2 + 16 / 128
         each = (moments + (4 if self.size == 2 else 0)) * (1 - self.config.optimizer.cpu_offload)
+        codes = 2 * self._matrices() if self._keeps_codes else 0
         return MemoryPlan(
-            weights=(parameters + experts) * self.size,
+            weights=(parameters + experts) * self.size + codes,
             gradients=(parameters + experts) * 4,
             optimizer=round(parameters * each / copies + experts * each / expert_copies),
             activations=round(activations),
@@ -121,14 +126,24 @@ class _Rank:
         here = self.layout.expert * self.layout.expert_tensor
         return sum(self.chunks) * self.model.expert_parameters() // here
 
+    def _norm_parameters(self) -> int:
+        """Of a layer."""
+        model = self.model
+        shared = model.qk_norm and model.qk_norm_scope == "head"  # norms over all heads are cut as heads are
+        return 2 * model.hidden_size + (2 * model.kv_channels if shared else 0)
+
+    def _matrices(self) -> int:
+        """The parameters of the layers that are cut over tensor ranks."""
+        model = self.model
+        layer = (model.parameters(embeddings=False) - model.hidden_size) // model.num_layers
+        layer -= self._norm_parameters() + model.expert_parameters()
+        return sum(self.chunks) * (layer // self.layout.tensor)
+
     def _parameters(self) -> int:
         """All but the experts'."""
-        model, tensor = self.model, self.layout.tensor
-        shared = model.qk_norm and model.qk_norm_scope == "head"  # norms over all heads are cut as heads are
-        norms = 2 * model.hidden_size + (2 * model.kv_channels if shared else 0)
-        matrices = (model.parameters(embeddings=False) - model.hidden_size) // model.num_layers - norms
-        matrices -= model.expert_parameters()
-        total = sum(self.chunks) * (matrices // tensor + norms) + (model.hidden_size if self.last else 0)
+        model = self.model
+        total = self._matrices() + sum(self.chunks) * self._norm_parameters()
+        total += model.hidden_size if self.last else 0
         tables = self.first + (self.last and not (self.first and model.tie_embeddings))
         return total + tables * self.vocabulary * model.hidden_size
 
@@ -148,6 +163,12 @@ class _Rank:
     def _in_8_bits(self) -> bool:
         return self.config.train.low_precision.activations == "fp8"
 
+    @property
+    def _keeps_codes(self) -> bool:
+        """Whether linear layers keep their input's transposed codes. What ranks gather is not kept whole."""
+        low = self.config.train.low_precision
+        return low.keep_codes and low.backend == "native" and not self.config.parallel.sequence
+
     def _made_on_the_way(self, maker: str) -> float:
         """The part of the layers that quantise what a norm or SwiGLU makes as it is made, and keep none of it."""
         low, own = self.config.train.low_precision, getattr(self.config.backends, maker) == "davinci"
@@ -157,6 +178,8 @@ class _Rank:
 
     def _norms(self) -> float:
         """The outputs of both norms, and the scale of each token."""
+        if self._keeps_codes:
+            return 2 * self.channels / self.size + 8
         written = 1.0 if self.config.parallel.sequence else 1 - self._made_on_the_way("norm")
         return 2 * self.channels * self._linear_input * written + 8
 
@@ -170,7 +193,10 @@ class _Rank:
             halves = 2 if self.config.backends.swiglu == "davinci" else 3
             return (halves * self._other_input + self._linear_input) * self.hidden
         if experts is None:
-            if self.config.backends.swiglu != "davinci":
+            others = 2 if self.config.backends.swiglu == "davinci" else 4
+            if self._keeps_codes:
+                return (others + 1 / self.size) * self.hidden
+            if others == 4:
                 return 5 * self.hidden
             # Beside both halves, the product: of products of few bits, unless they make it themselves.
             low = self.config.train.low_precision
@@ -204,6 +230,7 @@ class _Rank:
         width = model.kv_channels * self.size / self.layout.tensor
         heads, groups = model.num_attention_heads * width, model.num_query_groups * width
         sums = 4 * model.num_attention_heads / self.layout.tensor
+        sums += heads / self.size if self._keeps_codes else 0  # what the layer behind keeps of the output
         if context == 1:
             return self._queries_keys_values() + heads + sums
         # Queries and the keys and values of the whole sequence in the order of their pieces, and the output twice.

@@ -200,6 +200,13 @@ MORE = {
         for name, recipe, more in MADE
         for how, norm in (("on the way", "davinci"), ("before", "local"))
     },
+    **{
+        f"{name} kept": {
+            **settings(recipe, backend="native", keep_codes=True, **RECIPES[recipe], **more),
+            "backends": {"norm": "davinci", "swiglu": "davinci", "rope": "davinci"},
+        }
+        for name, recipe, more in MADE
+    },
 }
 
 
@@ -342,6 +349,8 @@ def test_what_is_made_on_the_way_into_8_bits_is_what_was_made_before():
     for name, *_ in MADE:
         ours, theirs = (found[f"{name} {how}"] for how in ("on the way", "before"))
         assert ours["taken"] == theirs["taken"] and ours["watched"] == theirs["watched"], name
+        kept = found[f"{name} kept"]  # both ways at once, once a step for weights
+        assert kept["taken"] == ours["taken"], name
 
 
 def kept_layers(whole):

@@ -149,12 +149,15 @@ def test_activations_in_8_bits_are_as_small_as_planned(precision):
 @pytest.mark.long  # torch's FP8 products are slow on a CPU
 def test_what_norms_and_swiglu_make_is_not_kept_where_it_is_quantised_as_it_is_made():
     settings = []
-    for backends in ({}, {"norm": "davinci", "swiglu": "davinci"}):
+    own = {"norm": "davinci", "swiglu": "davinci"}
+    for backends, codes in (({}, False), (own, False), (own, True), ({}, True)):
         one = whole(precision="bf16")
-        one["train"]["low_precision"] = {"recipe": "current", "backend": "native"}
+        one["train"]["low_precision"] = {"recipe": "current", "backend": "native", "keep_codes": codes}
         settings.append(one | {"backends": backends})
-    (kept, loss, _), (fused, same, apart) = run_ranks(1, alive_after_forward, settings)[0]
+    (kept, loss, _), (fused, same, apart), *coded = run_ranks(1, alive_after_forward, settings)[0]
     plans = [planned(one) for one in settings]
+    for (more, _, _), plan in zip(coded, plans[2:], strict=True):
+        assert kept - more == pytest.approx(plans[0].activations - plan.activations, rel=0.02)
     assert kept - fused == pytest.approx(plans[0].activations - plans[1].activations, rel=0.02)
     assert plans[1].activations < 0.75 * plans[0].activations
     # Megatron-Core's SwiGLU rounds between its two operations.
