@@ -47,7 +47,7 @@ def build_optimizer(config: RunConfig, chunks: list[Any]) -> Any:
     )
     optimizer = get_megatron_optimizer(mcore, chunks, config_overrides=decay_overrides(config, mcore))
     if name == "davinci":
-        join(optimizer, settings.clip_grad_norm)
+        join(optimizer, settings.clip_grad_norm, chunks[0].config)  # of all chunks
     return optimizer
 
 

@@ -28,7 +28,7 @@ class DavinciAdamW(torch.optim.Optimizer):
 
     Attributes:
         fp8_moments: Whether moments are in 8 bits.
-        gradient_scale: What the next update multiplies gradients by: the clip coefficient.
+        gradient_scale: What the next update multiplies gradients by: the clip coefficient, by the number of tokens.
         copies: By parameter, a bf16 tensor of its shape that each update writes it to.
     """
 

@@ -1,6 +1,7 @@
 """What joins `DavinciAdamW` to Megatron-Core's optimizers around it, on instances and through their own methods.
 
-- The clip coefficient goes into the update; gradients are not scaled in place, which reads and writes all of them.
+- Gradients are not scaled in place, which reads and writes all of them: the division by the global batch's tokens and
+  the clip coefficient go into the update. Till then `main_grad` holds the gradient of the summed loss.
 - The update writes the bf16 parameters that follow from the main weights it changes; no second pass copies them.
 - Where moments are in 8 bits, checkpoints get and give fp32 numbers. These are cut otherwise on another layout, and
   groups with them; on the same layout the codes come back to the bit.
@@ -12,25 +13,26 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
 from torch import Tensor
 
 from megatron_davinci.optim.davinci import DavinciAdamW
 
 
-def join(optimizer: Any, clip_grad_norm: float) -> None:
+def join(optimizer: Any, clip_grad_norm: float, mcore: Any) -> None:
     """Join all that is ours in an optimizer of Megatron-Core's.
 
     Args:
         optimizer: A `ChainedOptimizer` whose configuration does not clip.
         clip_grad_norm: The largest norm of the gradient; 0 for any.
+        mcore: The model chunks' `TransformerConfig`, whose `finalize_model_grads_func` is Megatron-Core's.
     """
-    ours = [
-        one
-        for one in optimizer.chained_optimizers
-        if isinstance(getattr(one, "optimizer", None), DavinciAdamW)
-    ]
-    if clip_grad_norm > 0:
-        _clip_in_update(optimizer, [one.optimizer for one in ours], clip_grad_norm)
+    parts = [one for one in optimizer.chained_optimizers if not getattr(one, "is_stub_optimizer", False)]
+    ours = [one for one in parts if isinstance(getattr(one, "optimizer", None), DavinciAdamW)]
+    # Others would take gradients as they lie.
+    mean = _divide_in_update(mcore) if len(ours) == len(parts) else None
+    _scale_in_update(optimizer, [one.optimizer for one in ours], mean, clip_grad_norm)
     for one in ours:
         one.optimizer.make_states()
         if hasattr(one, "gbuf_ranges"):  # the distributed optimizer
@@ -39,15 +41,45 @@ def join(optimizer: Any, clip_grad_norm: float) -> None:
             _copy_in_update(one)
 
 
-def _clip_in_update(optimizer: Any, inner: list[DavinciAdamW], largest: float) -> None:
+class _Mean:
+    """What makes the gradient of a step's mean loss of that of its sum.
+
+    Attributes:
+        factor: One by the weight of all labels of the global batch; 1 where gradients are divided already.
+    """
+
+    factor = 1.0
+
+
+def _divide_in_update(mcore: Any) -> _Mean:
+    """Have the number of tokens added up over ranks, and gradients left as they are."""
+    finalize, mean = mcore.finalize_model_grads_func, _Mean()
+
+    def finalized(model: Any, num_tokens: Tensor | None = None, *args: Any, **keywords: Any) -> None:
+        finalize(model, None, *args, **keywords)
+        mean.factor = 1.0
+        if num_tokens is None:
+            return
+        # As Megatron-Core's `finalize_model_grads`: only the last pipeline stage has counted.
+        group = parallel_state.get_pipeline_model_parallel_group()
+        dist.broadcast(num_tokens, parallel_state.get_pipeline_model_parallel_last_rank(), group=group)
+        dist.all_reduce(num_tokens, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+        mean.factor = 1.0 / max(1, int(num_tokens))
+
+    mcore.finalize_model_grads_func = finalized
+    return mean
+
+
+def _scale_in_update(optimizer: Any, inner: list[DavinciAdamW], mean: _Mean | None, largest: float) -> None:
     measure = optimizer.get_grad_norm
 
-    def measured() -> Any:
-        norm = measure()
+    def measured() -> float:
+        factor = 1.0 if mean is None else mean.factor
+        norm = float(measure()) * factor
         # Megatron-Core's coefficient (`clip_grad_by_total_norm_fp32`).
-        coefficient = largest / (float(norm) + 1e-6)
+        coefficient = largest / (norm + 1e-6) if largest > 0 else 1.0
         for one in inner:
-            one.gradient_scale = coefficient if coefficient < 1 else 1.0
+            one.gradient_scale = factor * (coefficient if coefficient < 1 else 1.0)
         return norm
 
     optimizer.get_grad_norm = measured

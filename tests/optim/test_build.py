@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from megatron_davinci.config import validate
 from tests.config import small
 from tests.ranks import run_ranks
@@ -46,3 +48,46 @@ def test_matrices_are_decayed_and_vectors_are_not():
         assert decayed == {0.0: vectors, 0.1: model.parameters() - vectors}
         assert {group["lr"] for group in groups} == {0.5}
         assert all(group["dtypes"] == ["torch.float32"] for group in groups), "the main weights are fp32"
+
+
+def steps_of(optimizer: str, clip: float, parallel: dict) -> tuple:
+    """Norms of steps on labels that weigh differently, sizes of first moments, and sweeps that scaled gradients."""
+    from megatron.core.distributed import DistributedDataParallel
+
+    from tests.stepping import built, start, tokens_of
+
+    settings = small.settings(
+        parallel={"device": "cpu", **parallel},
+        backends={"optimizer": optimizer},
+        optimizer={"clip_grad_norm": clip},
+    )
+    scale, swept = DistributedDataParallel.scale_gradients, []
+    DistributedDataParallel.scale_gradients = lambda self, by: (swept.append(float(by)), scale(self, by))
+    config, platform = start(settings)
+    _, outer, stepper = built(config, platform)
+    norms = []
+    for step in range(2):
+        tokens = tokens_of(config, step)
+        norms.append(stepper.train(tokens, len(tokens), tokens[:, 1:] % 3).grad_norm)
+    moments = [
+        float(outer_part.optimizer.state[p]["exp_avg"].double().norm())
+        for outer_part in outer.chained_optimizers
+        for group in outer_part.optimizer.param_groups
+        for p in group["params"]
+    ]
+    return norms, moments, len(swept)
+
+
+@pytest.mark.parametrize(
+    ("clip", "parallel"), [(0.0, {"distributed_optimizer": True}), (0.05, {"pipeline": 2})]
+)
+def test_our_update_divides_by_the_tokens_and_nothing_sweeps_over_gradients(clip, parallel):
+    theirs = run_ranks(2, steps_of, "torch", clip, parallel)
+    ours = run_ranks(2, steps_of, "davinci", clip, parallel)
+    for (norms, moments, sweeps), (expected, of_torch, swept) in zip(ours, theirs, strict=True):
+        assert min(expected) > 0.05, "nothing is clipped"
+        assert norms == pytest.approx(expected, rel=1e-5)
+        # AdamW hides a wrong factor from the loss; its moments do not.
+        assert moments == pytest.approx(of_torch, rel=1e-4, abs=1e-12)
+        assert max(moments) > 0
+        assert (sweeps, swept) == (0, 2)
