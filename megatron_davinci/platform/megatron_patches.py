@@ -97,6 +97,19 @@ def _weight_gradients_without_apex(module: Any) -> None:
     module._grad_accum_fusion_available = True
 
 
+def _norm_in_one_read(module: Any) -> None:
+    import torch
+
+    if module.l2_norm_impl.__module__ != "megatron.core.utils":
+        return
+
+    def l2_norm(chunk_size: int, noop_flag: Any, tensor_lists: Any, per_tensor: bool, *args: Any) -> Any:
+        norms = torch.stack([torch.linalg.vector_norm(one).to(noop_flag.device) for one in tensor_lists[0]])
+        return torch.linalg.vector_norm(norms).reshape(1), None
+
+    module.l2_norm_impl = l2_norm
+
+
 def _move_to_cpu_as_numpy(module: Any) -> None:
     original = module.maybe_move_tensor_to_cpu
 
@@ -244,6 +257,13 @@ PATCHES: tuple[Patch, ...] = (
         "adds weight gradients to fp32 sums in their products by an extension of apex only, and refuses without it; "
         "torch's own product does the same",
         _weight_gradients_without_apex,
+        scope="all",
+    ),
+    Patch(
+        "megatron.core.optimizer.clip_grads",
+        "l2_norm_impl",
+        "without Transformer Engine and apex it waits for a GPU once for each tensor of the gradient",
+        _norm_in_one_read,
         scope="all",
     ),
     Patch(

@@ -325,3 +325,32 @@ def test_random_streams_are_apart_and_go_on_where_they_were():
 
     a, b, outside = draw(1, 2), draw(2, 1), draw(3, 2)
     assert run_ranks(1, random_streams)[0] == [a[0], outside[0], a[1], b[0], outside[1], []]
+
+
+def norms_of_a_gradient():
+    """Megatron-Core's, ours, and how often ours reads a number from the device."""
+    import torch
+    from megatron.core import utils
+    from megatron.core.optimizer import clip_grads
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Reads(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            read.append(func) if "_local_scalar_dense" in str(func) else None
+            return func(*args, **kwargs or {})
+
+    generator = torch.Generator().manual_seed(0)
+    tensors = [
+        torch.randn(size, generator=generator) * scale for size, scale in ((7, 1e-3), (3000, 1), (1, 40))
+    ]
+    read: list = []
+    arguments = (torch.zeros(1, dtype=torch.int), [tensors], False)
+    theirs, _ = utils.local_multi_tensor_applier(utils.local_multi_tensor_l2_norm, *arguments)
+    with Reads():
+        ours, _ = clip_grads.multi_tensor_applier(clip_grads.l2_norm_impl, *arguments)
+    return theirs.tolist(), ours.tolist(), len(read)
+
+
+def test_the_gradients_norm_is_the_same_and_is_not_read_by_tensor():
+    ((theirs, ours, read),) = run_ranks(1, norms_of_a_gradient)
+    assert ours == theirs and ours[0] > 40 and read == 0
