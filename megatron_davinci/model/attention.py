@@ -66,11 +66,21 @@ class SDPAttention(MegatronModule):
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         self.layer_number = layer_number
         self.grouped = config.num_attention_heads != config.num_query_groups
+        # A tensor rank has one key/value head at least.
+        self.groups = max(1, config.num_query_groups // config.tensor_model_parallel_size)
         self.context_group: Any = None
         if config.context_parallel_size > 1:
             self.context_group = (
                 parallel_state.get_context_parallel_group() if pg_collection is None else pg_collection.cp
             )
+
+    @property
+    def takes_groups_as_batch(self) -> bool:
+        """Whether groups of heads may come in the batch; each attends by itself anyhow.
+
+        Queries are then [positions, batch * groups, heads of a group, head_dim], keys and values the same with one.
+        """
+        return self.context_group is None
 
     def forward(
         self,
@@ -111,7 +121,8 @@ class SDPAttention(MegatronModule):
                 out = self._attend(query, key, value, packed_seq_params, dropout)
         else:
             out = self._attend(query, key, value, packed_seq_params, dropout)
-        return out.reshape(query.shape[0], query.shape[1], -1)
+        folded = self.groups // key.shape[2]  # groups in the batch
+        return out.reshape(query.shape[0], query.shape[1] // folded, -1)
 
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, documents: Documents | None, dropout: float

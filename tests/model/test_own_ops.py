@@ -67,6 +67,37 @@ def test_training_over_ranks_is_the_same(case, parallel):
         assert taken["on"].weights != taken["off"].weights, "nothing of it was on"
 
 
+def with_groups_in_the_batch_and_without(whole):
+    """Steps both ways, and whether attention has got views of what the projection has written."""
+    from megatron_davinci.model.attention import SDPAttention
+    from tests.stepping import start, take
+
+    config, platform = start(whole)
+    attend, views = SDPAttention._attend, set()
+
+    def seen(self, query, key, *rest):
+        views.add(query.untyped_storage().data_ptr() == key.untyped_storage().data_ptr())
+        return attend(self, query, key, *rest)
+
+    SDPAttention._attend, found = seen, []
+    for folds in (True, False):
+        SDPAttention.takes_groups_as_batch = folds
+        views.clear()
+        found.append((take(config, platform), set(views)))
+    return found
+
+
+@pytest.mark.parametrize("parallel", [{}, pytest.param({"tensor": 2}, marks=pytest.mark.long)])
+def test_attention_gets_queries_where_they_lie_and_nothing_is_otherwise(parallel):
+    shape = {"model": {"qkv_bias": True, "num_attention_heads": 8, "num_query_groups": 4}, "train": {}}
+    whole = settings({"rope": "davinci"}, parallel, **shape)
+    for (folded, views), (copied, copies) in run_ranks(
+        2 if parallel else 1, with_groups_in_the_batch_and_without, whole
+    ):
+        assert folded == copied, "the same to the bit"
+        assert (views, copies) == ({True}, {False})
+
+
 def differences(way, steps, some):
     from megatron_davinci.kernels import ways
 
