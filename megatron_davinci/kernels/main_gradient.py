@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from megatron_davinci.platform.weight_gradient import add_weight_gradient
+from megatron_davinci.platform.weight_gradient import add_weight_gradient, mark_zero, take_zero
 
 
 class MainGradient:
@@ -20,7 +20,11 @@ class MainGradient:
         self._weight = weight
         main = getattr(weight, "main_grad", None)
         self._is_main = isinstance(main, Tensor) and main.dtype == torch.float32
-        self._sum: Tensor = main if self._is_main else torch.zeros(weight.shape, device=weight.device)  # type: ignore
+        if isinstance(main, Tensor) and self._is_main:
+            self._sum = main
+        else:
+            self._sum = torch.empty(weight.shape, device=weight.device)
+            mark_zero(self._sum)  # as good as zero: the first product writes it
 
     def add(self, by_out: Tensor, inputs: Tensor) -> None:
         """Add `by_out.t() @ inputs`.
@@ -37,11 +41,24 @@ class MainGradient:
         Args:
             made: [out, in].
         """
-        self._sum.add_(made)
+        if (total := self.take_zero()) is not None:
+            total.copy_(made)
+        else:
+            self._sum.add_(made)
+
+    def take_zero(self) -> Tensor | None:
+        """The sum, where nothing has been added to it: who takes it must write all of it. None where it is not zero.
+
+        Returns:
+            [out, in] fp32.
+        """
+        return self._sum if take_zero(self._sum) else None
 
     def gradient(self) -> Tensor:
         """What autograd gets: nothing that counts where `main_grad` has it already, as Megatron-Core does it."""
         if not self._is_main:
+            if (total := self.take_zero()) is not None:
+                total.zero_()
             return self._sum.to(self._weight.dtype)
         self._weight.grad_added_to_main_grad = True  # type: ignore[attr-defined]
         # An embedding that is tied adds its own gradient to what is returned here.

@@ -29,6 +29,7 @@ from megatron_davinci.model.router import routers
 from megatron_davinci.model.sharpness import SharpnessMonitor
 from megatron_davinci.platform.device import Platform
 from megatron_davinci.platform.distributed import largest
+from megatron_davinci.platform.weight_gradient import know_zeroed
 from megatron_davinci.train import micro_batches as micro
 from megatron_davinci.train.micro_batches import MicroBatch
 from megatron_davinci.train.phases import PhaseTimers
@@ -88,6 +89,8 @@ def wrap_model(chunks: Sequence[Any], config: RunConfig) -> list[DistributedData
         DistributedDataParallel(chunk.config, settings, chunk, disable_bucketing=number > 0)
         for number, chunk in enumerate(chunks)
     ]
+    for one in wrapped:
+        know_zeroed(one)
     mcore = chunks[0].config  # of all chunks
     mcore.finalize_model_grads_func = finalize_model_grads
     if config.parallel.overlap_gradient_reduce:

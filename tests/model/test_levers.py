@@ -35,6 +35,8 @@ def said_to_megatron(changes):
     optimizer_config.is_te_min_version = lambda *_: True
 
     class DDP:
+        config, params_with_grad, zero_grad_buffer = None, (), None
+
         def __init__(self, mcore, ddp, chunk, **_):
             settings.update({f"ddp.{name}": value for name, value in vars(ddp).items()})
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from benchmarks import ops_on_off
@@ -96,6 +98,44 @@ def test_attention_gets_queries_where_they_lie_and_nothing_is_otherwise(parallel
     ):
         assert folded == copied, "the same to the bit"
         assert (views, copies) == ({True}, {False})
+
+
+def with_sums_known_as_zero_and_without(whole):
+    """Steps both ways, and how many products of a step wrote a sum in place of adding to one."""
+    from megatron_davinci.platform import weight_gradient
+    from tests.stepping import STEPS, start, take
+
+    config, platform = start(whole)
+    mark, take_zero, found = weight_gradient.mark_zero, weight_gradient.take_zero, []
+    written: list[bool] = []
+
+    def noted(total):
+        # Hooks at the end of a backward pass ask too.
+        was = take_zero(total)
+        if sys._getframe(1).f_code.co_name == "add_weight_gradient":
+            written.append(was)
+        return was
+
+    weight_gradient.take_zero = noted
+    for knows in (True, False):
+        weight_gradient.mark_zero = mark if knows else lambda total: None
+        written.clear()
+        found.append((take(config, platform, masked=True), sum(written) / STEPS))
+    return found
+
+
+@pytest.mark.parametrize(
+    "parallel", [{}, pytest.param({"pipeline": 2, "overlap_gradient_reduce": True}, marks=pytest.mark.long)]
+)
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_first_product_writes_a_cleared_sum_and_nothing_is_otherwise(parallel, tied):
+    shape = {"model": {"tie_embeddings": tied, "qkv_bias": True}, "train": {"micro_batch_size": 2}}
+    whole = settings({"swiglu": "davinci", "weight_gradient": "davinci"}, parallel, **shape)
+    ranks = run_ranks(2 if parallel else 1, with_sums_known_as_zero_and_without, whole)
+    assert all(known == unknown for (known, _), (unknown, _) in ranks), "the same to the bit"
+    # Four linear layers in each of two layers, and the last one.
+    assert sum(written for (_, written), _ in ranks) == 9
+    assert all(written == 0 for _, (_, written) in ranks)
 
 
 def differences(way, steps, some):
