@@ -17,12 +17,17 @@ _ZERO = "davinci_is_zero"
 def know_zeroed(chunk: Any) -> None:
     """Have the sums of a model chunk known to be zero from its `zero_grad_buffer` on, until something is added.
 
-    Not where Megatron-Core captures CUDA graphs: what is replayed asks nobody.
+    Not where Megatron-Core captures CUDA graphs, since what is replayed asks nobody; and not beside apex's extension,
+    which adds without a word.
 
     Args:
         chunk: Megatron-Core's `DistributedDataParallel`.
     """
-    if getattr(chunk.config, "cuda_graph_impl", "none") != "none":
+    from megatron.core.tensor_parallel import layers
+
+    extension = getattr(layers, "fused_weight_gradient_mlp_cuda", None)
+    ours = getattr(extension, "wgrad_gemm_accum_fp32", None) is add_weight_gradient
+    if not ours or getattr(chunk.config, "cuda_graph_impl", "none") != "none":
         return
     clear = chunk.zero_grad_buffer
 
