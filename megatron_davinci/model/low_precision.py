@@ -246,6 +246,10 @@ class LowPrecisionProduct:
         """`a bᵀ`, of operands as this class makes them."""
         return products.emulated(a, b, dtype)
 
+    def add_to(self, main: MainGradient, a: Any, b: Any) -> None:
+        """Add `a bᵀ` to a weight's gradient."""
+        main.add_product(self.product(a, b, torch.float32))
+
     @property
     def _ranks(self) -> int:
         return int(self.linear.tp_group.size())
@@ -345,17 +349,17 @@ class _LowPrecision(torch.autograd.Function):
             dist.all_reduce(by_input, group=group)
         if not ctx.needs_input_grad[1]:
             return by_input, None, None, None, None
-        x = None if ctx.turned else _whole(input, product, ctx.gathers).flatten(0, -2)
         main = MainGradient(ctx.parameter)
+        if low and ctx.turned:
+            kept = product.kept_for_backward(tuple(codes))
+            product.add_to(main, *product.weight_gradient(quantized, g, kept))
+            return by_input, main.gradient(), None, None, None
+        x = _whole(input, product, ctx.gathers).flatten(0, -2)
         if low:
-            if ctx.turned:
-                kept = product.kept_for_backward(tuple(codes))
-            else:
-                kept = product.kept_input(x.view(input.dtype), codes[0]) if ctx.kept else x
-            a, b = product.weight_gradient(quantized, g, kept)
-            main.add_product(product.product(a, b, torch.float32))
+            kept = product.kept_input(x.view(input.dtype), codes[0]) if ctx.kept else x
+            product.add_to(main, *product.weight_gradient(quantized, g, kept))
         else:
-            assert not ctx.kept, "codes are kept of what is multiplied in few bits"
+            assert not (ctx.kept or ctx.turned), "codes are kept of what is multiplied in few bits"
             main.add(g, x)
         return by_input, main.gradient(), None, None, None
 

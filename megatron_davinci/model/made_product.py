@@ -130,8 +130,7 @@ class MadeProduct(torch.autograd.Function):
             matrix, main = maker.matrix(rows, *known), MainGradient(ctx.parameter)
             if low:
                 kept = product.kept_for_backward(turned) if turned else matrix
-                a, b = product.weight_gradient(quantized, g, kept)
-                main.add_product(product.product(a, b, torch.float32))
+                product.add_to(main, *product.weight_gradient(quantized, g, kept))
             else:
                 main.add(g, written(matrix))
             by_weight = main.gradient()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from megatron_davinci.kernels.made import Matrix, written
+from megatron_davinci.kernels.main_gradient import MainGradient
 from megatron_davinci.kernels.quantize import Both, Codes, Scales, amax_of, quantize
 from megatron_davinci.kernels.swiglu import swiglu
 from megatron_davinci.model.low_precision import LowPrecisionProduct, Tensors, largest_of
@@ -123,6 +124,13 @@ class NativeProduct(LowPrecisionProduct):
     def product(self, a: Codes, b: Codes, dtype: torch.dtype) -> Tensor:
         """`a bᵀ`."""
         return products.native(a, b, dtype)
+
+    def add_to(self, main: MainGradient, a: Codes, b: Codes) -> None:
+        """Add `a bᵀ` to a weight's gradient; the first of a step is written where it belongs."""
+        if (total := main.take_zero()) is not None:
+            products.native_into(total, a, b)
+        else:
+            super().add_to(main, a, b)
 
     def _codes(
         self,

@@ -46,6 +46,20 @@ def native(a: Codes, b: Codes, dtype: torch.dtype) -> Tensor:
     return _by_blocks(a, b, dtype)
 
 
+def native_into(total: Tensor, a: Codes, b: Codes) -> None:
+    """The same over what is there.
+
+    Args:
+        total: [m, n] fp32, contiguous, of which nothing is left.
+        a: [m, k] as for `native`.
+        b: [n, k] as for `native`.
+    """
+    if a.scales == "tensor" and b.scales == "tensor":
+        _scaled(a.codes, b.codes, a.inverse, b.inverse, total.dtype, out=total)
+    else:
+        total.copy_(native(a, b, total.dtype))
+
+
 def on_hopper(a: Codes, b: Codes, dtype: torch.dtype) -> Tensor:
     """A product by cuBLAS's kernels for scales of 1 x 128 and 128 x 128, of which one at most has those.
 
@@ -93,7 +107,11 @@ def _by_blocks(a: Codes, b: Codes, dtype: torch.dtype) -> Tensor:
     return out.to(dtype)
 
 
-def _scaled(a: Tensor, b: Tensor, inverse_a: Tensor, inverse_b: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch._scaled_mm(
-        a, b.t(), scale_a=inverse_a, scale_b=inverse_b, out_dtype=dtype, use_fast_accum=False
+def _scaled(
+    a: Tensor, b: Tensor, inverse_a: Tensor, inverse_b: Tensor, dtype: torch.dtype, out: Tensor | None = None
+) -> Tensor:
+    into = {} if out is None else {"out": out}
+    product: Tensor = torch._scaled_mm(
+        a, b.t(), scale_a=inverse_a, scale_b=inverse_b, out_dtype=dtype, use_fast_accum=False, **into
     )
+    return product
