@@ -91,7 +91,7 @@ bench: setup
 GPU_TESTS := tests/gpu tests/kernels tests/train/test_dali_run.py
 
 gpu-check: setup
-	$(PY) -m pytest -m gpu -n 8 -rfEs $(GPU_TESTS)
+	$(PY) -m pytest -m gpu -n 8 -vv -rfEs $(GPU_TESTS)  # says at once what fails, should time run out
 
 gpu-bench-kernels: setup
 	@mkdir -p $(OUT)

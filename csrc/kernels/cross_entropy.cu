@@ -15,7 +15,7 @@ constexpr int kThreads = 512;
 #if defined(DAVINCI_EMULATOR)
 constexpr int kWholeThreads = 32, kSlots = 4, kAGroup = 2, kBehind = 1, kKept = 1, kBatch = 2;
 #else
-constexpr int kWholeThreads = 512, kSlots = 28, kAGroup = 2, kBehind = 3, kKept = 10, kBatch = 2;
+constexpr int kWholeThreads = 512, kSlots = 28, kAGroup = 2, kBehind = 2, kKept = 10, kBatch = 2;
 #endif
 constexpr int kGroups = kSlots / kAGroup;  // of slots that are waited for together, while kBehind more are on their way
 static_assert(kGroups * kAGroup == kSlots && kBehind < kGroups / 2 + 1, "whole groups, some of them behind");

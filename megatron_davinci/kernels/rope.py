@@ -19,7 +19,7 @@ from megatron_davinci.kernels.operators import operator
 from megatron_davinci.kernels.ways import way_of
 
 _OP = "rope"
-_TOKENS = 32  # of a block of the kernel that sums nothing: two pairs for each of its warps
+_TOKENS = 48  # of a block of the kernel that sums nothing: three pairs for each of its warps
 _BLOCKS = 396  # of the kernel that sums, at most: three for each multiprocessor of an H100
 
 

@@ -292,17 +292,6 @@ class LowPrecisionProduct:
         return torch.cat([one + number * part * self._ranks for number in range(parts)])
 
 
-def shaped(out: Tensor, size: Sequence[int]) -> Tensor:
-    """What an autograd function returns, in another shape: no view to autograd, which lets nobody overwrite one.
-
-    Args:
-        out: Made by the function, and held by nobody else.
-        size: As for `view`.
-    """
-    result: Tensor = torch.ops.aten._unsafe_view(out, list(size))
-    return result
-
-
 class _LowPrecision(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -329,7 +318,7 @@ class _LowPrecision(torch.autograd.Function):
             ctx.save_for_backward(None, weight, *turned)
         else:
             ctx.save_for_backward(input, weight)
-        return shaped(out, (-1, input.shape[1], weight.shape[0]))
+        return products.shaped(out, (-1, input.shape[1], weight.shape[0]))
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -16,7 +16,7 @@ from torch import Tensor
 from megatron_davinci.kernels import rms_norm, swiglu
 from megatron_davinci.kernels.made import Gated, Matrix, Normed, written
 from megatron_davinci.kernels.main_gradient import MainGradient
-from megatron_davinci.model.low_precision import shaped
+from megatron_davinci.precision.products import shaped
 
 
 class Maker(Protocol):

@@ -44,6 +44,22 @@ MEASURED = (
         "davinci-3b, 4 sequences of 4,096 tokens",
         ("2026-11-26-train_gpu.json", "davinci_loss_tokens_per_second"),
     ),
+    Measured(
+        "none",
+        "h200",
+        27875.0,
+        20_326_121_472,
+        "davinci-3b, 16 sequences of 4,096 tokens",
+        ("2026-11-27-train_gpu.json", "davinci_ops_tokens_per_second"),
+    ),
+    Measured(
+        "delayed",
+        "h200",
+        37230.0,
+        20_326_121_472,
+        "davinci-3b, 16 sequences of 4,096 tokens",
+        ("2026-11-27-train_gpu.json", "native_delayed_tokens_per_second"),
+    ),
 )
 """All speeds of steps on a GPU that are on record, with whichever recipe."""
 
