@@ -440,6 +440,8 @@ struct Reference {
   Element<T>* element;
   const char* name;
 
+  Reference(Element<T>* element_, const char* name_) : element(element_), name(name_) {}
+  Reference(const Reference& other) = default;
   operator T() const {
     element->check_read(name);
     return element->value;
@@ -460,7 +462,7 @@ struct Shared {
 
   Reference<T> operator[](long long i) {
     if (i < 0 || i >= kCount) fail("%s[%lld] of %d elements", name, i, kCount);
-    return Reference<T>{&elements[i], name};
+    return Reference<T>(&elements[i], name);
   }
 };
 

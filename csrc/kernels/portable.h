@@ -242,6 +242,7 @@ __device__ __forceinline__ int slots_here(int threads, int most) {
   const int fit = (int)bytes / (16 * threads);
   return fit < most ? fit : most;
 #else
+  (void)threads;
   return most;
 #endif
 }

@@ -47,7 +47,8 @@ class Operator:
             return self.made(*arguments)
         result = self._function(*arguments)
         for place in self._mutated:
-            increment_version(arguments[place])  # so that autograd sees who kept what is no more
+            if arguments[place] is not None:
+                increment_version(arguments[place])  # so that autograd sees who kept what is no more
         return result
 
 

@@ -67,6 +67,7 @@ def quantize(
     plain: bool = True,
     turned: bool = False,
     known: Tensor | None = None,
+    noted: Tensor | None = None,
 ) -> Both:
     """Put a matrix into FP8.
 
@@ -77,6 +78,7 @@ def quantize(
         plain: Whether the matrix is wanted as it is.
         turned: Whether it is wanted transposed.
         known: The largest number that a tensor's scale is made of: one fp32 number; None for its own.
+        noted: One fp32 number that becomes the largest size where that is larger, or none; the result's `amax` then.
 
     Raises:
         ValueError: It is no such matrix, blocks do not divide it, or blocks are given a largest number.
@@ -100,8 +102,10 @@ def quantize(
     e5m2 = dtype == torch.float8_e5m2
     given = own if own is not None else known
     codes, back, inverse, inverse_back, seen = quantized(
-        rows, row_scale, weight, given, made, scales, e5m2, plain, turned
+        rows, row_scale, weight, given, noted, made, scales, e5m2, plain, turned
     )
+    if noted is not None:
+        seen = noted
     if scales == "rows":
         of_plain, of_turned = inverse.t(), inverse_back.t()
     else:
@@ -109,7 +113,7 @@ def quantize(
     return Both(
         Codes(codes, of_plain, scales) if plain else None,
         Codes(back, of_turned, scales) if turned else None,
-        seen if own is None else own,
+        seen if own is None or noted is not None else own,
     )
 
 
@@ -153,15 +157,16 @@ def largest(rows: Tensor, row_scale: Tensor | None, weight: Tensor | None, made:
 
 @operator(
     "davinci::quantize",
-    mutates_args=(),
-    schema="(Tensor rows, Tensor? row_scale, Tensor? weight, Tensor? known, str made, str scales, bool e5m2, "
-    "bool plain, bool turned) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    mutates_args={"noted"},
+    schema="(Tensor rows, Tensor? row_scale, Tensor? weight, Tensor? known, Tensor(a!)? noted, str made, str scales, "
+    "bool e5m2, bool plain, bool turned) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def quantized(
     rows: Tensor,
     row_scale: Tensor | None,
     weight: Tensor | None,
     known: Tensor | None,
+    noted: Tensor | None,
     made: str,
     scales: str,
     e5m2: bool,
@@ -175,6 +180,7 @@ def quantized(
         row_scale: The same.
         weight: The same.
         known: Of a tensor: the number that its scale is made of.
+        noted: As `quantize`.
         made: The same: `none`, `swiglu` or `norm`.
         scales: `tensor`, `rows` or `tiles`.
         e5m2: Whether in E5M2, else in E4M3.
@@ -184,15 +190,20 @@ def quantized(
     Returns:
         [rows, columns] and [columns, rows] float8; the inverse scales of both: of a tensor one number, of rows
         [columns / 128, rows] and [rows / 128, columns], of tiles [rows / 128, columns / 128], which both share; and
-        the largest size of all numbers.
+        the largest size of all numbers, unless it is noted.
     """
     matrix = of_parts(made, rows, row_scale, weight)
     way = _way(matrix, rows, weight)
+    result = _empty(rows, matrix.shape, scales, e5m2, plain, turned, noted=noted is not None)
     if not way.has_kernels:
-        return _plain(written(matrix), known, scales, e5m2, plain, turned)
-    result = _empty(rows, matrix.shape, scales, e5m2, plain, turned)
+        found = _plain(written(matrix), known, scales, e5m2, plain, turned)
+        if noted is None:
+            return found
+        torch.maximum(noted, found[4], out=noted)
+        return (*found[:4], result[4])
     codes, back, inverse, inverse_back, amax = result
-    amax.zero_()
+    if noted is None:
+        amax.zero_()
     if rows.numel():
         _launch(
             way,
@@ -203,7 +214,7 @@ def quantized(
             back if turned else 0,
             inverse,
             inverse_back,
-            amax,
+            amax if noted is None else noted,
             e5m2=e5m2,
         )
     return result
@@ -238,6 +249,7 @@ def _(
     row_scale: Tensor | None,
     weight: Tensor | None,
     known: Tensor | None,
+    noted: Tensor | None,
     made: str,
     scales: str,
     e5m2: bool,
@@ -245,11 +257,11 @@ def _(
     turned: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     size = of_parts(made, rows, row_scale, weight).shape
-    return _empty(rows, size, scales, e5m2, plain, turned)
+    return _empty(rows, size, scales, e5m2, plain, turned, noted=noted is not None)
 
 
 def _empty(
-    x: Tensor, size: Sequence[int], scales: str, e5m2: bool, plain: bool, turned: bool
+    x: Tensor, size: Sequence[int], scales: str, e5m2: bool, plain: bool, turned: bool, *, noted: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     rows, columns = size
     inverse: tuple[int, ...] = ()
@@ -265,7 +277,7 @@ def _empty(
         x.new_empty((columns, rows) if turned else (0,), dtype=form),
         x.new_empty(inverse, dtype=torch.float32),
         x.new_empty(inverse_back, dtype=torch.float32),
-        x.new_empty((), dtype=torch.float32),
+        x.new_empty((0,) if noted else (), dtype=torch.float32),
     )
 
 

@@ -156,11 +156,11 @@ class NativeProduct(LowPrecisionProduct):
             plain=plain,
             turned=turned,
             known=known if how.blocks == "tensor" else None,
+            noted=self.amax[operand] if shared.learning and not seen and own is None else None,
         )
         if shared.learning and not seen:
-            if own is not None:
-                out = out._replace(amax=own)
-            torch.maximum(self.amax[operand], out.amax, out=self.amax[operand])
+            if own is not None:  # of all ranks that have parts
+                torch.maximum(self.amax[operand], own, out=self.amax[operand])
             if shared.watching:
                 counted = scaling.quantize(
                     written(x).float(), replace(how, hadamard=None), amax=known, watch=True

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from benchmarks import kernel_trials
 from megatron_davinci.kernels import quantize as ops
 from megatron_davinci.kernels.made import Gated
-from megatron_davinci.kernels.quantize import quantize
+from megatron_davinci.kernels.quantize import amax_of, quantize
 from megatron_davinci.kernels.rms_norm import forward, scale_of
 from tests.cases import cases
 
@@ -78,7 +78,7 @@ def test_opcheck(device, scales, made):
     torch.library.opcheck(ops.largest.made, (rows, scale, weight, made), test_utils=tests)
     torch.library.opcheck(
         ops.quantized.made,
-        (rows, scale, weight, known, made, scales, False, scales != "rows", True),
+        (rows, scale, weight, known, None, made, scales, False, scales != "rows", True),
         test_utils=tests,
     )
 
@@ -96,3 +96,18 @@ def test_scales_of_rows_are_those_of_normalising_them(device, dtype):
 def test_no_rows(device):
     found = quantize(torch.empty(0, 128, device=device), E4M3, "tensor", turned=True)
     assert found.plain.codes.shape == (0, 128) and found.turned.codes.shape == (128, 0) and found.amax == 0
+
+
+@pytest.mark.parametrize("scales", ["tensor", "rows"])
+def test_the_largest_number_is_noted_where_one_is_given_and_never_becomes_smaller(device, scales):
+    x = torch.randn(128, 256, generator=torch.Generator().manual_seed(0)).to(device, torch.bfloat16)
+    known = amax_of(x) if scales == "tensor" else None
+    free = quantize(x, torch.float8_e4m3fn, scales, turned=True, known=known)
+    for before, after in ((0.0, float(free.amax)), (1e3, 1e3)):
+        place = torch.full((3,), before, device=device)
+        noting = quantize(x, torch.float8_e4m3fn, scales, turned=True, known=known, noted=place[1])
+        assert place.tolist() == [before, after, before] and float(noting.amax) == after
+        assert torch.equal(noting.plain.codes.view(torch.uint8), free.plain.codes.view(torch.uint8))
+    x[3, 5] = float("nan")
+    quantize(x, torch.float8_e4m3fn, scales, known=known, noted=place[1])
+    assert place[1].isnan()
