@@ -13,6 +13,9 @@ pytestmark = pytest.mark.gpu
 
 # Sizes that FP8 multiplies at a time, and a head of 64 channels for the kernels of real models.
 SIZES = {"hidden_size": 256, "ffn_hidden_size": 512}
+# Hopper's tensor cores keep some 14 bits of a sum of products of FP8 (DeepSeek-AI, 2024, arXiv 2412.19437, section
+# 3.5.2), until it is added to one in fp32: this part of the sizes of what is summed.
+OF_A_SUM = 2.0**-13
 engine = pytest.mark.skipif(
     subprocess.run(
         [sys.executable, "-c", "import transformer_engine.pytorch"], capture_output=True
@@ -116,7 +119,9 @@ def test_torch_s_fp8_products_are_the_emulated_ones(left):
     b = (torch.randn(64, 128, generator=generator) / 100).cuda()
     one, other = quantize(a, Quantizer(formats.parse(left))), quantize(b, Quantizer(formats.E4M3))
     ours, theirs = (f(one, other, torch.bfloat16) for f in (native, products.emulated))
-    assert int(ulps(ours, theirs).max()) <= 1
+    sizes = one.dequantized().abs() @ other.dequantized().abs().t()
+    near = (ours - theirs).float().abs() <= OF_A_SUM * sizes  # where a sum is next to nothing
+    assert int(ulps(ours, theirs).masked_fill(near, 0).max()) <= 1
 
 
 @pytest.mark.parametrize("kinds", [("rows", "tiles"), ("rows", "tiles turned"), ("rows", "rows")])
@@ -143,10 +148,9 @@ def test_hopper_s_products_of_blocks_are_the_emulated_ones(kinds):
     codes = [in_codes(left, torch.float8_e4m3fn, "rows").plain, of_right]
     emulated = [quantize(left.float(), BLOCKS["rows"]), quantize(right.float(), BLOCKS[kinds[1].split()[0]])]
     sizes = emulated[0].dequantized().abs() @ emulated[1].dequantized().abs().t()
-    for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 2.0**-8)):
+    for dtype, of_result in ((torch.float32, 0.0), (torch.bfloat16, 2.0**-7)):
         ours, theirs = products.native(*codes, dtype), products.emulated(*emulated, dtype)
-        # Hopper's tensor cores keep fewer bits of a sum of 128 than fp32 has.
-        assert float(((ours - theirs).float().abs() / sizes).max()) < bound
+        assert ((ours - theirs).float().abs() <= OF_A_SUM * sizes + of_result * theirs.float().abs()).all()
 
 
 def test_flash_attn_follows_sdpa(plain):
