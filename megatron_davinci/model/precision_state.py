@@ -131,14 +131,13 @@ class LowPrecision:
         shared = self.shared
         self._amax.zero_()
         self._lost.zero_()
-        self._forget_weights()  # they have changed
         self._batch, self._begun = numbers, {}
         shared.learning, shared.watching = True, watching
         try:
             yield
         finally:
             shared.learning, self._batch, shared.samples = False, None, None
-            self._forget_weights()
+            self._forget_weights()  # they change
 
     def _forget_weights(self) -> None:
         for product in self.products:
