@@ -95,6 +95,8 @@ _LAST = "    for (i64 i = vectors * kAtOnce + threadIdx.x; i < span.count; i += 
 
 _JOINED = "        __syncthreads();\n        if (threadIdx.x < kTile) {"
 _NEXT_TILE = "    __syncthreads();  // the next tile writes where this one is read\n"
+_NEXT_HALF = "      __syncthreads();  // the next half writes where this one is read\n"
+_GRADIENT = "quantize_gradient.cu"
 
 FAULTS = [
     _change("barrier removed", "reduce.h", _FIRST_WRITE, _FIRST_WRITE.replace("  __syncthreads();\n", "")),
@@ -138,8 +140,8 @@ FAULTS = [
     _change("lanes past the last head", "rope.cu", "const bool here = item < items,", "const bool here = true,",
             "rope"),
     _change("rows counted one at a time", "swiglu.cu", "row += p / packs;", "row += 1;", "swiglu"),
-    _change("exponentials without a bound", "gated.h", "return fminf(exponential(-gate), 1e38f);",
-            "return exponential(-gate);", "swiglu"),
+    _change("exponentials without a bound", "gated.h", "return fminf(power_of_two(-gate * kLog2E), 1e38f);",
+            "return power_of_two(-gate * kLog2E);", "swiglu"),
     _change("a sequence that begins no document", "documents.cu", "(i == 0 || ", "(i != 0 && ", "document_bounds"),
     _of_codes("gates taken for what they gate", "reinterpret_cast<const Raw*>(here + columns)",
               "reinterpret_cast<const Raw*>(here)"),
@@ -151,6 +153,12 @@ FAULTS = [
     _of_codes("rows of half the lanes", "largest_of_row(r), kAcross / 2", "largest_of_row(r), kAcross / 4"),
     _of_codes("scales of the tile above", "inverse[left / kTile * rows", "inverse[top / kTile * rows"),
     _of_codes("patches past the matrix", "patch.row < rows && patch.column < columns", "patch.row < rows"),
+    _of_codes("a half written where the other is read", _NEXT_HALF, "", _GRADIENT),
+    _of_codes("rows taken before they have arrived", "wait_but<A::kRows - 1>()", "wait_but<A::kRows>()", _GRADIENT),
+    _of_codes("rows past the gradient's last", "if (row >= rows) row = rows - kPatch;", "", _GRADIENT),
+    _of_codes("what is gated in the gates' columns", "(half * width + left + down) * rows", "(left + down) * rows",
+              _GRADIENT),
+    _of_codes("half of a patch turned", "    turn(high[0], high[1], high[2], high[3]);\n", "", _GRADIENT),
     _of_adamw("last elements of a run left out", "adamw.cu", _LAST, ""),
     _of_adamw("one vector of a run too many", "adamw.cu", _OF_RUN, _OF_RUN.replace("<", "<=")),
     _of_adamw("a lane left out of a reduction", "moments.h", "bits = kLanes / 2; bits;",
@@ -167,7 +175,8 @@ TWINS = [
               "if (threadIdx.x < kTile) {\n          u32 found = 0;\n          for (int w = 0",
               "if (threadIdx.x < kTile) {\n          u32 found = largest[threadIdx.x];\n          for (int w = 1"),
     _of_codes("words in place by another formula", "column * kAcross + column / kPatch + part",
-              "column * kAcross + (column >> 3) + part"),
+              "column * kAcross + (column >> 3) + part", "quantize.h"),
+    _of_codes("all rows on their way waited for", "wait_but<A::kRows - 1>()", "wait_but<0>()", _GRADIENT),
     _of_codes("tiles from the last on", "i64 tile = blockIdx.x; tile < tiles; tile += gridDim.x",
               "i64 tile = tiles - 1 - blockIdx.x; tile >= 0; tile -= gridDim.x"),
     _change("barrier doubled", "reduce.h", _FIRST_WRITE, _FIRST_WRITE + "  __syncthreads();\n"),

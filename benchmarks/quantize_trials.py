@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.kernel_bounds import Worst, chance, integers, placed
 from megatron_davinci.kernels import rms_norm
-from megatron_davinci.kernels.made import Gated, Matrix, Normed, written
+from megatron_davinci.kernels.made import Gated, GatedGradient, Matrix, Normed, written
 from megatron_davinci.kernels.quantize import quantize
 from megatron_davinci.precision import scaling
 from megatron_davinci.precision.formats import E4M3, E5M2
@@ -29,6 +29,9 @@ def quantised(seed: int, device: torch.device) -> Worst:
     if scales == "tiles" or (scales == "rows" and plain):
         columns = 128 * integers(g, 1, 2)
     made = "none" if scales == "tiles" else ("none", "swiglu", "norm")[integers(g, 0, 2)]
+    if scales == "tensor" and chance(g, 0.5):
+        made = "swiglu_gradient"
+        columns *= 1 if columns % 2 == 0 and chance(g, 0.3) else 2
     width = 2 * columns if made == "swiglu" else columns
     x = torch.randn(rows, width, generator=g) * torch.exp(4 * torch.randn(rows, 1, generator=g))
     # Squares of the smallest are lost beside what is added to them, and those of the largest are infinite.
@@ -74,10 +77,13 @@ def quantised(seed: int, device: torch.device) -> Worst:
 
 
 def _to_be_made(rows: torch.Tensor, made: str, g: torch.Generator) -> Matrix:
-    """What SwiGLU or RMSNorm makes of the rows; by other kernels, or by torch, it is then written to compare with."""
+    """What SwiGLU, its gradient or RMSNorm makes of rows; other kernels, or torch, then write it to compare with."""
     if made == "swiglu":
         return Gated(rows)
     if made == "none":
         return rows
+    if made == "swiglu_gradient":
+        by_product = torch.randn(rows.shape[0], rows.shape[1] // 2, generator=g).to(rows)
+        return GatedGradient(rows, by_product)
     weight = (1 + 0.1 * torch.randn(rows.shape[1], generator=g)).to(rows)
     return Normed(rows, weight, rms_norm.scale_of(rows, weight, 1e-6))

@@ -4,6 +4,7 @@
 #include "cross_entropy.cu"
 #include "documents.cu"
 #include "quantize.cu"
+#include "quantize_gradient.cu"
 #include "rms_norm.cu"
 #include "rope.cu"
 #include "swiglu.cu"

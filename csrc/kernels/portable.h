@@ -108,6 +108,30 @@ __device__ __forceinline__ int count_bits(u32 bits) {
 #endif
 }
 
+// Four of the eight bytes of two words, those of `low` being 0 to 3: a digit of `which` says each, the last one first.
+__device__ __forceinline__ u32 pick_bytes(u32 low, u32 high, u32 which) {
+#if defined(__CUDA_ARCH__)
+  return __byte_perm(low, high, which);
+#else
+  const u64 both = (u64)high << 32 | low;
+  u32 result = 0;
+  for (int i = 0; i < 4; ++i) result |= (u32)(both >> 8 * (which >> 4 * i & 7u) & 255u) << 8 * i;
+  return result;
+#endif
+}
+
+// Of both halves of two words, each as a whole number, the larger ones.
+__device__ __forceinline__ u32 larger_halves(u32 a, u32 b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  u32 result;
+  asm("max.u16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+  return result;
+#else
+  const u32 high = (a >> 16 > b >> 16 ? a : b) & 0xffff0000u, low_a = a & 0xffffu, low_b = b & 0xffffu;
+  return high | (low_a > low_b ? low_a : low_b);
+#endif
+}
+
 // The upper half of a float, rounded to nearest, ties to even, as the hardware and torch do.
 struct bf16 {
   u16 bits;

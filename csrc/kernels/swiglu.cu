@@ -1,6 +1,5 @@
 // SwiGLU (Shazeer, 2020, GLU Variants Improve Transformer, arXiv 2002.05202): silu(gate) * up, of rows that have all
-// gates and behind them all that is gated. With e = exp(-gate) and s = 1 / (1 + e), silu(gate) = gate * s, and its
-// derivative is s * (1 + gate * (e * s)): in e * s nothing cancels, as it would in 1 - s.
+// gates and behind them all that is gated.
 #include "gated.h"
 
 namespace davinci {
@@ -53,11 +52,11 @@ __device__ __forceinline__ void backward_packs(const T* by_out, const T* x, T* b
     P by = reinterpret_cast<const P*>(by_out)[row * packs + p];
 #pragma unroll
     for (int i = 0; i < kWide; ++i) {
-      const float g = load(gate.at[i]), u = load(up.at[i]), above = load(by.at[i]);
-      const float e = negative_exponential(g), s = reciprocal(1.0f + e), silu = g * s;
-      gate.at[i] = store<T>(above * u * (s * (1.0f + g * (e * s))));
-      up.at[i] = store<T>(above * silu);
-      by.at[i] = store<T>(silu * u);
+      const float u = load(up.at[i]);
+      const GatedGradient found = gated_gradient(load(gate.at[i]), u, load(by.at[i]));
+      gate.at[i] = store<T>(found.by_gate);
+      up.at[i] = store<T>(found.by_up);
+      by.at[i] = store<T>(found.silu * u);
     }
     reinterpret_cast<P*>(by_x)[2 * row * packs + p] = gate;
     reinterpret_cast<P*>(by_x)[(2 * row + 1) * packs + p] = up;

@@ -1,4 +1,4 @@
-"""Matrices that nobody has written yet: what SwiGLU or RMSNorm makes of rows that are there.
+"""Matrices that nobody has written yet: what SwiGLU or RMSNorm makes of rows that are there, and SwiGLU's gradient.
 
 `kernels.quantize` makes them on the way into FP8, so that they are in memory in 8 bits only. Where no kernel can,
 they are written first; the numbers are the same, to the bit.
@@ -56,7 +56,29 @@ class Normed(NamedTuple):
         return rms_norm.plain_rows(self.rows, self.weight, self.scale.unsqueeze(-1))
 
 
-Matrix = Tensor | Gated | Normed
+class GatedGradient(NamedTuple):
+    """The gradient through silu(gate) * up: all gates' of a row, and behind them that of what they gate.
+
+    Attributes:
+        rows: [rows, columns] bf16 or fp32, contiguous, of which SwiGLU made its product.
+        by_product: [rows, columns / 2] of the same dtype, contiguous: the product's gradient.
+    """
+
+    rows: Tensor
+    by_product: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the matrix."""
+        return self.rows.shape[0], self.rows.shape[1]
+
+    def written(self) -> Tensor:
+        """The matrix."""
+        by_rows: Tensor = swiglu.backward(self.by_product, self.rows)
+        return by_rows
+
+
+Matrix = Tensor | Gated | Normed | GatedGradient
 """What can be put into FP8."""
 
 
@@ -66,17 +88,29 @@ def written(x: Matrix) -> Tensor:
 
 
 def parts(x: Matrix) -> tuple[str, Tensor, Tensor | None, Tensor | None]:
-    """What it is made by, `none`, `swiglu` or `norm`, and what of: the rows, their scales, and the weights."""
+    """What it is made by, and what of.
+
+    Returns:
+        `none`, `swiglu`, `norm` or `swiglu_gradient`; the rows; their scales, of a norm; and what is beside them, the
+        norm's weight or the gradient of SwiGLU's product.
+    """
     if isinstance(x, Tensor):
         return "none", x, None, None
-    return ("swiglu", x.rows, None, None) if isinstance(x, Gated) else ("norm", x.rows, x.scale, x.weight)
+    if isinstance(x, Gated):
+        return "swiglu", x.rows, None, None
+    if isinstance(x, Normed):
+        return "norm", x.rows, x.scale, x.weight
+    return "swiglu_gradient", x.rows, None, x.by_product
 
 
-def of_parts(made: str, rows: Tensor, scale: Tensor | None, weight: Tensor | None) -> Matrix:
+def of_parts(made: str, rows: Tensor, scale: Tensor | None, beside: Tensor | None) -> Matrix:
     """The matrix of what `parts` says."""
     if made == "none":
         return rows
     if made == "swiglu":
         return Gated(rows)
-    assert scale is not None and weight is not None, "normalised rows have scales and weights"
-    return Normed(rows, weight, scale)
+    assert beside is not None, "a norm has a weight, and a product a gradient"
+    if made == "swiglu_gradient":
+        return GatedGradient(rows, beside)
+    assert scale is not None, "normalised rows have scales"
+    return Normed(rows, beside, scale)

@@ -2,8 +2,8 @@
 
 Scales are a tensor's (Micikevicius et al., 2022, arXiv 2209.05433), of 128 neighbours in a row, or of 128 x 128
 (DeepSeek-AI, 2024, arXiv 2412.19437, section 3.3.2). They are those of `precision.scaling`, to the bit: fp32 for a
-tensor, powers of two for blocks. A matrix may be one that SwiGLU or RMSNorm is to make (`kernels.made`): kernels make
-it as they read, and it is never written.
+tensor, powers of two for blocks. A matrix may be one that SwiGLU, its gradient or RMSNorm is to make: kernels make it
+as they read, and it is never written (`kernels.made`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from megatron_davinci.kernels.made import Matrix, of_parts, parts, written
+from megatron_davinci.kernels.made import GatedGradient, Matrix, of_parts, parts, written
 from megatron_davinci.kernels.operators import operator
 from megatron_davinci.kernels.ways import Way, way_of
 
@@ -83,13 +83,22 @@ def quantize(
     Raises:
         ValueError: It is no such matrix, blocks do not divide it, or blocks are given a largest number.
     """
-    made, rows, row_scale, weight = parts(x)
+    made, rows, row_scale, beside = parts(x)
     if dtype not in _TOP or rows.dim() != 2 or rows.dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(
             f"{rows.dtype} {list(rows.shape)} in {dtype}: a matrix of bf16 or fp32 in FP8 is expected"
         )
     if made != "none" and scales == "tiles":
         raise ValueError("tiles are of weights, which are in memory")
+    if made == "swiglu_gradient" and scales != "tensor":
+        raise ValueError("a gradient that is to be made has a scale a tensor")
+    if isinstance(x, GatedGradient) and (
+        x.by_product.shape != (x.shape[0], x.shape[1] // 2) or x.by_product.dtype != rows.dtype
+    ):
+        raise ValueError(
+            f"the gradient of a product is {x.by_product.dtype} {list(x.by_product.shape)} for rows of "
+            f"{rows.dtype} {list(rows.shape)}"
+        )
     if known is not None and scales != "tensor":
         raise ValueError("a largest number is known of a tensor; blocks have their own")
     wanted = {"columns": scales == "tiles" or (scales == "rows" and plain)}
@@ -98,11 +107,11 @@ def quantize(
         if wanted[name] and size % BLOCK:
             raise ValueError(f"{size} {name} are not of whole blocks of {BLOCK}")
     rows = rows.contiguous()
-    own = largest(rows, row_scale, weight, made) if scales == "tensor" and known is None else None
+    own = largest(rows, row_scale, beside, made) if scales == "tensor" and known is None else None
     e5m2 = dtype == torch.float8_e5m2
     given = own if own is not None else known
     codes, back, inverse, inverse_back, seen = quantized(
-        rows, row_scale, weight, given, noted, made, scales, e5m2, plain, turned
+        rows, row_scale, beside, given, noted, made, scales, e5m2, plain, turned
     )
     if noted is not None:
         seen = noted
@@ -126,20 +135,20 @@ def amax_of(x: Matrix) -> Tensor:
     Returns:
         One fp32 number; NaN where one is none, 0 where there are none.
     """
-    made, rows, row_scale, weight = parts(x)
-    result: Tensor = largest(rows, row_scale, weight, made)
+    made, rows, row_scale, beside = parts(x)
+    result: Tensor = largest(rows, row_scale, beside, made)
     return result
 
 
 @operator(
     "davinci::quantize_amax",
     mutates_args=(),
-    schema="(Tensor rows, Tensor? row_scale, Tensor? weight, str made) -> Tensor",
+    schema="(Tensor rows, Tensor? row_scale, Tensor? beside, str made) -> Tensor",
 )
-def largest(rows: Tensor, row_scale: Tensor | None, weight: Tensor | None, made: str) -> Tensor:
+def largest(rows: Tensor, row_scale: Tensor | None, beside: Tensor | None, made: str) -> Tensor:
     """As `amax_of`, of the parts of a matrix."""
-    matrix = of_parts(made, rows, row_scale, weight)
-    way = _way(matrix, rows, weight)
+    matrix = of_parts(made, rows, row_scale, beside)
+    way = _way(matrix, rows, beside)
     if not way.has_kernels and made == "none":
         way = way_of(_OP, rows)  # that rows begin anywhere does not matter here
     if not way.has_kernels:
@@ -158,13 +167,13 @@ def largest(rows: Tensor, row_scale: Tensor | None, weight: Tensor | None, made:
 @operator(
     "davinci::quantize",
     mutates_args={"noted"},
-    schema="(Tensor rows, Tensor? row_scale, Tensor? weight, Tensor? known, Tensor(a!)? noted, str made, str scales, "
+    schema="(Tensor rows, Tensor? row_scale, Tensor? beside, Tensor? known, Tensor(a!)? noted, str made, str scales, "
     "bool e5m2, bool plain, bool turned) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def quantized(
     rows: Tensor,
     row_scale: Tensor | None,
-    weight: Tensor | None,
+    beside: Tensor | None,
     known: Tensor | None,
     noted: Tensor | None,
     made: str,
@@ -178,10 +187,10 @@ def quantized(
     Args:
         rows: What the matrix is made of, as `made.parts` says; contiguous.
         row_scale: The same.
-        weight: The same.
+        beside: The same.
         known: Of a tensor: the number that its scale is made of.
         noted: As `quantize`.
-        made: The same: `none`, `swiglu` or `norm`.
+        made: The same: `none`, `swiglu`, `norm` or `swiglu_gradient`.
         scales: `tensor`, `rows` or `tiles`.
         e5m2: Whether in E5M2, else in E4M3.
         plain: Whether the matrix is wanted as it is.
@@ -192,8 +201,8 @@ def quantized(
         [columns / 128, rows] and [rows / 128, columns], of tiles [rows / 128, columns / 128], which both share; and
         the largest size of all numbers, unless it is noted.
     """
-    matrix = of_parts(made, rows, row_scale, weight)
-    way = _way(matrix, rows, weight)
+    matrix = of_parts(made, rows, row_scale, beside)
+    way = _way(matrix, rows, beside)
     result = _empty(rows, matrix.shape, scales, e5m2, plain, turned, noted=noted is not None)
     if not way.has_kernels:
         found = _plain(written(matrix), known, scales, e5m2, plain, turned)
@@ -220,26 +229,32 @@ def quantized(
     return result
 
 
-def _way(matrix: Matrix, rows: Tensor, weight: Tensor | None) -> Way:
+def _way(matrix: Matrix, rows: Tensor, beside: Tensor | None) -> Way:
     """Kernels where there are some for these sizes and addresses."""
-    way = way_of(_OP, rows) if weight is None else way_of(_OP, rows, weight)
-    here = [rows.data_ptr(), 0 if weight is None else weight.data_ptr()]
+    way = way_of(_OP, rows) if beside is None else way_of(_OP, rows, beside)
+    here = [rows.data_ptr(), 0 if beside is None else beside.data_ptr()]
     if way.has_kernels and (any(size % _STEP for size in matrix.shape) or any(at % 16 for at in here)):
         return Way("rows or columns are not of whole 16s, or do not begin at 16 bytes")
     return way
 
 
 def _launch(way: Way, matrix: Matrix, scales: str, *places: Tensor | int, e5m2: bool) -> None:
-    made, rows, row_scale, weight = parts(matrix)
-    kernel = "quantize" if made == "none" else f"quantize_{made}"
-    of = [rows] if row_scale is None or weight is None else [rows, row_scale, weight]
+    """`places`: the known largest number, codes, transposed ones, both inverse scales, and the largest size."""
+    made, rows, *others = parts(matrix)
+    of = [rows, *(one for one in others if one is not None)]
     down, across = matrix.shape
-    blocks = -(-down // BLOCK) * -(-across // BLOCK)
-    way.launch(f"{kernel}_{scales}", blocks, rows, *of, *places, down, across, int(e5m2))
+    if made == "swiglu_gradient":
+        kernel, across = f"quantize_swiglu_gradient_{'e5m2' if e5m2 else 'e4m3'}", across // 2
+        known, codes, back, inverse, _, amax = places
+        sizes: tuple[Tensor | int, ...] = (known, codes, back, inverse, amax, down, across)
+    else:
+        kernel = f"quantize_{scales}" if made == "none" else f"quantize_{made}_{scales}"
+        sizes = (*places, down, across, int(e5m2))
+    way.launch(kernel, -(-down // BLOCK) * -(-across // BLOCK), rows, *of, *sizes)
 
 
 @largest.register_fake
-def _(rows: Tensor, row_scale: Tensor | None, weight: Tensor | None, made: str) -> Tensor:
+def _(rows: Tensor, row_scale: Tensor | None, beside: Tensor | None, made: str) -> Tensor:
     return rows.new_empty((), dtype=torch.float32)
 
 
@@ -247,7 +262,7 @@ def _(rows: Tensor, row_scale: Tensor | None, weight: Tensor | None, made: str) 
 def _(
     rows: Tensor,
     row_scale: Tensor | None,
-    weight: Tensor | None,
+    beside: Tensor | None,
     known: Tensor | None,
     noted: Tensor | None,
     made: str,
@@ -256,7 +271,7 @@ def _(
     plain: bool,
     turned: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    size = of_parts(made, rows, row_scale, weight).shape
+    size = of_parts(made, rows, row_scale, beside).shape
     return _empty(rows, size, scales, e5m2, plain, turned, noted=noted is not None)
 
 

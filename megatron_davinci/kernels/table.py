@@ -17,6 +17,8 @@ class Kernel:
         suffixes: The dtypes that it is there for: `fp32`, `bf16`.
         slots: Of 16 bytes of shared memory that a thread takes at most. A block that takes any has a multiprocessor
             to itself, and no more of them are started than there are multiprocessors.
+        resident: Blocks that a multiprocessor has room for, where no more are started than there is room, since a
+            block reads for its next tile while it computes one; 0 for as many as there is work.
     """
 
     name: str
@@ -25,6 +27,7 @@ class Kernel:
     arguments: str
     suffixes: tuple[str, ...]
     slots: int = 0
+    resident: int = 0
 
     @property
     def symbols(self) -> tuple[str, ...]:
@@ -68,6 +71,17 @@ OPS: dict[str, tuple[Kernel, ...]] = {
         Kernel("quantize_swiglu_rows", "quantize.cu", 256, "ppppppplll", _FLOATS),
         Kernel("quantize_norm_tensor", "quantize.cu", 256, "ppppppppplll", _FLOATS),
         Kernel("quantize_norm_rows", "quantize.cu", 256, "ppppppppplll", _FLOATS),
+        *(
+            Kernel(
+                f"quantize_swiglu_gradient_{form}",
+                "quantize_gradient.cu",
+                256,
+                "pppppppll",
+                _FLOATS,
+                resident=2,
+            )
+            for form in ("e4m3", "e5m2")
+        ),
     ),
     "rope": (
         Kernel("rope", "rope.cu", 256, "ppppppflllllll", _FLOATS),

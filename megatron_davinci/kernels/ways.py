@@ -116,8 +116,9 @@ class _RunTime(Way):
 
 
 def _limited(blocks: int, kernel: Kernel, device: torch.device, most: int) -> int:
-    if kernel.slots and device.type == "cuda":
-        most = min(most, cuda_launch.multiprocessors(device))
+    resident = 1 if kernel.slots else kernel.resident
+    if resident and device.type == "cuda":
+        most = min(most, resident * cuda_launch.multiprocessors(device))
     return max(1, min(blocks, most))
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from benchmarks import kernel_trials
 from megatron_davinci.kernels import quantize as ops
-from megatron_davinci.kernels.made import Gated
+from megatron_davinci.kernels.made import Gated, GatedGradient, written
 from megatron_davinci.kernels.quantize import amax_of, quantize
 from megatron_davinci.kernels.rms_norm import forward, scale_of
 from tests.cases import cases
@@ -62,6 +62,9 @@ def test_a_matrix_that_does_not_go_is_refused():
         ((x[0], E4M3, "tensor"), "a matrix of bf16 or fp32 in FP8 is expected"),
         ((Gated(x), E4M3, "rows"), "40 columns are not of whole blocks of 128"),
         ((Gated(torch.randn(128, 256)), E4M3, "tiles"), "tiles are of weights, which are in memory"),
+        ((GatedGradient(x, x[:, :40]), E4M3, "rows"), "has a scale a tensor"),
+        ((GatedGradient(x, x), E4M3, "tensor"), "of a product is torch.float32 \\[48, 80\\] for rows of"),
+        ((GatedGradient(x, x[:, :40].bfloat16()), E4M3, "tensor"), "of a product is torch.bfloat16"),
     ):
         with pytest.raises(ValueError, match=message):
             quantize(*arguments)
@@ -69,10 +72,45 @@ def test_a_matrix_that_does_not_go_is_refused():
         quantize(torch.randn(128, 128), E4M3, "rows", known=torch.tensor(1.0))
 
 
-@pytest.mark.parametrize(("scales", "made"), [("tensor", "norm"), ("rows", "swiglu"), ("tiles", "none")])
+def the_same(ours, theirs):
+    """To the bit, as they are and transposed."""
+    for one, other in ((ours.plain, theirs.plain), (ours.turned, theirs.turned)):
+        assert torch.equal(one.codes.view(torch.uint8), other.codes.view(torch.uint8))
+        assert torch.equal(one.inverse, other.inverse) or (one.inverse.isnan() and other.inverse.isnan())
+    assert torch.equal(ours.amax, theirs.amax) or (ours.amax.isnan() and theirs.amax.isnan())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_gradient_through_swiglu_goes_into_codes_as_if_it_had_been_written(device, dtype):
+    # Whole tiles and parts of one, both ways; a width of 8 more than whole 16s; gates at which exp is 0 or infinite.
+    for (rows, width), form in (((144, 136), E5M2), ((16, 8), E4M3), ((272, 264), E5M2)):
+        g = torch.Generator().manual_seed(rows)
+        x = torch.randn(rows, 2 * width, generator=g)
+        x[:, :width] *= torch.exp(3 * torch.randn(rows, 1, generator=g))
+        by = torch.randn(rows, width, generator=g) / 1000
+        x[1, :4], x[2, :4] = (
+            torch.tensor([-300.0, 300.0, -90.0, 90.0]),
+            torch.tensor([0.0, -0.0, 1e38, -1e38]),
+        )
+        if rows == 144:
+            x[3, 5], by[4, 6], by[5, 7] = torch.inf, -torch.inf, torch.nan
+        matrix = GatedGradient(x.to(device, dtype), by.to(device, dtype))
+        there, options = written(matrix), {"turned": True, "known": torch.tensor(2e-3, device=device)}
+        the_same(quantize(matrix, form, "tensor", **options), quantize(there, form, "tensor", **options))
+        del options["known"]
+        the_same(quantize(matrix, form, "tensor", **options), quantize(there, form, "tensor", **options))
+
+
+@pytest.mark.parametrize(
+    ("scales", "made"),
+    [("tensor", "norm"), ("rows", "swiglu"), ("tiles", "none"), ("tensor", "swiglu_gradient")],
+)
 def test_opcheck(device, scales, made):
-    rows = torch.randn(128, 256 if made == "swiglu" else 128, device=device)
-    weight, scale = (torch.ones(128, device=device) if made == "norm" else None for _ in range(2))
+    rows = torch.randn(128, 256 if made.startswith("swiglu") else 128, device=device)
+    scale = torch.ones(128, device=device) if made == "norm" else None
+    weight = torch.ones(128, device=device) if made == "norm" else None
+    if made == "swiglu_gradient":
+        weight = torch.randn(128, 128, device=device)
     known = torch.tensor(3.0, device=device) if scales == "tensor" else None
     tests = ("test_schema", "test_faketensor", "test_autograd_registration")
     torch.library.opcheck(ops.largest.made, (rows, scale, weight, made), test_utils=tests)
@@ -96,6 +134,9 @@ def test_scales_of_rows_are_those_of_normalising_them(device, dtype):
 def test_no_rows(device):
     found = quantize(torch.empty(0, 128, device=device), E4M3, "tensor", turned=True)
     assert found.plain.codes.shape == (0, 128) and found.turned.codes.shape == (128, 0) and found.amax == 0
+    rows, by = torch.empty(0, 256, device=device), torch.empty(0, 128, device=device)
+    found = quantize(GatedGradient(rows, by), E5M2, "tensor", turned=True)
+    assert found.plain.codes.shape == (0, 256) and found.turned.codes.shape == (256, 0) and found.amax == 0
 
 
 @pytest.mark.parametrize("scales", ["tensor", "rows"])
