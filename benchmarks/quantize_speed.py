@@ -1,8 +1,9 @@
 """How fast matrices go into FP8 on a GPU at the size of the report's model, and what making them on the way saves.
 
 16,384 tokens in bf16: what the first linear layer of attention is given (2,048 wide) and the second of the MLP
-(11,008), forward as they are, and for the weight's gradient transposed. Bytes are those that have to move. One rival
-makes the matrix first, by our own kernels, and quantises it then; the other is what torch's compiler makes of both.
+(11,008), forward as they are, and for the weight's gradient transposed; and the gradient through SwiGLU, which the
+first of the MLP is given backward, as it is and transposed. Bytes are those that have to move. One rival makes the
+matrix first, by our own kernels, and quantises it then; the other is what torch's compiler makes of both.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from megatron_davinci.kernels import rms_norm, swiglu
-from megatron_davinci.kernels.made import Gated, Matrix, Normed, written
+from megatron_davinci.kernels.made import Gated, GatedGradient, Matrix, Normed, written
 from megatron_davinci.kernels.quantize import Scales, amax_of, quantize
 
 TOKENS, HIDDEN, WIDTH = 16384, 2048, 11008
 EPS = 1e-6
-FORM = torch.float8_e4m3fn
+FORM, FORM_OF_GRADIENTS = torch.float8_e4m3fn, torch.float8_e5m2
 
 Seconds = Callable[..., float]
 Measured = tuple[dict[str, float], dict[str, Any]]
@@ -66,7 +67,24 @@ def measure(
         both = seconds(lambda there=there: quantize(there, FORM, "rows", turned=True))
         figures[f"quantize_both_ways_{name}_fraction_of_copy"] = 4 * codes / both / copy
         peer[f"torch_compile_{name}_tensor_ms"] = 1e3 * seconds(_compiled(matrix, known))
+    _measure_gradient(gates, copy, seconds, figures, peer)
     return figures, peer
+
+
+def _measure_gradient(
+    gates: Tensor, copy: float, seconds: Seconds, figures: dict[str, float], peer: dict[str, Any]
+) -> None:
+    """The gradient through SwiGLU both ways with a known scale, beside the two kernels that write and read it."""
+    by_product = torch.randn_like(gates[:, : gates.shape[1] // 2])
+    gradient = GatedGradient(gates, by_product)
+    options: dict[str, Any] = {"turned": True, "known": amax_of(gradient)}
+    key, numbers = "quantize_swiglu_gradient_both_ways", gates.numel()
+    taken = seconds(lambda: quantize(gradient, FORM_OF_GRADIENTS, "tensor", **options))
+    figures[f"{key}_ms"] = 1e3 * taken
+    figures[f"{key}_fraction_of_copy"] = (2 * numbers + 2 * by_product.numel() + 2 * numbers) / taken / copy
+    peer[f"{key}_made_before_ms"] = 1e3 * seconds(
+        lambda: quantize(swiglu.backward(by_product, gates), FORM_OF_GRADIENTS, "tensor", **options)
+    )
 
 
 def _quantising(matrix: Matrix, scales: Scales, options: dict[str, Any]) -> Callable[[], object]:

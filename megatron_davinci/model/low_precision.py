@@ -23,6 +23,7 @@ from torch import Tensor
 
 from megatron_davinci.kernels.main_gradient import MainGradient
 from megatron_davinci.kernels.swiglu import swiglu
+from megatron_davinci.model import unwritten
 from megatron_davinci.precision import noise, products, scaling
 from megatron_davinci.precision.recipes import Recipe
 from megatron_davinci.precision.saved import keeping
@@ -161,7 +162,7 @@ class LowPrecisionProduct:
             b = self._quantized(turned, recipe.weight_back, 1, sharded=True, seen=True)
         return self.product(a, b, g.dtype)
 
-    def gradient(self, g: Tensor) -> Any:
+    def gradient(self, g: Any) -> Any:
         """The gradient of the outputs as `input_gradient` multiplies it."""
         how = self.shared.recipe.gradient
         drawn = self._noise(g.shape[0], how, "gradient")
@@ -299,7 +300,7 @@ class _LowPrecision(torch.autograd.Function):
     ) -> Tensor:
         ctx.parameter, ctx.product, ctx.gathers, ctx.reduces = weight, product, gathers, reduces
         # The backward pass may come when the next micro-batch has begun.
-        ctx.samples, ctx.shape = product.shared.samples, input.shape
+        ctx.samples, ctx.shape, ctx.unwritten = product.shared.samples, input.shape, None
         x = _whole(input, product, gathers).flatten(0, -2)
         # What is gathered from ranks is not kept whole.
         both = product.shared.keep_codes and product.shared.backward and not gathers
@@ -327,8 +328,10 @@ class _LowPrecision(torch.autograd.Function):
         product: LowPrecisionProduct = ctx.product
         product.shared.samples = ctx.samples
         low = product.shared.backward
-        g = by_out.flatten(0, -2)
-        quantized = product.gradient(g) if low else None
+        g, matrix = by_out.flatten(0, -2), unwritten.take(ctx, by_out)
+        assert low or matrix is None, "only what is multiplied in FP8 is given what is not written"
+        quantized = product.gradient(g if matrix is None else matrix) if low else None
+        del matrix  # and what it was to be made of, of which there are codes now
         by_input = product.input_gradient(quantized, g, weight) if low else torch.matmul(g, weight)
         by_input = by_input.view(-1, *ctx.shape[1:])
         group = product.linear.tp_group

@@ -14,8 +14,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_davinci.kernels import rms_norm, swiglu
-from megatron_davinci.kernels.made import Gated, Matrix, Normed, written
+from megatron_davinci.kernels.made import Gated, GatedGradient, Matrix, Normed, written
 from megatron_davinci.kernels.main_gradient import MainGradient
+from megatron_davinci.model import unwritten
 from megatron_davinci.precision.products import shaped
 
 
@@ -35,6 +36,9 @@ class Maker(Protocol):
     def backward(self, by_matrix: Tensor, rows: Tensor, *known: Tensor) -> tuple[Tensor, Tensor | None]:
         """The gradients of the rows and of the parameter."""
 
+    def unwritten(self, by_matrix: Tensor, rows: Tensor) -> Matrix | None:
+        """What the gradient of the rows is to be made of; None where it is to be written."""
+
 
 class SwiGLU:
     """silu(gate) * up."""
@@ -52,6 +56,10 @@ class SwiGLU:
     def backward(self, by_matrix: Tensor, rows: Tensor, *known: Tensor) -> tuple[Tensor, None]:
         """The gradient of gates and what they gate."""
         return swiglu.backward(by_matrix.contiguous(), rows), None
+
+    def unwritten(self, by_matrix: Tensor, rows: Tensor) -> GatedGradient:
+        """The same."""
+        return GatedGradient(rows, by_matrix.contiguous())
 
 
 class Norm:
@@ -85,18 +93,32 @@ class Norm:
         )
         return by_rows, by_weight
 
+    def unwritten(self, by_matrix: Tensor, rows: Tensor) -> None:
+        """It is added to that of the residual."""
+
 
 class MadeProduct(torch.autograd.Function):
     """`product`'s three products of an input that `maker` makes."""
 
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, weight: Tensor, own: Tensor | None, product: Any, maker: Maker, reduces: bool
+        ctx: Any,
+        input: Tensor,
+        weight: Tensor,
+        own: Tensor | None,
+        product: Any,
+        maker: Maker,
+        reduces: bool,
+        source: Any | None,
     ) -> Tensor:
-        """[positions, batch, width] and [out, in] to [positions, batch, out]; `own` is the maker's parameter."""
+        """[positions, batch, width] and [out, in] to [positions, batch, out].
+
+        `own` is the maker's parameter, `source` the node of the layer that made the input for this one alone.
+        """
         rows = input.flatten(0, -2).contiguous()
         known = maker.begin(rows)
         ctx.parameter, ctx.product, ctx.maker, ctx.reduces = weight, product, maker, reduces
+        ctx.source, ctx.unwritten = source, None
         # The backward pass may come when the next micro-batch has begun.
         ctx.samples, ctx.shape = product.shared.samples, input.shape
         matrix, turned = maker.matrix(rows, *known), None
@@ -120,8 +142,10 @@ class MadeProduct(torch.autograd.Function):
         product, maker = ctx.product, ctx.maker
         product.shared.samples = ctx.samples
         low = product.shared.backward
-        g = by_out.flatten(0, -2)
-        quantized = product.gradient(g) if low else None
+        g, matrix = by_out.flatten(0, -2), unwritten.take(ctx, by_out)
+        assert low or matrix is None, "only what is multiplied in FP8 is given what is not written"
+        quantized = product.gradient(g if matrix is None else matrix) if low else None
+        del matrix  # and what it was to be made of, of which there are codes now
         by_matrix = product.input_gradient(quantized, g, weight) if low else torch.matmul(g, weight)
         if ctx.reduces:
             dist.all_reduce(by_matrix, group=product.linear.tp_group)
@@ -134,5 +158,7 @@ class MadeProduct(torch.autograd.Function):
             else:
                 main.add(g, written(matrix))
             by_weight = main.gradient()
+        if unwritten.takes(ctx.source) and (gradient := maker.unwritten(by_matrix, rows)) is not None:
+            return unwritten.give(ctx.source, gradient, ctx.shape), by_weight, *[None] * 5
         by_rows, by_own = maker.backward(by_matrix, rows, *known)
-        return by_rows.view(ctx.shape), by_weight, by_own, None, None, None
+        return by_rows.view(ctx.shape), by_weight, by_own, *[None] * 4

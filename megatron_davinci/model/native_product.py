@@ -2,7 +2,7 @@
 
 The scales, the noted largest numbers and the rest are those of emulation (`LowPrecisionProduct`); here a matrix is
 never held in fp32, and what is multiplied as it is and transposed is quantised both ways in one pass. What SwiGLU or
-our RMSNorm makes is quantised as it is made (`fuse`).
+our RMSNorm makes is quantised as it is made (`fuse`), and so is the gradient through SwiGLU.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from megatron_davinci.kernels.swiglu import swiglu
 from megatron_davinci.model.low_precision import LowPrecisionProduct, Tensors, largest_of
 from megatron_davinci.model.made_product import MadeProduct, Maker, Norm, SwiGLU
 from megatron_davinci.model.norm import KernelRMSNorm
+from megatron_davinci.model.unwritten import node_of
 from megatron_davinci.precision import products, scaling
 from megatron_davinci.precision.scaling import Quantizer
 
@@ -33,10 +34,12 @@ class NativeProduct(LowPrecisionProduct):
 
     Attributes:
         maker: What makes the input of what the module is given, in place of `before`; None for nothing.
+        source: The layer whose outputs are given to the maker, and to nobody else; None where that is not so.
         weight_codes: The weight's of this step, both ways; None where they are not kept, or not yet made.
     """
 
     maker: Maker | None = None
+    source: NativeProduct | None = None
     weight_codes: Both | None = None
 
     def __call__(self, input: Tensor, weight: Tensor, bias: Tensor | None, **how: Any) -> Tensor:
@@ -45,7 +48,13 @@ class NativeProduct(LowPrecisionProduct):
             return super().__call__(input, weight, bias, **how)
         assert not how.get("sequence_parallel"), "ranks have parts of what is to be made"
         out: Tensor = MadeProduct.apply(
-            input, weight, self.maker.weight, self, self.maker, bool(how.get("allreduce_dgrad"))
+            input,
+            weight,
+            self.maker.weight,
+            self,
+            self.maker,
+            bool(how.get("allreduce_dgrad")),
+            node_of(input, self.source),
         )
         return out if bias is None else out + bias
 
@@ -89,7 +98,7 @@ class NativeProduct(LowPrecisionProduct):
             self.weight_codes = made
         return made
 
-    def gradient(self, g: Tensor) -> Both:
+    def gradient(self, g: Matrix) -> Both:
         """The gradient of the outputs, as `input_gradient` and, transposed, as `weight_gradient` multiplies it."""
         how = self.shared.recipe.gradient
         return self._codes(g, how, 2, sharded=not self.sharded_input, turned=True)
@@ -172,6 +181,7 @@ class NativeProduct(LowPrecisionProduct):
 def fuse(chunks: Sequence[Any], products: Sequence[LowPrecisionProduct]) -> None:
     """Have linear layers behind SwiGLU and our own RMSNorm make their inputs as they quantise them.
 
+    The layer before SwiGLU is given the gradient of its outputs unwritten.
     Where activations are kept in 8 bits, where tensor ranks have parts of the sequence, and where norms are
     recomputed, things stay as they are: then somebody else has a use for what is made.
 
@@ -185,7 +195,7 @@ def fuse(chunks: Sequence[Any], products: Sequence[LowPrecisionProduct]) -> None
         if (number, "linear_fc2") not in of or of[number, "linear_fc2"].shared.fp8_activations:
             continue
         if (product := of[number, "linear_fc2"]).before is swiglu:
-            product.maker = SwiGLU()
+            product.maker, product.source = SwiGLU(), of[number, "linear_fc1"]
         for norm, place, again in (
             (layer.input_layernorm, "linear_qkv", layer.recompute_input_layernorm),
             (layer.pre_mlp_layernorm, "linear_fc1", layer.recompute_pre_mlp_layernorm),

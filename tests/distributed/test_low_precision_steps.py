@@ -353,6 +353,63 @@ def test_what_is_made_on_the_way_into_8_bits_is_what_was_made_before():
         assert kept["taken"] == ours["taken"], name
 
 
+def unwritten_and_written(whole, count=2):
+    """Steps in which gradients through SwiGLU are not written, the same with them written, and how many were not."""
+    from megatron_davinci.model import precision_state, unwritten
+
+    fuse, give, given, turns = precision_state.fuse, unwritten.give, [], iter((True, False))
+
+    def fusing(chunks, products):
+        fuse(chunks, products)
+        if not next(turns):
+            for product in products:
+                product.source = None
+
+    def giving(node, matrix, shape):
+        given.append(node.product.name)
+        return give(node, matrix, shape)
+
+    precision_state.fuse, unwritten.give = fusing, giving
+    try:
+        return steps({"unwritten": whole, "written": whole}, count), len(given)
+    finally:
+        precision_state.fuse, unwritten.give = fuse, give
+
+
+RECOMPUTED = {
+    "full": {"granularity": "full", "method": "uniform", "layers": 1},
+    "mlp": {"granularity": "selective", "modules": ["mlp"]},
+}
+
+
+@pytest.mark.parametrize(
+    ("layout", "layers", "recipe", "recompute", "low"),
+    [
+        ("tensor 2, sequence", 1, "delayed", "full", {"keep_codes": True}),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in (
+                ("tensor 2", 2, "delayed", None, {"keep_codes": True}),
+                ("tensor 2", 2, "current", "mlp", {}),
+                ("pipeline 2", 2, "delayed", None, {}),
+                ("context 2", 2, "current", None, {"keep_codes": True}),
+                ("data 2", 2, "delayed", "mlp", {"tail_tokens": "1M", "tail": "forward"}),
+            )
+        ),
+    ],
+)
+def test_a_gradient_through_swiglu_that_is_not_written_changes_no_bit(layout, layers, recipe, recompute, low):
+    parallel = LAYOUTS[layout]
+    whole = settings(recipe, backend="native", parallel=parallel, model={"num_layers": layers}, **low)
+    whole["backends"] = {"norm": "davinci", "swiglu": "davinci", "rope": "davinci"}
+    if recompute:
+        whole["train"]["recompute"] = RECOMPUTED[recompute]
+    for found, given in run_ranks(2, unwritten_and_written, whole):
+        # Of a rank's layers, in two steps of its micro-batches.
+        assert given == 2 * layers * (1 if layout in ("data 2", "pipeline 2") else 2)
+        assert found["unwritten"] == found["written"]
+
+
 def kept_layers(whole):
     """Whose products are of few bits, and held-out losses before and in the tail."""
     config, platform = start(whole)
