@@ -48,7 +48,8 @@ test: setup
 	$(PYTEST)
 
 test-long: setup
-	$(PYTEST) --long
+	@mkdir -p $(OUT)
+	$(PYTEST) --long --record $(OUT)/test_long.json
 
 faults: setup
 	@mkdir -p $(OUT)

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.cases import LONG
+from tests.record import Record
 
 # A machine under load is not a failure: examples have no deadline, and no test is timed.
 # `make test` draws the same examples every time, `make test-long` new ones.
@@ -32,10 +33,12 @@ TOOLS = {
     **{name: f"tests.kernels.need_{name}" for name in ("nvrtc", "nvcc", "emulator")},
 }
 _seconds: dict[str, float] = defaultdict(float)
+_record = Record()
 
 
 def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="run the tests marked long too")
+    parser.addoption("--record", metavar="FILE", type=Path, help="write outcomes by room, as JSON")
 
 
 def pytest_configure(config):
@@ -94,11 +97,14 @@ def _ceilings() -> dict[str, int]:
 
 def pytest_runtest_logreport(report):
     _seconds[_room(report.nodeid)] += report.duration
+    _record.add(_room(report.nodeid), report.nodeid, report.outcome)
 
 
-def pytest_terminal_summary(terminalreporter):
+def pytest_terminal_summary(terminalreporter, config):
     if not _seconds:
         return
+    if path := config.getoption("--record"):
+        _record.write(path, _seconds, config.getoption("--long"))
     ceilings = _ceilings()
     terminalreporter.section("time per room")
     for room, seconds in sorted(_seconds.items(), key=lambda pair: -pair[1]):

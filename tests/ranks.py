@@ -10,6 +10,7 @@ from multiprocessing import forkserver
 from typing import Any
 
 from benchmarks.common import free_port
+from tests.cases import is_long
 from tests.faults import shim
 
 _CONTEXT = mp.get_context("forkserver")
@@ -53,6 +54,7 @@ def run_ranks(
     `function` must be importable (module level). An error that a rank raises is raised here: the exception itself
     when it is one of ours, `RankFailed` with the traceback otherwise.
     """
+    timeout *= 5 if is_long() else 1  # much more is done, on a machine that may be busy
     started = start_ranks(world, function, *args, parents=parents)
     try:
         outcomes: list[Any] = [None] * world
