@@ -9,27 +9,27 @@ curves, without noise and without a limit on change: a convex program, solved by
 worlds loss depends on what was seen and not on its order, so that a fixed mixture that knew the curves would be the
 optimum; the best fixed mixture is the best of the three that do not.
 
-The optimum knows every knee before it is reached, which no controller can. So there is a second reference, of the
-same bounds: `knows_curves` divides by the true curves, without noise, from the second evaluation on, and knows a
-knee from the moment that it is passed. What it lacks to 1 is the price of not knowing knees ahead: after one, floors
-and transfer go on giving, and shares fall by 0.1 a decision. `knows_knees` is told them too, as the optimum is: what
-it lacks to 1 is the price of the bounds.
+There are three sets of worlds. In the first, curves go on as they were measured: the optimum is what somebody can
+reach who knows the curves, and what is missing to 1 is the price of learning them from noisy evaluations, and of
+knees that might have come.
 
-The same worlds without their knees (a second set) are those in which the curves that were measured go on: what is
-missing to 1 there is the price of learning curves from noisy evaluations, and of knees that might have come.
+In the second, the same worlds have knees. There the optimum knows every knee before it is reached, which no
+controller can. So there is another reference, of the same bounds: `knows_curves` divides by the true curves, without
+noise, from the second evaluation on, and knows a knee from the moment that it is passed. What it lacks to 1 is the
+price of not knowing knees ahead: after one, floors and transfer go on giving, and shares fall by 0.1 a decision.
+`knows_knees` is told them too, as the optimum is: what it lacks to 1 is the price of the bounds.
 
-In worlds that fade (a third set) order counts: of what a domain knows, exp(-f (1 - share)) is left after a whole
+In worlds that fade (the third set) order counts: of what a domain knows, exp(-f (1 - share)) is left after a whole
 run, with f in 0.1 to 0.5. Their optimum is the best schedule of ten mixtures, by the same exchange from the best
 constant one, so it may be a local one.
 
 figures, over worlds: gain_fraction_of_optimum (summed over worlds: nats below the best fixed mixture, controller /
 optimum), its 95% interval by resampling worlds (_low, _high), gain_fraction_median, gain_fraction_worst,
-beats_best_fixed_fraction, bounds_violations (of all runs), knows_curves_gain_fraction, knows_knees_gain_fraction,
-gain_fraction_of_knows_curves (controller / that reference), every_second_* (decisions at every second evaluation),
-without_knees_* (the same worlds without knees), fading_* (worlds that fade), loss_weighted_gain_fraction (that
-policy, with a reference trained on even shares), decision_seconds_30_domains (median of 3, 100 evaluations, on one
-core). The saturation monitor is left out but for the last: without a domain of another format it only words what
-was decided.
+beats_best_fixed_fraction; with_knees_* (of the worlds with knees), with_knees_every_second_* (decisions at every
+second evaluation), with_knees_*_gain_fraction (the references, and loss_weighted with a reference trained on even
+shares), with_knees_gain_fraction_of_knows_curves (controller / that reference), fading_* (worlds that fade),
+bounds_violations (of all runs), decision_seconds_30_domains (median of 3, 100 evaluations, on one core). The
+saturation monitor is left out but for the last: without a domain of another format it only words what was decided.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def without_words(own: NDArray, losses: NDArray, unit: str) -> Saturation:
     return Saturation("unknown", 0.0, 0.0, 0.0, 0.0, 0.0, None, losses, "not asked")
 
 
-KINDS = {"world": "", "world without knees": "without_knees_", "world that fades": "fading_"}
+KINDS = {"world": "", "world with knees": "with_knees_", "world that fades": "fading_"}
 """Sets of worlds, and what the names of their figures begin with."""
 
 
@@ -162,7 +162,7 @@ def compare(seed: int, number: int, kind: str, runs: tuple[str, ...]) -> dict[st
     fades = kind == "world that fades"
     rng = np.random.default_rng([seed, number, int(fades)])
     world = draw(rng)
-    if kind == "world without knees":
+    if kind == "world":
         world = replace(world, knee=np.full_like(world.knee, np.inf))
     fixed = fixed_mixtures(world, rng)
     noise_seed = int(rng.integers(2**32))  # the same noise for every policy
@@ -179,7 +179,7 @@ def compare(seed: int, number: int, kind: str, runs: tuple[str, ...]) -> dict[st
         found["constant"] = best_fixed - float(world.goal(best_static))
     for name in runs:
         policy, every = RUNS[name]
-        if kind != "world" and name != "saturation":
+        if kind != "world with knees" and name != "saturation":
             continue
         end, left = run(world, policy_named(policy, world), every, np.random.default_rng(noise_seed))
         found[name] = best_fixed - end
@@ -240,14 +240,14 @@ def main() -> None:
     """Draw worlds, run, compare."""
     parser = common.parser(__doc__ or "")
     parser.add_argument("--worlds", type=int, default=24)
-    parser.add_argument("--worlds-without-knees", type=int, default=24)
+    parser.add_argument("--worlds-with-knees", type=int, default=24)
     parser.add_argument("--fading-worlds", type=int, default=12)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--runs", nargs="+", choices=sorted(RUNS), default=list(RUNS), help="only these")
     parser.add_argument("--no-timing", action="store_true", help="decisions are not timed: on a busy machine")
     arguments = parser.parse_args()
     runs = tuple(dict.fromkeys(["saturation", *arguments.runs]))
-    counts = (arguments.worlds, arguments.worlds_without_knees, arguments.fading_worlds)
+    counts = (arguments.worlds, arguments.worlds_with_knees, arguments.fading_worlds)
     jobs = [
         (arguments.seed, i, kind, runs)
         for kind, count in zip(KINDS, counts, strict=True)
@@ -264,27 +264,29 @@ def main() -> None:
                 f"{kind} {number}: {row['domains']:.0f} domains, to gain {row['possible']:.4f} nats; {words}",
                 flush=True,
             )
-    plain, _, fading = rows.values()
-    total = sum(row["possible"] for row in plain)
-    figures = summary(plain, "saturation", "")
-    figures["bounds_violations"] = sum(row["violations"] for found in rows.values() for row in found)
-    for name in ("knows_curves", "every_second_knows_curves", "knows_knees", "loss_weighted"):
-        if name in runs:
-            figures[f"{name}_gain_fraction"] = sum(row[name] for row in plain) / total
-    if "knows_curves" in runs:
-        figures["gain_fraction_of_knows_curves"] = sum(row["saturation"] for row in plain) / sum(
-            row["knows_curves"] for row in plain
-        )
-    if "every_second" in runs:
-        figures |= summary(plain, "every_second", "every_second_")
+    plain, kneed, fading = rows.values()
+    figures = {}
     for kind, prefix in KINDS.items():
-        if prefix and rows[kind]:
+        if rows[kind]:
             figures |= summary(rows[kind], "saturation", prefix)
+    figures["bounds_violations"] = sum(row["violations"] for found in rows.values() for row in found)
+    if kneed:
+        total = sum(row["possible"] for row in kneed)
+        for name in ("knows_curves", "every_second_knows_curves", "knows_knees", "loss_weighted"):
+            if name in runs:
+                figures[f"with_knees_{name}_gain_fraction"] = sum(row[name] for row in kneed) / total
+        if "knows_curves" in runs:
+            figures["with_knees_gain_fraction_of_knows_curves"] = sum(
+                row["saturation"] for row in kneed
+            ) / sum(row["knows_curves"] for row in kneed)
+        if "every_second" in runs:
+            figures |= summary(kneed, "every_second", "with_knees_every_second_")
+        figures["with_knees_nats_to_gain_mean"] = total / len(kneed)
     if fading:
         figures["fading_best_constant_gain_fraction"] = sum(row["constant"] for row in fading) / sum(
             row["possible"] for row in fading
         )
-    figures["nats_to_gain_mean"] = total / len(plain)
+    figures["nats_to_gain_mean"] = float(np.mean([row["possible"] for row in plain]))
     if not arguments.no_timing:
         figures["decision_seconds_30_domains"] = decision_seconds()
     common.write(
@@ -292,13 +294,14 @@ def main() -> None:
         figures,
         {
             "worlds": arguments.worlds,
-            "worlds_without_knees": arguments.worlds_without_knees,
+            "worlds_with_knees": arguments.worlds_with_knees,
             "fading_worlds": arguments.fading_worlds,
             "seed": arguments.seed,
             "runs": list(runs),
             "fractions": [row["saturation"] / row["possible"] for row in plain],
-            "knows_curves_fractions": [
-                row["knows_curves"] / row["possible"] for row in plain if "knows_curves" in row
+            "with_knees_fractions": [row["saturation"] / row["possible"] for row in kneed],
+            "with_knees_knows_curves_fractions": [
+                row["knows_curves"] / row["possible"] for row in kneed if "knows_curves" in row
             ],
         },
     )

@@ -130,6 +130,7 @@ class Controller:
                     tokens=line["consumed_tokens"],
                     unit_tokens=given,
                     heldout={unit: loss for unit, loss in line["heldout_loss"].items() if unit in given},
+                    learning_rate=line.get("learning_rate"),
                     training=loss_by_domain(between, self._unit_of),
                 )
             )

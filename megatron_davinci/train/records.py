@@ -159,6 +159,7 @@ class Records:
                 "stage": plan.stage_name,
                 "consumed_samples": consumed,
                 "consumed_tokens": consumed * self._sequence_length,
+                "learning_rate": plan.learning_rate,
                 "heldout_loss": heldout.loss,
                 "heldout_tokens": heldout.tokens,
                 "heldout_bits_per_byte": heldout.bits_per_byte,

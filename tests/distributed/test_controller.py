@@ -56,6 +56,8 @@ def applied(tmp_path_factory):
 def test_what_is_applied_is_in_the_journal_and_within_bounds(applied):
     run = applied / "run"
     proposals = lines(run / "proposals.jsonl")
+    rates = {m["step"]: m["learning_rate"] for m in lines(run / "metrics.jsonl")}
+    assert all(e["learning_rate"] == rates[e["step"]] for e in lines(run / "evals.jsonl"))
     mixes = [m for m in Journal.open(run / "journal.jsonl").mixes if m.origin == "controller"]
     moving = [p for p in proposals if p["weights"]]
     assert len(mixes) >= 3 and [m.first_sample for m in mixes] == [p["consumed_samples"] for p in moving]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_davinci.stats.forecast import RATIOS, condensed, forecast
+from megatron_davinci.stats.forecast import HORIZON, RATIOS, condensed, forecast, lately
 
 BUDGET = 1e12
 OWN = np.arange(1, 41) * 5e9
@@ -47,12 +47,13 @@ def test_a_knee_ends_what_is_expected_and_the_same_curve_without_it_does_not():
 def test_a_knee_is_seen_soon_after_it_and_does_not_come_and_go():
     # A domain that falls back to a small share after its knee: many evaluations at nearly the same tokens.
     own = np.concatenate([np.arange(1, 32) * 1e9, 31e9 + np.arange(1, 41) * 1e8])
+    others = np.arange(1, 72) * 4e9 - own
     values = noisy(loss(own, 26e9), 3, 0.003)
-    seen = [forecast(own[:n], 3e10 * np.ones(n), values[:n], BUDGET) for n in (22, 31, 36, 44, 52, 60, 71)]
+    seen = [forecast(own[:n], others[:n], values[:n], BUDGET) for n in (22, 31, 36, 44, 52, 60, 71)]
     assert seen[0].kneed < 0.2 and min(f.kneed for f in seen[1:]) > 0.9
-    half_more = own[30] * np.array([1, 1.5])
-    promised = [f.gains(half_more, np.full(2, 3e10))[-1] for f in seen]
-    assert promised[0] > 0.1 and max(promised[2:]) < 0.02
+    more = np.array([0, 1.5e10])
+    promised = [f.gains(f.seen[0] + more, f.seen[1] + 6e10 - more)[-1] for f in seen]
+    assert promised[0] > 0.1 and max(promised[2:]) < 0.04 and max(promised[4:]) < 0.02
 
 
 def test_a_knee_that_may_lie_ahead_lowers_what_is_expected():
@@ -103,7 +104,57 @@ def test_units_change_nothing(scale, decades):
 @given(st.integers(5, 200))
 def test_a_condensed_trajectory_keeps_its_sums_and_its_end(count):
     own = np.cumsum(np.random.default_rng(count).uniform(0.5, 1.5, count)) * 1e9
-    x, others, y, weight = condensed(own, 2 * own, loss(own))
+    x, others, y, _, weight = condensed(own, 2 * own, loss(own))
     assert weight.sum() == count and len(x) <= 40 and (np.diff(x) > 0).all()
     assert x @ weight == pytest.approx(own.sum()) and others == pytest.approx(2 * x)
     assert y[-1] == loss(own)[-1] and x[-1] == own[-1]
+
+
+def shifted(forgets):
+    """A domain that falls from a quarter of the tokens to a fortieth, half-way, of a model that forgets or not."""
+    i = np.arange(1, 61)
+    own = np.where(i <= 30, i * 1e9, 30e9 + (i - 30) * 1e8)
+    others = i * 4e9 - own
+    latest = lately(own, others, HORIZON * BUDGET)
+    return own, others, loss(own ** (1 - forgets) * latest**forgets)
+
+
+@pytest.mark.parametrize("forgets", [0.0, 0.3])
+def test_whether_what_was_not_seen_lately_is_forgotten_is_learnt_where_shares_move(forgets):
+    own, others, values = shifted(forgets)
+    found = [forecast(own[:n], others[:n], noisy(values, 2, 0.003)[:n], BUDGET) for n in (30, 60)]
+    assert found[0].forgets == pytest.approx(0.5, abs=0.1), "shares never moved, so nothing tells"
+    assert found[1].forgets > 0.9 if forgets else found[1].forgets < 0.1
+    # Half of the tokens ahead against a fortieth: where it forgets, there is more to win back.
+    ahead, more = 6e10, np.array([1 / 40, 1 / 2])
+    ends = found[1].seen[0] + more * ahead, found[1].seen[1] + (1 - more) * ahead
+    latest = found[1].seen[2] / (own[-1] + others[-1])
+    share = more + (latest - more) * np.exp(-ahead / (HORIZON * BUDGET))
+    known = ends[0] ** (1 - forgets) * (share * sum(ends)) ** forgets
+    true = loss(known[0]) - loss(known[1])
+    assert found[1].gains(*ends, 0.0)[-1] == pytest.approx(true, rel=0.2)
+
+
+def test_lately_is_the_sum_where_shares_stay_and_the_present_share_long_after_they_moved():
+    assert lately(OWN, OTHERS, 1e10) == pytest.approx(OWN)
+    own, others, _ = shifted(0.0)
+    assert lately(own, others, 1e9)[-1] == pytest.approx((own + others)[-1] / 40, rel=1e-6)
+
+
+def test_a_learning_rate_that_falls_is_not_taken_for_growth_nor_for_its_end():
+    rates = np.where(np.arange(40) < 25, 3e-3, 3e-3 * (1 - 0.9 * (np.arange(40) - 24) / 16))
+    values = noisy(loss(OWN), 1, 0.002)
+    plain = forecast(OWN, OTHERS, values, BUDGET).gains(AHEAD, AHEAD_OTHERS)
+    lowered = values - 0.25 * (1 - rates / rates[0])
+    told, untold = (
+        forecast(OWN, OTHERS, lowered, BUDGET, r).gains(AHEAD, AHEAD_OTHERS) for r in (rates, None)
+    )
+    assert told[1:] == pytest.approx(plain[1:], rel=0.35)
+    assert (abs(told - plain) < abs(untold - plain))[1:].all()
+
+
+def test_a_learning_rate_that_stays_changes_nothing():
+    values = noisy(loss(OWN))
+    rates = np.full(len(OWN), 2e-4)
+    found = [forecast(OWN, OTHERS, values, BUDGET, r).gains(AHEAD, AHEAD_OTHERS) for r in (None, rates)]
+    assert (found[0] == found[1]).all()

@@ -11,8 +11,10 @@ from megatron_davinci.config.controller import UNITS, ControllerConfig
 from megatron_davinci.config.source_weights import exact_text
 from megatron_davinci.data import MixRecord
 from megatron_davinci.errors import DataError
+from megatron_davinci.stats.forecast import HORIZON, forecast, lately
 from megatron_davinci.train.policies import make_policy
 from megatron_davinci.train.policies.bounded import as_text, decide, within_bounds
+from megatron_davinci.train.policies.returns import look
 from megatron_davinci.train.policies.saturation import largest_first
 from megatron_davinci.train.policies.situation import Bounds, Evaluation, Situation
 
@@ -133,6 +135,31 @@ def test_share_goes_from_what_has_saturated_to_what_grows():
     assert found.mixture == {"general": Fraction(1, 2), "code": Fraction(1, 2)}, "by the largest change"
     assert "general saturated" in found.reason and "code growing" in found.reason
     assert found.details["general"]["knee_tokens"] == pytest.approx(60e6, rel=0.15)
+
+
+@pytest.mark.parametrize("forgets", [0.0, 0.3])
+def test_all_domains_tell_together_whether_the_model_forgets(forgets):
+    steps = np.arange(1, 41)[:, None]
+    shares = np.where(steps <= 20, [[0.5, 0.3, 0.2]], [[0.2, 0.3, 0.5]])
+    given_ = np.cumsum(shares * 1e7, axis=0)
+    total = given_.sum(axis=1)
+    latest = np.stack([lately(own, total - own, HORIZON * 1e9) for own in given_.T], axis=1)
+    known = given_ ** (1 - forgets) * latest**forgets
+    losses = 2 + 1.5 * (1 + known / 2e7) ** -0.4 + np.random.default_rng(1).normal(0, 0.004, known.shape)
+    seen = tuple(
+        Evaluation(
+            i + 1, int(total[i]), dict(zip("abc", given_[i].tolist())), dict(zip("abc", losses[i].tolist()))
+        )
+        for i in range(40)
+    )
+    now = Situation(seen, dict.fromkeys("abc", Fraction(1, 3)), Bounds({}, {}, Fraction(1, 10)), 10**9)
+    found = [outlook.forecast for outlook in look(now, list("abc")).values()]
+    alone = [forecast(own, total - own, y, 1e9).forgets for own, y in zip(given_.T, losses.T)]
+    odds = np.prod([p / (1 - p) for p in alone])
+    assert all(one.forgets == pytest.approx(odds / (1 + odds), rel=1e-6) for one in found)
+    assert all(one.weight.sum() == pytest.approx(1) for one in found)
+    assert found[0].forgets > 0.99 if forgets else found[0].forgets < 0.01
+    assert max(min(p, 1 - p) for p in alone) > 0.05, "one alone is not sure"
 
 
 def test_with_few_evaluations_nothing_moves():

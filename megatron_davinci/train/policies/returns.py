@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import exp, log
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +69,8 @@ def look(situation: Situation, units: Sequence[str]) -> dict[str, Outlook]:
     }
     worths = {unit: worth(tokens, situation.pools.get(unit, 0)) for unit, tokens in given.items()}
     total = np.sum(list(worths.values()), axis=0)
+    known_rates = [e.learning_rate for e in evaluations if e.learning_rate]
+    rates = np.array(known_rates) if len(known_rates) == len(evaluations) else None
     found = {}
     for unit in units:
         at = [i for i, e in enumerate(evaluations) if unit in e.heldout and given[unit][i] > 0]
@@ -78,16 +81,31 @@ def look(situation: Situation, units: Sequence[str]) -> dict[str, Outlook]:
             others=float(total[-1] - worths[unit][-1]),
             points=len(at),
             monitor=_monitor(own, losses, unit),
-            forecast=forecast(own, others, losses, float(situation.total_tokens))
+            forecast=forecast(
+                own, others, losses, float(situation.total_tokens), None if rates is None else rates[at]
+            )
             if len(at) >= LEAST_EVALUATIONS
             else None,
         )
-    return found
+    return _together(found)
+
+
+def _together(outlooks: dict[str, Outlook]) -> dict[str, Outlook]:
+    """The same, of one model: whether it forgets is as likely for one of its domains as for another."""
+    known = [outlook.forecast.forgets for outlook in outlooks.values() if outlook.forecast is not None]
+    odds = [log(max(p, 1e-9)) - log(max(1 - p, 1e-9)) for p in known]
+    forgets = 1 / (1 + exp(-min(max(sum(odds), -30.0), 30.0)))
+    return {
+        unit: outlook
+        if outlook.forecast is None
+        else replace(outlook, forecast=outlook.forecast.given(forgets))
+        for unit, outlook in outlooks.items()
+    }
 
 
 def _monitor(own: NDArray, losses: NDArray, unit: str) -> Saturation:
     rising = np.flatnonzero(np.diff(own, prepend=0.0) > 0)  # a unit with a share of 0 stays where it is
-    tokens, _, values, _ = condensed(own[rising], own[rising], losses[rising])
+    tokens, _, values, *_ = condensed(own[rising], own[rising], losses[rising])
     return saturation(tokens, values, better="lower", what=f"held-out loss of {unit}", positions=_POSITIONS)
 
 

@@ -53,30 +53,32 @@ class SaturationPolicy:
         planned = divide(seen, left, free, situation, self._settings.importance)
         if planned is None:
             return Wish(kept, f"{_words(seen)}; no domain of plain text is expected to gain", details)
-        mixture = {**kept, **largest_first(planned, situation)}
+        mixture = {**kept, **largest_first(planned, situation, 2 - _forgetting(seen))}
         moves = [
             f"{unit} {kept[unit]:.1%} to {mixture[unit]:.1%}"
             for unit in plain
             if abs(mixture[unit] - kept[unit]) >= 0.001
         ]
         wished = "by returns of the tokens left: " + (", ".join(moves) or "as it is")
-        return Wish(mixture, f"{_words(seen)}; {wished}", details)
+        forgets = f"forgetting {_forgetting(seen):.0%}"
+        return Wish(mixture, f"{_words(seen)}; {forgets}; {wished}", details)
 
 
-def largest_first(planned: Mapping[str, float], situation: Situation) -> dict[str, float]:
+def largest_first(planned: Mapping[str, float], situation: Situation, power: float = 2.0) -> dict[str, float]:
     """Shares for now, of a plan for all tokens that are left.
 
     What was given cannot be taken back, and after a knee, floors and what other domains teach go on giving. So the
     later a knee is met, the less is lost; and of what is known well already, a token is the least likely to meet
     one. Domains with large plans therefore go first: shares are in proportion to the square of the plan, as far as
-    bounds allow. What a bound takes from one domain is spread in proportion too.
+    bounds allow. What a bound takes from one domain is spread in proportion too. That is where order is free; a model
+    that forgets does best with what is planned, at once and to the end, a power of 1.
     """
     bounds, units = situation.bounds, sorted(planned)
     present = np.array([float(situation.mixture[unit]) for unit in units])
     change = float(bounds.maximum_change)
     low = np.maximum([float(bounds.floors.get(unit, 0)) for unit in units], present - change)
     high = np.minimum([float(bounds.ceilings.get(unit, 1)) for unit in units], present + change)
-    wanted = np.maximum(np.array([planned[unit] for unit in units]) ** 2, 1e-9)
+    wanted = np.maximum(np.array([planned[unit] for unit in units]) ** power, 1e-9)
     # The one factor with which the shares sum to what they have now, found by halving on a logarithmic scale.
     below, above = -30.0, 30.0
     for _ in range(80):
@@ -85,6 +87,11 @@ def largest_first(planned: Mapping[str, float], situation: Situation) -> dict[st
         below, above = (middle, above) if total < present.sum() else (below, middle)
     shares = np.clip(np.exp(above) * wanted, low, high)
     return dict(zip(units, shares.tolist(), strict=True))
+
+
+def _forgetting(seen: Mapping[str, Outlook]) -> float:
+    """Mean over domains of the probability that their tokens are forgotten."""
+    return float(np.mean([outlook.forecast.forgets for outlook in seen.values() if outlook.forecast]))
 
 
 def _words(seen: Mapping[str, Outlook]) -> str:

@@ -17,6 +17,7 @@ class Evaluation:
         tokens: Consumed until then.
         unit_tokens: Consumed until then, by unit (domain or source).
         heldout: Held-out loss by unit, nats a token; a unit without a held-out source is missing.
+        learning_rate: Of the step before it; None where it was not recorded.
         training: Training loss since the evaluation before, by unit; empty where it was not recorded.
     """
 
@@ -24,6 +25,7 @@ class Evaluation:
     tokens: int
     unit_tokens: Mapping[str, int]
     heldout: Mapping[str, float]
+    learning_rate: float | None = None
     training: Mapping[str, float] = field(default_factory=dict)
 
 
