@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import worth
 from figures import Difference, Outcome, best, by_arm, difference, distance, goals, mean_goal
 
 GOAL = "mean over the domains of the held-out loss at the end, nats a token; lower is better"
@@ -218,6 +219,8 @@ def reasons(comparison: Comparison) -> list[str]:
             + f"{_correlation(comparison, 0.2):.2f}".replace("-", "−")
             + " for that of the last fifth."
         )
+    if sentence := worth.in_words(comparison.arms):
+        said.append(sentence)
     moved, net = _path(comparison)
     if net > 0:
         said.append(
@@ -332,6 +335,13 @@ def summary(comparison: Comparison, facts: Mapping[str, Any]) -> dict[str, Any]:
         "oracle": comparison.oracle,
         "conclusion": conclusion(comparison),
         "why": reasons(comparison),
+        "worth_of_an_e_fold": {
+            what: {domain: round(value, 6) for domain, value in found.items()}
+            for what, found in (
+                ("of_share", worth.by_share(comparison.arms)),
+                ("of_tokens", worth.by_time(comparison.arms)),
+            )
+        },
         "controller_less": {name: found.as_json() for name, found in comparison.controller.items()},
         "arms": arms,
         "mixtures": {

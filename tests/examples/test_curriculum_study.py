@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -27,6 +28,7 @@ import conclude
 import figures
 import study_page
 import texts
+import worth
 from study import Design, carry_out, report, runs_that_are_done
 from study_runs import Run, Study, train_missing
 
@@ -246,6 +248,32 @@ def test_the_conclusion_is_what_the_figures_say(tmp_path: Path, controller: floa
     html = page.read_text(encoding="utf-8")
     assert said in html and "3 runs are missing" in html and "bits per byte" in html
     assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_a_share_is_worth_is_told_from_what_time_brings(tmp_path: Path) -> None:
+    study = Study(FOLDER / "config.yaml", tmp_path)
+    of_share = dict(zip(DOMAINS, (0.0, 0.2, 0.3, 0.8, 0.7, -0.1)))
+    tokens = np.linspace(1e5, 1.5e6, 15)
+    outcomes = []
+    for seed in (1, 2):
+        for name, first in (("even", 1 / 6), ("much", 0.4), ("little", 0.05)):
+            given = dict(zip(DOMAINS, (first, *[(1 - first) / 5] * 5)))
+            losses = {
+                d: 6 + seed - 0.5 * np.log(tokens) - worth_of * np.log(given[d])
+                for d, worth_of in of_share.items()
+            }
+            one = made_up(study, name, "fixed", seed, 4.0)
+            amounts = {d: round(share * 1.5e6) for d, share in given.items()}
+            outcomes.append(replace(one, tokens=tokens, losses=losses, given=amounts))
+    moved = made_up(
+        study, "controller", "controller", 1, 3.0
+    )  # its mixture does not stay: it tells nothing here
+    shares = {d: np.array([1 / 6, 1 / 6 + (0.1 if d == DOMAINS[0] else -0.02)]) for d in DOMAINS}
+    found = figures.by_arm([*outcomes, replace(moved, shares=shares)])
+    assert worth.by_share(found) == pytest.approx(of_share, abs=1e-4)
+    assert worth.by_time(found) == pytest.approx(dict.fromkeys(DOMAINS, 0.5), rel=0.02)
+    said = worth.in_words(found)
+    assert said is not None and "general 0.00 (0.50)" in said and "−0.10 (0.50)" in said
 
 
 # ---- texts -----------------------------------------------------------------------------------------------
