@@ -1,8 +1,7 @@
 """A linear layer of Megatron-Core whose three products are of few bits, and what all of a rank's share.
 
-What is kept for the backward pass, what ranks tell each other, and where gradients go is as in Megatron-Core's
-`LinearWithGradAccumulationAndAsyncCommunication`; only the products differ. Embedding, output layer, norms, softmax
-and the optimizer are not touched.
+Only the products differ from Megatron-Core's (`three_products`). Embedding, output layer, norms, softmax and the
+optimizer are not touched.
 """
 
 from __future__ import annotations
@@ -15,15 +14,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from megatron.core.tensor_parallel.mappings import (
-    gather_from_sequence_parallel_region,
-    reduce_scatter_to_sequence_parallel_region,
-)
 from torch import Tensor
 
 from megatron_davinci.kernels.main_gradient import MainGradient
 from megatron_davinci.kernels.swiglu import swiglu
-from megatron_davinci.model import unwritten
+from megatron_davinci.model.three_products import ThreeProducts
 from megatron_davinci.precision import noise, products, scaling
 from megatron_davinci.precision.recipes import Recipe
 from megatron_davinci.precision.saved import keeping
@@ -117,9 +112,8 @@ class LowPrecisionProduct:
             input = self.before(input)
         if not (self.shared.forward or self.shared.backward):
             return self.original(input=input, weight=weight, bias=bias, **how)
-        out: Tensor = _LowPrecision.apply(
-            input, weight, self, bool(how.get("sequence_parallel")), bool(how.get("allreduce_dgrad"))
-        )
+        gathers, reduces = bool(how.get("sequence_parallel")), bool(how.get("allreduce_dgrad"))
+        out: Tensor = ThreeProducts.apply(input, weight, None, self, None, gathers, reduces, None)
         return out if bias is None else out + bias
 
     def remember(self, largest: Tensor, there: Sequence[bool]) -> None:
@@ -293,69 +287,6 @@ class LowPrecisionProduct:
         return torch.cat([one + number * part * self._ranks for number in range(parts)])
 
 
-class _LowPrecision(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, input: Tensor, weight: Tensor, product: LowPrecisionProduct, gathers: bool, reduces: bool
-    ) -> Tensor:
-        ctx.parameter, ctx.product, ctx.gathers, ctx.reduces = weight, product, gathers, reduces
-        # The backward pass may come when the next micro-batch has begun.
-        ctx.samples, ctx.shape, ctx.unwritten = product.shared.samples, input.shape, None
-        x = _whole(input, product, gathers).flatten(0, -2)
-        # What is gathered from ranks is not kept whole.
-        both = product.shared.keep_codes and product.shared.backward and not gathers
-        quantized = product.input(x, both=both) if product.shared.forward else None
-        ctx.kept = quantized is not None and product.keeps_codes
-        turned = product.for_backward(quantized) if quantized is not None else None
-        ctx.turned = turned is not None
-        if quantized is None:
-            out = torch.matmul(x, weight.t())
-        else:
-            out = product.forward_product(quantized, weight, x.dtype)
-        if quantized is not None and ctx.kept:
-            codes, inverse = product.own_codes(quantized)
-            ctx.save_for_backward(_own_part(codes, input.shape, product, gathers), weight, inverse)
-        elif turned is not None:
-            ctx.save_for_backward(None, weight, *turned)
-        else:
-            ctx.save_for_backward(input, weight)
-        return products.shaped(out, (-1, input.shape[1], weight.shape[0]))
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, by_out: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight, *codes = ctx.saved_tensors
-        product: LowPrecisionProduct = ctx.product
-        product.shared.samples = ctx.samples
-        low = product.shared.backward
-        g, matrix = by_out.flatten(0, -2), unwritten.take(ctx, by_out)
-        assert low or matrix is None, "only what is multiplied in FP8 is given what is not written"
-        quantized = product.gradient(g if matrix is None else matrix) if low else None
-        del matrix  # and what it was to be made of, of which there are codes now
-        by_input = product.input_gradient(quantized, g, weight) if low else torch.matmul(g, weight)
-        by_input = by_input.view(-1, *ctx.shape[1:])
-        group = product.linear.tp_group
-        if ctx.gathers:
-            by_input = reduce_scatter_to_sequence_parallel_region(by_input, group=group)
-        elif ctx.reduces:
-            dist.all_reduce(by_input, group=group)
-        if not ctx.needs_input_grad[1]:
-            return by_input, None, None, None, None
-        main = MainGradient(ctx.parameter)
-        if low and ctx.turned:
-            kept = product.kept_for_backward(tuple(codes))
-            product.add_to(main, *product.weight_gradient(quantized, g, kept))
-            return by_input, main.gradient(), None, None, None
-        x = _whole(input, product, ctx.gathers).flatten(0, -2)
-        if low:
-            kept = product.kept_input(x.view(input.dtype), codes[0]) if ctx.kept else x
-            product.add_to(main, *product.weight_gradient(quantized, g, kept))
-        else:
-            assert not (ctx.kept or ctx.turned), "codes are kept of what is multiplied in few bits"
-            main.add(g, x)
-        return by_input, main.gradient(), None, None, None
-
-
 def largest_of(group: Any, mine: Tensor) -> Tensor:
     """Of all ranks of a group; of this one where there is none."""
     if group is None:
@@ -363,23 +294,6 @@ def largest_of(group: Any, mine: Tensor) -> Tensor:
     largest = mine.clone()
     dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=group)
     return largest
-
-
-def _own_part(codes: Tensor, shape: torch.Size, product: LowPrecisionProduct, gathers: bool) -> Tensor:
-    """The codes of this rank's positions: [positions, batch, in] of one byte."""
-    codes = codes.view(-1, *shape[1:])
-    rank = product.linear.tp_group.rank() if gathers else 0
-    return codes.narrow(0, rank * shape[0], shape[0]).contiguous()
-
-
-def _whole(input: Tensor, product: LowPrecisionProduct, gathers: bool) -> Tensor:
-    """All positions, where tensor ranks have parts of them."""
-    if not gathers:
-        return input
-    # Collectives know no FP8, and codes are bytes.
-    sent = input.detach() if input.element_size() > 1 else input.view(torch.uint8)
-    whole: Tensor = gather_from_sequence_parallel_region(sent, group=product.linear.tp_group)
-    return whole
 
 
 def attach(

@@ -19,8 +19,9 @@ from megatron_davinci.kernels.main_gradient import MainGradient
 from megatron_davinci.kernels.quantize import Both, Codes, Scales, amax_of, quantize
 from megatron_davinci.kernels.swiglu import swiglu
 from megatron_davinci.model.low_precision import LowPrecisionProduct, Tensors, largest_of
-from megatron_davinci.model.made_product import MadeProduct, Maker, Norm, SwiGLU
+from megatron_davinci.model.makers import Maker, Norm, SwiGLU
 from megatron_davinci.model.norm import KernelRMSNorm
+from megatron_davinci.model.three_products import ThreeProducts
 from megatron_davinci.model.unwritten import node_of
 from megatron_davinci.precision import products, scaling
 from megatron_davinci.precision.scaling import Quantizer
@@ -46,16 +47,9 @@ class NativeProduct(LowPrecisionProduct):
         """As `LowPrecisionProduct`."""
         if self.maker is None:
             return super().__call__(input, weight, bias, **how)
-        assert not how.get("sequence_parallel"), "ranks have parts of what is to be made"
-        out: Tensor = MadeProduct.apply(
-            input,
-            weight,
-            self.maker.weight,
-            self,
-            self.maker,
-            bool(how.get("allreduce_dgrad")),
-            node_of(input, self.source),
-        )
+        gathers, reduces = bool(how.get("sequence_parallel")), bool(how.get("allreduce_dgrad"))
+        own, source = self.maker.weight, node_of(input, self.source)
+        out: Tensor = ThreeProducts.apply(input, weight, own, self, self.maker, gathers, reduces, source)
         return out if bias is None else out + bias
 
     def input(self, x: Matrix, *, both: bool = False) -> Both:

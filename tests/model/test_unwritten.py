@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from megatron_davinci.kernels import quantize, swiglu, ways
 from megatron_davinci.model import unwritten
 from megatron_davinci.model.low_precision import Shared
-from megatron_davinci.model.made_product import Norm, SwiGLU
+from megatron_davinci.model.makers import Norm, SwiGLU
 from megatron_davinci.model.native_product import NativeProduct
 from megatron_davinci.precision import recipes
 
