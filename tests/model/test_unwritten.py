@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
 from megatron_davinci.kernels import quantize, swiglu, ways
@@ -203,6 +204,20 @@ def test_who_else_looks_at_it_sees_no_number_and_a_second_use_is_refused():
     x.grad = None
     mlp(x).float().sum().backward()
     assert x.grad.isfinite().all()
+
+
+def test_what_it_is_made_of_is_gone_when_there_are_codes_of_it(monkeypatch):
+    mlp, give, made, gone = MLP(), unwritten.give, [], []
+
+    def giving(node, matrix, shape):
+        made.extend(StorageWeakRef(one.untyped_storage()) for one in matrix)
+        return give(node, matrix, shape)
+
+    monkeypatch.setattr(unwritten, "give", giving)
+    product = mlp.first.input_gradient
+    mlp.first.input_gradient = lambda *of: (gone.extend(one.expired() for one in made), product(*of))[1]
+    mlp(torch.ones(TOKENS, BATCH, HIDDEN).bfloat16().requires_grad_()).float().sum().backward()
+    assert gone == [True, True]
 
 
 def test_backward_may_be_called_twice():
