@@ -220,3 +220,19 @@ def test_a_run_says_which_way_its_kernels_run():
     lines = list(introduction(config, choose("cpu", threads=1), "one rank", order, (0, 0, 1), None, []))
     assert any(line.startswith("Backends: ") and "loss: davinci (asked for)" in line for line in lines)
     assert "Kernels: reference (the platform is cpu)" in lines
+
+
+@pytest.mark.parametrize(
+    ("name", "work", "started"),
+    [
+        ("quantize_tensor", 10_000, 10_000),
+        ("cross_entropy_whole", 10_000, 132),
+        ("quantize_swiglu_gradient_e5m2", 10_000, 264),
+        ("quantize_swiglu_gradient_e5m2", 100, 100),
+        ("quantize_swiglu_gradient_e5m2", 0, 1),
+    ],
+)
+def test_blocks_that_stay_are_no_more_than_a_gpu_has_room_for(name, work, started, monkeypatch):
+    monkeypatch.setattr(ways.cuda_launch, "multiprocessors", lambda device: 132)
+    assert ways._limited(work, KERNELS[name], torch.device("cuda"), ways._MOST_BLOCKS) == started
+    assert ways._limited(work, KERNELS[name], CPU, 3) == max(1, min(work, 3))
