@@ -7,6 +7,7 @@ it if what autograd brings is that very tensor. Whoever else looks at it sees no
 
 from __future__ import annotations
 
+import logging
 from functools import cache
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor
 
 from megatron_davinci.kernels.made import Matrix
+
+_log = logging.getLogger(__name__)
 
 
 def node_of(x: Tensor, product: Any) -> Any | None:
@@ -24,10 +27,17 @@ def node_of(x: Tensor, product: Any) -> Any | None:
         product: Of the layer that alone may have made it; None for nobody.
 
     Returns:
-        The node; None where something else made `x`, or did something to it, or nothing is to be differentiated.
+        The node; None where nothing is to be differentiated, or where something else made `x` or did something to it,
+        which is said once.
     """
     node = x.grad_fn
-    return node if product is not None and getattr(node, "product", None) is product else None
+    if product is None or node is None:
+        return None
+    if getattr(node, "product", None) is product:
+        return node
+    if product.shared.backward:  # and not in the tail, where another product may have made it
+        _declined()
+    return None
 
 
 def takes(node: Any) -> bool:
@@ -86,6 +96,14 @@ def _kind(matrix: Matrix) -> tuple[torch.dtype, torch.device]:
 
 def _memory(x: Tensor) -> int:
     return x.untyped_storage().data_ptr()
+
+
+@cache
+def _declined() -> None:
+    _log.warning(
+        "The gradient through SwiGLU is written before it goes into FP8: something is between the two linear layers "
+        "of an MLP, a bias or what a hook returned"
+    )
 
 
 @cache

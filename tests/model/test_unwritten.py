@@ -149,7 +149,8 @@ def test_what_is_no_number_or_infinite_is_noted_as_if_it_had_been_written(value)
         assert torch.equal(one.nan_to_num(9.0), other.nan_to_num(9.0))
 
 
-def test_it_is_written_where_it_is_not_certain_who_takes_it(seen):
+def test_it_is_written_where_it_is_not_certain_who_takes_it(seen, caplog):
+    unwritten._declined.cache_clear()
     x = torch.randn(TOKENS, BATCH, HIDDEN, generator=torch.Generator().manual_seed(5)).bfloat16()
 
     def gradient(mlp, forward, anomaly=False):
@@ -172,6 +173,7 @@ def test_it_is_written_where_it_is_not_certain_who_takes_it(seen):
 
     for forward in (with_something_between, of_another_layer, with_a_bias):
         gradient(MLP(), forward)
+    assert caplog.text.count("something is between the two linear layers") == 1
     mlp = MLP()
     for weight in mlp.weights:
         del weight.main_grad  # beside one, what is returned for the weight is whatever was in memory
