@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path("runs/lab")
+_ARMS_ACROSS = 4  # with more than these, arms are rows of a table: columns would be too narrow to read
 
 TEMPLATE = """\
 # A design: a question, arms that differ in one thing, and what decides (docs/concepts/lab.md).
@@ -138,11 +139,17 @@ def _check(arguments: argparse.Namespace) -> int:
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"[bold]{design.question}[/bold]")
     first = [arm for arm in arms if arm.size == arms[0].size]
+    differ = differences(first)
+    across = len(first) <= _ARMS_ACROSS
     table = Table(header_style="bold")
-    for column in ("differs", *(arm.name for arm in first)):
-        table.add_column(column)
-    for key, values in differences(first).items():
-        table.add_row(key, *(shown(value) for value in values.values()))
+    for column in ("differs", *(arm.name for arm in first)) if across else ("arm", *differ):
+        table.add_column(column, overflow="fold")
+    if across:
+        for key, values in differ.items():
+            table.add_row(key, *(shown(value) for value in values.values()))
+    else:
+        for arm in first:
+            table.add_row(arm.name, *(shown(values[arm.name]) for values in differ.values()))
     console.print(table)
     runs = unique(runs_of(design, arms))
     tokens = tokens_of(design, runs)

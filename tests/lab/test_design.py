@@ -47,6 +47,14 @@ def test_a_clean_design_is_accepted_and_its_one_difference_named(tmp_path):
     assert screen.code == 0 and "differ in nothing else. 6 runs" in " ".join(screen.out.split())
 
 
+def test_many_arms_are_rows_that_can_be_read(tmp_path):
+    rates = {f"rate-{i}": {"set": {RATE: i * 1e-4}} for i in range(1, 12)}
+    written(tmp_path, arms={"control": {}, **rates})
+    screen = davinci("lab", "check", tmp_path / "design.yaml")
+    rows = [line for line in screen.out.splitlines() if "rate-" in line]
+    assert screen.code == 0 and len(rows) == len(rates) and "rate-11 " in rows[-1] and "0.0011" in rows[-1]
+
+
 @pytest.mark.parametrize("name", CONFOUNDS)
 def test_every_confound_is_refused_by_its_key(name, tmp_path):
     setting = FACTORS[0][1]
