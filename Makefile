@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= benchmarks/results
 
-.PHONY: help setup quickstart test test-long faults lint docs docs-refresh bench gpu-check gpu-bench-kernels gpu-bench-train clean
+.PHONY: help setup quickstart test test-long faults lint docs docs-refresh bench gpu-check gpu-bench-kernels gpu-bench-train gpu-tune clean
 
 help:
 	@echo "make quickstart   train, evaluate and convert a small model on this machine (8 to 23 minutes)"
@@ -19,6 +19,7 @@ help:
 	@echo "make bench        every CPU benchmark, JSON into $(OUT)"
 	@echo "make gpu-check    the tests marked gpu"
 	@echo "make gpu-bench-kernels   our CUDA kernels on a GPU, beside others"
+	@echo "make gpu-tune     the same with other sizes of blocks, runs and slots: which are the fastest on this GPU"
 
 # On a machine without a network that has everything: make gpu-check INSTALLED=python3
 ifdef INSTALLED
@@ -89,7 +90,7 @@ bench: setup
 	$(BIN)/python benchmarks/ops_on_off.py --device cpu --json $(OUT)/ops_on_off.json
 	$(BIN)/python benchmarks/precision.py --json $(OUT)/precision.json
 
-GPU_TESTS := tests/gpu tests/kernels tests/train/test_dali_run.py
+GPU_TESTS := tests/gpu tests/kernels tests/model/test_unwritten.py tests/optim/test_davinci.py tests/train/test_dali_run.py
 
 gpu-check: setup
 	$(PY) -m pytest -m gpu -n 8 -vv -rfEs $(GPU_TESTS)  # says at once what fails, should time run out
@@ -98,6 +99,10 @@ gpu-bench-kernels: setup
 	@mkdir -p $(OUT)
 	$(PY) -m megatron_davinci.cli.main doctor --kernels
 	$(PY) benchmarks/kernels.py --json $(OUT)/kernels_gpu.json
+
+gpu-tune: setup
+	@mkdir -p $(OUT)
+	$(PY) benchmarks/tune_kernels.py --json $(OUT)/kernels_tuned.json
 
 gpu-bench-train: setup
 	@mkdir -p $(OUT)

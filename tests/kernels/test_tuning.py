@@ -1,0 +1,35 @@
+"""Variants of kernels that `benchmarks/tune_kernels.py` tries: they can be written, and other numbers are seen."""
+
+import pytest
+
+from benchmarks import tune_kernels
+from benchmarks.tune_kernels import OPS, Op, Variant
+
+
+def test_every_variant_changes_its_source_and_nothing_else(tmp_path):
+    for name, op in OPS.items():
+        for number, variant in enumerate(op.variants.values()):
+            folder = tmp_path / f"{name}{number}"
+            folder.mkdir()
+            variant.written(op.source, folder)
+            texts = tune_kernels.sources.files(None)
+            other = [one for one, text in texts.items() if (folder / one).read_text() != text]
+            as_it_is = all(old == new for old, new in variant.texts)
+            assert other == ([] if as_it_is else [op.source]), name
+
+
+def test_a_list_that_is_older_than_the_sources_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="has no 'kNothing = 1'"):
+        Variant((("kNothing = 1", "kNothing = 2"),)).written("rope.cu", tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.needs("emulator")
+def test_a_variant_with_other_numbers_is_named_and_one_with_the_same_is_not():
+    rope = OPS["rope"]
+    variants = {
+        "more": rope.variants["512 threads, tokens 96"],
+        "wrong": Variant((("two * cosine.at[k] + before * s", "two * cosine.at[k] - before * s"),)),
+    }
+    found = tune_kernels.checked(Op(rope.source, rope.make, True, variants), seed=1)
+    assert found == {"more": True, "wrong": False}
