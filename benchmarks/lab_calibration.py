@@ -92,7 +92,7 @@ def verdicts(count: int, seed: int) -> dict[str, float]:
         control = dict.fromkeys(values, 0.0)
         difference = paired(values, control)
         draft = Comparison(
-            "arm", "", Metric(name="heldout_loss.mean", margin=margin), values, control, difference,
+            "arm", "control", "", Metric(name="heldout_loss.mean", margin=margin), values, control, difference,
             "not enough evidence",
         )  # fmt: skip
         [one] = _decide([draft], ALPHA)

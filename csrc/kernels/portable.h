@@ -214,13 +214,13 @@ struct alignas(16) Raw {
 template <class T>
 __device__ __forceinline__ Vector<T> vector_of(Raw raw) {
   Vector<T> vector;
-  __builtin_memcpy(&vector, &raw, sizeof raw);
+  memcpy(&vector, &raw, sizeof raw);
   return vector;
 }
 template <class T>
 __device__ __forceinline__ Raw raw_of(Vector<T> vector) {
   Raw raw;
-  __builtin_memcpy(&raw, &vector, sizeof raw);
+  memcpy(&raw, &vector, sizeof raw);
   return raw;
 }
 

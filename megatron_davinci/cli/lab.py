@@ -249,7 +249,7 @@ def _report(arguments: argparse.Namespace) -> int:
     write_index(arguments.out)
     print(design.question)
     for one in verdict.deciding:
-        print(f"  {in_words(one, verdict.control)}")
+        print(f"  {in_words(one)}")
     for warning in verdict.warnings:
         print(f"  note: {warning}")
     if any(one.state == "failed" for one in outcomes):

@@ -98,9 +98,9 @@ def domain_differences(verdict: Verdict, arms: Sequence[Arm], ends: Ends) -> For
     """Held-out loss of every domain at the end, arm less control, in pairs of one seed."""
     rows = []
     for arm in arms:
-        ours, theirs = ends.get((arm.size, arm.name), {}), ends.get((arm.size, verdict.control), {})
+        ours, theirs = ends.get((arm.size, arm.name), {}), ends.get((arm.size, arm.against), {})
         shared = set(ours) & set(theirs)
-        if arm.name == verdict.control or not shared:
+        if not arm.against or not shared:
             continue
         domains = list(next(iter(ours.values())))
         colours = assign(domains)
@@ -115,7 +115,7 @@ def domain_differences(verdict: Verdict, arms: Sequence[Arm], ends: Ends) -> For
     if not rows or len(rows) > _MOST_ROWS:
         return None
     return Forest(
-        title=f"By domain, less {verdict.control}",
+        title=f"By domain, less {verdict.controls}",
         axis=Axis("held-out loss", "nats per token"),
         rows=rows,
         write=signed,

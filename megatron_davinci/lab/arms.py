@@ -41,6 +41,7 @@ class Arm:
         words: What it is.
         setting: What it differs in from the base, by dotted key.
         config: Its configuration, with the seed of the file that it is from.
+        against: The arm that it is held against; empty for a control.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Arm:
     words: str
     setting: Setting
     config: RunConfig
+    against: str = ""
 
     def with_seed(self, seed: int) -> RunConfig:
         """Its configuration with a seed."""
@@ -100,8 +102,25 @@ def arms_of(design: Design) -> list[Arm]:
                     found=f"nothing, in arm {name}",
                     do="name the tokenizer that its sources were made with, before anything is trained",
                 )
-            found.append(Arm(name, size, words, setting, config))
+            its = _control_of(design, name, control)
+            found.append(Arm(name, size, words, setting, config, "" if its == name else its))
     return found
+
+
+def _named(levels: Mapping[str, str]) -> str:
+    return ", ".join(f"{factor}={level}" for factor, level in levels.items())
+
+
+def _control_of(design: Design, name: str, control: str) -> str:
+    """The arm that an arm is held against: the control, or with `within` the one of its own levels."""
+    if not design.within:
+        return control
+    factors = list(design.factors)
+    chosen = next(
+        dict(zip(factors, one)) for one in _combinations(design) if _named(dict(zip(factors, one))) == name
+    )
+    first = {factor: next(iter(one.levels)) for factor, one in design.factors.items()}
+    return _named(first | {factor: chosen[factor] for factor in design.within})
 
 
 def _sides(design: Design) -> dict[str, tuple[Path | None, Setting, str]]:
@@ -113,7 +132,7 @@ def _sides(design: Design) -> dict[str, tuple[Path | None, Setting, str]]:
         setting = {
             design.factors[name].key: design.factors[name].levels[level] for name, level in zip(names, levels)
         }
-        found[", ".join(f"{name}={level}" for name, level in zip(names, levels))] = (None, setting, "")
+        found[_named(dict(zip(names, levels)))] = (None, setting, "")
     return found
 
 

@@ -143,6 +143,11 @@ class Design(Section):
         description="How factors are combined: all levels with all; each alone against the control; or half of the "
         "full design of two-level factors, the last of which is the product of the others",
     )
+    within: list[str] = Field(
+        default_factory=list,
+        description="Factors whose levels are not held against each other: the control of an arm has its own level "
+        "of them, and of the others the first, so that the answer may be another at each",
+    )
     ladder: dict[str, Setting] = Field(
         default_factory=dict, description="Every arm at each of these sizes: differences by dotted key"
     )
@@ -175,6 +180,16 @@ class Design(Section):
             raise ValueError(f"control should be one of {', '.join(self.arms)}; found {shown(self.control)}")
         if self.factors and self.control is not None:
             raise ValueError("with factors the control is their first levels; found a control")
+        if unknown := [name for name in self.within if name not in self.factors]:
+            raise ValueError(f"within should name factors; found {', '.join(unknown)}")
+        if self.within and (self.combine != "full" or len(set(self.within)) >= len(self.factors)):
+            raise ValueError(
+                "within needs factors that are combined in full, and one more that is asked about; found others"
+            )
+        if self.within and (self.ladder or (self.stop and self.stop.behind)):
+            raise ValueError(
+                "within goes without a ladder and without stop.behind, which have one control; found both"
+            )
         if self.arms and not self.varies:
             raise ValueError(
                 "`varies` is missing: the keys that the arms are meant to differ in; found nothing"

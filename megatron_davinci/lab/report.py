@@ -47,10 +47,12 @@ def answer(verdict: Verdict) -> str:
     """The verdict in a line."""
     words = [one.word for one in verdict.deciding]
     if len(words) == 1:
-        return in_words(verdict.deciding[0], verdict.control)
+        return in_words(verdict.deciding[0])
     counts = {word: words.count(word) for word in dict.fromkeys(words)}
     return (
-        f"Against {verdict.control}: " + ", ".join(f"{count} {word}" for word, count in counts.items()) + "."
+        f"{'Each against' if verdict.design.within else 'Against'} {verdict.controls}: "
+        + ", ".join(f"{count} {word}" for word, count in counts.items())
+        + "."
     )
 
 
@@ -83,7 +85,7 @@ def write_report(
     for warning in verdict.warnings:
         page.notice(warning)
     page.figures(_key_figures(verdict))
-    page.section("Verdict", "\n\n".join(in_words(one, verdict.control) for one in verdict.deciding))
+    page.section("Verdict", "\n\n".join(in_words(one) for one in verdict.deciding))
     plots: list[Plot] = []
 
     def show(plot: Plot | None, caption: str = "") -> None:
@@ -219,7 +221,7 @@ def _forest(verdict: Verdict, metric: str) -> Forest | None:
     rows = [_row(one, colours[one.arm]) for one in there]
     lower = there[0].metric.better == "lower"
     return Forest(
-        title=f"{metric}, less that of {verdict.control}",
+        title=f"{metric}, less that of {verdict.controls}",
         axis=Axis(metric, unit_of(metric)),
         rows=rows,
         write=signed,

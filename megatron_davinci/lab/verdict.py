@@ -23,6 +23,7 @@ class Comparison:
 
     Attributes:
         arm: The arm's name.
+        against: Its control's.
         size: Of the ladder; empty where there is none.
         metric: Its metric.
         values: The arm's by seed.
@@ -35,6 +36,7 @@ class Comparison:
     """
 
     arm: str
+    against: str
     size: str
     metric: Metric
     values: dict[int, float]
@@ -52,7 +54,7 @@ class Verdict:
 
     Attributes:
         design: The design.
-        control: The control's name.
+        control: The control's name; that of the first, where there are several.
         comparisons: By metric, size and arm.
         warnings: Effects that shrink or turn over the ladder, and what is missing.
         noise: Standard deviation of a pair's difference by the first metric, over all comparisons; None if unknown.
@@ -73,6 +75,11 @@ class Verdict:
     def by(self, metric: str) -> list[Comparison]:
         """Those of one metric."""
         return [one for one in self.comparisons if one.metric.name == metric]
+
+    @property
+    def controls(self) -> str:
+        """The control, or that each arm has its own."""
+        return "its control" if self.design.within else self.control
 
     @property
     def deciding(self) -> list[Comparison]:
@@ -103,9 +110,9 @@ def judge(
     comparisons: list[Comparison] = []
     for metric in design.metrics:
         drafts = [
-            _draft(metric, arm, by_arm[arm.size, arm.name], by_arm[arm.size, control], design.seeds)
+            _draft(metric, arm, by_arm[arm.size, arm.name], by_arm[arm.size, arm.against], design.seeds)
             for arm in arms
-            if arm.name != control
+            if arm.against
         ]
         if confounds:
             why = "something else could explain a difference: " + confounds[0].what
@@ -165,7 +172,7 @@ def _draft(
         why = "one seed tells no effect from noise"
     found = paired(values, control) if shared else None
     word: Word = "refused" if why else "not enough evidence"
-    return Comparison(arm.name, arm.size, metric, values, control, found, word, why)
+    return Comparison(arm.name, arm.against, arm.size, metric, values, control, found, word, why)
 
 
 def _decide(drafts: Sequence[Comparison], alpha: float) -> list[Comparison]:
@@ -179,9 +186,7 @@ def _decide(drafts: Sequence[Comparison], alpha: float) -> list[Comparison]:
     found = []
     for one in drafts:
         p, q, word = words.get(id(one), (1.0, 1.0, one.word))
-        found.append(
-            Comparison(one.arm, one.size, one.metric, one.values, one.control, one.found, word, one.why, p, q)
-        )
+        found.append(replace(one, word=word, p=p, p_same=q))
     return found
 
 
@@ -209,8 +214,9 @@ def _missing(outcomes: Sequence[Outcome]) -> list[str]:
     return said
 
 
-def in_words(one: Comparison, control: str) -> str:
+def in_words(one: Comparison) -> str:
     """A verdict as a sentence, with its figures."""
+    control = one.against
     at = f" at {one.size}" if one.size else ""
     if one.word == "refused" or one.found is None:
         return f"{one.arm}{at}: no verdict, since {one.why}."
@@ -236,6 +242,7 @@ def as_json(verdict: Verdict) -> dict[str, Any]:
         known = found is not None and found.pairs > 1
         return {
             "arm": one.arm,
+            "against": one.against,
             "size": one.size,
             "metric": one.metric.name,
             "margin": one.metric.margin,

@@ -51,8 +51,8 @@ def test_every_model_of_every_family_computes_the_same_here_and_there(tmp_path_f
     family = FAMILIES[hf_models.KINDS[kind][0]]
     found = verified(folder / "hf", checkpoint.state, family, checkpoint.manifest["model"])
     assert found.layers == changes["num_hidden_layers"]
-    # A norm behind a layer divides by how much came out of it, which is little where the layer is narrow: rounding then
-    # grows by up to 1 / sqrt(epsilon).
+    # A norm behind a layer divides by how much came out of it, which is little where the layer is narrow: rounding
+    # then grows by up to 1 / sqrt(epsilon).
     limit = 1e-3 if checkpoint.manifest["model"].get("norm_placement") == "post" else 1e-5
     assert found.max_layer_difference <= limit
     assert found.max_logit_difference <= limit * max(1, found.max_logit)

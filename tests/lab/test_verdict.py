@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from benchmarks import lab_calibration
+from megatron_davinci.errors import ConfigError
 from megatron_davinci.lab.arm_plots import curves, domain_bars, ends_of, mixtures
 from megatron_davinci.lab.arms import runs_of
 from megatron_davinci.lab.control import check
@@ -68,7 +69,43 @@ def test_words(effect, noise, word, tmp_path):
     *_, verdict = judged(tmp_path, {("half", ""): effect}, noise)
     [one] = verdict.deciding
     assert one.word == word and one.found.mean == pytest.approx(effect, abs=4 * noise)
-    assert word.split()[0] in in_words(one, "control")
+    assert word.split()[0] in in_words(one)
+
+
+def test_within_a_factor_each_level_has_a_control_of_its_own(tmp_path):
+    factors = {
+        "decay": {"key": "curriculum.0.weight_decay", "levels": {"some": 0.1, "none": 0.0}},
+        "rate": {"key": RATE, "levels": {"slow": 1e-3, "fast": 3e-3}},
+    }
+    effects = {("decay=some, rate=fast", ""): 0.5, ("decay=none, rate=fast", ""): 0.2}
+    changes = {"arms": None, "varies": None, "factors": factors}
+    *_, verdict = judged(tmp_path, effects, within=["rate"], **changes)
+    slow, fast = verdict.deciding
+    assert (slow.arm, slow.against, slow.word) == (
+        "decay=none, rate=slow",
+        "decay=some, rate=slow",
+        "equivalent",
+    )
+    assert (fast.arm, fast.against, fast.word) == ("decay=none, rate=fast", "decay=some, rate=fast", "better")
+    assert fast.found.mean == pytest.approx(-0.3, abs=0.01)
+    assert "is better than decay=some, rate=fast" in in_words(fast)
+    assert answer(verdict) == "Each against its control: 1 equivalent, 1 better."
+    *_, whole = judged(tmp_path, effects, **changes)
+    assert len(whole.deciding) == 3 and {one.against for one in whole.deciding} == {"decay=some, rate=slow"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"within": ["speed"]}, "within should name factors; found speed"),
+        ({"within": ["rate"]}, "and one more that is asked about"),
+        ({"within": ["rate"], "combine": "one-at-a-time"}, "combined in full"),
+    ],
+)
+def test_a_within_that_asks_nothing_is_refused(changes, said, tmp_path):
+    factors = {"rate": {"key": RATE, "levels": {"slow": 1e-3, "fast": 3e-3}}}
+    with pytest.raises(ConfigError, match=said):
+        loaded(tmp_path, arms=None, varies=None, factors=factors, **changes)
 
 
 def test_a_difference_that_is_sure_and_smaller_than_matters_is_equivalence(tmp_path):
