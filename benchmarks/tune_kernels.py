@@ -32,7 +32,7 @@ from benchmarks import adamw_speed, common, kernel_speed, memory_bound_speed  # 
 from megatron_davinci.errors import EnvironmentProblem  # noqa: E402
 from megatron_davinci.kernels import compilers, moments, nvrtc, rope, sources, spans, table, ways  # noqa: E402
 from megatron_davinci.kernels import cross_entropy_passes as passes  # noqa: E402
-from megatron_davinci.kernels.adamw import Update, adamw_fp8_moments_  # noqa: E402
+from megatron_davinci.kernels.adamw import adamw_fp8_moments_  # noqa: E402
 from megatron_davinci.kernels.cross_entropy import IGNORED  # noqa: E402
 from megatron_davinci.kernels.library import Library  # noqa: E402
 from megatron_davinci.platform import cuda_launch  # noqa: E402
@@ -134,10 +134,9 @@ def _updated(device: torch.device, small: bool) -> tuple[Callable[[], Result], i
     parameters, gradients = made(torch.float32, 0.02), made(torch.float32, 1e-3)
     codes, copies = (made(torch.uint8), made(torch.uint8)), made(torch.bfloat16)
     ranges = [torch.zeros(moments.groups(n), 4, device=device) for n in counts]
-    update = Update(1e-4, 0.9, 0.95, 1e-8, 0.1, step=100, gradient_scale=0.5)
 
     def action() -> Result:
-        adamw_fp8_moments_(parameters, gradients, *codes, ranges, update, copies)
+        adamw_fp8_moments_(parameters, gradients, *codes, ranges, adamw_speed.UPDATE, copies)
         return (*parameters, *codes[0], *codes[1], *ranges, *copies)
 
     return action, int(adamw_speed.CODED_BYTES * sum(counts))

@@ -6,6 +6,24 @@
 
 namespace davinci {
 
+// The codes of four, the first one in the lowest byte, of a format whose pairs the hardware knows by a name.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+#define DAVINCI_CODES_OF_FOUR(name)                                                                              \
+  __device__ __forceinline__ static u32 four(const float* values) {                                             \
+    u32 result;                                                                                                 \
+    asm("{ .reg .b16 low, high; cvt.rn.satfinite." name ".f32 low, %2, %1; cvt.rn.satfinite." name              \
+        ".f32 high, %4, %3; mov.b32 %0, {low, high}; }"                                                         \
+        : "=r"(result)                                                                                          \
+        : "f"(values[0]), "f"(values[1]), "f"(values[2]), "f"(values[3]));                                      \
+    return result;                                                                                              \
+  }
+#else
+#define DAVINCI_CODES_OF_FOUR(name)                                                 \
+  __device__ __forceinline__ static u32 four(const float* values) {                \
+    return pair(values[0], values[1]) | pair(values[2], values[3]) << 16;          \
+  }
+#endif
+
 // Hardware rounds two at once from compute capability 8.9 on; `low` is in the lower byte.
 struct E4M3 {
   static constexpr float kTop = 448.0f;
@@ -19,19 +37,7 @@ struct E4M3 {
     return code(low) | code(high) << 8;
 #endif
   }
-  // The codes of four, the first one in the lowest byte.
-  __device__ __forceinline__ static u32 four(const float* values) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
-    u32 result;
-    asm("{ .reg .b16 low, high; cvt.rn.satfinite.e4m3x2.f32 low, %2, %1; cvt.rn.satfinite.e4m3x2.f32 high, %4, %3; "
-        "mov.b32 %0, {low, high}; }"
-        : "=r"(result)
-        : "f"(values[0]), "f"(values[1]), "f"(values[2]), "f"(values[3]));
-    return result;
-#else
-    return pair(values[0], values[1]) | pair(values[2], values[3]) << 16;
-#endif
-  }
+  DAVINCI_CODES_OF_FOUR("e4m3x2")
   __device__ __forceinline__ static u32 code(float value) {
     const float size = fabsf(value);
     u32 result;
@@ -59,19 +65,7 @@ struct E5M2 {
     return code(low) | code(high) << 8;
 #endif
   }
-  // The codes of four, the first one in the lowest byte.
-  __device__ __forceinline__ static u32 four(const float* values) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
-    u32 result;
-    asm("{ .reg .b16 low, high; cvt.rn.satfinite.e5m2x2.f32 low, %2, %1; cvt.rn.satfinite.e5m2x2.f32 high, %4, %3; "
-        "mov.b32 %0, {low, high}; }"
-        : "=r"(result)
-        : "f"(values[0]), "f"(values[1]), "f"(values[2]), "f"(values[3]));
-    return result;
-#else
-    return pair(values[0], values[1]) | pair(values[2], values[3]) << 16;
-#endif
-  }
+  DAVINCI_CODES_OF_FOUR("e5m2x2")
   __device__ __forceinline__ static u32 code(float value) {
     const float size = fabsf(value);
     u32 result;

@@ -89,6 +89,7 @@ def arms_of(design: Design) -> list[Arm]:
     """
     sides = _sides(design)
     control = design.control or next(iter(sides))
+    own = _own_controls(design)
     found = []
     for size, changes in (design.ladder or {"": {}}).items():
         for name in sorted(sides, key=lambda one: one != control):
@@ -102,7 +103,7 @@ def arms_of(design: Design) -> list[Arm]:
                     found=f"nothing, in arm {name}",
                     do="name the tokenizer that its sources were made with, before anything is trained",
                 )
-            its = _control_of(design, name, control)
+            its = own.get(name, control)
             found.append(Arm(name, size, words, setting, config, "" if its == name else its))
     return found
 
@@ -111,16 +112,16 @@ def _named(levels: Mapping[str, str]) -> str:
     return ", ".join(f"{factor}={level}" for factor, level in levels.items())
 
 
-def _control_of(design: Design, name: str, control: str) -> str:
-    """The arm that an arm is held against: the control, or with `within` the one of its own levels."""
+def _own_controls(design: Design) -> dict[str, str]:
+    """Of each arm the one with its own levels of the factors in `within`, and the first of all others; by name."""
     if not design.within:
-        return control
-    factors = list(design.factors)
-    chosen = next(
-        dict(zip(factors, one)) for one in _combinations(design) if _named(dict(zip(factors, one))) == name
-    )
-    first = {factor: next(iter(one.levels)) for factor, one in design.factors.items()}
-    return _named(first | {factor: chosen[factor] for factor in design.within})
+        return {}
+    first = {name: next(iter(factor.levels)) for name, factor in design.factors.items()}
+    found = {}
+    for one in _combinations(design):
+        levels = dict(zip(design.factors, one))
+        found[_named(levels)] = _named(first | {name: levels[name] for name in design.within})
+    return found
 
 
 def _sides(design: Design) -> dict[str, tuple[Path | None, Setting, str]]:

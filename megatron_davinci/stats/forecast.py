@@ -35,7 +35,7 @@ TRANSFERS = np.array([0.0, 0.015, 0.03])
 """What a token of another domain is worth; all as likely. The ends alone would not do: of a domain that is given
 little and learns much from others, noise then throws what lies between them to one or the other."""
 RECENCIES = np.array([0.0, 0.3])
-"""g, the weight of what was seen lately. 0.3 is what runs of `examples/curriculum_study` differ by."""
+"""g, the weight of what was seen lately; set, as `HORIZON`, on runs of `examples/curriculum_study`."""
 HORIZON = 0.05
 """Of the budget: "lately" is an exponential mean over so many tokens."""
 WAYS = np.stack(np.meshgrid(TRANSFERS, RECENCIES, indexing="ij"), axis=-1).reshape(-1, 2)

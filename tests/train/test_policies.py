@@ -59,11 +59,11 @@ def test_any_wish_becomes_a_mixture_within_bounds_that_sums_to_one_exactly(case)
 
 
 @settings(max_examples=100, deadline=None)
-@given(bounded_mixtures())
-def test_large_plans_go_first_within_bounds_and_what_a_bound_takes_is_spread_in_proportion(case):
+@given(bounded_mixtures(), st.sampled_from([2.0, 1.5, 1.0]))
+def test_large_plans_go_first_within_bounds_and_what_a_bound_takes_is_spread_in_proportion(case, power):
     present, bounds, wish = case
     plan = {name: value / sum(wish.values()) for name, value in wish.items()}
-    found = largest_first(plan, Situation((), present, bounds, TOTAL))
+    found = largest_first(plan, Situation((), present, bounds, TOTAL), power)
     assert sum(found.values()) == pytest.approx(1, abs=1e-6)
     free = []
     for name, share in found.items():
@@ -71,7 +71,7 @@ def test_large_plans_go_first_within_bounds_and_what_a_bound_takes_is_spread_in_
         high = min(bounds.ceilings[name], present[name] + bounds.maximum_change)
         assert float(low) - 1e-9 <= share <= float(high) + 1e-9
         if float(low) + 1e-6 < share < float(high) - 1e-6 and plan[name] > 1e-3:
-            free.append(share / plan[name] ** 2)
+            free.append(share / plan[name] ** power)
     assert not free or max(free) == pytest.approx(min(free), rel=1e-3)
 
 

@@ -53,15 +53,15 @@ class SaturationPolicy:
         planned = divide(seen, left, free, situation, self._settings.importance)
         if planned is None:
             return Wish(kept, f"{_words(seen)}; no domain of plain text is expected to gain", details)
-        mixture = {**kept, **largest_first(planned, situation, 2 - _forgetting(seen))}
+        forgets = _forgetting(seen)
+        mixture = {**kept, **largest_first(planned, situation, 2 - forgets)}
         moves = [
             f"{unit} {kept[unit]:.1%} to {mixture[unit]:.1%}"
             for unit in plain
             if abs(mixture[unit] - kept[unit]) >= 0.001
         ]
         wished = "by returns of the tokens left: " + (", ".join(moves) or "as it is")
-        forgets = f"forgetting {_forgetting(seen):.0%}"
-        return Wish(mixture, f"{_words(seen)}; {forgets}; {wished}", details)
+        return Wish(mixture, f"{_words(seen)}; forgetting {forgets:.0%}; {wished}", details)
 
 
 def largest_first(planned: Mapping[str, float], situation: Situation, power: float = 2.0) -> dict[str, float]:
@@ -90,8 +90,8 @@ def largest_first(planned: Mapping[str, float], situation: Situation, power: flo
 
 
 def _forgetting(seen: Mapping[str, Outlook]) -> float:
-    """Mean over domains of the probability that their tokens are forgotten."""
-    return float(np.mean([outlook.forecast.forgets for outlook in seen.values() if outlook.forecast]))
+    """Probability that the model forgets, which is that of each of its domains."""
+    return next((one.forecast.forgets for one in seen.values() if one.forecast is not None), 0.0)
 
 
 def _words(seen: Mapping[str, Outlook]) -> str:
