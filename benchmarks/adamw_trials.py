@@ -193,8 +193,11 @@ def see_codes(worst: Worst, name: str, codes: Tensor, found: Tensor, exact: Tens
     )
     # Of a second moment, rounding may make nothing; then it is not what is raised.
     vanishes = (sizes > 0) & (sizes <= by) & second
+    # Rounding decides whether a first moment at the very floor is dropped: the smallest is then one or the other.
+    at_floor = (sizes - floor.unsqueeze(1)).abs() <= by + 2 * U * floor.unsqueeze(1)
+    open_ = vanishes.any(1) if second else at_floor.any(1)
     of_top = torch.where(bottom > top * 0.49, 1.0, moments.SECOND_DEPTH)  # where it follows from the top
-    e_bottom = torch.where(vanishes.any(1), math.inf, most + by.amax(1) * of_top + 2 * U * bottom)
+    e_bottom = torch.where(open_, math.inf, most + by.amax(1) * of_top + 2 * U * bottom)
     worst.see(f"top of {name} moments", found[:, 0], torch.where(alive, top, 0.0), by.amax(1))
     worst.see(f"bottom of {name} moments", found[:, 1], torch.where(alive, bottom, 0.0), e_bottom)
     top, bottom = found.double().unsqueeze(1).unbind(2)

@@ -32,7 +32,9 @@ class Worst:
         finite = exact.isfinite()
         bad = torch.where(finite, ~found.isfinite(), ~(found.isnan() & exact.isnan()) & (found != exact))
         error = torch.where(finite & ~bad, (found - exact).abs() / (bound + TINY), 0.0)
-        ratio = math.inf if bad.any() else (float(error.max()) if error.numel() else 0.0)
+        # A bound that is no number bounds nothing.
+        unbounded = bool(bad.any() or error.isnan().any())
+        ratio = math.inf if unbounded else (float(error.max()) if error.numel() else 0.0)
         self.compared += found.numel()
         if ratio > self.ratio:
             self.ratio, self.what = ratio, what

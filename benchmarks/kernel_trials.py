@@ -110,8 +110,9 @@ class CrossEntropy:
         log_z = x.logsumexp(-1)
         target = x.gather(-1, label.unsqueeze(-1)).squeeze(-1)
         zero = torch.zeros_like(log_z)
+        # Of an ignored row there is none, also where all its logits are minus infinity.
         self.losses = torch.stack(
-            [torch.where(keep, log_z - target, 0) * weight, z_loss * log_z.square() * weight]
+            [torch.where(keep, one, 0.0) * weight for one in (log_z - target, z_loss * log_z.square())]
         )
         one_hot = torch.nn.functional.one_hot(label, x.shape[-1]).double()
         probability = (x - log_z.unsqueeze(-1)).exp()
@@ -143,6 +144,10 @@ class CrossEntropy:
             + e_shift.unsqueeze(-1) * one_hot
             + (e + 3 * U) * (self.gradient.abs() + size_.unsqueeze(-1) * e_left)
         )
+        # What an ignored row and padding have is exactly 0.
+        self.bound_losses[:, ~keep] = 0.0
+        self.bound_gradient[~keep] = 0.0
+        self.bound_gradient[:, tokens:] = 0.0
 
 
 TRIALS = {

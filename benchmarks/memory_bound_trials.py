@@ -103,14 +103,17 @@ def rope(seed: int, device: torch.device) -> Worst:
     """Heads that turn, and gradients, of a random layout, with a bias or without."""
     g = torch.Generator().manual_seed(seed)
     dtype, half = DTYPES[integers(g, 0, 1)], (size(g, 20), 8 * integers(g, 1, 8))[integers(g, 0, 1)]
-    heads = Heads(integers(g, 1, 3), integers(g, 1, 6), 0)
+    heads = Heads(integers(g, 1, 4), integers(g, 1, 8), 0)
     heads = Heads(heads.groups, heads.heads, integers(g, 0, heads.heads))
-    places, batch = integers(g, 1, 12), integers(g, 1, 4)
+    most = min(
+        120, 30_000 // (heads.groups * heads.heads * 2 * half)
+    )  # tokens: several for each warp where it is fast
+    places, batch = integers(g, 1, max(1, most // 2)), integers(g, 1, 4)
     aligned, biased, moved = chance(g, 0.7), chance(g, 0.5), chance(g, 0.5)
     channels = heads.groups * heads.heads * 2 * half
     angles = 30 * torch.randn(places, half, generator=g)
     table = put(rotation_table(torch.cat([angles, angles], -1)), g, device, aligned)
-    tokens = integers(g, 1, 40) if moved else places * batch
+    tokens = integers(g, 1, max(1, most)) if moved else places * batch
     positions = torch.randint(places, (tokens,), generator=g).to(device) if moved else None
     x, by_out, bias = (
         put((3 * torch.randn(*shape, generator=g)).to(dtype), g, device, aligned)

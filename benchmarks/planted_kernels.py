@@ -93,6 +93,9 @@ _WAITS = "wait_but<kBehind>()"
 _OF_RUN = "for (i64 i = threadIdx.x; i < vectors; i += kThreads)"
 _LAST = "    for (i64 i = vectors * kAtOnce + threadIdx.x; i < span.count; i += kThreads) one(s, span, i);\n"
 
+_SUMS_THERE = "    __syncthreads();\n    const int here = kWords"
+_STILL_READ = "      __syncthreads();  // warps may still read what was here\n"
+
 _JOINED = "        __syncthreads();\n        if (threadIdx.x < kTile) {"
 _NEXT_TILE = "    __syncthreads();  // the next tile writes where this one is read\n"
 _NEXT_HALF = "      __syncthreads();  // the next half writes where this one is read\n"
@@ -135,10 +138,17 @@ FAULTS = [
     _of_norm("gradient along the residual left out", "by_sum ? value + load(beside", "false ? value + load(beside"),
     _of_norm("columns of a warp not all added", "warp < kThreads / 32; ++warp) sum",
              "warp < kThreads / 32 - 1; ++warp) sum", "reduce.h"),
-    _change("heads turned one way in one half", "rope.cu", "two * cosine.at[k] + before * s",
-            "two * cosine.at[k] - before * s", "rope"),
-    _change("lanes past the last head", "rope.cu", "const bool here = item < items,", "const bool here = true,",
+    _change("heads turned one way in one half", "rope.cu", "cosine[k] + before * sine[k]",
+            "cosine[k] - before * sine[k]", "rope"),
+    _change("lanes past the last head", "rope.cu", "if (item + 32 * p < items && ", "if (", "rope"),
+    _change("a token's row of the table one too late", "rope.cu", "of_row >= (u32)batch", "of_row > (u32)batch",
             "rope"),
+    _change("sums of the last warp left out", "rope.cu", "warp < kWarps; ++warp)", "warp < kWarps - 1; ++warp)",
+            "rope"),
+    _change("sums read before all are there", "rope.cu", _SUMS_THERE, "    const int here = kWords", "rope"),
+    _change("the bias written where warps still read", "rope.cu", _STILL_READ, "", "rope"),
+    _change("all heads of a group turned", "rope.cu", "const bool turned = of_group < rotated;",
+            "const bool turned = of_group < heads;", "rope"),
     _change("rows counted one at a time", "swiglu.cu", "row += p / packs;", "row += 1;", "swiglu"),
     _change("exponentials without a bound", "gated.h", "return fminf(power_of_two(-gate * kLog2E), 1e38f);",
             "return power_of_two(-gate * kLog2E);", "swiglu"),
@@ -208,8 +218,11 @@ TWINS = [
              "const int mine = r <= rows - 1 ? vectors : 0;"),
     _of_norm("columns of a warp added from the last", "int warp = 0; warp < kThreads / 32; ++warp) sum",
              "int warp = kThreads / 32 - 1; warp >= 0; --warp) sum", "reduce.h"),
-    _change("tokens by warps the other way", "rope.cu", "(part * kWarps + warp) * kPair :",
-            "(part * kWarps + kWarps - 1 - warp) * kPair :", "rope"),
+    _change("tokens by warps the other way", "rope.cu", "first = part * kWarps + warp;",
+            "first = part * kWarps + kWarps - 1 - warp;", "rope"),
+    _change("sums in a part of shared memory at a time", "rope.cu", "room = slots_here(kThreads, kSlots)", "room = 3",
+            "rope"),
+    _change("two passes over a token's heads", "rope.cu", "kPasses = 5;", "kPasses = 2;", "rope"),
     _change("rows counted by a product", "swiglu.cu", "p %= packs;", "p -= p / packs * packs;", "swiglu"),
     _change("a sequence that begins at less than 1", "documents.cu", "i == 0 ||", "i < 1 ||", "document_bounds"),
     _of_adamw("last elements of a run by other threads", "adamw.cu", _LAST,

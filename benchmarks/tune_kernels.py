@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,12 +48,14 @@ class Variant:
         texts: What is exchanged for what in the op's source.
         threads: Of a block, where they are others than the table's.
         slots: Likewise, of kernels that have any.
+        resident: Blocks for each multiprocessor that are started at most, which then go on until all is done.
         host: Attributes of modules, and their values.
     """
 
     texts: tuple[tuple[str, str], ...] = ()
     threads: int | None = None
     slots: int | None = None
+    resident: int | None = None
     host: tuple[tuple[Any, str, int], ...] = ()
 
     def written(self, source: str, folder: Path) -> Path:
@@ -149,32 +151,74 @@ def _lost(device: torch.device, small: bool) -> tuple[Callable[[], Result], int]
     return lambda: (*passes.whole_(logits, labels, columns, IGNORED), logits), 2 * logits.nbytes
 
 
-def _rope_variants(name: str) -> dict[str, Variant]:
+def _rope_variants() -> dict[str, Variant]:
     found = {}
-    for threads in (128, 256, 512):
-        texts = (("kThreads = 256", f"kThreads = {threads}"),)
-        sizes: Sequence[int] = (16, 32, 48, 96, 192) if name == "_TOKENS" else (132, 264, 396, 528, 792)
-        for size in sizes:
-            found[f"{threads} threads, {name[1:].lower()} {size}"] = Variant(
-                texts, threads, host=((rope, name, size),)
+    for threads, blocks in ((128, 4), (256, 2), (512, 1)):  # that a multiprocessor has room for
+        texts = (
+            ("kThreads = 256", f"kThreads = {threads}"),
+            ("DAVINCI_ROPE(rope, false, 0, 2, bf16", f"DAVINCI_ROPE(rope, false, 0, {blocks}, bf16"),
+        )
+        for tokens in (threads // 16, threads // 8, 3 * threads // 16, threads // 4, threads // 2):
+            host = ((rope, "_TOKENS", tokens), (rope, "_LEAST", 0))
+            found[f"{threads} threads, {blocks} blocks, {tokens} tokens"] = Variant(texts, threads, host=host)
+    return found
+
+
+def _rope_sums_variants() -> dict[str, Variant]:
+    found = {}
+    of_registers = (
+        (256, 5),
+        (256, 3),
+        (256, 2),
+        (384, 3),
+        (384, 2),
+        (512, 2),
+        (512, 1),
+    )  # as far as they reach
+    for threads, at_once in of_registers:
+        texts = (("kThreads = 256", f"kThreads = {threads}"), ("kPasses = 5", f"kPasses = {at_once}"))
+        chunks = -(-5 // at_once)
+        for blocks in (132,) if chunks == 1 else (132, 132 * chunks):
+            host = ((rope, "_PASSES", at_once), (rope, "_BLOCKS", blocks))
+            found[f"{threads} threads, {at_once} passes, {blocks // chunks} parts"] = Variant(
+                texts, threads, host=host
             )
     return found
 
 
+def _adamw_variants() -> dict[str, Variant]:
+    found = {}
+    declared, taken = "DAVINCI_KERNEL(name, davinci::adamw::kThreads,", "Held held = next;"
+    asked = "if (then < whole) next = taken<true>(span, then, then * kGroup + lane_at, kPerLane);"
+    at_once = (  # a group is asked for when it is its turn: fewer registers, and other blocks' loads meanwhile
+        (taken, "Held held = taken<true>(span, group, group * kGroup + lane_at, kPerLane);"),
+        (asked, "(void)then;"),
+        ("if (group < whole) next = taken<true>(span, group, group * kGroup + lane_at, kPerLane);", ""),
+    )
+    for threads in (128, 256, 512):
+        for power in (12, 13, 14, 15):
+            texts = (("kThreads = 256", f"kThreads = {threads}"),)
+            host = ((spans, "ELEMENTS", 1 << power),)
+            found[f"{threads} threads, runs of 2^{power}"] = Variant(texts, threads, host=host)
+    # As many blocks as registers reach for.
+    for resident, texts, how in ((2, (), "the next"), (2, at_once, "none"), (3, at_once, "none")):
+        bounds = f"(davinci::adamw::kThreads, {resident}),"
+        within = f"DAVINCI_KERNEL_WITHIN(name, davinci::adamw::kThreads, 0, {bounds}"
+        for power in (12, 13, 14):
+            name = f"{resident} blocks that go on, {how} on its way, runs of 2^{power}"
+            host = ((spans, "ELEMENTS", 1 << power),)
+            found[name] = Variant((*texts, (declared, within)), resident=resident, host=host)
+    return found
+
+
 OPS = {
-    "rope": Op("rope.cu", lambda d, s: _rotated(d, s, False), True, _rope_variants("_TOKENS")),
-    "rope_backward": Op("rope.cu", lambda d, s: _rotated(d, s, True), False, _rope_variants("_BLOCKS")),
+    "rope": Op("rope.cu", lambda d, s: _rotated(d, s, False), True, _rope_variants()),
+    "rope_backward": Op("rope.cu", lambda d, s: _rotated(d, s, True), False, _rope_sums_variants()),
     "adamw_fp8": Op(
         "adamw.cu",
         _updated,
         True,
-        {
-            f"{threads} threads, runs of 2^{power}": Variant(
-                (("kThreads = 256", f"kThreads = {threads}"),), threads, host=((spans, "ELEMENTS", 1 << power),)
-            )
-            for threads in (128, 256, 512)
-            for power in (12, 13, 14, 15)
-        },
+        _adamw_variants(),
     ),
     "cross_entropy": Op(
         "cross_entropy.cu",
@@ -222,6 +266,8 @@ class Tried(ways.Way):
         )
         with cuda_launch.on(of.device):
             blocks = ways._limited(blocks, kernel, of.device, self.most_blocks)
+            if self._variant.resident:
+                blocks = min(blocks, self._variant.resident * cuda_launch.multiprocessors(of.device))
             stream = cuda_launch.current_stream(of.device)
             self._module.launch(kernel, ways.SUFFIXES[of.dtype], blocks, ways._addresses(arguments), stream)
 

@@ -9,169 +9,274 @@
 namespace davinci {
 namespace rope {
 
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / 32;
-constexpr int kPair = 2;  // tokens that a warp takes together, so that more loads are on their way
+constexpr int kPasses = 5;  // of a warp over a token: 20 heads of 128 channels in bf16
+constexpr int kThreads = 256, kWarps = kThreads / 32;
+constexpr int kSlots = 20;  // of 16 bytes, for a thread's sums in bf16
 
-__device__ __forceinline__ i64 place_of(i64 token, i64 batch) {
-  // The same, and shorter where 32 bits are enough.
-  return (u64)(token | batch) >> 32 ? token / batch : (i64)((u32)token / (u32)batch);
-}
+// The compiler cannot know that it stays as it is, and so keeps nothing that follows from it in registers.
+__device__ __forceinline__ void opaque(u32& value) { asm volatile("" : "+r"(value)); }
 
-// In the first warp: each lane's sums over all warps. All threads call it.
+// An item is kWide channels of the first half of a head and those of the second half: where they begin in a token. A head
+// has `of_head` items. Tokens are fewer than 2^31, and so are the channels of one.
 template <int kWide>
-__device__ __forceinline__ void add_warps(Pack<float, kWide>& low, Pack<float, kWide>& high) {
-  constexpr int kValues = 2 * kWide, kOfWarp = 32 * kValues;
-  DAVINCI_SHARED(float, sums, kWarps * kOfWarp);
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-#pragma unroll
-  for (int i = 0; i < kWide; ++i) {
-    sums[warp * kOfWarp + i * 32 + lane] = low.at[i];
-    sums[warp * kOfWarp + (kWide + i) * 32 + lane] = high.at[i];
-  }
-  __syncthreads();
-  // A warp adds some values of all lanes, and leaves them where the first warp's were, which nobody else reads.
-  for (int i = warp; i < kValues; i += kWarps) {
-    float sum = 0.0f;
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) sum += sums[w * kOfWarp + i * 32 + lane];
-    sums[i * 32 + lane] = sum;
-  }
-  __syncthreads();
-  if (warp == 0) {
-#pragma unroll
-    for (int i = 0; i < kWide; ++i) {
-      low.at[i] = sums[i * 32 + lane];
-      high.at[i] = sums[(kWide + i) * 32 + lane];
-    }
-  }
-  __syncthreads();  // the next unit writes where these are read
+__device__ __forceinline__ u32 channel_of(u32 item, u32 of_head) {
+  return (2 * item - item % of_head) * kWide;
 }
 
-// The channels of a token are fewer than 2^31.
-// A lane takes kWide channels of one half of a head, and those of the other half, of token after token: what they are
-// is found once. Tokens that are taken together often have one row of the table, which is then read once. With `shares`
-// [parts, channels of a token], each part's sum over its tokens is that row: forward has a bias, backward shares in its
-// gradient.
-template <int kWide, bool kShares, class T>
-__device__ __forceinline__ void turn(const T* x, T* out, const T* bias, const float* table, const i64* positions,
-                                     float* shares, float sign, i64 tokens, i64 batch, int groups, int heads,
-                                     int rotated, int half, i64 parts) {
-  using P = Pack<T, kWide>;
-  using F = Pack<float, kWide>;
-  constexpr int kFew = kWide < 4 ? kWide : 4;
-  using Q = Pack<float, kFew>;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int touched = kShares || bias || out != x ? heads : rotated;
-  const int of_head = half / kWide, items = groups * touched * of_head, tiles = (items + 31) / 32;
-  const int pitch = groups * heads * 2 * half;
-  for (i64 unit = blockIdx.x; unit < tiles * parts; unit += gridDim.x) {
-    const i64 part = unit / tiles;
-    const int item = (int)(unit % tiles) * 32 + lane;
-    const int head = item / of_head, c = item % of_head * kWide;
-    const int low = (head / touched * heads + head % touched) * 2 * half + c, high = low + half;
-    const bool here = item < items, turns = head % touched < rotated;
-    P bias_low{}, bias_high{};
-    if (!kShares && bias && here) {
-      bias_low = *reinterpret_cast<const P*>(bias + low);
-      bias_high = *reinterpret_cast<const P*>(bias + high);
+// Channels as they came, of which the compiler keeps words where it would keep the elements otherwise (see `Raw`).
+template <class T, int kWide>
+struct CameOf {
+  using Type = Pack<T, kWide>;
+};
+template <>
+struct CameOf<bf16, 8> {
+  using Type = Raw;
+};
+template <class P, class R>
+__device__ __forceinline__ P as(const R& came) {
+  static_assert(sizeof(P) == sizeof(R), "the same bytes");
+  P result;
+  memcpy(&result, &came, sizeof result);
+  return result;
+}
+
+// Some elements from the k-th on, in fp32.
+template <int kFew, class P>
+__device__ __forceinline__ Pack<float, kFew> wide(const P& of, int k) {
+  Pack<float, kFew> few;
+#pragma unroll
+  for (int j = 0; j < kFew; ++j) few.at[j] = load(of.at[k + j]);
+  return few;
+}
+
+// What a lane has in each pass, a bit a pass. A warp's lanes are whole heads where there are several passes.
+template <int kPasses>
+struct Heads {
+  u32 turns = 0, here = 0;
+  // `all`: also where a head does not turn there is something to do.
+  __device__ __forceinline__ Heads(u32 item, u32 items, u32 of_head, u32 heads, u32 rotated, bool all) {
+    const u32 apart = 32 / of_head % heads;
+    u32 of_group = item / of_head % heads;
+#pragma unroll
+    for (int p = 0; p < kPasses; ++p) {
+      const bool turned = of_group < rotated;
+      if (turned) turns |= 1u << p;
+      if (item + 32 * p < items && (turned || all)) here |= 1u << p;
+      of_group += apart;
+      if (of_group >= heads) of_group -= heads;
     }
-    F sum_low{}, sum_high{};
-    const i64 step = parts * kWarps * kPair;
-    for (i64 first = here ? (part * kWarps + warp) * kPair : tokens; first < tokens; first += step) {
-      // The last token may be without another: it is then taken twice, and added once.
-      const i64 second = first + 1 < tokens ? first + 1 : first;
-      const i64 at[kPair] = {first * pitch, second * pitch};
-      P a[kPair], b[kPair];
+  }
+};
+
+// A lane's sums: of the first halves of its items, and of the second halves.
+template <int kWide, int kPasses>
+struct Sums {
+  float at[kPasses][2][kWide];
+  static constexpr int kWords = (kPasses * 2 * kWide + 3) / 4;
+  __device__ __forceinline__ Raw word(int n) const {
+    Raw four{};
 #pragma unroll
-      for (int t = 0; t < kPair; ++t) {
-        a[t] = *reinterpret_cast<const P*>(x + at[t] + low);
-        b[t] = *reinterpret_cast<const P*>(x + at[t] + high);
+    for (int k = 0; k < 4; ++k) {
+      const int i = n * 4 + k;
+      if (i < kPasses * 2 * kWide) four.at[k] = bits_of(at[i / kWide / 2][i / kWide % 2][i % kWide]);
+    }
+    return four;
+  }
+};
+
+// All lanes' sums over the warps of a block, added in the order of the warps, become `shares`: a row of a token's
+// channels. All threads call it.
+template <int kWide, int kPasses>
+__device__ __forceinline__ void add_warps(const Sums<kWide, kPasses>& mine, float* shares, u32 first, u32 items,
+                                          u32 of_head, i64 half) {
+  constexpr int kWords = Sums<kWide, kPasses>::kWords, kFew = kWide < 4 ? kWide : 4;
+  static_assert(kWords <= kSlots, "room for all, where a multiprocessor has as much");
+  DAVINCI_SLOTS(held, kSlots * kThreads);
+  const int room = slots_here(kThreads, kSlots), lane = threadIdx.x % 32;
+  for (int from = 0; from < kWords; from += room) {
+#pragma unroll
+    for (int word = 0; word < kWords; ++word)
+      if (word >= from && word < from + room) held[(word - from) * kThreads + (int)threadIdx.x] = mine.word(word);
+    __syncthreads();
+    const int here = kWords - from < room ? kWords - from : room;
+    for (int n = (int)threadIdx.x / 32; n < here; n += kWarps) {
+      Vector<float> sum{};
+#pragma unroll
+      for (int warp = 0; warp < kWarps; ++warp) {
+        const Vector<float> one = vector_of<float>(held[n * kThreads + warp * 32 + lane]);
+#pragma unroll
+        for (int k = 0; k < 4; ++k) sum.at[k] += one.at[k];
       }
-      i64 row[kPair];
-      if (positions) {
-        row[0] = positions[first];
-        row[1] = positions[second];
-      } else {
-        row[0] = place_of(first, batch);
-        row[1] = row[0] + (second == (row[0] + 1) * batch);
+#pragma unroll
+      for (int k = 0; k < 4; k += kFew) {
+        const int value = (from + n) * 4 + k, pass = value / (2 * kWide), i = value % (2 * kWide);
+        const u32 item = first + pass * 32 + lane;
+        if (pass >= kPasses || item >= items) continue;
+        Pack<float, kFew> few;
+#pragma unroll
+        for (int j = 0; j < kFew; ++j) few.at[j] = sum.at[k + j];
+        float* to = shares + channel_of<kWide>(item, of_head) + (i < kWide ? i : half + i - kWide);
+        *reinterpret_cast<Pack<float, kFew>*>(to) = few;
       }
+    }
+    __syncthreads();  // what comes next is written where these are read
+  }
+}
+
+// A warp takes a token after another, and of each some items in as many passes, of which all loads are on their way
+// together. Its lanes have the same channels of their heads in all passes: the token's row of the table is read once.
+// With `shares` [parts, channels of a token], each part's sum over its tokens is that row: forward has a bias, backward
+// shares in its gradient.
+template <int kWide, int kPasses, bool kShares, bool kBias, class T>
+__device__ __forceinline__ void turn(const T* x, T* out, const T* bias, const float* table, const i64* positions,
+                                     float* shares, float sign, i64 tokens, i64 batch, i64 groups, i64 heads,
+                                     i64 rotated, i64 half, i64 parts) {
+  using P = Pack<T, kWide>;
+  using R = typename CameOf<T, kWide>::Type;
+  constexpr int kFew = kWide < 4 ? kWide : 4;
+  constexpr int kApart = 64 * kWide;  // channels from pass to pass
+  using Q = Pack<float, kFew>;
+  const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const u32 of_head = (u32)half / kWide, items = (u32)(groups * heads) * of_head;
+  const u32 chunks = (items + 32 * kPasses - 1) / (32 * kPasses), units = chunks * (u32)parts;
+  const i64 pitch = groups * heads * 2 * half;
+  DAVINCI_SHARED(Q, of_bias, kBias ? kPasses * 2 * kWide / kFew * 32 : 1);  // all warps' lanes have the same channels
+  for (u32 unit = blockIdx.x; unit < units; unit += gridDim.x) {
+    const u32 part = unit / chunks, first_item = (unit - part * chunks) * 32 * kPasses, mine = first_item + lane;
+    const u32 low = channel_of<kWide>(mine, of_head);
+    const Heads<kPasses> of(mine, items, of_head, (u32)heads, (u32)rotated, kShares || kBias || out != x);
+    u32 turns = of.turns, here = of.here;
+    if constexpr (kBias) {
+      __syncthreads();  // warps may still read what was here
+      for (u32 n = warp; n < 2 * kPasses; n += kWarps)  // an item's halves one after the other
+        if (here >> n / 2 & 1) {
+          const P packed = *reinterpret_cast<const P*>(bias + low + n % 2 * half + n / 2 * kApart);
 #pragma unroll
-      for (int from = 0; from < kWide; from += kFew) {
-        Q cosine, sine;
+          for (int k = 0; k < kWide; k += kFew)
+            of_bias[(n * kWide + k) / kFew * 32 + lane] = wide<kFew>(packed, k);
+        }
+      __syncthreads();
+    }
+    Sums<kWide, kPasses> sums{};
+    // From token to token, and what that is in rows of the table, each for as many tokens as a batch has.
+    const u32 step = (u32)parts * kWarps, rows = step / (u32)batch, rest = step % (u32)batch;
+    const u32 first = part * kWarps + warp;
+    u32 row = first / (u32)batch, of_row = first % (u32)batch, at = low;
+    for (u32 token = here ? first : (u32)tokens; token < (u32)tokens; token += step) {
+      opaque(turns);
+      opaque(here);
+      opaque(at);
+      const T* from = x + token * pitch + at;
+      R came[kPasses][2];
 #pragma unroll
-        for (int t = 0; t < kPair; ++t) {
-          if (turns && (t == 0 || row[t] != row[0])) {
-            const float* entry = table + row[t] * 2 * half + c + from;
-            cosine = *reinterpret_cast<const Q*>(entry);
-            sine = *reinterpret_cast<const Q*>(entry + half);
-          }
+      for (int p = 0; p < kPasses; ++p) {
+        if (!(here >> p & 1)) continue;
+        came[p][0] = *reinterpret_cast<const R*>(from + p * kApart);
+        came[p][1] = *reinterpret_cast<const R*>(from + half + p * kApart);
+      }
+      const float* entry = table + (positions ? positions[token] : (i64)row) * 2 * half + mine % of_head * kWide;
+      row += rows;
+      of_row += rest;
+      if (of_row >= (u32)batch) {
+        of_row -= (u32)batch;
+        ++row;
+      }
+      float cosine[kWide], sine[kWide];
 #pragma unroll
-          for (int k = 0; k < kFew; ++k) {
-            const int i = from + k;
-            float one = load(a[t].at[i]), two = load(b[t].at[i]);
-            if (!kShares && bias) {
-              one += load(bias_low.at[i]);
-              two += load(bias_high.at[i]);
-            }
-            if (turns) {
-              const float s = sign * sine.at[k], before = one;
-              one = before * cosine.at[k] - two * s;
-              two = two * cosine.at[k] + before * s;
-            }
-            if (kShares && !(t == 1 && second == first)) {
-              sum_low.at[i] += one;
-              sum_high.at[i] += two;
-            }
-            a[t].at[i] = store<T>(one);
-            b[t].at[i] = store<T>(two);
-          }
+      for (int k = 0; k < kWide; k += kFew) {
+        const Q cosines = *reinterpret_cast<const Q*>(entry + k), sines = *reinterpret_cast<const Q*>(entry + half + k);
+#pragma unroll
+        for (int j = 0; j < kFew; ++j) {
+          cosine[k + j] = cosines.at[j];
+          sine[k + j] = sign * sines.at[j];
         }
       }
+      T* to = out + token * pitch + at;
 #pragma unroll
-      for (int t = 0; t < kPair; ++t) {
-        *reinterpret_cast<P*>(out + at[t] + low) = a[t];
-        *reinterpret_cast<P*>(out + at[t] + high) = b[t];
+      for (int p = 0; p < kPasses; ++p) {
+        if (!(here >> p & 1)) continue;
+        P ones = as<P>(came[p][0]), twos = as<P>(came[p][1]);
+        float low_of[kWide], high_of[kWide];
+#pragma unroll
+        for (int k = 0; k < kWide; ++k) {
+          low_of[k] = load(ones.at[k]);
+          high_of[k] = load(twos.at[k]);
+        }
+        if constexpr (kBias) {
+#pragma unroll
+          for (int k = 0; k < kWide; k += kFew) {
+            const Q low_bias = of_bias[(2 * p * kWide + k) / kFew * 32 + (int)lane];
+            const Q high_bias = of_bias[((2 * p + 1) * kWide + k) / kFew * 32 + (int)lane];
+#pragma unroll
+            for (int j = 0; j < kFew; ++j) {
+              low_of[k + j] += low_bias.at[j];
+              high_of[k + j] += high_bias.at[j];
+            }
+          }
+        }
+        if (turns >> p & 1) {
+#pragma unroll
+          for (int k = 0; k < kWide; ++k) {
+            const float before = low_of[k];
+            low_of[k] = before * cosine[k] - high_of[k] * sine[k];
+            high_of[k] = high_of[k] * cosine[k] + before * sine[k];
+          }
+        }
+#pragma unroll
+        for (int k = 0; k < kWide; ++k) {
+          if constexpr (kShares) {
+            sums.at[p][0][k] += low_of[k];
+            sums.at[p][1][k] += high_of[k];
+          }
+          ones.at[k] = store<T>(low_of[k]);
+          twos.at[k] = store<T>(high_of[k]);
+        }
+        *reinterpret_cast<P*>(to + p * kApart) = ones;
+        *reinterpret_cast<P*>(to + half + p * kApart) = twos;
       }
     }
-    if constexpr (!kShares) continue;
-    add_warps<kWide>(sum_low, sum_high);
-    if (warp == 0 && here) {
-      *reinterpret_cast<F*>(shares + part * pitch + low) = sum_low;
-      *reinterpret_cast<F*>(shares + part * pitch + high) = sum_high;
-    }
+    if constexpr (kShares)
+      add_warps(sums, shares + (i64)part * pitch, first_item, items, of_head, half);
   }
 }
 
-template <bool kShares, class T>
-__device__ __forceinline__ void rotate(const T* x, T* out, const T* bias, const float* table, const i64* positions,
-                                       float* shares, float sign, i64 tokens, i64 batch, i64 groups, i64 heads,
-                                       i64 rotated, i64 half, i64 parts) {
-  // The table's rows then are too, of fp32 and twice as long.
-  if (in_vectors<T>(half, x, out, bias, table))
-    turn<Vector<T>::kWidth, kShares>(x, out, bias, table, positions, shares, sign, tokens, batch, (int)groups, (int)heads,
-                                     (int)rotated, (int)half, parts);
+template <int kWide, int kPasses, bool kShares, class T, class... Rest>
+__device__ __forceinline__ void with_bias(const T* x, T* out, const T* bias, Rest... rest) {
+  if (!kShares && bias)
+    turn<kWide, kPasses, kShares, !kShares>(x, out, bias, rest...);
   else
-    turn<1, kShares>(x, out, bias, table, positions, shares, sign, tokens, batch, (int)groups, (int)heads, (int)rotated,
-                     (int)half, parts);
+    turn<kWide, kPasses, kShares, false>(x, out, bias, rest...);
+}
+
+template <bool kShares, class T, class... Rest>
+__device__ __forceinline__ void rotate(const T* x, T* out, const T* bias, const float* table, i64 half, Rest... rest) {
+  constexpr int kWide = Vector<T>::kWidth;
+  // The table's rows then are in vectors too, of fp32 and twice as long.
+  if (!in_vectors<T>(half, x, out, bias, table))
+    with_bias<1, 1, kShares>(x, out, bias, table, rest...);
+  else if (32 % (half / kWide) == 0)
+    with_bias<kWide, kPasses, kShares>(x, out, bias, table, rest...);
+  else
+    with_bias<kWide, 1, kShares>(x, out, bias, table, rest...);
 }
 
 }  // namespace rope
 }  // namespace davinci
 
-#define DAVINCI_ROPE(name, shared, suffix, type)                                                                       \
-  DAVINCI_KERNEL(name##_##suffix, davinci::rope::kThreads,                                                             \
-                 (const davinci::type* x, davinci::type* out, const davinci::type* bias, const float* table,           \
-                  const davinci::i64* positions, float* shares, float sign, davinci::i64 tokens, davinci::i64 batch,   \
-                  davinci::i64 groups, davinci::i64 heads, davinci::i64 rotated, davinci::i64 half,                    \
-                  davinci::i64 parts),                                                                                 \
-                 (x, out, bias, table, positions, shares, sign, tokens, batch, groups, heads, rotated, half,           \
-                  parts)) {                                                                                            \
-    davinci::rope::rotate<shared>(x, out, bias, table, positions, shares, sign, tokens, batch, groups, heads, rotated, \
-                                  half, parts);                                                                        \
+#define DAVINCI_ROPE(name, shared, slots, blocks, suffix, type)                                                        \
+  DAVINCI_KERNEL_WITHIN(name##_##suffix, davinci::rope::kThreads, slots, (davinci::rope::kThreads, blocks),            \
+                        (const davinci::type* x, davinci::type* out, const davinci::type* bias, const float* table,    \
+                         const davinci::i64* positions, float* shares, float sign, davinci::i64 tokens,                \
+                         davinci::i64 batch, davinci::i64 groups, davinci::i64 heads, davinci::i64 rotated,            \
+                         davinci::i64 half, davinci::i64 parts),                                                       \
+                        (x, out, bias, table, positions, shares, sign, tokens, batch, groups, heads, rotated, half,    \
+                         parts)) {                                                                                     \
+    davinci::rope::rotate<shared>(x, out, bias, table, half, positions, shares, sign, tokens, batch, groups, heads,    \
+                                  rotated, half, parts);                                                               \
   }
 
-DAVINCI_ROPE(rope, false, fp32, f32)
-DAVINCI_ROPE(rope, false, bf16, bf16)
-DAVINCI_ROPE(rope_sums, true, fp32, f32)
-DAVINCI_ROPE(rope_sums, true, bf16, bf16)
+// Of so many blocks a multiprocessor has room; with sums of one, since a lane then has five times as many of them.
+DAVINCI_ROPE(rope, false, 0, 2, fp32, f32)
+DAVINCI_ROPE(rope, false, 0, 2, bf16, bf16)
+DAVINCI_ROPE(rope_sums, true, davinci::rope::kSlots, 1, fp32, f32)
+DAVINCI_ROPE(rope_sums, true, davinci::rope::kSlots, 1, bf16, bf16)

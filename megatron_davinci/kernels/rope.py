@@ -16,11 +16,13 @@ from torch import Tensor
 
 from megatron_davinci.kernels.column_sums import parts, sum_columns
 from megatron_davinci.kernels.operators import operator
-from megatron_davinci.kernels.ways import way_of
+from megatron_davinci.kernels.ways import Way, way_of
 
 _OP = "rope"
-_TOKENS = 48  # of a block of the kernel that sums nothing: three pairs for each of its warps
-_BLOCKS = 396  # of the kernel that sums, at most: three for each multiprocessor of an H100
+_PASSES = 5  # of a warp over a token, as the kernel has them
+_TOKENS = 32  # of a block of the kernel that sums nothing: four for each of its warps,
+_LEAST = 264  # or fewer, where blocks would be fewer than an H100 runs at once
+_BLOCKS = 132  # of the kernel that sums, at most: one for each multiprocessor of an H100
 
 
 @dataclass(frozen=True)
@@ -129,10 +131,10 @@ def rotated_(
     way = way_of(_OP, *(one for one in (x, bias, table, positions) if one is not None))
     if way.has_kernels:
         if x.numel():
-            shape = _Shape(x, table, groups, heads, rotated, bias is None)
-            pack = shape.pack(x, table) if bias is None else shape.pack(x, table, bias)
-            share = -(-shape.tokens // _TOKENS)
-            blocks = share * shape.tiles(pack)
+            shape = _Shape(x, table, groups, heads, rotated)
+            chunks = shape.chunks(x, table) if bias is None else shape.chunks(x, table, bias)
+            share = shape.shares(chunks, way)
+            blocks = share * chunks
             given = (x, x, _or_null(bias), table, _or_null(positions), 0, 1.0, *shape.numbers(), share)
             way.launch("rope", blocks, x, *given)
         return
@@ -185,15 +187,15 @@ def backward(
     if not by_out.numel():
         return by_x, by_out.new_zeros(channels if biased else 0)
     by_bias = by_out.new_empty(channels if biased else 0)
-    shape = _Shape(by_out, table, groups, heads, rotated, False)
-    tiles = shape.tiles(shape.pack(by_out, table))
-    share = -(-shape.tokens // _TOKENS)
+    shape = _Shape(by_out, table, groups, heads, rotated)
+    chunks = shape.chunks(by_out, table)
+    share = shape.shares(chunks, way)
     shares: Tensor | int = 0
     if biased:
-        share = max(1, parts(way, share * tiles, _BLOCKS) // tiles)
+        share = max(1, parts(way, share * chunks, _BLOCKS) // chunks)
         shares = by_out.new_empty((share, channels), dtype=torch.float32)
     given = (by_out, by_x, 0, table, _or_null(positions), shares, -1.0, *shape.numbers(), share)
-    way.launch("rope_sums" if biased else "rope", share * tiles, by_out, *given)
+    way.launch("rope_sums" if biased else "rope", share * chunks, by_out, *given)
     if isinstance(shares, Tensor):
         sum_columns(way, shares, by_bias)
     return by_x, by_bias
@@ -228,27 +230,30 @@ def _(
 class _Shape:
     """What the kernel is told of a tensor, and how its work is cut."""
 
-    def __init__(
-        self, x: Tensor, table: Tensor, groups: int, heads: int, rotated: int, only_rotated: bool
-    ) -> None:
-        self.tokens = x.numel() // x.shape[-1]
-        self._batch = max(1, self.tokens // len(table))
+    def __init__(self, x: Tensor, table: Tensor, groups: int, heads: int, rotated: int) -> None:
+        self._tokens = x.numel() // x.shape[-1]
+        self._batch = max(1, self._tokens // len(table))
         self._groups, self._heads, self._rotated = groups, heads, rotated
         self._half = table.shape[-1] // 2
-        self._touched = rotated if only_rotated else heads
 
-    def pack(self, *tensors: Tensor) -> int:
-        """Elements that a lane takes at once."""
-        wide = 16 // tensors[0].element_size()
-        return 1 if self._half % wide or any(one.data_ptr() % 16 for one in tensors) else wide
-
-    def tiles(self, pack: int) -> int:
+    def chunks(self, *tensors: Tensor) -> int:
         """Warps that a token's channels are for."""
-        return max(1, -(-self._groups * self._touched * (self._half // pack) // 32))
+        wide = 16 // tensors[0].element_size()
+        if self._half % wide or any(one.data_ptr() % 16 for one in tensors):
+            wide = 1
+        of_head = self._half // wide
+        passes = 1 if wide == 1 or 32 % of_head else _PASSES
+        return max(1, -(-self._groups * self._heads * of_head // (32 * passes)))
+
+    def shares(self, chunks: int, way: Way) -> int:
+        """How many ways tokens are parted, where nothing is summed."""
+        most = -(-_LEAST // chunks)  # that a smaller part is worth it for
+        found = max(-(-self._tokens // _TOKENS), min(-(-self._tokens // (_TOKENS // 4)), most))
+        return parts(way, found, found)  # emulated blocks are few
 
     def numbers(self) -> tuple[int, ...]:
         """As the kernel takes them."""
-        return self.tokens, self._batch, self._groups, self._heads, self._rotated, self._half
+        return self._tokens, self._batch, self._groups, self._heads, self._rotated, self._half
 
 
 def _or_null(tensor: Tensor | None) -> Tensor | int:
@@ -296,6 +301,10 @@ def _check(x: Tensor, table: Tensor, heads: Heads, bias: Tensor | None, position
         )
     places = table.numel() // channels
     tokens = x.numel() // max(1, x.shape[-1])
+    if tokens >= 2**31 or expected >= 2**31:
+        raise ValueError(
+            f"{tokens} tokens of {expected} channels: fewer than 2^31 of each can be rotated at once"
+        )
     if positions is None and (places == 0 or tokens % places):
         raise ValueError(
             f"{tokens} tokens are no multiple of the table's {places} places, and have no positions"

@@ -85,7 +85,7 @@ OPS: dict[str, tuple[Kernel, ...]] = {
     ),
     "rope": (
         Kernel("rope", "rope.cu", 256, "ppppppflllllll", _FLOATS),
-        Kernel("rope_sums", "rope.cu", 256, "ppppppflllllll", _FLOATS),
+        Kernel("rope_sums", "rope.cu", 256, "ppppppflllllll", _FLOATS, slots=20),
         _COLUMN_SUMS,
     ),
     "swiglu": (

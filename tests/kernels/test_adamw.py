@@ -41,6 +41,11 @@ def test_updates_are_float64s_but_for_rounding(device):
     of_any_tensors()
 
 
+def test_a_first_moment_at_the_depth_below_which_they_are_dropped(device):
+    worst = adamw_trials.adamw(49668745, device)
+    assert worst.ratio <= 1, worst
+
+
 def test_the_bounds_see_a_wrong_number():
     p, g, m = torch.randn(3, 400, generator=torch.Generator().manual_seed(0)).unbind()
     exact = adamw_trials.Exact(p, g, m, m.square(), Update(1e-3, weight_decay=0.1, step=3))

@@ -41,6 +41,19 @@ def test_losses_and_gradients_are_float64s_but_for_rounding(device):
     on_any_shape()
 
 
+@pytest.mark.parametrize("seed", [1338312, 18886816, 21127893, 23337294])
+def test_cases_whose_logits_are_all_minus_infinity(seed, device):
+    # Rows with a loss, without one, and with padding: zeros are exact, what is no number is none on both sides.
+    worst = kernel_trials.cross_entropy(seed, device)
+    assert worst.ratio <= 1, worst
+
+
+def test_a_bound_that_is_no_number_bounds_nothing():
+    worst = kernel_trials.Worst()
+    worst.see("a number", torch.zeros(2), torch.zeros(2), torch.tensor([1.0, float("nan")]))
+    assert worst.ratio == float("inf")
+
+
 def test_the_bounds_see_a_wrong_number():
     # One ulp more than roundings explain is seen; so is one element of many.
     logits, labels = a_case(rows=2, width=900)

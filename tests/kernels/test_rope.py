@@ -103,6 +103,12 @@ def test_no_tokens(device):
     assert not bias.grad.any()
 
 
+def test_more_tokens_than_a_kernel_counts_are_refused():
+    x = torch.empty(2**31, 2, device="meta", dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="2147483648 tokens of 2 channels: fewer than 2\\^31 of each"):
+        rotate_(x, torch.empty(2**31, 2, device="meta"), Heads(1, 1, 1))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

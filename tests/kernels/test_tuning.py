@@ -28,8 +28,8 @@ def test_a_list_that_is_older_than_the_sources_is_refused(tmp_path):
 def test_a_variant_with_other_numbers_is_named_and_one_with_the_same_is_not():
     rope = OPS["rope"]
     variants = {
-        "more": rope.variants["512 threads, tokens 96"],
-        "wrong": Variant((("two * cosine.at[k] + before * s", "two * cosine.at[k] - before * s"),)),
+        "more": rope.variants["512 threads, 1 blocks, 128 tokens"],
+        "wrong": Variant((("cosine[k] + before * sine[k]", "cosine[k] - before * sine[k]"),)),
     }
     found = tune_kernels.checked(Op(rope.source, rope.make, True, variants), seed=1)
     assert found == {"more": True, "wrong": False}
