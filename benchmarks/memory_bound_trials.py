@@ -22,7 +22,7 @@ def put(values: Tensor, g: torch.Generator, device: torch.device, aligned: bool)
 def rms_norm(seed: int, device: torch.device) -> Worst:
     """Rows and gradients of a random case, with a residual or without."""
     g = torch.Generator().manual_seed(seed)
-    dtype, rows = DTYPES[integers(g, 0, 1)], integers(g, 1, 40)
+    dtype, rows = DTYPES[integers(g, 0, 1)], integers(g, 1, (40, 200)[chance(g, 0.5)])
     width = (size(g, 5000), 8 * size(g, 600), 8 * size(g, 64))[integers(g, 0, 2)]
     rows = min(rows, max(1, 40_000 // width))
     aligned, added, along = (chance(g, p) for p in (0.7, 0.6, 0.8))
@@ -108,7 +108,7 @@ def rope(seed: int, device: torch.device) -> Worst:
     most = min(
         120, 30_000 // (heads.groups * heads.heads * 2 * half)
     )  # tokens: several for each warp where it is fast
-    places, batch = integers(g, 1, max(1, most // 2)), integers(g, 1, 4)
+    places, batch = integers(g, 1, max(1, most // 3)), integers(g, 1, 7)
     aligned, biased, moved = chance(g, 0.7), chance(g, 0.5), chance(g, 0.5)
     channels = heads.groups * heads.heads * 2 * half
     angles = 30 * torch.randn(places, half, generator=g)
@@ -154,7 +154,7 @@ def rope(seed: int, device: torch.device) -> Worst:
 def gated(seed: int, device: torch.device) -> Worst:
     """The product and its gradients of a random case, in place and not."""
     g = torch.Generator().manual_seed(seed)
-    dtype, rows = DTYPES[integers(g, 0, 1)], integers(g, 1, 40)
+    dtype, rows = DTYPES[integers(g, 0, 1)], integers(g, 1, (40, 200)[chance(g, 0.5)])
     width = (size(g, 300), 8 * size(g, 200))[integers(g, 0, 1)]
     rows = min(rows, max(1, 20_000 // width))
     aligned = chance(g, 0.7)

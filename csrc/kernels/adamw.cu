@@ -13,14 +13,9 @@ namespace adamw {
 constexpr int kThreads = 256;
 constexpr int kAtOnce = 4;  // elements that a thread takes together
 
-// An address from memory may be of any kind of memory, as far as the compiler knows. These are global.
 template <class T>
 __device__ __forceinline__ T* global(i64 address) {
-  T* result = reinterpret_cast<T*>(address);
-#if defined(__CUDA_ARCH__)
-  __builtin_assume(__isGlobal(result));
-#endif
-  return result;
+  return known_global(reinterpret_cast<T*>(address));
 }
 
 struct Span {

@@ -18,7 +18,7 @@ constexpr int kWholeThreads = 32, kSlots = 4, kAGroup = 2, kBehind = 1, kKept = 
 constexpr int kWholeThreads = 512, kSlots = 28, kAGroup = 2, kBehind = 2, kKept = 10, kBatch = 2;
 #endif
 constexpr int kGroups = kSlots / kAGroup;  // of slots that are waited for together, while kBehind more are on their way
-static_assert(kGroups * kAGroup == kSlots && kBehind < kGroups / 2 + 1, "whole groups, some of them behind");
+static_assert(kGroups * kAGroup == kSlots && kBehind <= kGroups, "whole groups, some of them behind");
 
 // A row has fewer than 2^31 columns.
 struct Row {
@@ -46,39 +46,47 @@ struct Parts {
   }
 };
 
-// Adds a vector's logits: one comparison with the largest so far for all, then a difference, a product and a power each.
+// From here on a product with log2(e) may be infinite.
+constexpr float kLarge = 1e38f;
+
+// Adds a vector's logits: one comparison with the largest so far for all, then a fused product and difference, a power
+// and a sum each.
 template <class T>
-__device__ __forceinline__ void add_vector(Softmax& sum, const Vector<T>& block) {
+__device__ __forceinline__ void add_vector(Softmax& sum, const float (&logits)[Vector<T>::kWidth]) {
   constexpr int kWidth = Vector<T>::kWidth;
-  float logits[kWidth], largest = -infinity();
+  float largest = logits[0], powers[kWidth];
 #pragma unroll
-  for (int k = 0; k < kWidth; ++k) {
-    logits[k] = load(block.at[k]);
-    largest = fmaxf(largest, logits[k]);
-  }
-  if (largest > sum.largest && largest < infinity()) {
+  for (int k = 1; k < kWidth; ++k) largest = fmaxf(largest, logits[k]);
+  if (largest > sum.largest) {
     sum.total *= power_of_two((sum.largest - largest) * kLog2E);
     sum.largest = largest;
   }
-  if (fabsf(sum.largest) < infinity() && largest < infinity()) {
+  const float base = sum.largest * kLog2E;
+  if (fabsf(sum.largest) < kLarge) {
 #pragma unroll
-    for (int k = 0; k < kWidth; ++k) sum.total += power_of_two((logits[k] - sum.largest) * kLog2E);
+    for (int k = 0; k < kWidth; ++k) powers[k] = power_of_two(logits[k] * kLog2E - base);
   } else {
 #pragma unroll
-    for (int k = 0; k < kWidth; ++k) sum = add(sum, logits[k]);
+    for (int k = 0; k < kWidth; ++k) powers[k] = rescale(logits[k], sum.largest);
   }
+#pragma unroll
+  for (int apart = kWidth / 2; apart; apart /= 2)
+#pragma unroll
+    for (int k = 0; k < apart; ++k) powers[k] += powers[k + apart];
+  sum.total += powers[0];
 }
 
 // The columns of a vector from `base` on that are no padding are added.
 template <class T>
-__device__ __forceinline__ void add_part(Softmax& sum, const Vector<T>& block, int base, int columns) {
-  if (base + Vector<T>::kWidth <= columns) {
-    add_vector(sum, block);
-  } else {
+__device__ __forceinline__ void add_part(Softmax& sum, Raw block, int base, int columns) {
+  float logits[Vector<T>::kWidth];
+  widen<T>(block, logits);
+  if (base + Vector<T>::kWidth > columns) {
 #pragma unroll
     for (int k = 0; k < Vector<T>::kWidth; ++k)
-      if (base + k < columns) sum = add(sum, load(block.at[k]));
+      if (base + k >= columns) logits[k] = -infinity();
   }
+  add_vector<T>(sum, logits);
 }
 
 // Those before the first vector and after the last.
@@ -91,21 +99,21 @@ __device__ __forceinline__ void add_ends(Softmax& sum, const T* row, const Parts
 }
 
 __device__ __forceinline__ float probability_of(float logit, float log_z) {
-  return power_of_two((logit - log_z) * kLog2E);
+  return power_of_two(fabsf(log_z) < kLarge ? logit * kLog2E - log_z * kLog2E : (logit - log_z) * kLog2E);
 }
 
 // The logit of the label: 0 where it is another rank's, so that a sum over ranks has it.
 template <class T>
-__device__ __forceinline__ float target_of(const T* logits, const Row& row) {
+__device__ __forceinline__ float target_of(T logit, const Row& row) {
   if (row.wrong) return not_a_number();
-  return row.label < 0 ? 0.0f : load(logits[row.label]);
+  return row.label < 0 ? 0.0f : load(logit);
 }
 
 // Calls visit(vector, its number) for the vectors from `begin` on, of which each thread has every kBlock-th. Loads of a
 // batch come before its visits: what a visit does would keep the compiler from it. Backwards, what was read last comes
 // first, since it is what a cache still has.
-template <int kBlock, bool kBackwards, class T, class Visit>
-__device__ __forceinline__ void visit_vectors(const Vector<T>* body, int vectors, int begin, Visit visit) {
+template <int kBlock, bool kBackwards, class Visit>
+__device__ __forceinline__ void visit_vectors(const Raw* body, int vectors, int begin, Visit visit) {
   constexpr int kStep = kBlock * kBatch;
   const int whole = vectors > begin ? (vectors - begin) / kStep : 0, rest = begin + whole * kStep;
   auto visit_rest = [&] {
@@ -115,7 +123,7 @@ __device__ __forceinline__ void visit_vectors(const Vector<T>* body, int vectors
 #pragma unroll 1
   for (int n = 0; n < whole; ++n) {
     const int first = begin + (kBackwards ? whole - 1 - n : n) * kStep + (int)threadIdx.x;
-    Vector<T> blocks[kBatch];
+    Raw blocks[kBatch];
 #pragma unroll
     for (int k = 0; k < kBatch; ++k) blocks[k] = body[first + k * kBlock];
 #pragma unroll
@@ -130,21 +138,33 @@ struct Gradient {
   float log_z, a, b;
   __device__ __forceinline__ Gradient(const Row& row, float log_z_, float a_ = 1.0f, float b_ = 0.0f)
       : columns(row.ignored ? 0 : row.columns), label(row.label), log_z(log_z_), a(a_), b(b_) {}
-  __device__ __forceinline__ float one(float logit, int column) const {
-    const float probability = column < columns ? probability_of(logit, log_z) : 0.0f;
+  __device__ __forceinline__ float left(float probability, int column) const {
+    if (column >= columns) probability = 0.0f;
     return column == label ? a * (probability - 1.0f) + b : a * probability;
   }
+  __device__ __forceinline__ float one(float logit, int column) const {
+    return left(probability_of(logit, log_z), column);
+  }
   template <class T>
-  __device__ __forceinline__ Vector<T> vector(Vector<T> block, int base) const {
+  __device__ __forceinline__ Raw vector(Raw block, int base) const {
     constexpr int kWidth = Vector<T>::kWidth;
-    if (base + kWidth <= columns && (unsigned)(label - base) >= (unsigned)kWidth) {
+    float numbers[kWidth];
+    widen<T>(block, numbers);
+    if (fabsf(log_z) < kLarge) {
 #pragma unroll
-      for (int k = 0; k < kWidth; ++k) block.at[k] = store<T>(a * probability_of(load(block.at[k]), log_z));
+      for (int k = 0; k < kWidth; ++k) numbers[k] = power_of_two(numbers[k] * kLog2E - log_z * kLog2E);
     } else {
 #pragma unroll
-      for (int k = 0; k < kWidth; ++k) block.at[k] = store<T>(one(load(block.at[k]), base + k));
+      for (int k = 0; k < kWidth; ++k) numbers[k] = probability_of(numbers[k], log_z);
     }
-    return block;
+    if (base + kWidth <= columns && (unsigned)(label - base) >= (unsigned)kWidth) {
+#pragma unroll
+      for (int k = 0; k < kWidth; ++k) numbers[k] *= a;
+    } else {
+#pragma unroll
+      for (int k = 0; k < kWidth; ++k) numbers[k] = left(numbers[k], base + k);
+    }
+    return narrow<T>(numbers);
   }
 };
 
@@ -152,9 +172,9 @@ struct Gradient {
 template <int kBlock, bool kBackwards, class T>
 __device__ __forceinline__ void write_gradient(T* logits, const Parts& parts, int begin, const Gradient& gradient) {
   for (int i = threadIdx.x; i < parts.head; i += kBlock) logits[i] = store<T>(gradient.one(load(logits[i]), i));
-  Vector<T>* body = reinterpret_cast<Vector<T>*>(logits + parts.head);
-  visit_vectors<kBlock, kBackwards>(body, parts.vectors, begin, [&](const Vector<T>& block, int v) {
-    body[v] = gradient.vector(block, parts.head + v * Vector<T>::kWidth);
+  Raw* body = reinterpret_cast<Raw*>(logits + parts.head);
+  visit_vectors<kBlock, kBackwards>(body, parts.vectors, begin, [&](Raw block, int v) {
+    body[v] = gradient.vector<T>(block, parts.head + v * Vector<T>::kWidth);
   });
   for (int i = parts.tail + (int)threadIdx.x; i < parts.width; i += kBlock)
     logits[i] = store<T>(gradient.one(load(logits[i]), i));
@@ -168,17 +188,17 @@ __device__ __forceinline__ void statistics(const T* logits, const i64* labels, f
     const Row row(labels[r], width, first, tokens, ignored);
     const T* at = logits + r * width;
     const Parts parts(at, width);
-    const Vector<T>* body = reinterpret_cast<const Vector<T>*>(at + parts.head);
+    const Raw* body = reinterpret_cast<const Raw*>(at + parts.head);
     Softmax sum = no_logits();
     add_ends<kThreads>(sum, at, parts, row.columns);
-    visit_vectors<kThreads, false>(body, parts.vectors, 0, [&](const Vector<T>& block, int v) {
-      add_part(sum, block, parts.head + v * Vector<T>::kWidth, row.columns);
+    visit_vectors<kThreads, false>(body, parts.vectors, 0, [&](Raw block, int v) {
+      add_part<T>(sum, block, parts.head + v * Vector<T>::kWidth, row.columns);
     });
     sum = join_block<kThreads>(sum);
     if (threadIdx.x == 0) {
       largest[r] = sum.largest;
       total[r] = sum.total;
-      target[r] = target_of(at, row);
+      target[r] = target_of(row.label < 0 ? T{} : at[row.label], row);
     }
   }
 }
@@ -203,7 +223,7 @@ __device__ __forceinline__ void whole(T* logits, const i64* labels, float* log_z
   constexpr int kWidth = Vector<T>::kWidth;
   // From the first vector on; without any, no row.
   struct Body {
-    Vector<T>* at;
+    Raw* at;
     int vectors, columns;
   };
   DAVINCI_SLOTS(held, kSlots * kWholeThreads);
@@ -211,23 +231,45 @@ __device__ __forceinline__ void whole(T* logits, const i64* labels, float* log_z
   const int all_columns = (int)(tokens < width ? tokens : width);
   Raw kept[kKept];
   Softmax sum = no_logits();
-  Body body{nullptr, 0, 0}, next = body;
+  const Body none{reinterpret_cast<Raw*>(logits), 0, 0};
+  Body body = none, next = none;
   Gradient gradient(Row(ignored, width, 0, tokens, ignored), 0.0f);  // of `body`
 
   auto body_of = [&](i64 r) {
     const Parts parts(logits + r * width, width);
-    return Body{reinterpret_cast<Vector<T>*>(logits + r * width + parts.head), parts.vectors, all_columns - parts.head};
+    return Body{reinterpret_cast<Raw*>(logits + r * width + parts.head), parts.vectors, all_columns - parts.head};
   };
-  // Group after group of slots: that of `body` is written, that of `next` begins to come, an earlier one is added.
-  auto pass = [&](int begin, int end) {
+  i64 label = blockIdx.x < rows ? labels[blockIdx.x] : ignored;
+  for (i64 r = blockIdx.x; r - gridDim.x < rows; r += gridDim.x) {
+    next = r < rows ? body_of(r) : none;
+    // On their way meanwhile: the label's logit, before it is overwritten, and the label of the row after.
+    const Row row(label, width, 0, tokens, ignored);
+    T wanted{};
+    if (row.label >= 0) wanted = logits[r * width + row.label];
+    label = r + gridDim.x < rows ? labels[r + gridDim.x] : ignored;
+    // Registers first, which have come when all slots are on their way: the last of those come while they are added.
+#pragma unroll
+    for (int k = 0; k < kKept; ++k) {
+      const int v = of_slots + k * kWholeThreads + me;
+      if (v < body.vectors) known_global(body.at)[v] = gradient.vector<T>(kept[k], v * kWidth);
+      if (v < next.vectors) kept[k] = known_global(next.at)[v];
+    }
     const int here = body.vectors < of_slots ? body.vectors : of_slots;
     const int coming = next.vectors < of_slots ? next.vectors : of_slots;
+    // Group after group of slots: that of `body` is written, that of `next` begins to come, an earlier one is added.
 #pragma unroll 1
-    for (int group = begin; group < end; ++group) {
+    for (int group = 0; group < kGroups + kBehind; ++group) {
+      if (group == kGroups) {
+#pragma unroll
+        for (int k = 0; k < kKept; ++k) {
+          const int v = of_slots + k * kWholeThreads + me;
+          if (v < next.vectors) add_part<T>(sum, kept[k], v * kWidth, next.columns);
+        }
+      }
 #pragma unroll
       for (int k = 0; k < kAGroup; ++k) {
         const int v = (group * kAGroup + k) * kWholeThreads + me;
-        if (v < here) body.at[v] = gradient.vector(vector_of<T>(held[v]), v * kWidth);
+        if (v < here) known_global(body.at)[v] = gradient.vector<T>(held[v], v * kWidth);
         if (v < coming) begin_copy(held, v, next.at + v);
       }
       end_group();
@@ -236,39 +278,19 @@ __device__ __forceinline__ void whole(T* logits, const i64* labels, float* log_z
 #pragma unroll
       for (int k = 0; k < kAGroup; ++k) {
         const int v = ((group - kBehind) * kAGroup + k) * kWholeThreads + me;
-        if (v < coming) add_part(sum, vector_of<T>(held[v]), v * kWidth, next.columns);
+        if (v < coming) add_part<T>(sum, held[v], v * kWidth, next.columns);
       }
     }
-  };
-
-  for (i64 r = blockIdx.x; r - gridDim.x < rows; r += gridDim.x) {
-    next = r < rows ? body_of(r) : Body{nullptr, 0, 0};
-    // Registers first, which by half of the slots have come.
-#pragma unroll
-    for (int k = 0; k < kKept; ++k) {
-      const int v = of_slots + k * kWholeThreads + me;
-      if (v < body.vectors) body.at[v] = gradient.vector(vector_of<T>(kept[k]), v * kWidth);
-      if (v < next.vectors) kept[k] = reinterpret_cast<const Raw*>(next.at)[v];
-    }
-    pass(0, kGroups / 2 + kBehind);
-#pragma unroll
-    for (int k = 0; k < kKept; ++k) {
-      const int v = of_slots + k * kWholeThreads + me;
-      if (v < next.vectors) add_part(sum, vector_of<T>(kept[k]), v * kWidth, next.columns);
-    }
-    pass(kGroups / 2 + kBehind, kGroups + kBehind);
     if (r >= rows) return;
 
-    const Row row(labels[r], width, 0, tokens, ignored);
     T* at = logits + r * width;
-    // Before any thread overwrites it: `join_block` has a barrier.
-    if (threadIdx.x == 0) target[r] = target_of(at, row);
+    if (threadIdx.x == 0) target[r] = target_of(wanted, row);
     const Parts parts(at, width);
     const int rest = of_slots + kKept * kWholeThreads;
     body = next;
     add_ends<kWholeThreads>(sum, at, parts, row.columns);
-    visit_vectors<kWholeThreads, false>(body.at, body.vectors, rest, [&](const Vector<T>& block, int v) {
-      add_part(sum, block, v * kWidth, body.columns);
+    visit_vectors<kWholeThreads, false>(body.at, body.vectors, rest, [&](Raw block, int v) {
+      add_part<T>(sum, block, v * kWidth, body.columns);
     });
     sum = join_block<kWholeThreads>(sum);
     const float z = sum.largest + logf(sum.total);

@@ -188,6 +188,15 @@ __device__ __forceinline__ float power_of_two(float x) {
 #endif
 }
 
+// A pointer that came from memory, or that is one of several, may be of any kind of memory, as far as the compiler knows.
+template <class T>
+__device__ __forceinline__ T* known_global(T* pointer) {
+#if defined(__CUDA_ARCH__)
+  __builtin_assume(__isGlobal(pointer));
+#endif
+  return pointer;
+}
+
 // 1 / x, of an x that is not subnormal, to a unit in the last place; 0 where that is below 2^-126.
 __device__ __forceinline__ float reciprocal(float x) {
 #if defined(__CUDA_ARCH__)
@@ -221,6 +230,27 @@ template <class T>
 __device__ __forceinline__ Raw raw_of(Vector<T> vector) {
   Raw raw;
   memcpy(&raw, &vector, sizeof raw);
+  return raw;
+}
+
+// A vector's elements in fp32, and the vector of such. Two bf16 of a word take an instruction each, and one together on
+// the way back, where a compiler that is given them one by one takes two or three.
+template <class T>
+__device__ __forceinline__ void widen(Raw raw, float (&to)[Vector<T>::kWidth]) {
+#pragma unroll
+  for (int k = 0; k < Vector<T>::kWidth; ++k) {
+    const u32 word = raw.at[k * (int)sizeof(T) / 4];
+    to[k] = float_of(sizeof(T) == 4 ? word : k % 2 ? word & 0xffff0000u : word << 16);
+  }
+}
+template <class T>
+__device__ __forceinline__ Raw narrow(const float (&from)[Vector<T>::kWidth]) {
+  Raw raw;
+#pragma unroll
+  for (int word = 0; word < 4; ++word) {
+    constexpr int kIn = 4 / sizeof(T);
+    raw.at[word] = kIn == 1 ? bits_of(from[word]) : bf16_pair(from[word * kIn], from[word * kIn + kIn - 1]);
+  }
   return raw;
 }
 

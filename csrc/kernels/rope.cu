@@ -23,31 +23,19 @@ __device__ __forceinline__ u32 channel_of(u32 item, u32 of_head) {
   return (2 * item - item % of_head) * kWide;
 }
 
-// Channels as they came, of which the compiler keeps words where it would keep the elements otherwise (see `Raw`).
+// Channels as they came, and in fp32.
 template <class T, int kWide>
-struct CameOf {
-  using Type = Pack<T, kWide>;
+struct Channels {
+  using Came = Raw;
+  static __device__ __forceinline__ void open(Raw raw, float (&to)[kWide]) { widen<T>(raw, to); }
+  static __device__ __forceinline__ Raw close(const float (&from)[kWide]) { return narrow<T>(from); }
 };
-template <>
-struct CameOf<bf16, 8> {
-  using Type = Raw;
+template <class T>
+struct Channels<T, 1> {
+  using Came = T;
+  static __device__ __forceinline__ void open(T one, float (&to)[1]) { to[0] = load(one); }
+  static __device__ __forceinline__ T close(const float (&from)[1]) { return store<T>(from[0]); }
 };
-template <class P, class R>
-__device__ __forceinline__ P as(const R& came) {
-  static_assert(sizeof(P) == sizeof(R), "the same bytes");
-  P result;
-  memcpy(&result, &came, sizeof result);
-  return result;
-}
-
-// Some elements from the k-th on, in fp32.
-template <int kFew, class P>
-__device__ __forceinline__ Pack<float, kFew> wide(const P& of, int k) {
-  Pack<float, kFew> few;
-#pragma unroll
-  for (int j = 0; j < kFew; ++j) few.at[j] = load(of.at[k + j]);
-  return few;
-}
 
 // What a lane has in each pass, a bit a pass. A warp's lanes are whole heads where there are several passes.
 template <int kPasses>
@@ -131,8 +119,8 @@ template <int kWide, int kPasses, bool kShares, bool kBias, class T>
 __device__ __forceinline__ void turn(const T* x, T* out, const T* bias, const float* table, const i64* positions,
                                      float* shares, float sign, i64 tokens, i64 batch, i64 groups, i64 heads,
                                      i64 rotated, i64 half, i64 parts) {
-  using P = Pack<T, kWide>;
-  using R = typename CameOf<T, kWide>::Type;
+  using C = Channels<T, kWide>;
+  using R = typename C::Came;
   constexpr int kFew = kWide < 4 ? kWide : 4;
   constexpr int kApart = 64 * kWide;  // channels from pass to pass
   using Q = Pack<float, kFew>;
@@ -150,10 +138,15 @@ __device__ __forceinline__ void turn(const T* x, T* out, const T* bias, const fl
       __syncthreads();  // warps may still read what was here
       for (u32 n = warp; n < 2 * kPasses; n += kWarps)  // an item's halves one after the other
         if (here >> n / 2 & 1) {
-          const P packed = *reinterpret_cast<const P*>(bias + low + n % 2 * half + n / 2 * kApart);
+          float numbers[kWide];
+          C::open(*reinterpret_cast<const R*>(bias + low + n % 2 * half + n / 2 * kApart), numbers);
 #pragma unroll
-          for (int k = 0; k < kWide; k += kFew)
-            of_bias[(n * kWide + k) / kFew * 32 + lane] = wide<kFew>(packed, k);
+          for (int k = 0; k < kWide; k += kFew) {
+            Q few;
+#pragma unroll
+            for (int j = 0; j < kFew; ++j) few.at[j] = numbers[k + j];
+            of_bias[(n * kWide + k) / kFew * 32 + lane] = few;
+          }
         }
       __syncthreads();
     }
@@ -195,13 +188,9 @@ __device__ __forceinline__ void turn(const T* x, T* out, const T* bias, const fl
 #pragma unroll
       for (int p = 0; p < kPasses; ++p) {
         if (!(here >> p & 1)) continue;
-        P ones = as<P>(came[p][0]), twos = as<P>(came[p][1]);
         float low_of[kWide], high_of[kWide];
-#pragma unroll
-        for (int k = 0; k < kWide; ++k) {
-          low_of[k] = load(ones.at[k]);
-          high_of[k] = load(twos.at[k]);
-        }
+        C::open(came[p][0], low_of);
+        C::open(came[p][1], high_of);
         if constexpr (kBias) {
 #pragma unroll
           for (int k = 0; k < kWide; k += kFew) {
@@ -222,17 +211,15 @@ __device__ __forceinline__ void turn(const T* x, T* out, const T* bias, const fl
             high_of[k] = high_of[k] * cosine[k] + before * sine[k];
           }
         }
+        if constexpr (kShares) {
 #pragma unroll
-        for (int k = 0; k < kWide; ++k) {
-          if constexpr (kShares) {
+          for (int k = 0; k < kWide; ++k) {
             sums.at[p][0][k] += low_of[k];
             sums.at[p][1][k] += high_of[k];
           }
-          ones.at[k] = store<T>(low_of[k]);
-          twos.at[k] = store<T>(high_of[k]);
         }
-        *reinterpret_cast<P*>(to + p * kApart) = ones;
-        *reinterpret_cast<P*>(to + half + p * kApart) = twos;
+        *reinterpret_cast<R*>(to + p * kApart) = C::close(low_of);
+        *reinterpret_cast<R*>(to + half + p * kApart) = C::close(high_of);
       }
     }
     if constexpr (kShares)
