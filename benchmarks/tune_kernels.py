@@ -16,6 +16,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -316,6 +317,18 @@ def checked(op: Op, seed: int) -> dict[str, bool]:
     return found
 
 
+def compiled(op: Op, compiler: nvrtc.Compiler, capability: int) -> dict[object, bytes]:
+    """Each source that variants have, by its texts, several at once."""
+
+    def code(variant: Variant) -> bytes:
+        with tempfile.TemporaryDirectory() as scratch:
+            return compiler.compile(op.source, capability, variant.written(op.source, Path(scratch)))
+
+    sources_of = {variant.texts: variant for variant in op.variants.values()}
+    with ThreadPoolExecutor(8) as pool:
+        return dict(zip(sources_of, pool.map(code, sources_of.values()), strict=True))
+
+
 def timed(op: Op, seed: int, copy: float) -> tuple[dict[str, float], dict[str, bool], int]:
     """Milliseconds by variant, which gave the same numbers, and the bytes that have to move."""
     device = torch.device("cuda", torch.cuda.current_device())
@@ -327,15 +340,13 @@ def timed(op: Op, seed: int, copy: float) -> tuple[dict[str, float], dict[str, b
             do="install a CUDA build of torch: it brings NVRTC along",
         )
     AS_IT_IS[device] = ways.way_for(device)
+    codes = compiled(op, compiler, cuda_launch.capability(device))
     action, known, moved = computed(op, device, seed, False)
     times, equal = {"as it is": 1e3 * kernel_speed.seconds(action)}, {}
     for name, variant in op.variants.items():
         del action
         torch.cuda.empty_cache()
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = variant.written(op.source, Path(scratch))
-            code = compiler.compile(op.source, cuda_launch.capability(device), folder)
-        way = Tried(variant, code)
+        way = Tried(variant, codes[variant.texts])
         with mock.patch.object(ways, "way_for", lambda _, way=way: way), variant.on_the_host():
             action, found, _ = computed(op, device, seed, False)
             equal[name] = same(found, known, op.exact)

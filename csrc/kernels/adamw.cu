@@ -110,10 +110,10 @@ __device__ __forceinline__ Held taken(const Span& span, int group, int at, int h
   if (kWhole) {
 #pragma unroll
     for (int j = 0; j < kFours; ++j) {
-      held.parameter[j] = *reinterpret_cast<const Vector<float>*>(span.parameter + at + j * kApart);
-      held.gradient[j] = *reinterpret_cast<const Vector<float>*>(span.gradient + at + j * kApart);
-      held.first[j] = *reinterpret_cast<const u32*>(span.first + at + j * kApart);
-      held.second[j] = *reinterpret_cast<const u32*>(span.second + at + j * kApart);
+      held.parameter[j] = *known_global(reinterpret_cast<const Vector<float>*>(span.parameter + at + j * kApart));
+      held.gradient[j] = *known_global(reinterpret_cast<const Vector<float>*>(span.gradient + at + j * kApart));
+      held.first[j] = *known_global(reinterpret_cast<const u32*>(span.first + at + j * kApart));
+      held.second[j] = *known_global(reinterpret_cast<const u32*>(span.second + at + j * kApart));
     }
   } else {
 #pragma unroll
@@ -142,10 +142,10 @@ __device__ __forceinline__ void put(const Span& span, int group, int at, int her
   if (kWhole) {
 #pragma unroll
     for (int j = 0; j < kFours; ++j) {
-      *reinterpret_cast<Vector<float>*>(span.parameter + at + j * kApart) = held.parameter[j];
-      *reinterpret_cast<u32*>(span.first + at + j * kApart) = held.first[j];
-      *reinterpret_cast<u32*>(span.second + at + j * kApart) = held.second[j];
-      if (span.copy) *reinterpret_cast<Pack<u32, 2>*>(span.copy + at + j * kApart) = rounded(held.parameter[j]);
+      *known_global(reinterpret_cast<Vector<float>*>(span.parameter + at + j * kApart)) = held.parameter[j];
+      *known_global(reinterpret_cast<u32*>(span.first + at + j * kApart)) = held.first[j];
+      *known_global(reinterpret_cast<u32*>(span.second + at + j * kApart)) = held.second[j];
+      if (span.copy) *known_global(reinterpret_cast<Pack<u32, 2>*>(span.copy + at + j * kApart)) = rounded(held.parameter[j]);
     }
   } else {
 #pragma unroll

@@ -26,7 +26,7 @@ struct AsIs {
   __device__ __forceinline__ Parts read(i64 row, i64 column) const {
     return Parts{*reinterpret_cast<const Raw*>(x + row * columns + column)};
   }
-  __device__ __forceinline__ Vector<T> make(const Parts& parts) const { return vector_of<T>(parts.x); }
+  __device__ __forceinline__ Raw make(const Parts& parts) const { return parts.x; }
 };
 
 // rows that have all gates and behind them all that is gated,
@@ -42,12 +42,13 @@ struct Gated {
     const T* here = x + 2 * row * columns + column;
     return Parts{*reinterpret_cast<const Raw*>(here), *reinterpret_cast<const Raw*>(here + columns)};
   }
-  __device__ __forceinline__ Vector<T> make(const Parts& parts) const {
-    Vector<T> gate = vector_of<T>(parts.gate);
-    const Vector<T> up = vector_of<T>(parts.up);
+  __device__ __forceinline__ Raw make(const Parts& parts) const {
+    float gate[Vector<T>::kWidth], up[Vector<T>::kWidth];
+    widen<T>(parts.gate, gate);
+    widen<T>(parts.up, up);
 #pragma unroll
-    for (int i = 0; i < Vector<T>::kWidth; ++i) gate.at[i] = store<T>(gated(load(gate.at[i]), load(up.at[i])));
-    return gate;
+    for (int i = 0; i < Vector<T>::kWidth; ++i) gate[i] = gated(gate[i], up[i]);
+    return narrow<T>(gate);
   }
 };
 
@@ -67,26 +68,27 @@ struct Normed {
     return Parts{*reinterpret_cast<const Raw*>(x + row * columns + column),
                  *reinterpret_cast<const Raw*>(weight + column), scale[row]};
   }
-  __device__ __forceinline__ Vector<T> make(const Parts& parts) const {
-    Vector<T> part = vector_of<T>(parts.x);
-    const Vector<T> gain = vector_of<T>(parts.gain);
+  __device__ __forceinline__ Raw make(const Parts& parts) const {
+    float part[Vector<T>::kWidth], gain[Vector<T>::kWidth];
+    widen<T>(parts.x, part);
+    widen<T>(parts.gain, gain);
 #pragma unroll
-    for (int i = 0; i < Vector<T>::kWidth; ++i) part.at[i] = store<T>(load(part.at[i]) * parts.scale * load(gain.at[i]));
-    return part;
+    for (int i = 0; i < Vector<T>::kWidth; ++i) part[i] = part[i] * parts.scale * gain[i];
+    return narrow<T>(part);
   }
 };
 
 // A patch of a tile: which rows and columns of the matrix a thread has, and their numbers.
 template <class T>
 struct Patch {
+  static constexpr int kVectors = kPatch / Vector<T>::kWidth;  // of a row
   i64 row, column;  // its first ones
-  T at[kPatch][kPatch];
+  Raw at[kPatch][kVectors];
 
   // A patch is in the matrix as a whole, or outside, where it is 0, as is what any source makes of zeros.
   template <class Source>
   __device__ __forceinline__ void read(const Source& source, bool inside) {
-    using V = Vector<T>;
-    constexpr int kRowsAtOnce = sizeof(T) == 2 ? kPatch : 2, kVectors = kPatch / V::kWidth;  // as registers allow
+    constexpr int kRowsAtOnce = sizeof(T) == 2 ? kPatch : 2;  // as registers allow
 #pragma unroll
     for (int first = 0; first < kPatch; first += kRowsAtOnce) {
       typename Source::Parts parts[kRowsAtOnce][kVectors] = {};
@@ -94,37 +96,58 @@ struct Patch {
 #pragma unroll
         for (int r = 0; r < kRowsAtOnce; ++r)
 #pragma unroll
-          for (int v = 0; v < kVectors; ++v) parts[r][v] = source.read(row + first + r, column + v * V::kWidth);
+          for (int v = 0; v < kVectors; ++v)
+            parts[r][v] = source.read(row + first + r, column + v * Vector<T>::kWidth);
       }
 #pragma unroll
-      for (int r = 0; r < kRowsAtOnce; ++r) {
+      for (int r = 0; r < kRowsAtOnce; ++r)
 #pragma unroll
-        for (int v = 0; v < kVectors; ++v) {
-          const V part = source.make(parts[r][v]);
-#pragma unroll
-          for (int i = 0; i < V::kWidth; ++i) at[first + r][v * V::kWidth + i] = part.at[i];
-        }
-      }
+        for (int v = 0; v < kVectors; ++v) at[first + r][v] = source.make(parts[r][v]);
     }
   }
 
-  __device__ __forceinline__ u32 largest_of_row(int r) const {
-    u32 found = 0;
+  // Of its numbers those of a row or of a column, times a scale or their scales.
+  __device__ __forceinline__ Eight scaled_row(int r, float scale) const {
+    Eight values;
 #pragma unroll
-    for (int c = 0; c < kPatch; ++c) found = larger(found, size_bits(load(at[r][c])));
-    return found;
+    for (int c = 0; c < kPatch; ++c) values.at[c] = number(r, c) * scale;
+    return values;
+  }
+  __device__ __forceinline__ Eight scaled_column(int c, float scale) const {
+    Eight values;
+#pragma unroll
+    for (int r = 0; r < kPatch; ++r) values.at[r] = number(r, c) * scale;
+    return values;
+  }
+  __device__ __forceinline__ u32 word(int r, int c) const {
+    return at[r][c / Vector<T>::kWidth].at[c % Vector<T>::kWidth * (int)sizeof(T) / 4];
+  }
+  __device__ __forceinline__ float number(int r, int c) const {
+    return float_of(sizeof(T) == 4 ? word(r, c) : c % 2 ? word(r, c) & 0xffff0000u : word(r, c) << 16);
+  }
+
+  __device__ __forceinline__ void see_row(int r, Sizes<T>& sizes) const {
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v)
+#pragma unroll
+      for (int w = 0; w < 4; ++w) sizes.see(at[r][v].at[w]);
+  }
+  __device__ __forceinline__ u32 largest_of_row(int r) const {
+    Sizes<T> sizes;
+    see_row(r, sizes);
+    return sizes.largest();
   }
   __device__ __forceinline__ u32 largest_of_column(int c) const {
-    u32 found = 0;
+    Sizes<T> sizes;
 #pragma unroll
-    for (int r = 0; r < kPatch; ++r) found = larger(found, size_bits(load(at[r][c])));
-    return found;
+    for (int r = 0; r < kPatch; ++r) sizes.see(word(r, c));
+    return sizes.of(c);
   }
   __device__ __forceinline__ u32 largest() const {
-    u32 found = 0;
+    Sizes<T> sizes;
 #pragma unroll
-    for (int r = 0; r < kPatch; ++r) found = larger(found, largest_of_row(r));
-    return found;
+    for (int r = 0; r < kPatch; ++r) see_row(r, sizes);
+    return sizes.largest();
   }
 };
 
@@ -184,13 +207,14 @@ __device__ __forceinline__ void whole(const Source& source, const float* known, 
       }
     }
     if (kScales == kTensor && amax) seen = larger(seen, patch.largest());
-    if (codes && inside) {
+    CodedPatch coded;
+    if (codes || (turned && kScales != kRows)) {
+      const bool writes = codes && inside;
+      u8* to = codes + patch.row * columns + patch.column;
 #pragma unroll
-      for (int r = 0; r < kPatch; ++r) {
-        Eight values;
-#pragma unroll
-        for (int c = 0; c < kPatch; ++c) values.at[c] = load(patch.at[r][c]) * of_row[r];
-        *reinterpret_cast<u64*>(codes + (patch.row + r) * columns + patch.column) = eight_codes(values, e5m2);
+      for (int r = 0; r < kPatch; ++r, to += columns) {
+        coded.set(r, eight_codes(patch.scaled_row(r, of_row[r]), e5m2));
+        if (writes) *reinterpret_cast<u64*>(to) = coded.word(r);
       }
     }
     if (turned) {
@@ -212,19 +236,21 @@ __device__ __forceinline__ void whole(const Source& source, const float* known, 
         }
         __syncthreads();
       }
+      // With one scale they are the same codes; with others for columns they are not.
+      if (kScales != kRows) coded.turn_all();
 #pragma unroll
       for (int c = 0; c < kPatch; ++c) {
-        const float one = kScales == kRows ? (float)of_columns[across * kPatch + c] : scale;
-        Eight values;
-#pragma unroll
-        for (int r = 0; r < kPatch; ++r) values.at[r] = load(patch.at[r][c]) * one;
-        words[Turned::place(across * kPatch + c, down)] = eight_codes(values, e5m2);
+        if (kScales == kRows)
+          coded.set(c, eight_codes(patch.scaled_column(c, of_columns[across * kPatch + c]), e5m2));
+        words[Turned::place(across * kPatch + c, down)] = coded.word(c);
       }
       __syncthreads();
       const i64 row = top + across * kPatch;  // that its word begins with
-      for (int c = down; c < kTile; c += kAcross)
-        if (left + c < columns && row < rows)
-          *reinterpret_cast<u64*>(turned + (left + c) * rows + row) = words[Turned::place(c, across)];
+      const int last = row < rows ? (int)(columns - left < kTile ? columns - left : kTile) : 0;
+      u8* to = turned + (left + down) * rows + row;
+#pragma unroll 4
+      for (int c = down; c < last; c += kAcross, to += kAcross * rows)
+        *reinterpret_cast<u64*>(to) = words[Turned::place(c, across)];
     }
     __syncthreads();  // the next tile writes where this one is read
   }
@@ -234,20 +260,20 @@ __device__ __forceinline__ void whole(const Source& source, const float* known, 
 // The largest size of all numbers, joined to what is there.
 template <class T>
 __device__ __forceinline__ void largest_of_all(const T* x, u32* amax, i64 count) {
-  using V = Vector<T>;
   const Split<T> split(x, count);
-  const V* body = reinterpret_cast<const V*>(x + split.head);
+  const Raw* body = reinterpret_cast<const Raw*>(x + split.head);
+  Sizes<T> sizes;
   const i64 step = (i64)gridDim.x * kThreads, me = (i64)blockIdx.x * kThreads + threadIdx.x;
   u32 found = 0;
   if (me < split.head) found = size_bits(load(x[me]));
   if (me < count - split.tail) found = larger(found, size_bits(load(x[split.tail + me])));
 #pragma unroll 4
   for (i64 v = me; v < split.vectors; v += step) {
-    const V part = body[v];
+    const Raw part = body[v];
 #pragma unroll
-    for (int i = 0; i < V::kWidth; ++i) found = larger(found, size_bits(load(part.at[i])));
+    for (int w = 0; w < 4; ++w) sizes.see(part.at[w]);
   }
-  join(amax, found);
+  join(amax, larger(found, sizes.largest()));
 }
 
 }  // namespace quantize

@@ -56,21 +56,64 @@ struct Eight {
 #else
 #define DAVINCI_ROUNDS_HERE __forceinline__
 #endif
-__device__ DAVINCI_ROUNDS_HERE u64 eight_codes(Eight values, bool e5m2) {
-  u64 result = 0;
-#pragma unroll
-  for (int i = 0; i < kPatch; i += 2) {
-    const float low = values.at[i], high = values.at[i + 1];
-    result |= (u64)(e5m2 ? E5M2::pair(low, high) : E4M3::pair(low, high)) << (8 * i);
-  }
-  return result;
-}
-
-// The same of a kernel that has a copy of itself for each format, where registers are short.
 template <class Format>
 __device__ DAVINCI_ROUNDS_HERE u64 eight_codes(Eight values) {
   return (u64)Format::four(values.at + 4) << 32 | Format::four(values.at);
 }
+__device__ __forceinline__ u64 eight_codes(Eight values, bool e5m2) {
+  return e5m2 ? eight_codes<E5M2>(values) : eight_codes<E4M3>(values);
+}
+
+// The largest sizes of numbers by their words: of bf16, of those in even and in odd columns, in a half each.
+template <class T>
+struct Sizes;
+template <>
+struct Sizes<f32> {
+  u32 seen = 0;
+  __device__ __forceinline__ void see(u32 word) { seen = larger(seen, word & 0x7fffffffu); }
+  __device__ __forceinline__ u32 of(int) const { return seen; }
+  __device__ __forceinline__ u32 largest() const { return seen; }
+};
+template <>
+struct Sizes<bf16> {
+  u32 seen = 0;
+  __device__ __forceinline__ void see(u32 word) { seen = larger_halves(seen, word & 0x7fff7fffu); }
+  __device__ __forceinline__ u32 of(int column) const { return column % 2 ? seen & 0xffff0000u : seen << 16; }
+  __device__ __forceinline__ u32 largest() const { return larger(of(0), of(1)); }
+};
+
+// Four rows of four bytes become columns.
+__device__ __forceinline__ void turn(u32& a, u32& b, u32& c, u32& d) {
+  const u32 left_above = pick_bytes(a, b, 0x5140), left_below = pick_bytes(c, d, 0x5140);
+  const u32 right_above = pick_bytes(a, b, 0x7362), right_below = pick_bytes(c, d, 0x7362);
+  a = pick_bytes(left_above, left_below, 0x5410);
+  b = pick_bytes(left_above, left_below, 0x7632);
+  c = pick_bytes(right_above, right_below, 0x5410);
+  d = pick_bytes(right_above, right_below, 0x7632);
+}
+
+// The codes of a patch: a word of 8 bytes is a row, and after `turn_all` a column.
+struct CodedPatch {
+  u32 low[kPatch], high[kPatch];
+
+  __device__ __forceinline__ void set(int r, u64 codes) {
+    low[r] = (u32)codes;
+    high[r] = (u32)(codes >> 32);
+  }
+  __device__ __forceinline__ u64 word(int i) const { return (u64)high[i] << 32 | low[i]; }
+  __device__ __forceinline__ void turn_all() {
+    turn(low[0], low[1], low[2], low[3]);
+    turn(low[4], low[5], low[6], low[7]);
+    turn(high[0], high[1], high[2], high[3]);
+    turn(high[4], high[5], high[6], high[7]);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const u32 below = low[4 + i];
+      low[4 + i] = high[i];
+      high[i] = below;
+    }
+  }
+};
 
 // The transposed tile, through shared memory: half a warp then writes 128 codes in a row. A column's 16 words are
 // moved by its number over 8, so that those which lanes touch at once are in different banks.

@@ -25,74 +25,19 @@ struct Ahead {
   }
 };
 
-// The numbers of 16 bytes. Of two in a word the upper one needs no shift.
-__device__ __forceinline__ void unpack(Raw raw, float (&values)[4]) {
-#pragma unroll
-  for (int i = 0; i < 4; ++i) values[i] = float_of(raw.at[i]);
-}
-__device__ __forceinline__ void unpack(Raw raw, float (&values)[8]) {
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    values[2 * i] = float_of(raw.at[i] << 16);
-    values[2 * i + 1] = float_of(raw.at[i] & 0xffff0000u);
-  }
-}
-
-// Two numbers as they are after they were written and read, and the largest size so far.
+// Two numbers as they are after they were written and read, and the largest sizes so far.
 template <class T>
-struct Rounds;
-template <>
-struct Rounds<f32> {
-  u32 seen = 0;
-  __device__ __forceinline__ void pair(float& one, float& other) {
-    seen = larger(seen, larger(size_bits(one), size_bits(other)));
-  }
-  __device__ __forceinline__ u32 largest() const { return seen; }
-};
-template <>
-struct Rounds<bf16> {
-  u32 seen = 0;  // of numbers in even and in odd columns, in a half each
-  __device__ __forceinline__ void pair(float& one, float& other) {
+__device__ __forceinline__ void round(float& one, float& other, Sizes<T>& sizes) {
+  if constexpr (sizeof(T) == 4) {
+    sizes.see(bits_of(one));
+    sizes.see(bits_of(other));
+  } else {
     const u32 both = bf16_pair(one, other);
     one = float_of(both << 16);
     other = float_of(both & 0xffff0000u);
-    seen = larger_halves(seen, both & 0x7fff7fffu);
+    sizes.see(both);
   }
-  __device__ __forceinline__ u32 largest() const { return larger(seen << 16, seen & 0xffff0000u); }
-};
-
-// Four rows of four bytes become columns.
-__device__ __forceinline__ void turn(u32& a, u32& b, u32& c, u32& d) {
-  const u32 left_above = pick_bytes(a, b, 0x5140), left_below = pick_bytes(c, d, 0x5140);
-  const u32 right_above = pick_bytes(a, b, 0x7362), right_below = pick_bytes(c, d, 0x7362);
-  a = pick_bytes(left_above, left_below, 0x5410);
-  b = pick_bytes(left_above, left_below, 0x7632);
-  c = pick_bytes(right_above, right_below, 0x5410);
-  d = pick_bytes(right_above, right_below, 0x7632);
 }
-
-// The codes of a patch: a word of 8 bytes is a row, and after `turn_all` a column.
-struct CodedPatch {
-  u32 low[kPatch], high[kPatch];
-
-  __device__ __forceinline__ void set(int r, u64 codes) {
-    low[r] = (u32)codes;
-    high[r] = (u32)(codes >> 32);
-  }
-  __device__ __forceinline__ u64 word(int i) const { return (u64)high[i] << 32 | low[i]; }
-  __device__ __forceinline__ void turn_all() {
-    turn(low[0], low[1], low[2], low[3]);
-    turn(low[4], low[5], low[6], low[7]);
-    turn(high[0], high[1], high[2], high[3]);
-    turn(high[4], high[5], high[6], high[7]);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const u32 below = low[4 + i];
-      low[4 + i] = high[i];
-      high[i] = below;
-    }
-  }
-};
 
 // by_out: [rows, width]. x: [rows, 2 width], a multiple of 16, as rows are; both begin where 16 bytes do.
 // codes: [rows, 2 width]; turned: [2 width, rows]; either may be null.
@@ -113,7 +58,7 @@ __device__ __forceinline__ void both_ways(const T* x, const T* by_out, const flo
     scale = scale_of(size_bits(*known), Format::kTop);
     if (blockIdx.x == 0 && threadIdx.x == 0) *inverse = 1.0f / scale;
   }
-  Rounds<T> rounds;
+  Sizes<T> sizes;
   // Of the row whose copy is the next to begin. A patch is in the matrix as a whole, or outside: then it reads another
   // one and writes it nowhere.
   const T *from = x, *by_from = by_out;
@@ -155,9 +100,9 @@ __device__ __forceinline__ void both_ways(const T* x, const T* by_out, const flo
       float gates[A::kVectors][V::kWidth], ups[A::kVectors][V::kWidth], above[A::kVectors][V::kWidth];
 #pragma unroll
       for (int v = 0; v < A::kVectors; ++v) {
-        unpack(ahead[A::slot(r, 0, v)], gates[v]);
-        unpack(ahead[A::slot(r, 1, v)], ups[v]);
-        unpack(ahead[A::slot(r, 2, v)], above[v]);
+        widen<T>(ahead[A::slot(r, 0, v)], gates[v]);
+        widen<T>(ahead[A::slot(r, 1, v)], ups[v]);
+        widen<T>(ahead[A::slot(r, 2, v)], above[v]);
       }
       if (r < kPatch - A::kRows || !is_last) begin_row(r);
       end_group();
@@ -173,7 +118,7 @@ __device__ __forceinline__ void both_ways(const T* x, const T* by_out, const flo
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
 #pragma unroll
-        for (int c = 0; c < kPatch; c += 2) rounds.pair(found[half].at[c], found[half].at[c + 1]);
+        for (int c = 0; c < kPatch; c += 2) round(found[half].at[c], found[half].at[c + 1], sizes);
 #pragma unroll
         for (int c = 0; c < kPatch; ++c) found[half].at[c] *= scale;
         const u64 coded = eight_codes<Format>(found[half]);
@@ -199,7 +144,7 @@ __device__ __forceinline__ void both_ways(const T* x, const T* by_out, const flo
       __syncthreads();  // the next half writes where this one is read
     }
   }
-  if (amax) join(amax, rounds.largest());
+  if (amax) join(amax, sizes.largest());
 }
 
 }  // namespace quantize_gradient
