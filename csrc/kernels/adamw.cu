@@ -145,7 +145,8 @@ __device__ __forceinline__ void put(const Span& span, int group, int at, int her
       *known_global(reinterpret_cast<Vector<float>*>(span.parameter + at + j * kApart)) = held.parameter[j];
       *known_global(reinterpret_cast<u32*>(span.first + at + j * kApart)) = held.first[j];
       *known_global(reinterpret_cast<u32*>(span.second + at + j * kApart)) = held.second[j];
-      if (span.copy) *known_global(reinterpret_cast<Pack<u32, 2>*>(span.copy + at + j * kApart)) = rounded(held.parameter[j]);
+      if (span.copy)
+        *known_global(reinterpret_cast<Pack<u32, 2>*>(span.copy + at + j * kApart)) = rounded(held.parameter[j]);
     }
   } else {
 #pragma unroll

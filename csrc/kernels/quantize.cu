@@ -279,8 +279,8 @@ __device__ __forceinline__ void largest_of_all(const T* x, u32* amax, i64 count)
 }  // namespace quantize
 }  // namespace davinci
 
-#define DAVINCI_QUANTIZE_OF(name, Source, scales, suffix, type)                                                        \
-  DAVINCI_KERNEL(name##_##suffix, davinci::quantize::kThreads,                                                         \
+#define DAVINCI_QUANTIZE_OF(name, Source, scales, suffix, type, bounds)                                                \
+  DAVINCI_KERNEL_WITHIN(name##_##suffix, davinci::quantize::kThreads, 0, bounds,                                       \
                  (const davinci::type* x, const float* known, davinci::u8* codes, davinci::u8* turned, float* inverse, \
                   float* inverse_turned, davinci::u32* amax, davinci::i64 rows, davinci::i64 columns,                  \
                   davinci::i64 e5m2),                                                                                  \
@@ -299,12 +299,12 @@ __device__ __forceinline__ void largest_of_all(const T* x, u32* amax, i64 count)
         davinci::quantize::Normed<davinci::type>{x, columns, scale, weight}, known, codes, turned, inverse,            \
         inverse_turned, amax, rows, e5m2 != 0);                                                                        \
   }
-#define DAVINCI_QUANTIZE(suffix, type)                                                                                 \
-  DAVINCI_QUANTIZE_OF(quantize_tensor, AsIs, kTensor, suffix, type)                                                    \
-  DAVINCI_QUANTIZE_OF(quantize_rows, AsIs, kRows, suffix, type)                                                        \
-  DAVINCI_QUANTIZE_OF(quantize_tiles, AsIs, kTiles, suffix, type)                                                      \
-  DAVINCI_QUANTIZE_OF(quantize_swiglu_tensor, Gated, kTensor, suffix, type)                                            \
-  DAVINCI_QUANTIZE_OF(quantize_swiglu_rows, Gated, kRows, suffix, type)                                                \
+#define DAVINCI_QUANTIZE(suffix, type, bounds)                                                                         \
+  DAVINCI_QUANTIZE_OF(quantize_tensor, AsIs, kTensor, suffix, type, bounds)                                            \
+  DAVINCI_QUANTIZE_OF(quantize_rows, AsIs, kRows, suffix, type, bounds)                                                \
+  DAVINCI_QUANTIZE_OF(quantize_tiles, AsIs, kTiles, suffix, type, bounds)                                              \
+  DAVINCI_QUANTIZE_OF(quantize_swiglu_tensor, Gated, kTensor, suffix, type, bounds)                                    \
+  DAVINCI_QUANTIZE_OF(quantize_swiglu_rows, Gated, kRows, suffix, type, bounds)                                        \
   DAVINCI_QUANTIZE_NORM(tensor, kTensor, suffix, type)                                                                 \
   DAVINCI_QUANTIZE_NORM(rows, kRows, suffix, type)                                                                     \
   DAVINCI_KERNEL(quantize_amax_##suffix, davinci::quantize::kThreads,                                                  \
@@ -312,5 +312,6 @@ __device__ __forceinline__ void largest_of_all(const T* x, u32* amax, i64 count)
     davinci::quantize::largest_of_all(x, amax, count);                                                                 \
   }
 
-DAVINCI_QUANTIZE(fp32, f32)
-DAVINCI_QUANTIZE(bf16, bf16)
+// A block of fp32 patches takes the registers of two.
+DAVINCI_QUANTIZE(fp32, f32, (davinci::quantize::kThreads, 1))
+DAVINCI_QUANTIZE(bf16, bf16, (davinci::quantize::kThreads))
