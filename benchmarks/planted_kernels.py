@@ -96,6 +96,9 @@ _WAITS = "wait_but<kBehind>()"
 _OF_RUN = "for (i64 i = threadIdx.x; i < vectors; i += kThreads)"
 _LAST = "    for (i64 i = vectors * kAtOnce + threadIdx.x; i < span.count; i += kThreads) one(s, span, i);\n"
 
+_NEXT_RUN = "        ask(Span(spans + 8 * after), mine);\n      u"
+_NO_GROUPS = "    if (mine >= whole && after < count) ask(Span(spans + 8 * after), mine);\n"
+
 _SUMS_THERE = "    __syncthreads();\n    const int here = kWords"
 _STILL_READ = "      __syncthreads();  // warps may still read what was here\n"
 
@@ -182,6 +185,9 @@ FAULTS = [
     _of_adamw("groups of fewer lanes", "adamw.cu", "threadIdx.x % kLanes * kAtOnce",
               "threadIdx.x % (kLanes / 2) * kAtOnce"),
     _of_adamw("the next group in place of this", "adamw.cu", "Held held = next;\n", "Held& held = next;\n"),
+    _of_adamw("this run's first group in place of the next one's", "adamw.cu", _NEXT_RUN,
+              "        ask(span, mine);\n      u"),
+    _of_adamw("a warp without groups asks for none of the next run", "adamw.cu", _NO_GROUPS, ""),
     _of_adamw("zeros as the smallest", "moments.h", "smaller(least, size - 1)", "smaller(least, size)"),
     _of_adamw("the gradient not scaled", "adamw.cu", "s.scale * gradient", "gradient"),
 ]  # fmt: skip

@@ -189,26 +189,19 @@ def _rope_sums_variants() -> dict[str, Variant]:
 
 def _adamw_variants() -> dict[str, Variant]:
     found = {}
-    declared, taken = "DAVINCI_KERNEL(name, davinci::adamw::kThreads,", "Held held = next;"
-    asked = "if (then < whole) next = taken<true>(span, then, then * kGroup + lane_at, kPerLane);"
-    at_once = (  # a group is asked for when it is its turn: fewer registers, and other blocks' loads meanwhile
-        (taken, "Held held = taken<true>(span, group, group * kGroup + lane_at, kPerLane);"),
-        (asked, "(void)then;"),
-        ("if (group < whole) next = taken<true>(span, group, group * kGroup + lane_at, kPerLane);", ""),
-    )
-    for threads in (128, 256, 512):
+    declared, many = "(davinci::adamw::kThreads, 2), eight_bits", 1 << 20
+    for threads, resident, how in (
+        (128, 4, "go on"), (256, 2, "go on"), (512, 1, "go on"), (256, many, "take a run each"),
+    ):  # fmt: skip
+        room = 2 if resident == many else resident
+        texts = (
+            ("kThreads = 256", f"kThreads = {threads}"),
+            (declared, f"(davinci::adamw::kThreads, {room}), eight_bits"),
+        )
         for power in (12, 13, 14, 15):
-            texts = (("kThreads = 256", f"kThreads = {threads}"),)
+            name = f"{room} blocks of {threads} threads that {how}, runs of 2^{power}"
             host = ((spans, "ELEMENTS", 1 << power),)
-            found[f"{threads} threads, runs of 2^{power}"] = Variant(texts, threads, host=host)
-    # As many blocks as registers reach for.
-    for resident, texts, how in ((2, (), "the next"), (2, at_once, "none"), (3, at_once, "none")):
-        bounds = f"(davinci::adamw::kThreads, {resident}),"
-        within = f"DAVINCI_KERNEL_WITHIN(name, davinci::adamw::kThreads, 0, {bounds}"
-        for power in (12, 13, 14):
-            name = f"{resident} blocks that go on, {how} on its way, runs of 2^{power}"
-            host = ((spans, "ELEMENTS", 1 << power),)
-            found[name] = Variant((*texts, (declared, within)), resident=resident, host=host)
+            found[name] = Variant(texts, threads, resident=resident, host=host)
     return found
 
 
@@ -264,11 +257,10 @@ class Tried(ways.Way):
             kernel,
             threads=self._variant.threads or kernel.threads,
             slots=self._variant.slots or kernel.slots if kernel.slots else 0,
+            resident=self._variant.resident or kernel.resident,
         )
         with cuda_launch.on(of.device):
             blocks = ways._limited(blocks, kernel, of.device, self.most_blocks)
-            if self._variant.resident:
-                blocks = min(blocks, self._variant.resident * cuda_launch.multiprocessors(of.device))
             stream = cuda_launch.current_stream(of.device)
             self._module.launch(kernel, ways.SUFFIXES[of.dtype], blocks, ways._addresses(arguments), stream)
 

@@ -201,30 +201,43 @@ __device__ __forceinline__ void update(const Settings& s, Powers& powers, Held& 
 }
 
 // A warp for some groups, neighbours, at a time.
+constexpr int kGroups = 32 / moments::kLanes;
+
+// Groups of a run of which all that a warp has at a time are whole; others are taken as if none were.
+__device__ __forceinline__ int whole_groups(const Span& span) {
+  const bool aligned = span.aligned && (((u64)span.first | (u64)span.second) & 3) == 0;
+  return aligned ? (int)span.count / moments::kGroup / kGroups * kGroups : 0;  // a run is short
+}
+
+// Blocks go on from run to run, and a warp's next group is on its way while it computes one, that of the next run too.
 __device__ __forceinline__ void eight_bits(const Settings& s, const i64* spans, i64 count) {
   using namespace moments;
-  constexpr int kGroups = 32 / kLanes, kStep = kThreads / kLanes;
+  constexpr int kStep = kThreads / kLanes;
   DAVINCI_SHARED(float, powers, kPowers);
   fill<kThreads>(powers);
   __syncthreads();
   const int mine = threadIdx.x / kLanes, lane_at = threadIdx.x % kLanes * kAtOnce;
+  Held next;
+  const auto ask = [&](const Span& span, int group) {
+    if (group < whole_groups(span)) next = taken<true>(span, group, group * kGroup + lane_at, kPerLane);
+  };
+  if (blockIdx.x < count) ask(Span(spans + 8 * blockIdx.x), mine);
   for (i64 n = blockIdx.x; n < count; n += gridDim.x) {
     const Span span(spans + 8 * n);
-    const bool aligned = span.aligned && (((u64)span.first | (u64)span.second) & 3) == 0;
-    const int elements = (int)span.count;  // a run is short
-    // All groups that a warp has at a time are whole, or each is taken as if it were not.
-    const int whole = aligned ? elements / kGroup / kGroups * kGroups : 0;
+    const i64 after = n + gridDim.x;
+    if (after < count) prefetch(spans + 8 * after);
+    const int elements = (int)span.count, whole = whole_groups(span);
     int group = mine;
-    Held next;
-    if (group < whole) next = taken<true>(span, group, group * kGroup + lane_at, kPerLane);
     for (; group < whole; group += kStep) {
       Held held = next;
-      // The next group is on its way while this one is computed.
-      const int then = group + kStep;
-      if (then < whole) next = taken<true>(span, then, then * kGroup + lane_at, kPerLane);
+      if (group + kStep < whole)
+        ask(span, group + kStep);
+      else if (after < count)
+        ask(Span(spans + 8 * after), mine);
       update(s, powers, held);
       put<true>(span, group, group * kGroup + lane_at, kPerLane, held);
     }
+    if (mine >= whole && after < count) ask(Span(spans + 8 * after), mine);
     for (int first = whole; first * kGroup < elements; first += kStep) {
       group = first + mine;
       const int at = group * kGroup + lane_at;
@@ -238,8 +251,8 @@ __device__ __forceinline__ void eight_bits(const Settings& s, const i64* spans, 
 }  // namespace adamw
 }  // namespace davinci
 
-#define DAVINCI_ADAMW(name, function)                                                                                  \
-  DAVINCI_KERNEL(name, davinci::adamw::kThreads,                                                                       \
+#define DAVINCI_ADAMW(name, bounds, function)                                                                          \
+  DAVINCI_KERNEL_WITHIN(name, davinci::adamw::kThreads, 0, bounds,                                                     \
                  (const davinci::i64* spans, davinci::i64 count, float scale, float beta1, float rest1, float beta2,   \
                   float rest2, float epsilon, float step, float correction, float decay),                              \
                  (spans, count, scale, beta1, rest1, beta2, rest2, epsilon, step, correction, decay)) {                \
@@ -248,5 +261,5 @@ __device__ __forceinline__ void eight_bits(const Settings& s, const i64* spans, 
     davinci::adamw::function(settings, spans, count);                                                                  \
   }
 
-DAVINCI_ADAMW(adamw_fp32, full)
-DAVINCI_ADAMW(adamw_fp8_moments_fp32, eight_bits)
+DAVINCI_ADAMW(adamw_fp32, (davinci::adamw::kThreads), full)
+DAVINCI_ADAMW(adamw_fp8_moments_fp32, (davinci::adamw::kThreads, 2), eight_bits)

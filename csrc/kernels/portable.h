@@ -288,6 +288,15 @@ __device__ __forceinline__ void wait_but() {
 }
 #endif
 
+// What is read soon, and is not waited for.
+__device__ __forceinline__ void prefetch(const void* address) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("prefetch.global.L1 [%0];" ::"l"(address));
+#else
+  (void)address;
+#endif
+}
+
 // How many slots a thread has.
 __device__ __forceinline__ int slots_here(int threads, int most) {
 #if defined(__CUDA_ARCH__)

@@ -41,7 +41,7 @@ _COLUMN_SUMS = Kernel("column_sums", "column_sums.cu", 512, "ppll", _FLOATS)
 OPS: dict[str, tuple[Kernel, ...]] = {
     "adamw": (
         Kernel("adamw", "adamw.cu", 256, "plfffffffff", ("fp32",)),
-        Kernel("adamw_fp8_moments", "adamw.cu", 256, "plfffffffff", ("fp32",)),
+        Kernel("adamw_fp8_moments", "adamw.cu", 256, "plfffffffff", ("fp32",), resident=2),
     ),
     "cross_entropy": (
         Kernel("cross_entropy_statistics", "cross_entropy.cu", 512, "ppppplllll", _FLOATS),
