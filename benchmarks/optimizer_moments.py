@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from benchmarks import common, ops_on_off
+from megatron_davinci.kernels.ways import way_for
 
 SEEDS, STEPS, HELD_OUT = 3, 200, 8
 KINDS = ("fp32", "fp8")
@@ -98,7 +99,10 @@ def main() -> None:
     made.add_argument("--steps", type=int, default=STEPS)
     arguments = made.parse_args()
     figures, peer = compare(arguments.device, arguments.seed, arguments.seeds, arguments.steps)
-    common.write(arguments.json, figures, peer)
+    on_gpu = torch.cuda.is_available() and arguments.device != "cpu"
+    common.write(
+        arguments.json, figures, {"way": str(way_for(torch.device("cuda" if on_gpu else "cpu"))), **peer}
+    )
 
 
 if __name__ == "__main__":

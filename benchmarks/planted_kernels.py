@@ -368,8 +368,10 @@ def _said_of(paths: list[Path], log: Path, runtime: str | None, draw: random.Ran
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, check=False, timeout=900
         )
-        said += done.stdout.split("\n")[:-1]
-        if done.returncode:
+        found = done.stdout.split("\n")[:-1]
+        said += found
+        # What one change has done to memory may end the process later, at another: that is then tried once more.
+        if done.returncode and not found:
             reports = "".join(path.read_text(errors="replace") for path in sorted(log.parent.glob("asan.*")))
             errors = [line for line in (reports + done.stderr).splitlines() if "rror" in line]
             said.append(f"the process ended with {done.returncode}: {errors[-1] if errors else ''}")

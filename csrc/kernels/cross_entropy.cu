@@ -18,7 +18,7 @@ constexpr int kWholeThreads = 32, kSlots = 4, kAGroup = 2, kBehind = 1, kKept = 
 constexpr int kWholeThreads = 512, kSlots = 28, kAGroup = 2, kBehind = 2, kKept = 10, kBatch = 2;
 #endif
 constexpr int kGroups = kSlots / kAGroup;  // of slots that are waited for together, while kBehind more are on their way
-static_assert(kGroups * kAGroup == kSlots && kBehind <= kGroups, "whole groups, some of them behind");
+static_assert(kGroups * kAGroup == kSlots && kBehind && kBehind <= kGroups, "whole groups, some of them behind");
 
 // A row has fewer than 2^31 columns.
 struct Row {
@@ -46,11 +46,9 @@ struct Parts {
   }
 };
 
-// From here on a product with log2(e) may be infinite.
-constexpr float kLarge = 1e38f;
-
-// Adds a vector's logits: one comparison with the largest so far for all, then a fused product and difference, a power
-// and a sum each.
+// Adds a vector's logits: one comparison with the largest so far for all, then a difference, a product, a power and a
+// sum each. The difference comes first: fused with the product it would be taken from a rounded one, and what is largest
+// would not be exactly 1, by far not where logits are large.
 template <class T>
 __device__ __forceinline__ void add_vector(Softmax& sum, const float (&logits)[Vector<T>::kWidth]) {
   constexpr int kWidth = Vector<T>::kWidth;
@@ -61,10 +59,9 @@ __device__ __forceinline__ void add_vector(Softmax& sum, const float (&logits)[V
     sum.total *= power_of_two((sum.largest - largest) * kLog2E);
     sum.largest = largest;
   }
-  const float base = sum.largest * kLog2E;
-  if (fabsf(sum.largest) < kLarge) {
+  if (fabsf(sum.largest) < infinity()) {
 #pragma unroll
-    for (int k = 0; k < kWidth; ++k) powers[k] = power_of_two(logits[k] * kLog2E - base);
+    for (int k = 0; k < kWidth; ++k) powers[k] = power_of_two((logits[k] - sum.largest) * kLog2E);
   } else {
 #pragma unroll
     for (int k = 0; k < kWidth; ++k) powers[k] = rescale(logits[k], sum.largest);
@@ -99,7 +96,7 @@ __device__ __forceinline__ void add_ends(Softmax& sum, const T* row, const Parts
 }
 
 __device__ __forceinline__ float probability_of(float logit, float log_z) {
-  return power_of_two(fabsf(log_z) < kLarge ? logit * kLog2E - log_z * kLog2E : (logit - log_z) * kLog2E);
+  return power_of_two((logit - log_z) * kLog2E);
 }
 
 // The logit of the label: 0 where it is another rank's, so that a sum over ranks has it.
@@ -150,13 +147,8 @@ struct Gradient {
     constexpr int kWidth = Vector<T>::kWidth;
     float numbers[kWidth];
     widen<T>(block, numbers);
-    if (fabsf(log_z) < kLarge) {
 #pragma unroll
-      for (int k = 0; k < kWidth; ++k) numbers[k] = power_of_two(numbers[k] * kLog2E - log_z * kLog2E);
-    } else {
-#pragma unroll
-      for (int k = 0; k < kWidth; ++k) numbers[k] = probability_of(numbers[k], log_z);
-    }
+    for (int k = 0; k < kWidth; ++k) numbers[k] = probability_of(numbers[k], log_z);
     if (base + kWidth <= columns && (unsigned)(label - base) >= (unsigned)kWidth) {
 #pragma unroll
       for (int k = 0; k < kWidth; ++k) numbers[k] *= a;

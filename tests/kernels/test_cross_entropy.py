@@ -41,6 +41,21 @@ def test_losses_and_gradients_are_float64s_but_for_rounding(device):
     on_any_shape()
 
 
+@pytest.mark.parametrize("size", [50.0, 1e5, 1e9, 1e30, 2e38])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_logit_far_above_all_others_has_all_of_the_probability(size, dtype, device):
+    # Exactly, however large it is: differences are taken before they are multiplied.
+    logits = torch.full((3, 300), -size / 2, dtype=dtype, device=device)
+    labels = torch.tensor([7, 7, IGNORED], device=device)
+    logits[0, 7] = logits[1, 200] = logits[2, 0] = size
+    losses, gradient = taken(logits, labels)
+    apart = float(logits[1, 200].double() - logits[1, 7].double())
+    assert losses.cross_entropy.tolist() == [0, pytest.approx(apart, rel=1e-6), 0]
+    expected = torch.zeros(3, 300, device=device)
+    expected[1, 7], expected[1, 200] = -1, 1
+    torch.testing.assert_close(gradient.float(), expected, rtol=0, atol=1e-30)
+
+
 @pytest.mark.parametrize("seed", [1338312, 18886816, 21127893, 23337294])
 def test_cases_whose_logits_are_all_minus_infinity(seed, device):
     # Rows with a loss, without one, and with padding: zeros are exact, what is no number is none on both sides.
