@@ -6,6 +6,7 @@ Nothing but the standard library is imported, since `setup.py` calls this too.
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -103,11 +104,25 @@ def ptxas(target: int, nvcc: Path, where: Path | None = None) -> list[Compiled]:
     return found
 
 
-def emulator(*, sanitize: bool = False, where: Path | None = None, out: Path | None = None) -> Path:
+def can_fuse() -> bool:
+    """Whether this CPU multiplies and adds with one rounding."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return True  # 64-bit ARM always does
+    try:
+        return " fma " in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+
+
+def emulator(
+    *, sanitize: bool = False, fuse: bool = False, where: Path | None = None, out: Path | None = None
+) -> Path:
     """The emulator's library; it is made once for the same sources.
 
     Args:
         sanitize: With AddressSanitizer: who loads it must have its runtime preloaded (`sanitizer_runtime`).
+        fuse: Products and sums are fused where a compiler for GPUs may fuse them. The CPU must be able to
+            (`can_fuse`).
         where: The sources' folder; default: the package's.
         out: The library's path; default: in the user's cache.
 
@@ -122,23 +137,26 @@ def emulator(*, sanitize: bool = False, where: Path | None = None, out: Path | N
             do="install g++ 9 or newer, or unset the variable",
         )
     if out is None:
-        kind = "asan" if sanitize else "plain"
+        kind = "asan" if sanitize else "fused" if fuse else "plain"
         out = _cache() / f"emulator-{sources.digest(where)}-{kind}.so"
         if out.exists():
             return out
         out.parent.mkdir(parents=True, exist_ok=True)
-    # Products and sums stay apart, as they are written: what a test sees does not depend on the host's compiler.
+    # Products and sums stay apart, as they are written, so that what a test sees does not depend on the host's
+    # compiler; unless it is asked what becomes of numbers where they do not, as on a GPU.
     flags = [
         "-x",
         "c++",
         "-std=c++17",
-        "-O1",
+        "-O2" if fuse else "-O1",  # g++ fuses from -O2 on
         "-fPIC",
         "-shared",
-        "-ffp-contract=off",
+        f"-ffp-contract={'fast' if fuse else 'off'}",
         "-Wno-unknown-pragmas",
     ]
     flags += ["-fvisibility=hidden", "-DDAVINCI_EMULATOR"]
+    if fuse and platform.machine() in ("x86_64", "AMD64"):
+        flags.append("-mfma")
     if sanitize:
         flags += ["-g", "-fsanitize=address", "-fsanitize-recover=address", "-fno-omit-frame-pointer"]
     _make(out, [compiler, *flags], where)

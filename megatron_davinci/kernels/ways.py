@@ -24,6 +24,9 @@ SWITCH = "DAVINCI_KERNELS"
 SANITIZE = "DAVINCI_EMULATOR_ASAN"
 """An environment variable: 1 emulates with AddressSanitizer, whose runtime must be preloaded."""
 
+FUSE = "DAVINCI_EMULATOR_FUSE"
+"""An environment variable: 1 emulates with products and sums fused, as compilers for GPUs do."""
+
 NAMES = ("ahead_of_time", "run_time", "emulator", "reference")
 PACKAGED = Path(__file__).with_name("_cuda.so")
 """What `setup.py` makes where there is nvcc."""
@@ -130,6 +133,22 @@ _asked: str | None = None  # by `using`
 
 
 @contextmanager
+def emulating_fused() -> Iterator[None]:
+    """Have ops emulated in a `with`, products and sums fused."""
+    before = os.environ.get(FUSE)
+    os.environ[FUSE] = "1"
+    _way.cache_clear()
+    try:
+        with using("emulator"):
+            yield
+    finally:
+        os.environ.pop(FUSE)
+        if before is not None:
+            os.environ[FUSE] = before
+        _way.cache_clear()
+
+
+@contextmanager
 def using(name: str) -> Iterator[None]:
     """Have ops run by a way in a `with`, as the environment variable does for a process.
 
@@ -224,7 +243,7 @@ def _way(kind: str, index: int, asked: str) -> Way:
     if kind == "cpu" and asked in ("auto", "emulator"):
         if asked == "auto":
             return Way("the platform is cpu")
-        path = compilers.emulator(sanitize=os.environ.get(SANITIZE) == "1")
+        path = compilers.emulator(sanitize=os.environ.get(SANITIZE) == "1", fuse=os.environ.get(FUSE) == "1")
         return _Loaded("emulator", f"asked for, {path}", Library(path))
     refused: list[str] = []
     if kind != "cuda":

@@ -9,9 +9,11 @@ import subprocess
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import planted_kernels
-from megatron_davinci.kernels import compilers, sources
+from megatron_davinci.kernels import compilers, sources, ways
+from megatron_davinci.kernels.cross_entropy import vocab_parallel_cross_entropy
 
 pytestmark = pytest.mark.needs("emulator")
 
@@ -95,6 +97,38 @@ def test_a_planted_fault_is_caught_and_its_clean_twin_passes(tmp_path):
     for name, caught in (("barrier removed", True), ("barrier doubled", False)):
         built = planted_kernels.build(by_name[name], tmp_path, sanitize=False)
         assert bool(planted_kernels.try_it(by_name[name], built, random.Random(1), trials=6)) == caught
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not compilers.can_fuse(), reason="this CPU does not fuse products and sums")
+def test_fused_products_and_sums_show_what_a_gpu_would_compute(tmp_path):
+    # Of equal products the difference is 0 where both are rounded, and is not where one of them is fused.
+    change = planted_kernels.Change(
+        "a difference of products",
+        "cross_entropy",
+        "cross_entropy.cu",
+        "power_of_two((logit - log_z) * kLog2E)",
+        "power_of_two(logit * kLog2E - log_z * kLog2E)",
+    )
+
+    def gradient():
+        logits = torch.zeros(1, 300)
+        logits[0, 7] = 1e6  # all of the probability, and the label's: there is nothing to learn
+        leaf = logits.requires_grad_()
+        vocab_parallel_cross_entropy(leaf * 1, torch.tensor([7])).cross_entropy.sum().backward()
+        return float(leaf.grad.abs().max())
+
+    for fuse in (False, True):
+        library = tmp_path / f"{fuse}.so"
+        where = library.with_suffix("")
+        where.mkdir()
+        for file, text in change.apply(sources.files()).items():
+            (where / file).write_text(text)
+        compilers.emulator(fuse=fuse, where=where, out=library)
+        with planted_kernels.emulated_by(library, change):
+            assert (gradient() > 1e-3) == fuse
+    with ways.emulating_fused():
+        assert gradient() == 0
 
 
 @pytest.mark.long
