@@ -105,9 +105,8 @@ def rope(seed: int, device: torch.device) -> Worst:
     dtype, half = DTYPES[integers(g, 0, 1)], (size(g, 20), 8 * integers(g, 1, 8))[integers(g, 0, 1)]
     heads = Heads(integers(g, 1, 4), integers(g, 1, 8), 0)
     heads = Heads(heads.groups, heads.heads, integers(g, 0, heads.heads))
-    most = min(
-        120, 30_000 // (heads.groups * heads.heads * 2 * half)
-    )  # tokens: several for each warp where it is fast
+    # Tokens: several for each warp, where that is soon emulated.
+    most = min(120, 30_000 // (heads.groups * heads.heads * 2 * half))
     places, batch = integers(g, 1, max(1, most // 3)), integers(g, 1, 7)
     aligned, biased, moved = chance(g, 0.7), chance(g, 0.5), chance(g, 0.5)
     channels = heads.groups * heads.heads * 2 * half

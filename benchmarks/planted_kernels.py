@@ -96,8 +96,8 @@ _WAITS = "wait_but<kBehind>()"
 _OF_RUN = "for (i64 i = threadIdx.x; i < vectors; i += kThreads)"
 _LAST = "    for (i64 i = vectors * kAtOnce + threadIdx.x; i < span.count; i += kThreads) one(s, span, i);\n"
 
-_NEXT_RUN = "        ask(Span(spans + 8 * after), mine);\n      u"
-_NO_GROUPS = "    if (mine >= whole && after < count) ask(Span(spans + 8 * after), mine);\n"
+_NEXT_RUN = "        ask_first(after);\n      u"
+_NO_GROUPS = "    if (mine >= whole) ask_first(after);\n"
 
 _SUMS_THERE = "    __syncthreads();\n    const int here = kWords"
 _STILL_READ = "      __syncthreads();  // warps may still read what was here\n"
@@ -250,7 +250,7 @@ TWINS = [
 ]  # fmt: skip
 
 
-def build(change: Change, folder: Path, *, sanitize: bool) -> Path:
+def build(change: Change, folder: Path, *, sanitize: bool, fuse: bool = False) -> Path:
     """The emulator with a change; of the ops only what its trials need, since that compiles faster."""
     name = change.name.replace(" ", "-")
     where = folder / name
@@ -262,7 +262,7 @@ def build(change: Change, folder: Path, *, sanitize: bool) -> Path:
         texts[sources.WHOLE] = texts[sources.WHOLE].replace(f'#include "{other}"\n', "")
     for file, text in texts.items():
         (where / file).write_text(text)
-    return compilers.emulator(sanitize=sanitize, where=where, out=folder / f"{name}.so")
+    return compilers.emulator(sanitize=sanitize, fuse=fuse, where=where, out=folder / f"{name}.so")
 
 
 def _kernels_for(change: Change) -> tuple[Kernel, ...]:

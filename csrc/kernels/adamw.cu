@@ -194,8 +194,8 @@ __device__ __forceinline__ void update(const Settings& s, Powers& powers, Held& 
 #pragma unroll
   for (int j = 0; j < kFours; ++j) {
     const int k = j * kAtOnce;
-    held.first[j] = E4M3::pair(m[k], m[k + 1]) | E4M3::pair(m[k + 2], m[k + 3]) << 16;
-    held.second[j] = E4M3::pair(v[k], v[k + 1]) | E4M3::pair(v[k + 2], v[k + 3]) << 16;
+    held.first[j] = E4M3::four(m + k);
+    held.second[j] = E4M3::four(v + k);
   }
   held.ranges = Vector<float>{{of_first.top, of_first.bottom, of_second.top, of_second.bottom}};
 }
@@ -221,7 +221,10 @@ __device__ __forceinline__ void eight_bits(const Settings& s, const i64* spans, 
   const auto ask = [&](const Span& span, int group) {
     if (group < whole_groups(span)) next = taken<true>(span, group, group * kGroup + lane_at, kPerLane);
   };
-  if (blockIdx.x < count) ask(Span(spans + 8 * blockIdx.x), mine);
+  const auto ask_first = [&](i64 run) {
+    if (run < count) ask(Span(spans + 8 * run), mine);
+  };
+  ask_first(blockIdx.x);
   for (i64 n = blockIdx.x; n < count; n += gridDim.x) {
     const Span span(spans + 8 * n);
     const i64 after = n + gridDim.x;
@@ -232,12 +235,12 @@ __device__ __forceinline__ void eight_bits(const Settings& s, const i64* spans, 
       Held held = next;
       if (group + kStep < whole)
         ask(span, group + kStep);
-      else if (after < count)
-        ask(Span(spans + 8 * after), mine);
+      else
+        ask_first(after);
       update(s, powers, held);
       put<true>(span, group, group * kGroup + lane_at, kPerLane, held);
     }
-    if (mine >= whole && after < count) ask(Span(spans + 8 * after), mine);
+    if (mine >= whole) ask_first(after);
     for (int first = whole; first * kGroup < elements; first += kStep) {
       group = first + mine;
       const int at = group * kGroup + lane_at;

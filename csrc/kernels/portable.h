@@ -236,12 +236,14 @@ __device__ __forceinline__ Raw raw_of(Vector<T> vector) {
 // A vector's elements in fp32, and the vector of such. Two bf16 of a word take an instruction each, and one together on
 // the way back, where a compiler that is given them one by one takes two or three.
 template <class T>
+__device__ __forceinline__ float element_of(const Raw& raw, int k) {
+  const u32 word = raw.at[k * (int)sizeof(T) / 4];
+  return float_of(sizeof(T) == 4 ? word : k % 2 ? word & 0xffff0000u : word << 16);
+}
+template <class T>
 __device__ __forceinline__ void widen(Raw raw, float (&to)[Vector<T>::kWidth]) {
 #pragma unroll
-  for (int k = 0; k < Vector<T>::kWidth; ++k) {
-    const u32 word = raw.at[k * (int)sizeof(T) / 4];
-    to[k] = float_of(sizeof(T) == 4 ? word : k % 2 ? word & 0xffff0000u : word << 16);
-  }
+  for (int k = 0; k < Vector<T>::kWidth; ++k) to[k] = element_of<T>(raw, k);
 }
 template <class T>
 __device__ __forceinline__ Raw narrow(const float (&from)[Vector<T>::kWidth]) {

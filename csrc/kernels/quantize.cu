@@ -123,7 +123,7 @@ struct Patch {
     return at[r][c / Vector<T>::kWidth].at[c % Vector<T>::kWidth * (int)sizeof(T) / 4];
   }
   __device__ __forceinline__ float number(int r, int c) const {
-    return float_of(sizeof(T) == 4 ? word(r, c) : c % 2 ? word(r, c) & 0xffff0000u : word(r, c) << 16);
+    return element_of<T>(at[r][c / Vector<T>::kWidth], c % Vector<T>::kWidth);
   }
 
   __device__ __forceinline__ void see_row(int r, Sizes<T>& sizes) const {
