@@ -193,7 +193,8 @@ def _link(found: Checkpoint, target: Path, journal: Journal) -> None:
         **found.manifest,
         "journal": {"records": len(journal.records), "digest": journal.digest()},
     }
-    write_json(target / "manifest.json", checkpoint_files.sealed(manifest))
+    text = checkpoint_files.text_of(checkpoint_files.sealed(manifest))
+    write_atomically(target / "manifest.json", text)
 
 
 def _check(new: RunDirectory, config: RunConfig) -> None:

@@ -125,7 +125,7 @@ def commit(
                     os.fsync(file.fileno())
                 entries[name] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
         manifest = sealed({**description, "files": dict(sorted(entries.items()))})
-        write_atomically(temporary / "manifest.json", json.dumps(manifest, indent=1))
+        write_atomically(temporary / "manifest.json", text_of(manifest))
         # From here on the group may read it, where it may read the folder that it will be in.
         mode = 0o700 | (target.parent.stat().st_mode & 0o070)
         for folder in (temporary / "state", temporary):
@@ -151,6 +151,17 @@ def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {**content, "digest": _digest_of(content)}
 
 
+def text_of(manifest: Mapping[str, Any]) -> str:
+    """A manifest as it is written."""
+    return json.dumps(manifest, indent=1)
+
+
+def _is_as_written(text: bytes, manifest: Mapping[str, Any]) -> bool:
+    """Whether not even something without a meaning has changed, such as the `e` of a number's exponent to `E`."""
+    of_a_branch = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"  # as branches wrote it before
+    return text in (text_of(manifest).encode(), of_a_branch.encode())
+
+
 def _digest_of(manifest: Mapping[str, Any]) -> str:
     rest = {name: value for name, value in manifest.items() if name != "digest"}
     # As it will be read: JSON knows no tuples.
@@ -172,7 +183,8 @@ def read(folder: Path, *, verify: bool = True) -> Checkpoint:
     check_owner(folder)
     again = "use an older checkpoint of the run, or copy this one again from where it is whole"
     try:
-        manifest = json.loads(path.read_bytes())
+        text = path.read_bytes()
+        manifest = json.loads(text)
     except FileNotFoundError:
         raise CheckpointError(
             "This is not a complete checkpoint.", where=folder, found="no manifest.json", do=again
@@ -204,6 +216,14 @@ def read(folder: Path, *, verify: bool = True) -> Checkpoint:
             where=path,
             found=f"digest {found}",
             expected=f"digest {manifest.get('digest')}",
+            do=again,
+        )
+    if manifest["format"] > 1 and not _is_as_written(text, manifest):
+        raise CheckpointError(
+            "The checkpoint's manifest is damaged.",
+            where=path,
+            found="the content that was written, in other characters",
+            expected="not a character changed",
             do=again,
         )
     present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {"manifest.json"}

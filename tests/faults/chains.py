@@ -99,7 +99,8 @@ def kill_once(attempt: Attempt, kind: str, chance: random.Random) -> Kill | None
     if kind == "recovery":
         time.sleep(chance.uniform(0, 2.5))
     elif kind == "import":
-        time.sleep(chance.uniform(0, 10))
+        # Or at its first step, where it comes to that sooner.
+        attempt.wait(lambda: attempt.step is not None, seconds=chance.uniform(0, 10))
     elif kind == "save":
         folder = run / "checkpoints"
         ready = lambda: attempt.step is not None and any(folder.glob(".step-*.tmp-*"))  # noqa: E731

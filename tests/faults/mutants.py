@@ -47,10 +47,10 @@ def _draw_after_rng_restore() -> None:
 
     train, begun = Stepper.train, []
 
-    def drawing(self: Any, *given: Any) -> Any:
+    def drawing(self: Any, *given: Any, **named: Any) -> Any:
         if not begun:
             begun.append(torch.rand(1))
-        return train(self, *given)
+        return train(self, *given, **named)
 
     Stepper.train = drawing  # type: ignore[method-assign]
 

@@ -15,6 +15,7 @@ from tests.cases import is_long
 from tests.faults import trials
 from tests.faults.shim import Mode, build
 from tests.ranks import RankFailed, run_ranks
+from tests.tiny import tiny_settings
 
 
 @pytest.fixture
@@ -72,6 +73,7 @@ def test_a_save_in_the_foreground(folder):
 @pytest.mark.long
 @pytest.mark.parametrize("faulty", [0, 1])
 def test_either_of_two_ranks(folder, faulty):
+    tiny_settings(folder)
     met = run_ranks(2, trials.on_two_ranks, str(folder), faulty, 0, 1 if faulty else 3, timeout=TIMEOUT)
     assert met[0] == met[1] and sum(met[0].values()) > 20
 

@@ -250,7 +250,10 @@ def prepare(root: str) -> int:
 
 
 def on_two_ranks(root: str, faulty: int, part: int, of: int) -> dict[str, int]:
-    """Save step 30 on two tensor-parallel ranks, one of which meets a fault at one call after the other."""
+    """Save step 30 on two tensor-parallel ranks, one of which meets a fault at one call after the other.
+
+    The sources of `tiny_settings` are there already: both ranks would write them.
+    """
     import torch.distributed as dist
 
     state = State(Path(root), tensor=2)

@@ -21,7 +21,7 @@ def write(checkpoints, step=3, content=b"weights"):
     return cf.commit(
         temporary,
         cf.step_folder(checkpoints, step),
-        {"step": step, "consumed_samples": step * 8, "model": {}},
+        {"step": step, "consumed_samples": step * 8, "model": {"norm_epsilon": 1e-05}},
         files.entries,
     )
 
@@ -96,6 +96,12 @@ def damage_manifest_value(folder):
     return "manifest is damaged"
 
 
+def damage_of_no_meaning(folder):
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace("1e-05", "1E-05"))
+    return "in other characters"
+
+
 def damage_format(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
@@ -113,6 +119,7 @@ def damage_format(folder):
         damage_manifest_json,
         damage_manifest_field,
         damage_manifest_value,
+        damage_of_no_meaning,
         damage_format,
     ],
 )
@@ -247,6 +254,13 @@ def test_a_checkpoint_from_before_manifests_had_digests_is_read(tmp_path):
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["digest"]
     (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 1}))
+    assert cf.read(folder).step == 3
+
+
+def test_the_form_in_which_branches_once_wrote_a_manifest_is_read(tmp_path):
+    folder = write(tmp_path).folder
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     assert cf.read(folder).step == 3
 
 
