@@ -142,6 +142,9 @@ class Exact:
         # Of each product: a factor that was rounded, the product, and for a gradient what it has; then the sum.
         self.bound_first = U * (3 * (beta1 * m).abs() + 5 * (rest1 * g).abs()) + beta1 * e_first
         self.bound_second = U * (3 * beta2 * v + 8 * rest2 * g.square()) + beta2 * e_second
+        # Below the smallest normal number there are fewer bits, and the hardware may have none: its root of it is 0.
+        self.bound_first += 2.0**-125
+        self.bound_second += 2.0**-125
         root = self.second.sqrt()
         below = (self.second - self.bound_second).clamp(min=0).sqrt()
         # The hardware's root and inverse are off by an ulp or two, which is as many roundings doubled.
@@ -153,9 +156,6 @@ class Exact:
         self.parameter = p - decay * p - step * move
         self.bound_parameter = step * (e_move + 4 * U * move.abs()) + U * (p.abs() * (3 + 4 * decay))
         self.bound_parameter += U * 2 * self.parameter.abs()
-        # Below the smallest normal number there are fewer bits, and the hardware may have none.
-        self.bound_first += 2.0**-125
-        self.bound_second += 2.0**-125
 
 
 def decoded(codes: Tensor, ranges: Tensor) -> tuple[Tensor, Tensor]:
@@ -208,7 +208,7 @@ def see_codes(worst: Worst, name: str, codes: Tensor, found: Tensor, exact: Tens
     stretched = torch.where(alive.unsqueeze(1) & (second | (held >= bottom - by)), stretched, 0.0)
     e_size = (by / held).nan_to_num(0.0, math.inf, math.inf)
     e = stretched * ((e_size * power * 1.5).clamp(max=1e6) + (2.0**-19 + 24 * U * octaves) * power + 2.0**-18)
-    e = torch.where(vanishes, math.inf, e)
+    e = torch.where(vanishes if second else at_floor, math.inf, e)
     half = ((stretched + e).clamp(2.0**-6, 448).log2().floor() - 4).exp2()
     stored = torch.nn.functional.pad(codes, (0, missing)).view_as(sizes)
     value = stored.view(torch.float8_e4m3fn).double()

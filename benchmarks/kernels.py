@@ -60,9 +60,10 @@ def emulated(seed: int, trials: int) -> dict[str, float]:
     import torch
 
     figures: dict[str, float] = {"fused": float(compilers.can_fuse())}
-    for way in (ways.using("emulator"), *([ways.emulating_fused()] if compilers.can_fuse() else [])):
+    emulators = ["plain", *(["fused"] if compilers.can_fuse() else [])]
+    for emulator in emulators:
         draw = random.Random(seed)
-        with way:
+        with ways.emulating(emulator):
             for op, trial in kernel_trials.TRIALS.items():
                 found = [trial(draw.randrange(2**31), torch.device("cpu")).ratio for _ in range(trials)]
                 name = f"worst_error_over_bound_{op}"

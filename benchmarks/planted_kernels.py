@@ -250,7 +250,7 @@ TWINS = [
 ]  # fmt: skip
 
 
-def build(change: Change, folder: Path, *, sanitize: bool, fuse: bool = False) -> Path:
+def build(change: Change, folder: Path, kind: str = "plain") -> Path:
     """The emulator with a change; of the ops only what its trials need, since that compiles faster."""
     name = change.name.replace(" ", "-")
     where = folder / name
@@ -262,7 +262,7 @@ def build(change: Change, folder: Path, *, sanitize: bool, fuse: bool = False) -
         texts[sources.WHOLE] = texts[sources.WHOLE].replace(f'#include "{other}"\n', "")
     for file, text in texts.items():
         (where / file).write_text(text)
-    return compilers.emulator(sanitize=sanitize, fuse=fuse, where=where, out=folder / f"{name}.so")
+    return compilers.emulator(kind, where=where, out=folder / f"{name}.so")
 
 
 def _kernels_for(change: Change) -> tuple[Kernel, ...]:
@@ -333,10 +333,11 @@ def measure(seed: int) -> tuple[dict[str, float], list[str]]:
     chosen = [(False, change) for change in draw.sample(TWINS, DRAWN)]
     chosen += [(True, change) for change in draw.sample(FAULTS, DRAWN)]
     runtime = compilers.sanitizer_runtime()
+    kind = "plain" if runtime is None else "sanitized"
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            paths = list(pool.map(lambda one: build(one[1], folder, sanitize=runtime is not None), chosen))
+            paths = list(pool.map(lambda one: build(one[1], folder, kind), chosen))
         said = _said_of(paths, folder / "asan", runtime, draw)
     lines, caught, passed = [], 0, 0
     for (planted, change), how in zip(chosen, said, strict=True):

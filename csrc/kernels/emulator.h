@@ -41,7 +41,11 @@ namespace emulator {
 
 constexpr int kFailed = 1000;
 constexpr int kWarp = 32;
+#if defined(DAVINCI_EMULATOR_STACK)
+constexpr size_t kStack = DAVINCI_EMULATOR_STACK;
+#else
 constexpr size_t kStack = 64 << 10;
+#endif
 
 struct Index {
   unsigned x = 0, y = 0, z = 0;
@@ -114,6 +118,7 @@ struct State {
   Index block, blocks, threads;
   unsigned generation = 0;  // of blocks, so that shared memory knows a new one
   unsigned epoch = 0;       // barriers that the block has passed
+  unsigned seed = 0;        // DAVINCI_EMULATOR_SEED at the launch
   std::string message;
   bool failed = false;
 #if defined(__x86_64__)
@@ -299,7 +304,7 @@ inline int launch(long long blocks, int threads, const std::function<void()>& bo
   const std::lock_guard<std::mutex> one_at_a_time(turn());
   State& s = state();
   const char* said = std::getenv("DAVINCI_EMULATOR_SEED");
-  const unsigned seed = said ? (unsigned)std::strtoul(said, nullptr, 10) : 0;
+  const unsigned seed = s.seed = said ? (unsigned)std::strtoul(said, nullptr, 10) : 0;
   std::mt19937 generator(seed);
   s.body = &body;
   s.failed = false;

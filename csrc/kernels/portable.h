@@ -256,6 +256,20 @@ __device__ __forceinline__ Raw narrow(const float (&from)[Vector<T>::kWidth]) {
   return raw;
 }
 
+// Elements as they came, a vector of them or one, and in fp32.
+template <class T, int kWide>
+struct Elements {
+  using Came = Raw;
+  static __device__ __forceinline__ void open(Raw raw, float (&to)[kWide]) { widen<T>(raw, to); }
+  static __device__ __forceinline__ Raw close(const float (&from)[kWide]) { return narrow<T>(from); }
+};
+template <class T>
+struct Elements<T, 1> {
+  using Came = T;
+  static __device__ __forceinline__ void open(T one, float (&to)[1]) { to[0] = load(one); }
+  static __device__ __forceinline__ T close(const float (&from)[1]) { return store<T>(from[0]); }
+};
+
 // Copies to shared memory which go on while the thread does other things. What is begun belongs to a group, which
 // `end_group` ends; after `wait_but<n>()` all groups of the thread have arrived but the last n.
 #if defined(DAVINCI_EMULATOR)

@@ -52,20 +52,22 @@ __device__ __forceinline__ void forward_kept(const T* x, const T* residual, cons
         if (me + k * kGroup < mine) other[k] = (reinterpret_cast<const Raw*>(residual) + at)[k * kGroup];
 #pragma unroll
       for (int k = 0; k < kKept; ++k) {
-        V both = vector_of<T>(row[k]);
-        const V beside = vector_of<T>(other[k]);
+        float both[V::kWidth], beside[V::kWidth];
+        widen<T>(row[k], both);
+        widen<T>(other[k], beside);
 #pragma unroll
-        for (int i = 0; i < V::kWidth; ++i) both.at[i] = store<T>(load(both.at[i]) + load(beside.at[i]));
-        row[k] = raw_of(both);
+        for (int i = 0; i < V::kWidth; ++i) both[i] += beside[i];
+        row[k] = narrow<T>(both);
         if (me + k * kGroup < mine) (reinterpret_cast<Raw*>(sum) + at)[k * kGroup] = row[k];
       }
     }
     float squares = 0.0f;
 #pragma unroll
     for (int k = 0; k < kKept; ++k) {
-      const V part = vector_of<T>(row[k]);
+      float part[V::kWidth];
+      widen<T>(row[k], part);
 #pragma unroll
-      for (int i = 0; i < V::kWidth; ++i) squares += load(part.at[i]) * load(part.at[i]);
+      for (int i = 0; i < V::kWidth; ++i) squares += part[i] * part[i];
     }
     Raw gains[kKept] = {};  // while the group adds
     const int wanted = out ? mine : 0;
@@ -76,11 +78,12 @@ __device__ __forceinline__ void forward_kept(const T* x, const T* residual, cons
     if (me == 0 && mine) scale[r] = s;
 #pragma unroll
     for (int k = 0; k < kKept; ++k) {
-      V part = vector_of<T>(row[k]);
-      const V gain = vector_of<T>(gains[k]);
+      float part[V::kWidth], gain[V::kWidth];
+      widen<T>(row[k], part);
+      widen<T>(gains[k], gain);
 #pragma unroll
-      for (int i = 0; i < V::kWidth; ++i) part.at[i] = store<T>(load(part.at[i]) * s * load(gain.at[i]));
-      if (me + k * kGroup < wanted) (reinterpret_cast<V*>(out) + at)[k * kGroup] = part;
+      for (int i = 0; i < V::kWidth; ++i) part[i] = part[i] * s * gain[i];
+      if (me + k * kGroup < wanted) (reinterpret_cast<Raw*>(out) + at)[k * kGroup] = narrow<T>(part);
     }
   }
 }
@@ -173,24 +176,30 @@ __device__ __forceinline__ void backward_kept(const T* by_out, const T* by_sum, 
       float along = 0.0f;
 #pragma unroll
       for (int k = 0; k < kKept; ++k) {
-        const V of = vector_of<T>(row.x[k]), by = vector_of<T>(row.by[k]), gain = vector_of<T>(gains[k]);
+        float of[V::kWidth], by[V::kWidth], gain[V::kWidth];
+        widen<T>(row.x[k], of);
+        widen<T>(row.by[k], by);
+        widen<T>(gains[k], gain);
 #pragma unroll
-        for (int i = 0; i < V::kWidth; ++i) along += load(by.at[i]) * load(gain.at[i]) * (load(of.at[i]) * row.scale);
+        for (int i = 0; i < V::kWidth; ++i) along += by[i] * gain[i] * (of[i] * row.scale);
       }
       along = sum_group<kGroup>(along, turn) * reciprocal((float)width);
 #pragma unroll
       for (int k = 0; k < kKept; ++k) {
-        V out = vector_of<T>(row.x[k]);
-        const V by = vector_of<T>(row.by[k]), beside = vector_of<T>(row.beside[k]), gain = vector_of<T>(gains[k]);
+        float out[V::kWidth], by[V::kWidth], beside[V::kWidth], gain[V::kWidth];
+        widen<T>(row.x[k], out);
+        widen<T>(row.by[k], by);
+        widen<T>(row.beside[k], beside);
+        widen<T>(gains[k], gain);
 #pragma unroll
         for (int i = 0; i < V::kWidth; ++i) {
-          const float normal = load(out.at[i]) * row.scale, above = load(by.at[i]);
-          share[k][i] += above * normal;
-          const float value = (above * load(gain.at[i]) - normal * along) * row.scale;
-          out.at[i] = store<T>(by_sum ? value + load(beside.at[i]) : value);
+          const float normal = out[i] * row.scale;
+          share[k][i] += by[i] * normal;
+          const float value = (by[i] * gain[i] - normal * along) * row.scale;
+          out[i] = by_sum ? value + beside[i] : value;
         }
         if (r < rows && me + k * kGroup < vectors)
-          (reinterpret_cast<V*>(by_x) + r * vectors)[me + k * kGroup] = out;
+          (reinterpret_cast<Raw*>(by_x) + r * vectors)[me + k * kGroup] = narrow<T>(out);
       }
     }
 #pragma unroll

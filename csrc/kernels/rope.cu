@@ -23,20 +23,6 @@ __device__ __forceinline__ u32 channel_of(u32 item, u32 of_head) {
   return (2 * item - item % of_head) * kWide;
 }
 
-// Channels as they came, and in fp32.
-template <class T, int kWide>
-struct Channels {
-  using Came = Raw;
-  static __device__ __forceinline__ void open(Raw raw, float (&to)[kWide]) { widen<T>(raw, to); }
-  static __device__ __forceinline__ Raw close(const float (&from)[kWide]) { return narrow<T>(from); }
-};
-template <class T>
-struct Channels<T, 1> {
-  using Came = T;
-  static __device__ __forceinline__ void open(T one, float (&to)[1]) { to[0] = load(one); }
-  static __device__ __forceinline__ T close(const float (&from)[1]) { return store<T>(from[0]); }
-};
-
 // What a lane has in each pass, a bit a pass. A warp's lanes are whole heads where there are several passes.
 template <int kPasses>
 struct Heads {
@@ -100,11 +86,11 @@ __device__ __forceinline__ void add_warps(const Sums<kWide, kPasses>& mine, floa
         const int value = (from + n) * 4 + k, pass = value / (2 * kWide), i = value % (2 * kWide);
         const u32 item = first + pass * 32 + lane;
         if (pass >= kPasses || item >= items) continue;
-        Pack<float, kFew> few;
-#pragma unroll
-        for (int j = 0; j < kFew; ++j) few.at[j] = sum.at[k + j];
-        float* to = shares + channel_of<kWide>(item, of_head) + (i < kWide ? i : half + i - kWide);
-        *reinterpret_cast<Pack<float, kFew>*>(to) = few;
+        const i64 to = channel_of<kWide>(item, of_head) + (i < kWide ? i : half + i - kWide);
+        if constexpr (kFew == 4)
+          reinterpret_cast<Vector<float>*>(shares)[to / 4] = sum;
+        else
+          shares[to] = sum.at[k];
       }
     }
     __syncthreads();  // what comes next is written where these are read
@@ -119,7 +105,7 @@ template <int kWide, int kPasses, bool kShares, bool kBias, class T>
 __device__ __forceinline__ void turn(const T* x, T* out, const T* bias, const float* table, const i64* positions,
                                      float* shares, float sign, i64 tokens, i64 batch, i64 groups, i64 heads,
                                      i64 rotated, i64 half, i64 parts) {
-  using C = Channels<T, kWide>;
+  using C = Elements<T, kWide>;
   using R = typename C::Came;
   constexpr int kFew = kWide < 4 ? kWide : 4;
   constexpr int kApart = 64 * kWide;  // channels from pass to pass

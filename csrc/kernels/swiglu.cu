@@ -30,37 +30,40 @@ __device__ __forceinline__ void each_pack(i64 rows, i64 packs, Act act) {
 
 template <int kWide, class T>
 __device__ __forceinline__ void forward_packs(const T* x, T* out, i64 rows, i64 width) {
-  using P = Pack<T, kWide>;
+  using E = Elements<T, kWide>;
+  using P = typename E::Came;
   const i64 packs = width / kWide;
   each_pack(rows, packs, [&](i64 row, i64 p) {
-    P gate = reinterpret_cast<const P*>(x)[2 * row * packs + p];
-    const P up = reinterpret_cast<const P*>(x)[(2 * row + 1) * packs + p];
+    float gate[kWide], up[kWide];
+    E::open(reinterpret_cast<const P*>(x)[2 * row * packs + p], gate);
+    E::open(reinterpret_cast<const P*>(x)[(2 * row + 1) * packs + p], up);
 #pragma unroll
-    for (int i = 0; i < kWide; ++i) gate.at[i] = store<T>(gated(load(gate.at[i]), load(up.at[i])));
-    reinterpret_cast<P*>(out)[row * packs + p] = gate;
+    for (int i = 0; i < kWide; ++i) gate[i] = gated(gate[i], up[i]);
+    reinterpret_cast<P*>(out)[row * packs + p] = E::close(gate);
   });
 }
 
 // by_x may be x. `again`, unless it is null, gets what forward wrote.
 template <int kWide, class T>
 __device__ __forceinline__ void backward_packs(const T* by_out, const T* x, T* by_x, T* again, i64 rows, i64 width) {
-  using P = Pack<T, kWide>;
+  using E = Elements<T, kWide>;
+  using P = typename E::Came;
   const i64 packs = width / kWide;
   each_pack(rows, packs, [&](i64 row, i64 p) {
-    P gate = reinterpret_cast<const P*>(x)[2 * row * packs + p];
-    P up = reinterpret_cast<const P*>(x)[(2 * row + 1) * packs + p];
-    P by = reinterpret_cast<const P*>(by_out)[row * packs + p];
+    float gate[kWide], up[kWide], by[kWide];
+    E::open(reinterpret_cast<const P*>(x)[2 * row * packs + p], gate);
+    E::open(reinterpret_cast<const P*>(x)[(2 * row + 1) * packs + p], up);
+    E::open(reinterpret_cast<const P*>(by_out)[row * packs + p], by);
 #pragma unroll
     for (int i = 0; i < kWide; ++i) {
-      const float u = load(up.at[i]);
-      const GatedGradient found = gated_gradient(load(gate.at[i]), u, load(by.at[i]));
-      gate.at[i] = store<T>(found.by_gate);
-      up.at[i] = store<T>(found.by_up);
-      by.at[i] = store<T>(found.silu * u);
+      const GatedGradient found = gated_gradient(gate[i], up[i], by[i]);
+      by[i] = found.silu * up[i];
+      gate[i] = found.by_gate;
+      up[i] = found.by_up;
     }
-    reinterpret_cast<P*>(by_x)[2 * row * packs + p] = gate;
-    reinterpret_cast<P*>(by_x)[(2 * row + 1) * packs + p] = up;
-    if (again) reinterpret_cast<P*>(again)[row * packs + p] = by;
+    reinterpret_cast<P*>(by_x)[2 * row * packs + p] = E::close(gate);
+    reinterpret_cast<P*>(by_x)[(2 * row + 1) * packs + p] = E::close(up);
+    if (again) reinterpret_cast<P*>(again)[row * packs + p] = E::close(by);
   });
 }
 

@@ -63,6 +63,22 @@ def find_host_compiler() -> str | None:
     return next((path for name in (named, "g++", "c++") if (path := shutil.which(name))), None)
 
 
+def require_host_compiler() -> str:
+    """`find_host_compiler`, or an error.
+
+    Raises:
+        EnvironmentProblem: There is none.
+    """
+    compiler = find_host_compiler()
+    if compiler is None:
+        raise EnvironmentProblem(
+            "The kernels' emulator is asked for, and there is no C++ compiler to make it.",
+            where="DAVINCI_KERNELS=emulator",
+            do="install g++ 9 or newer, or unset the variable",
+        )
+    return compiler
+
+
 def build_library(out: Path, nvcc: Path, where: Path | None = None) -> None:
     """Make the library with machine code for `TARGETS`, and the last one's PTX.
 
@@ -114,31 +130,22 @@ def can_fuse() -> bool:
         return False
 
 
-def emulator(
-    *, sanitize: bool = False, fuse: bool = False, where: Path | None = None, out: Path | None = None
-) -> Path:
+def emulator(kind: str = "plain", *, where: Path | None = None, out: Path | None = None) -> Path:
     """The emulator's library; it is made once for the same sources.
 
     Args:
-        sanitize: With AddressSanitizer: who loads it must have its runtime preloaded (`sanitizer_runtime`).
-        fuse: Products and sums are fused where a compiler for GPUs may fuse them. The CPU must be able to
-            (`can_fuse`).
+        kind: `plain`; `sanitized`: with AddressSanitizer, and who loads it must have its runtime preloaded
+            (`sanitizer_runtime`); `fused`: products and sums are fused where a compiler for GPUs may fuse them, which
+            the CPU must be able to (`can_fuse`).
         where: The sources' folder; default: the package's.
         out: The library's path; default: in the user's cache.
 
     Raises:
         EnvironmentProblem: There is no C++ compiler, or it fails.
     """
-    compiler = find_host_compiler()
-    if compiler is None:
-        raise EnvironmentProblem(
-            "The kernels' emulator is asked for, and there is no C++ compiler to make it.",
-            where="DAVINCI_KERNELS=emulator",
-            do="install g++ 9 or newer, or unset the variable",
-        )
+    compiler, fuse = require_host_compiler(), kind == "fused"
     if out is None:
-        kind = "asan" if sanitize else "fused" if fuse else "plain"
-        out = _cache() / f"emulator-{sources.digest(where)}-{kind}.so"
+        out = cache() / f"emulator-{sources.digest(where)}-{kind}.so"
         if out.exists():
             return out
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -157,7 +164,7 @@ def emulator(
     flags += ["-fvisibility=hidden", "-DDAVINCI_EMULATOR"]
     if fuse and platform.machine() in ("x86_64", "AMD64"):
         flags.append("-mfma")
-    if sanitize:
+    if kind == "sanitized":
         flags += ["-g", "-fsanitize=address", "-fsanitize-recover=address", "-fno-omit-frame-pointer"]
     _make(out, [compiler, *flags], where)
     return out
@@ -178,26 +185,36 @@ def sanitizer_runtime() -> str | None:
     return " ".join(found) if all(map(os.path.isabs, found)) else None
 
 
-def _cache() -> Path:
+def cache() -> Path:
+    """Where emulators are kept."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "megatron-davinci" / "kernels"
 
 
 def _make(out: Path, command: list[str], where: Path | None) -> str:
-    """Compile the sources into `out`, beside it first; returns what the compiler said."""
+    """Compile all sources into `out`; returns what the compiler said."""
     whole = (where or sources.folder()) / sources.WHOLE
+    return compile_into(out, [*command, f'-DDAVINCI_DIGEST="{sources.digest(where)}"'], whole)
+
+
+def compile_into(out: Path, command: list[str], source: Path) -> str:
+    """Compile a file into `out`, beside it first; returns what the compiler said.
+
+    Raises:
+        EnvironmentProblem: The compiler fails.
+    """
     handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}-", suffix=out.suffix)
     os.close(handle)
     beside = Path(name)
     try:
-        command = [*command, f'-DDAVINCI_DIGEST="{sources.digest(where)}"', str(whole), "-o", str(beside)]
+        command = [*command, str(source), "-o", str(beside)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             lines = done.stderr.strip().splitlines()
             telling = [line for line in lines if "error" in line][:8] or lines[-8:]
             raise EnvironmentProblem(
                 "The kernels do not compile.",
-                where=whole,
+                where=source,
                 found="\n".join([f"{command[0]} ends with {done.returncode}", *telling]),
                 do="use CUDA 12.8 or newer and g++ 9 or newer; DAVINCI_KERNELS=reference runs without",
             )

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from megatron_davinci.errors import EnvironmentProblem
-from megatron_davinci.kernels import compilers, nvrtc
+from megatron_davinci.kernels import compilers, nvrtc, ptx_emulator
 from megatron_davinci.kernels.library import KernelError, Library
 from megatron_davinci.kernels.table import KERNELS, OPS, Kernel
 from megatron_davinci.platform import cuda_launch
@@ -21,11 +21,12 @@ from megatron_davinci.platform import cuda_launch
 SWITCH = "DAVINCI_KERNELS"
 """An environment variable: one of `NAMES`, which must then be possible. Default: the best that is."""
 
-SANITIZE = "DAVINCI_EMULATOR_ASAN"
-"""An environment variable: 1 emulates with AddressSanitizer, whose runtime must be preloaded."""
+EMULATOR = "DAVINCI_EMULATOR"
+"""An environment variable: what the emulator runs, one of `EMULATED`. Default: the first."""
 
-FUSE = "DAVINCI_EMULATOR_FUSE"
-"""An environment variable: 1 emulates with products and sums fused, as compilers for GPUs do."""
+EMULATED = ("plain", "sanitized", "fused", "ptx", *(f"ptx_{target}" for target in compilers.TARGETS))
+"""The kernels' source; the same with AddressSanitizer, whose runtime must be preloaded; with products and sums fused, as
+compilers for GPUs do; and what nvcc makes of it in PTX, for compute capability 9.0 or for the one that is named."""
 
 NAMES = ("ahead_of_time", "run_time", "emulator", "reference")
 PACKAGED = Path(__file__).with_name("_cuda.so")
@@ -96,6 +97,27 @@ class _Loaded(Way):
             self._library.launch(kernel, suffix, blocks, given, cuda_launch.current_stream(of.device))
 
 
+class Ptx(Way):
+    """What nvcc makes of kernels, emulated; a source is compiled when one of its kernels is first used."""
+
+    name = "emulator"
+    most_blocks = _EMULATED_BLOCKS
+
+    def __init__(self, why: str, build: Callable[[str], ptx_emulator.Built] = ptx_emulator.build) -> None:
+        super().__init__(why)
+        self._build = build
+        self._libraries: dict[str, Library] = {}
+
+    def launch(self, name: str, blocks: int, of: Tensor, *arguments: Tensor | int | float) -> None:
+        kernel = KERNELS[name]
+        library = self._libraries.get(kernel.source)
+        if library is None:
+            built = self._build(kernel.source)
+            library = self._libraries[kernel.source] = Library(built.path, built.digest, built.kernels)
+        blocks = _limited(blocks, kernel, of.device, self.most_blocks)
+        library.launch(kernel, SUFFIXES[of.dtype], blocks, _addresses(arguments), 0)
+
+
 class _RunTime(Way):
     """Kernels that NVRTC compiles when they are first used."""
 
@@ -133,18 +155,22 @@ _asked: str | None = None  # by `using`
 
 
 @contextmanager
-def emulating_fused() -> Iterator[None]:
-    """Have ops emulated in a `with`, products and sums fused."""
-    before = os.environ.get(FUSE)
-    os.environ[FUSE] = "1"
+def emulating(what: str) -> Iterator[None]:
+    """Have ops emulated in a `with`.
+
+    Args:
+        what: One of `EMULATED`.
+    """
+    before = os.environ.get(EMULATOR)
+    os.environ[EMULATOR] = what
     _way.cache_clear()
     try:
         with using("emulator"):
             yield
     finally:
-        os.environ.pop(FUSE)
+        os.environ.pop(EMULATOR)
         if before is not None:
-            os.environ[FUSE] = before
+            os.environ[EMULATOR] = before
         _way.cache_clear()
 
 
@@ -243,8 +269,7 @@ def _way(kind: str, index: int, asked: str) -> Way:
     if kind == "cpu" and asked in ("auto", "emulator"):
         if asked == "auto":
             return Way("the platform is cpu")
-        path = compilers.emulator(sanitize=os.environ.get(SANITIZE) == "1", fuse=os.environ.get(FUSE) == "1")
-        return _Loaded("emulator", f"asked for, {path}", Library(path))
+        return _emulator(os.environ.get(EMULATOR, EMULATED[0]))
     refused: list[str] = []
     if kind != "cuda":
         refused.append(f"the device is a {kind}")
@@ -269,6 +294,23 @@ def _way(kind: str, index: int, asked: str) -> Way:
             do="see `davinci doctor --kernels`, or unset the variable",
         )
     return Way(why)
+
+
+def _emulator(what: str) -> Way:
+    if what not in EMULATED:
+        raise EnvironmentProblem(
+            "There is no such emulator.",
+            where=EMULATOR,
+            found=what,
+            expected=", ".join(EMULATED),
+            do="take one of these, or unset the variable",
+        )
+    if what.startswith("ptx"):
+        target = int(what[4:] or ptx_emulator.TARGET)
+        build = partial(ptx_emulator.build, target=target)
+        return Ptx(f"asked for, PTX for compute capability {target / 10}", build)
+    path = compilers.emulator(what)
+    return _Loaded("emulator", f"asked for, {path}", Library(path))
 
 
 def _ahead_of_time(device: torch.device) -> Way | str:

@@ -95,7 +95,7 @@ def test_every_change_to_be_planted_is_there_to_be_made(tmp_path):
 def test_a_planted_fault_is_caught_and_its_clean_twin_passes(tmp_path):
     by_name = {change.name: change for change in (*planted_kernels.FAULTS, *planted_kernels.TWINS)}
     for name, caught in (("barrier removed", True), ("barrier doubled", False)):
-        built = planted_kernels.build(by_name[name], tmp_path, sanitize=False)
+        built = planted_kernels.build(by_name[name], tmp_path)
         assert bool(planted_kernels.try_it(by_name[name], built, random.Random(1), trials=6)) == caught
 
 
@@ -118,13 +118,13 @@ def test_fused_products_and_sums_show_what_a_gpu_would_compute(tmp_path):
         vocab_parallel_cross_entropy(leaf * 1, torch.tensor([7])).cross_entropy.sum().backward()
         return float(leaf.grad.abs().max())
 
-    for fuse in (False, True):
-        folder = tmp_path / str(fuse)
+    for kind in ("plain", "fused"):
+        folder = tmp_path / kind
         folder.mkdir()
-        library = planted_kernels.build(change, folder, sanitize=False, fuse=fuse)
+        library = planted_kernels.build(change, folder, kind)
         with planted_kernels.emulated_by(library, change):
-            assert (gradient() > 1e-3) == fuse
-    with ways.emulating_fused():
+            assert (gradient() > 1e-3) == (kind == "fused")
+    with ways.emulating("fused"):
         assert gradient() == 0
 
 
