@@ -36,6 +36,7 @@ class Written:
         bin_bytes: Size of `.bin`.
         bin_sha256: Hex digest of the bytes of `.bin` as they were handed to the disk.
         mask_sha256: Hex digest of `.mask`; None if there is none.
+        idx_sha256: Hex digest of `.idx`.
     """
 
     tokens: int
@@ -44,6 +45,7 @@ class Written:
     bin_bytes: int
     bin_sha256: str
     mask_sha256: str | None = None
+    idx_sha256: str | None = None
 
 
 class IndexedDatasetWriter:
@@ -258,9 +260,11 @@ class IndexedDatasetWriter:
         mask_sha256 = self._mask.finish() if self._mask is not None else None
         temporary = temporary_path(idx_path(self.prefix))
         made.append(temporary)
+        index_digest = hashlib.sha256()
         with open(temporary, "xb") as file:
             for part in self._index_parts():
                 file.write(part)
+                index_digest.update(part)
             file.flush()
             os.fsync(file.fileno())
         # Without its old index a replaced dataset does not open, where a mixed pair might.
@@ -275,6 +279,7 @@ class IndexedDatasetWriter:
             bin_bytes=self._tokens * self.dtype.itemsize,
             bin_sha256=self._digest.hexdigest(),
             mask_sha256=mask_sha256,
+            idx_sha256=index_digest.hexdigest(),
         )
 
     def _index_parts(self) -> Iterator[bytes]:

@@ -50,6 +50,7 @@ class Shard(_Checked):
         bin_sha256: Hex digest of `.bin`.
         mask_sha256: Hex digest of `.mask`, which says what tokens carry loss; None, and not in the file, where
             every token does.
+        idx_sha256: Hex digest of `.idx`; None, and not in the file, where nobody wrote it down, as once nobody did.
     """
 
     prefix: str = Field(min_length=1)
@@ -58,6 +59,7 @@ class Shard(_Checked):
     bin_bytes: _Count
     bin_sha256: _Digest
     mask_sha256: _Digest | None = None
+    idx_sha256: _Digest | None = None
 
     @classmethod
     def of(cls, prefix: str, written: Written) -> Shard:
@@ -69,15 +71,14 @@ class Shard(_Checked):
             bin_bytes=written.bin_bytes,
             bin_sha256=written.bin_sha256,
             mask_sha256=written.mask_sha256,
+            idx_sha256=written.idx_sha256,
         )
 
     @model_serializer(mode="wrap")
-    def _without_an_absent_mask(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Manifests of sources without masks keep the bytes that they have always had.
+    def _without_what_is_not_there(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A manifest that is read and written keeps the bytes that it had.
         fields: dict[str, Any] = serialize(self)
-        if self.mask_sha256 is None:
-            fields.pop("mask_sha256", None)
-        return fields
+        return {name: value for name, value in fields.items() if value is not None}
 
     @model_validator(mode="after")
     def _stays_in_the_folder(self) -> Shard:

@@ -26,6 +26,7 @@ class ShardFiles(NamedTuple):
         has_mask: A `.mask` says which tokens carry loss.
         mask_sha256: Hex digest of `.mask`.
         documents: Documents in `.idx`; None where nobody wrote it down.
+        idx_sha256: Hex digest of `.idx`; likewise.
     """
 
     prefix: Place
@@ -34,6 +35,7 @@ class ShardFiles(NamedTuple):
     has_mask: bool = False
     mask_sha256: str | None = None
     documents: int | None = None
+    idx_sha256: str | None = None
 
 
 class OpenShard:

@@ -138,6 +138,7 @@ class Source:
                     manifest.has_mask,
                     shard.mask_sha256,
                     shard.documents,
+                    shard.idx_sha256,
                 )
                 for shard in manifest.shards
             ],
@@ -200,8 +201,9 @@ class Source:
                 where=files.prefix,
                 do="make one with `davinci data manifest`, or switch data.verify_digests off",
             )
-        # No window depends on the index, so no digest of it is kept; but it has to be one of these tokens.
-        IndexedDataset(files.prefix)
+        IndexedDataset(files.prefix)  # also where its digest is not known it has to be one of these tokens
+        if files.idx_sha256 is not None:
+            _check_digest(idx_path(files.prefix), files.idx_sha256)
         _check_digest(bin_path(files.prefix), files.bin_sha256)
         if files.mask_sha256 is not None:
             _check_digest(mask_path(files.prefix), files.mask_sha256)

@@ -122,6 +122,7 @@ def make_manifest(
             "bin_bytes": dataset.num_tokens * dataset.dtype.itemsize,
             "bin_sha256": digest,
             "mask_sha256": digest_of(mask_path(prefix)) if masked else None,
+            "idx_sha256": digest_of(idx_path(prefix)),
         }
         return entry, check.highest
 

@@ -43,9 +43,9 @@ def verify_source(
 ) -> Verified:
     """Hold every shard of a source against the manifest.
 
-    Both files and their sizes, the dtype, the whole index, the numbers of tokens and documents, the digest of
-    `.bin`; header, size and digest of `.mask`. The manifest keeps no digest of the index: other sequence lengths
-    with the same sums would pass, and would change no window.
+    Both files and their sizes, the dtype, the whole index, the numbers of tokens and documents, the digests of
+    `.bin` and `.idx`; header, size and digest of `.mask`. In a manifest from before there is no digest of the index:
+    other sequence lengths with the same sums then pass, which change no window.
 
     Args:
         folder: With a `manifest.json`; local, or in S3.
@@ -84,7 +84,8 @@ def _problems(
     except DavinciError as error:
         yield error
     if dataset is not None:
-        yield from _differences(dataset, prefix, shard, manifest)
+        differences = list(_differences(dataset, prefix, shard, manifest))
+        yield from differences or _index(prefix, shard)
     deep = deep and dataset is not None and dataset.dtype == manifest.token_dtype
     check = (
         TokenCheck(dataset, manifest.vocab_size, manifest.eod_id) if deep and dataset is not None else None
@@ -118,6 +119,12 @@ def _differences(
             expected=f"{shard.documents:,} documents",
             do=_RESTORE,
         )
+
+
+def _index(prefix: Place, shard: Shard) -> Iterator[DavinciError]:
+    if shard.idx_sha256 is not None:
+        path = idx_path(prefix)
+        yield from _other_digest(path, digest_of(path), shard.idx_sha256)
 
 
 def _tokens(prefix: Place, shard: Shard, check: TokenCheck | None, meter: Meter) -> Iterator[DavinciError]:

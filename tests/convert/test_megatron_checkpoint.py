@@ -187,7 +187,7 @@ def test_our_own_checkpoints_are_read_no_other_way(tmp_path, llama):
     entry = manifest["files"]["state/.metadata"]
     entry["bytes"] = (out / "state" / ".metadata").stat().st_size
     entry["sha256"] = checkpoint_files.file_digest(out / "state" / ".metadata")
-    (out / "manifest.json").write_text(json.dumps(checkpoint_files.sealed(manifest)))
+    (out / "manifest.json").write_text(checkpoint_files.text_of(checkpoint_files.sealed(manifest)))
     checkpoint_files.read(out)
     with pytest.raises(CheckpointError, match=r"posix\.mkdir"):
         run_ranks(1, megatron_lm.logits_of, out, model, 1, BATCH)

@@ -140,6 +140,12 @@ class TestMasks:
         with pytest.raises(ValidationError, match="mask_sha256"):
             masked("a", "b")
 
+    def test_a_shard_that_was_written_has_the_digest_of_its_index(self, tmp_path):
+        with IndexedDatasetWriter(tmp_path / "a", "uint16") as writer:
+            writer.add_document([1, 2, 3])
+        content = (tmp_path / "a.idx").read_bytes()
+        assert Shard.of("a", writer.written).idx_sha256 == hashlib.sha256(content).hexdigest()
+
     def test_a_shard_that_was_written_with_one_has_its_digest(self, tmp_path):
         with IndexedDatasetWriter(tmp_path / "a", "uint16", mask=True) as writer:
             writer.add_document([1, 2, 3], loss=[0, 1, 1])

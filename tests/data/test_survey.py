@@ -298,6 +298,31 @@ class TestVerify:
             os.replace(source / f"web_02_document2{ending}", source / f"web_02_document{ending}")
         assert "its bytes differ" in self.refused(source)
 
+    @pytest.mark.parametrize("known", [True, False])
+    def test_an_index_with_another_bound_of_a_document(self, source, known):
+        # Of sequences of one token each, so that bounds may lie elsewhere and all else adds up.
+        with IndexedDatasetWriter(source / "more", "uint16") as writer:
+            for _ in range(2):
+                writer.add_document([1, EOD], [1, 1])
+        manifest = make_manifest(source, vocab_size=100, eod_id=EOD)
+        if not known:
+            shards = tuple(shard.model_copy(update={"idx_sha256": None}) for shard in manifest.shards)
+            manifest = manifest.model_copy(update={"shards": shards})
+        manifest.save(source)
+        assert ("idx_sha256" in (source / "manifest.json").read_text()) == known
+        with open(source / "more.idx", "r+b") as file:
+            file.seek(-16, os.SEEK_END)
+            assert struct.unpack("<q", file.read(8)) == (2,)
+            file.seek(-16, os.SEEK_END)
+            file.write(struct.pack("<q", 3))
+        if known:
+            assert "more.idx" in self.refused(source)
+            with pytest.raises(DataError, match=r"more.idx"):
+                Source.open("web", source, 2, verify_digests=True)
+        else:
+            assert davinci("data", "verify", source).code == 0
+            Source.open("web", source, 2, verify_digests=True)
+
     def test_all_that_is_wrong_is_listed(self, source):
         os.truncate(source / "web_00_document.bin", 8)
         patch(source / "web_01_document.idx", 0, b"X")
