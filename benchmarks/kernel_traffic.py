@@ -2,24 +2,25 @@
 
 What nvcc makes of them for compute capability 9.0, in PTX, is emulated on few rows, and every access noted. Figures:
 
-- `OP_traffic`: bytes of the sectors (of 32 bytes) that warps' requests touch, over the bytes that have to move: 1 where
-  requests are coalesced and nothing is asked for twice;
+- `OP_traffic`: bytes of the sectors (of 32 bytes) that warps' requests touch, over the bytes that have to move: 1
+  where requests are coalesced and nothing is asked for twice;
 - `OP_memory`: the same of different sectors, each counted once: what comes from memory if caches keep all else;
 - `OP_bytes_a_request`: of a warp, on average; 512 where every lane asks for 16;
 - `OP_bank_turns`: turns that the banks of shared memory take, over those without conflicts;
 - `OP_instructions`: of PTX, for each number that the op computes, those apart that a register's renaming makes away
   with; the machine's own are fewer or more;
-- `OP_special`: of them approximations (powers, logarithms, inverses, roots), of which a multiprocessor does 16 a clock.
+- `OP_special`: of them approximations (powers, logarithms, inverses, roots), of which a multiprocessor does 16 a
+  clock, where it does 128 others.
 
-The sum over sets of rows at the end of a weight's or bias's gradient, a kernel of its own, is left out. With `--lines` each op's source lines follow which most instructions come from, and those whose requests are not
-coalesced or conflict.
+The sum over sets of rows at the end of a weight's or bias's gradient, a kernel of its own, is left out. With
+`--lines` each op's source lines follow which most instructions come from, and those whose requests are not coalesced
+or conflict.
 """
 
 from __future__ import annotations
 
 import ctypes
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -74,15 +75,17 @@ class Noted:
         return sum(getattr(line, name) for line in self.lines.values())
 
 
+_traced = partial(ptx_emulator.build, trace=True)
+
+
 class Traced(ways.Ptx):
     """Emulates and notes."""
 
-    def __init__(self) -> None:
+    def __init__(self, build: Callable[[str], ptx_emulator.Built] = _traced) -> None:
         self.built: list[ptx_emulator.Built] = []
-        super().__init__("traced", self._traced)
+        super().__init__("traced", lambda source: self._noting(build(source)))
 
-    def _traced(self, source: str) -> ptx_emulator.Built:
-        built = ptx_emulator.build(source, trace=True)
+    def _noting(self, built: ptx_emulator.Built) -> ptx_emulator.Built:
         self.built.append(built)
         return built
 
@@ -289,7 +292,8 @@ def lines_of(case: Case, noted: Noted, most: int = 8) -> Iterator[str]:
             yield f"  {file}:{line:<5}banks take {did.turns / did.least_turns:.2f} times the turns"
         if SECTOR * did.sectors > 1.05 * did.asked:
             more = SECTOR * did.sectors / case.moved
-            yield f"  {file}:{line:<5}{SECTOR * did.sectors / did.asked:.2f} bytes for each asked for, {more:.3f} of all"
+            a_byte = SECTOR * did.sectors / did.asked
+            yield f"  {file}:{line:<5}{a_byte:.2f} bytes for each asked for, {more:.3f} of all"
 
 
 def main() -> None:

@@ -118,7 +118,6 @@ struct State {
   Index block, blocks, threads;
   unsigned generation = 0;  // of blocks, so that shared memory knows a new one
   unsigned epoch = 0;       // barriers that the block has passed
-  unsigned seed = 0;        // DAVINCI_EMULATOR_SEED at the launch
   std::string message;
   bool failed = false;
 #if defined(__x86_64__)
@@ -304,7 +303,7 @@ inline int launch(long long blocks, int threads, const std::function<void()>& bo
   const std::lock_guard<std::mutex> one_at_a_time(turn());
   State& s = state();
   const char* said = std::getenv("DAVINCI_EMULATOR_SEED");
-  const unsigned seed = s.seed = said ? (unsigned)std::strtoul(said, nullptr, 10) : 0;
+  const unsigned seed = said ? (unsigned)std::strtoul(said, nullptr, 10) : 0;
   std::mt19937 generator(seed);
   s.body = &body;
   s.failed = false;

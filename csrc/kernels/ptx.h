@@ -1,10 +1,10 @@
 // What instructions of PTX do, so that what nvcc made of a kernel can be run on a CPU, by the emulator's threads
-// (kernels/ptx.py writes the C++ that calls this). Registers and operands are bits: a function takes each in the lower
+// (kernels/ptx_as_cpp.py writes the C++ that calls this). Registers and operands are bits: a function takes each in the lower
 // part of 64, and its template arguments say what they mean. Its name is the instruction's, its types apart.
 //
 // Seen beside what emulator.h sees: addresses that are not multiples of what is moved there, and instructions whose
-// result the hardware only approximates. With a DAVINCI_EMULATOR_SEED other than 0 these are off by up to what NVIDIA's
-// PTX ISA allows, by what the argument's bits and the seed draw; with 0 they are rounded to the nearest.
+// result the hardware only approximates. With DAVINCI_EMULATOR_APPROXIMATE=N these are off by up to what NVIDIA's PTX ISA
+// allows, by what the argument's bits and N draw; without it, or with 0, they are rounded to the nearest.
 #pragma once
 
 #define DAVINCI_EMULATOR_STACK (512 << 10)  // an unoptimised register has a place of its own there
@@ -246,9 +246,14 @@ inline Bits mixed(Bits x) {  // Stafford's variant 13 of the finaliser of Murmur
   return x ^ x >> 31;
 }
 
+inline Bits& approximating() {
+  static Bits seed = 0;
+  return seed;
+}
+
 // A float near `exact`, off by at most `error`, of which 2^-24 of `exact` are for rounding.
 inline float near(double exact, double error, Bits argument, int which) {
-  const Bits seed = emulator::state().seed;
+  const Bits seed = approximating();
   if (!seed || !std::isfinite(exact)) return (float)exact;
   const double room = error - std::fabs(exact) * 0x1p-24;
   const double drawn = (double)(mixed(argument + mixed(seed * 8 + which)) >> 11) * 0x1p-52 - 1;
@@ -429,6 +434,15 @@ inline Bits op_atom_add(int place, Bits address, Bits with) {
   trace(place, Space::kGlobal, true, address, sizeof(C<T>));
   auto* at = reinterpret_cast<C<T>*>(address);
   return bits(emulator::exchange(at, [=](C<T> before) { return (C<T>)(before + value<T>(with)); }));
+}
+
+// Starts a kernel that names so many bytes of shared memory and wants some more, in whole slots.
+inline int launch(long long blocks, int threads, uint32_t named, uint32_t wanted, uint32_t a_slot,
+                  const std::function<void()>& body) {
+  const char* said = std::getenv("DAVINCI_EMULATOR_APPROXIMATE");
+  approximating() = said ? std::strtoull(said, nullptr, 10) : 0;
+  shared_memory().give(named, wanted, a_slot);
+  return emulator::launch(blocks, threads, body);
 }
 
 // --- threads that meet ---

@@ -1,37 +1,21 @@
-"""PTX as C++: what nvcc made of a kernel, for the emulator to run (`csrc/kernels/ptx.h` has what instructions do).
-
-A register becomes a variable of its bits, an instruction a call of the function of its name. Instructions of memory,
-of threads that meet, and jumps are written here; of all others only ptx.h knows what they are.
-"""
+"""PTX as nvcc writes it, read: the kernels of a file, with registers as C++ declares them."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from megatron_davinci.errors import EnvironmentProblem
-from megatron_davinci.kernels.table import Kernel
 
-Spot = tuple[str, int, str]
-"""A source's file and line, and the name of an instruction that was made of it."""
+BITS = {"8": 8, "16": 16, "32": 32, "64": 64}
+"""Of a type, by its number."""
 
-_BITS = {"8": 8, "16": 16, "32": 32, "64": 64}
-_SPECIAL = {
-    "%tid.x": "emulator::state().current->index.x",
-    "%ctaid.x": "emulator::state().block.x",
-    "%ntid.x": "emulator::state().threads.x",
-    "%nctaid.x": "emulator::state().blocks.x",
-    "%dynamic_smem_size": "ptx::shared_memory().added",
-}
-_SHUFFLES = {"up": "kUp", "down": "kDown", "bfly": "kButterfly", "idx": "kIndex"}
-_TYPE = re.compile(r"([usbf](8|16|32|64)|pred|u16x2|bf16|bf16x2|e4m3x2|e5m2x2)$")
 _ENTRY = re.compile(r"\.visible \.entry (\w+)\(")
 _SHARED = re.compile(r"\.shared \.align (\d+) \.b8 ([\w$]+)\[(\d*)\]")
 _REGISTERS = re.compile(r"\.reg \.(\w+)\s+(.*)")
 _OPERANDS = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,\s][^,]*")
-_PLACE = re.compile(r"\.loc\s+(\d+) (\d+) \d+")
+_PLACE = re.compile(r"\.loc\s+(\d+) (\d+) \d+(?:.* inlined_at (\d+) (\d+))?")
 
 
 @dataclass(frozen=True)
@@ -84,14 +68,14 @@ def read(text: str) -> Module:
         EnvironmentProblem: There is something in it that is not known here.
     """
     module, entry, place = Module(), None, (0, 0)
+    for number, path in re.findall(r'^\s*\.file\s+(\d+) "([^"]*)"', text, re.MULTILINE):
+        module.files[int(number)] = path.rsplit("/", 1)[-1]
     for line in (raw.split("//")[0].strip() for raw in text.splitlines()):
         if match := _ENTRY.match(line):
             entry = Entry(match[1])
             module.entries.append(entry)
         elif line.startswith((".func", ".visible .func", ".weak .func")):
-            raise _unknown(f"a function that is called: {line}")
-        elif match := re.match(r'\.file\s+(\d+) "([^"]*)"', line):
-            module.files[int(match[1])] = match[2].rsplit("/", 1)[-1]
+            raise unknown(f"a function that is called: {line}")
         elif match := _SHARED.search(line):
             module.shared[match[2]] = (int(match[3] or 0), int(match[1]))
         elif entry is None or not line:
@@ -99,8 +83,11 @@ def read(text: str) -> Module:
         elif match := re.match(r"\.param \.(\w+) ", line):
             entry.parameters.append(match[1])
         elif match := _PLACE.match(line):
-            if int(match[2]):
-                place = int(match[1]), int(match[2])
+            # Of one of CUDA's own functions, where it was called.
+            theirs = module.files.get(int(match[1]), "").endswith(".hpp") and match[3]
+            found = (match[3], match[4]) if theirs else (match[1], match[2])
+            if int(found[1]):
+                place = int(found[0]), int(found[1])
         elif match := re.match(r"(\$?\w+):$", line):
             entry.body.append(_label(match[1]))
         else:
@@ -134,7 +121,7 @@ def _statements(line: str, place: tuple[int, int]) -> Iterator[Instruction | str
     else:
         match = re.match(r"(?:@(!?%\w+)\s+)?([\w.:]+)\s*(.*?);?$", line)
         if match is None:
-            raise _unknown(line)
+            raise unknown(line)
         yield Instruction(match[2], tuple(_OPERANDS.findall(match[3])), match[1] or "", *place)
 
 
@@ -142,237 +129,15 @@ def _declared(kind: str, names: str) -> str:
     """Declare registers: a variable of its bits for each."""
     match = re.match(r"%(\w+)<(\d+)>", names)
     listed = [f"{match[1]}{n}" for n in range(int(match[2]))] if match else names.replace(" ", "").split(",")
-    bits = "bool" if kind == "pred" else f"uint{_BITS[kind.lstrip('usbf')]}_t"
+    bits = "bool" if kind == "pred" else f"uint{BITS[kind.lstrip('usbf')]}_t"
     return f"{bits} {', '.join(listed)};"
 
 
-def _unknown(what: str) -> EnvironmentProblem:
+def unknown(what: str) -> EnvironmentProblem:
+    """The error that says so of a line or an instruction."""
     return EnvironmentProblem(
         "nvcc made something that the emulator of PTX does not know.",
         where="csrc/kernels/ptx.h",
         found=what,
         do="use nvcc 13.0, or say there what the instruction does",
     )
-
-
-class _Writer:
-    """Writes one kernel. `places` collects where instructions come from, `blocks` which ones are run together."""
-
-    def __init__(self, module: Module, entry: Entry, offsets: dict[str, int], known: str) -> None:
-        self._module, self._entry, self._offsets, self._known = module, entry, offsets, known
-        self.places: list[Spot] = []
-        self.blocks: list[Counter[Spot]] = []
-
-    def body(self, first_place: int, first_block: int) -> Iterator[str]:
-        """The lines of the function's body, its braces among them."""
-        self._first_place = first_place
-        fresh = False  # whether a run of instructions begins
-        depth = 0
-        for one in self._entry.body:
-            if isinstance(one, str):
-                yield one
-                depth += {"{": 1, "}": -1}.get(one, 0)
-                fresh = fresh or one.endswith(":;") or (one == "{" and depth == 1)
-                continue
-            if fresh:
-                yield f"ptx::ran({first_block + len(self.blocks)});"
-                self.blocks.append(Counter())
-                fresh = False
-            self.blocks[-1][self._spot(one)] += 1
-            text = self._instruction(one)
-            yield f"if ({_predicate(one.unless)}) {{ {text} }}" if one.unless else text
-            fresh = one.name.startswith("bra")
-
-    def _instruction(self, it: Instruction) -> str:
-        base, *rest = it.name.split(".")
-        operands = it.operands
-        if base == "bra":
-            return f"goto {operands[0].replace('$', '')};"
-        if base in ("ret", "exit"):
-            return "return;"
-        if it.name == "bar.sync":
-            return f"ptx::barrier({self._place(it)});"
-        if base in ("ld", "st") and rest[0] == "param":
-            number = operands[1].strip("[]").rsplit("_", 1)[1]
-            return f"{_register(operands[0])} = a{number};"
-        if base in ("ld", "st"):
-            return self._memory(it, base, rest)
-        if base == "mov" and any("{" in operand for operand in operands):
-            return self._packed(*operands, bits=_BITS[rest[-1][1:]])
-        if base == "shfl":
-            found, _, ok = operands[0].partition("|")
-            given = ", ".join(self._value(one) for one in operands[1:])
-            call = f"ptx::shuffle(ptx::To::{_SHUFFLES[rest[1]]}, {self._place(it)}, ok, {given})"
-            return f"{{ Bits ok; {_register(found)} = {call}; {f'{_register(ok)} = ok;' if ok else ''} }}"
-        if base == "vote":
-            mask = self._value(operands[2])
-            votes = f"ptx::votes({self._place(it)}, {self._value(operands[1])}, {mask})"
-            whole = {"ballot": votes, "any": f"{votes} != 0", "all": f"{votes} == (uint32_t){mask}"}[rest[1]]
-            return f"{_register(operands[0])} = {whole};"
-        if it.name.startswith(("cp.async.commit_group", "cp.async.wait_group")):
-            return f"emulator::wait_but({operands[0]});" if operands else "emulator::end_group();"
-        if it.name.startswith("cp.async") and operands[2] == "16":
-            return f"ptx::copy({self._place(it)}, {self._address(operands[0])}, {self._address(operands[1])});"
-        if base == "prefetch":
-            return ";"
-        if base in ("atom", "red"):
-            name, place = f"op_atom_{rest[1]}<ptx::{rest[-1]}>", self._place(it)
-            call = f"ptx::{name}({place}, {self._address(operands[-2])}, {self._value(operands[-1])});"
-            return call if base == "red" else f"{_register(operands[0])} = {call}"
-        return self._computed(it, base, rest)
-
-    def _computed(self, it: Instruction, base: str, rest: list[str]) -> str:
-        name = "_".join(["op", base, *(part for part in rest if not _TYPE.match(part))])
-        types = ", ".join(f"ptx::{part}" for part in rest if _TYPE.match(part))
-        if name[3:] not in self._known:
-            raise _unknown(f"{it.name} {', '.join(it.operands)}")
-        given = ", ".join(self._value(one) for one in it.operands[1:])
-        return f"{_register(it.operands[0])} = ptx::{name}<{types}>({given});"
-
-    def _memory(self, it: Instruction, base: str, rest: list[str]) -> str:
-        space = "kShared" if rest[0].startswith("shared") else "kGlobal"
-        what, where = it.operands if base == "ld" else reversed(it.operands)
-        names = [one.strip() for one in what.strip("{}").split(",")]
-        count = len(names)
-        kind = f"<ptx::Space::{space}, ptx::{rest[-1]}, {count}>"
-        call = f"{kind}({self._place(it)}, {self._address(where)}, v);"
-        if base == "ld":
-            taken = " ".join(f"{_register(name)} = v[{n}];" for n, name in enumerate(names))
-            return f"{{ Bits v[{count}]; ptx::load{call} {taken} }}"
-        return f"{{ const Bits v[] = {{{', '.join(map(self._value, names))}}}; ptx::store{call} }}"
-
-    def _packed(self, to: str, of: str, bits: int) -> str:
-        """Several registers as one, or one as several; the first is the lowest."""
-        parts = [one.strip() for one in (to if "{" in to else of).strip("{}").split(",")]
-        width = bits // len(parts)
-        if "{" in to:
-            return " ".join(
-                f"{_register(one)} = {self._value(of)} >> {width * n};" for n, one in enumerate(parts)
-            )
-        whole = " | ".join(f"(Bits){self._value(one)} << {width * n}" for n, one in enumerate(parts))
-        return f"{_register(to)} = {whole};"
-
-    def _address(self, operand: str) -> str:
-        inside = operand.strip("[]")
-        base, sign, offset = re.match(r"([^+]+)(\+?)(-?\d*)$", inside).groups()  # type: ignore[union-attr]
-        return f"{self._value(base)} + {offset}" if sign else self._value(base)
-
-    def _value(self, operand: str) -> str:
-        """An operand's bits."""
-        if operand in _SPECIAL:
-            return _SPECIAL[operand]
-        if operand in self._offsets:
-            return f"{self._offsets[operand]}u"
-        if match := re.match(r"0[fd]([0-9A-Fa-f]+)$", operand):
-            return f"0x{match[1]}u"
-        if re.match(r"-?\d+$|0x", operand):
-            return f"(Bits)({operand}ll)"
-        return _register(operand)
-
-    def _spot(self, it: Instruction) -> Spot:
-        return self._module.files.get(it.file, self._entry.name), it.line, it.name
-
-    def _place(self, it: Instruction) -> int:
-        self.places.append(self._spot(it))
-        return self._first_place + len(self.places) - 1
-
-
-def _register(operand: str) -> str:
-    return operand.strip().lstrip("%")
-
-
-def _predicate(operand: str) -> str:
-    return operand.replace("%", "")
-
-
-@dataclass
-class Translated:
-    """C++ of a file of PTX.
-
-    Attributes:
-        text: It.
-        places: Each instruction that touches memory or meets others.
-        blocks: Of each run of instructions without a jump, those that it has.
-    """
-
-    text: str
-    places: list[Spot]
-    blocks: list[Counter[Spot]]
-
-
-_C_TYPES = {"p": "const void*", "l": "long long", "f": "float"}
-
-
-def translate(text: str, kernels: Sequence[Kernel], header: str) -> Translated:
-    """Write C++ that does what PTX says, with the launchers that a library of kernels has.
-
-    Args:
-        text: PTX of one source.
-        kernels: Those that it has.
-        header: The text of ptx.h.
-
-    Raises:
-        EnvironmentProblem: There is something in it that ptx.h has no function for.
-    """
-    module = read(text)
-    known = "\n".join(re.findall(r"(?:op_|DAVINCI_PTX_\w+\()(\w+)", header))
-    known_names = set(known.split()) | {f"setp_{name}" for name in known.split()}
-    entries = {entry.name: entry for entry in module.entries}
-    whole = ['#include "ptx.h"', "using ptx::Bits;"]
-    places: list[Spot] = []
-    blocks: list[Counter[Spot]] = []
-    for kernel in kernels:
-        for symbol in kernel.symbols:
-            entry = entries[symbol]
-            offsets, named = _layout(module, entry)
-            writer = _Writer(module, entry, offsets, known_names)  # type: ignore[arg-type]
-            parameters = ", ".join(f"Bits a{n}" for n in range(len(kernel.arguments)))
-            whole.append(f"static void {symbol}({parameters})")
-            whole += writer.body(len(places), len(blocks))
-            places += writer.places
-            blocks += writer.blocks
-            whole.append(_launcher(kernel, symbol, named))
-    whole.append(_tables(places, len(blocks)))
-    return Translated("\n".join(whole) + "\n", places, blocks)
-
-
-def _layout(module: Module, entry: Entry) -> tuple[dict[str, int], int]:
-    """Where each name of shared memory that a kernel uses begins, what is added last; and how many bytes are named."""
-    operands = {operand for one in entry.body if isinstance(one, Instruction) for operand in one.operands}
-    used = {name for operand in operands for name in re.findall(r"[\w$]+", operand)} & module.shared.keys()
-    offsets: dict[str, int] = {}
-    at = 0
-    for name in sorted(used, key=lambda one: (module.shared[one][0] == 0, one)):
-        size, alignment = module.shared[name]
-        at = -(-at // max(alignment, 16)) * max(alignment, 16)
-        offsets[name] = at
-        at += size
-    return offsets, at
-
-
-def _launcher(kernel: Kernel, symbol: str, named: int) -> str:
-    taken = ", ".join(f"{_C_TYPES[letter]} a{n}" for n, letter in enumerate(kernel.arguments))
-    given = ", ".join(
-        f"ptx::bits(a{n})" if letter == "f" else f"(Bits)a{n}" for n, letter in enumerate(kernel.arguments)
-    )
-    a_slot = 16 * kernel.threads if kernel.slots else 0
-    return f"""extern "C" __attribute__((visibility("default")))
-int davinci_{symbol}(long long blocks, {taken}, void*) {{
-  ptx::shared_memory().give({named}, {kernel.slots * a_slot}, {a_slot});
-  return emulator::launch(blocks, {kernel.threads}, [=] {{ {symbol}({given}); }});
-}}
-extern "C" __attribute__((visibility("default"))) int davinci_threads_{symbol}() {{ return {kernel.threads}; }}
-extern "C" __attribute__((visibility("default"))) int davinci_slots_{symbol}() {{ return {kernel.slots}; }}"""
-
-
-def _tables(places: Sequence[Spot], blocks: int) -> str:
-    rows = ",\n".join(f'  {{"{file}", {line}}}' for file, line, _ in places)
-    names = ",\n".join(f'  "shared memory at {file}:{line}"' for file, line, _ in places)
-    return f"""namespace ptx {{
-extern const Place kPlaces[] = {{
-{rows}}};
-extern const char* const kNames[] = {{
-{names}}};
-extern const int kPlaceCount = {len(places)}, kBlockCount = {blocks};
-}}
-extern "C" __attribute__((visibility("default"))) const char* davinci_kernels_digest() {{ return DAVINCI_DIGEST; }}"""

@@ -1,4 +1,4 @@
-"""The emulator of what nvcc makes: a source compiled to PTX, that to C++ (`ptx`), and that by g++."""
+"""The emulator of what nvcc makes: a source compiled to PTX, that to C++ (`ptx_as_cpp`), and that by g++."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from megatron_davinci.errors import EnvironmentProblem
-from megatron_davinci.kernels import compilers, ptx, sources
+from megatron_davinci.kernels import compilers, ptx_as_cpp, sources
 from megatron_davinci.kernels.table import KERNELS, Kernel
 
 TARGET = 90
@@ -32,7 +32,7 @@ class Built:
     path: Path
     digest: str
     kernels: tuple[Kernel, ...]
-    translated: ptx.Translated
+    translated: ptx_as_cpp.Translated
 
 
 def build(
@@ -74,7 +74,7 @@ def build(
         flags = ["-std=c++17", "-O3", "-lineinfo", "-ptx", f"-arch=compute_{target}"]
         compilers.compile_into(assembly, [str(nvcc), *flags], folder / source)
     its = tuple(kernel for kernel in kernels if kernel.source == source)
-    translated = ptx.translate(assembly.read_text(), its, (folder / "ptx.h").read_text())
+    translated = ptx_as_cpp.translate(assembly.read_text(), its, (folder / "ptx.h").read_text())
     made_by = hashlib.sha256(translated.text.encode()).hexdigest()[:8]
     path = kept / f"{code}-{made_by}{'-traced' if trace else ''}.so"
     if not path.exists():

@@ -25,8 +25,8 @@ EMULATOR = "DAVINCI_EMULATOR"
 """An environment variable: what the emulator runs, one of `EMULATED`. Default: the first."""
 
 EMULATED = ("plain", "sanitized", "fused", "ptx", *(f"ptx_{target}" for target in compilers.TARGETS))
-"""The kernels' source; the same with AddressSanitizer, whose runtime must be preloaded; with products and sums fused, as
-compilers for GPUs do; and what nvcc makes of it in PTX, for compute capability 9.0 or for the one that is named."""
+"""The kernels' source; the same with AddressSanitizer, whose runtime must be preloaded; with products and sums
+fused, as compilers for GPUs do; and what nvcc makes of it in PTX, for compute capability 9.0 or the one named."""
 
 NAMES = ("ahead_of_time", "run_time", "emulator", "reference")
 PACKAGED = Path(__file__).with_name("_cuda.so")
@@ -109,6 +109,7 @@ class Ptx(Way):
         self._libraries: dict[str, Library] = {}
 
     def launch(self, name: str, blocks: int, of: Tensor, *arguments: Tensor | int | float) -> None:
+        """As `Way.launch`."""
         kernel = KERNELS[name]
         library = self._libraries.get(kernel.source)
         if library is None:

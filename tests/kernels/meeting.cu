@@ -92,4 +92,4 @@ __device__ void one_thing(int what, float* out) {
 }
 }  // namespace
 
-DAVINCI_KERNEL(meeting, 64, (int what, float* out), (what, out)) { one_thing(what, out); }
+DAVINCI_KERNEL(meeting_fp32, 64, (int what, float* out), (what, out)) { one_thing(what, out); }
