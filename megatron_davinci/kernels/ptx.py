@@ -25,14 +25,14 @@ class Instruction:
     Attributes:
         name: With its modifiers and types.
         operands: As they are written.
-        unless: The predicate that it depends on, `!` before it where it must not hold, or nothing.
+        guard: The predicate that it depends on, `!` before it where it must not hold, or nothing.
         file: Of the source, its number in the PTX.
         line: There.
     """
 
     name: str
     operands: tuple[str, ...]
-    unless: str
+    guard: str
     file: int
     line: int
 
@@ -42,7 +42,6 @@ class Entry:
     """A kernel as PTX has it: labels (`str`), instructions, and what opens and closes a scope."""
 
     name: str
-    parameters: list[str] = field(default_factory=list)
     body: list[Instruction | str] = field(default_factory=list)
 
 
@@ -80,8 +79,8 @@ def read(text: str) -> Module:
             module.shared[match[2]] = (int(match[3] or 0), int(match[1]))
         elif entry is None or not line:
             continue
-        elif match := re.match(r"\.param \.(\w+) ", line):
-            entry.parameters.append(match[1])
+        elif line.startswith(".param"):
+            continue
         elif match := _PLACE.match(line):
             # Of one of CUDA's own functions, where it was called.
             theirs = module.files.get(int(match[1]), "").endswith(".hpp") and match[3]

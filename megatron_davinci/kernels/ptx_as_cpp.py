@@ -54,7 +54,7 @@ class _Writer:
                 fresh = False
             self.blocks[-1][self._spot(one)] += 1
             text = self._instruction(one)
-            yield f"if ({_predicate(one.unless)}) {{ {text} }}" if one.unless else text
+            yield f"if ({_predicate(one.guard)}) {{ {text} }}" if one.guard else text
             fresh = one.name.startswith("bra")
 
     def _instruction(self, it: Instruction) -> str:
