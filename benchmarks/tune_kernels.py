@@ -4,8 +4,7 @@ Every variant is the kernel's source with other numbers in it, compiled by NVRTC
 the kernel as it is: to the bit, or for sums over tokens within their rounding. Then it is timed as in
 benchmarks/kernel_speed.py. What is best here may not be elsewhere: the defaults were measured on an H200.
 
-On a machine without a GPU `--check` emulates variants on small shapes and compares numbers alone. Emulated, the cross
-entropy has sizes of its own, so its variants are not among them.
+On a machine without a GPU `--check` emulates what nvcc makes of variants, on few rows, and compares numbers alone.
 
 Figures: for each op `OP_as_it_is_ms`, `OP_best_ms`, `OP_best_fraction_of_copy`; `variants`, `variants_that_differ`
 (of their numbers). The peer's part has every variant's time by name.
@@ -13,6 +12,7 @@ Figures: for each op `OP_as_it_is_ms`, `OP_best_ms`, `OP_best_fraction_of_copy`;
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -31,11 +31,10 @@ from torch import Tensor  # noqa: E402
 
 from benchmarks import adamw_speed, common, kernel_speed, memory_bound_speed  # noqa: E402
 from megatron_davinci.errors import EnvironmentProblem  # noqa: E402
-from megatron_davinci.kernels import compilers, moments, nvrtc, rope, sources, spans, table, ways  # noqa: E402
 from megatron_davinci.kernels import cross_entropy_passes as passes  # noqa: E402
+from megatron_davinci.kernels import moments, nvrtc, ptx_emulator, rope, sources, spans, table, ways  # noqa: E402
 from megatron_davinci.kernels.adamw import adamw_fp8_moments_  # noqa: E402
 from megatron_davinci.kernels.cross_entropy import IGNORED  # noqa: E402
-from megatron_davinci.kernels.library import Library  # noqa: E402
 from megatron_davinci.platform import cuda_launch  # noqa: E402
 
 Result = tuple[Tensor, ...]
@@ -146,7 +145,7 @@ def _updated(device: torch.device, small: bool) -> tuple[Callable[[], Result], i
 
 
 def _lost(device: torch.device, small: bool) -> tuple[Callable[[], Result], int]:
-    rows, columns = (5, 3001) if small else (kernel_speed.ALL_ROWS, kernel_speed.VOCABULARY)
+    rows, columns = 4 if small else kernel_speed.ALL_ROWS, kernel_speed.VOCABULARY
     logits = torch.randn(rows, columns, device=device, dtype=torch.bfloat16)
     labels = torch.randint(columns, (rows,), device=device)
     return lambda: (*passes.whole_(logits, labels, columns, IGNORED), logits), 2 * logits.nbytes
@@ -238,6 +237,16 @@ OPS = {
 }  # fmt: skip
 
 
+def as_varied(kernel: table.Kernel, variant: Variant) -> table.Kernel:
+    """The table's entry of a kernel whose source a variant is of."""
+    return replace(
+        kernel,
+        threads=variant.threads or kernel.threads,
+        slots=variant.slots or kernel.slots if kernel.slots else 0,
+        resident=variant.resident or kernel.resident,
+    )
+
+
 class Tried(ways.Way):
     """The kernels of a variant on a GPU."""
 
@@ -253,12 +262,7 @@ class Tried(ways.Way):
         if kernel.source == "column_sums.cu":
             AS_IT_IS[of.device].launch(name, blocks, of, *arguments)
             return
-        kernel = replace(
-            kernel,
-            threads=self._variant.threads or kernel.threads,
-            slots=self._variant.slots or kernel.slots if kernel.slots else 0,
-            resident=self._variant.resident or kernel.resident,
-        )
+        kernel = as_varied(kernel, self._variant)
         with cuda_launch.on(of.device):
             blocks = ways._limited(blocks, kernel, of.device, self.most_blocks)
             stream = cuda_launch.current_stream(of.device)
@@ -288,22 +292,29 @@ def same(found: Result, known: Result, exact: bool) -> bool:
 
 
 def checked(op: Op, seed: int) -> dict[str, bool]:
-    """Which variants, emulated, give the same numbers as the emulated op as it is."""
+    """Which variants, as nvcc makes them and emulated, give the same numbers as the op as it is."""
     device = torch.device("cpu")
     found: dict[str, bool] = {}
-    made: dict[object, ways.Way] = {}
-    with ways.using("emulator"), tempfile.TemporaryDirectory() as scratch:
+    sources_of = {variant.texts: variant for variant in op.variants.values()}
+    with ways.emulating("ptx"), tempfile.TemporaryDirectory() as scratch:
         known = computed(op, device, seed, True)[1]
+
+        def made(number: int, variant: Variant) -> ways.Way:
+            folder = Path(scratch) / str(number)
+            folder.mkdir()
+            variant.written(op.source, folder)
+            kernels = [as_varied(kernel, variant) for kernel in table.KERNELS.values()]
+            built = ptx_emulator.build(op.source, where=folder, kernels=kernels)
+            return ways.Ptx(
+                "a variant", lambda name: built if name == op.source else ptx_emulator.build(name)
+            )
+
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            ways_of = dict(
+                zip(sources_of, pool.map(made, range(len(sources_of)), sources_of.values()), strict=True)
+            )
         for name, variant in op.variants.items():
-            if variant.texts not in made:
-                folder = Path(scratch) / str(len(made))
-                folder.mkdir()
-                variant.written(op.source, folder)
-                path = compilers.emulator(where=folder, out=folder / "emulator.so")
-                made[variant.texts] = ways._Loaded(
-                    "emulator", "a variant", Library(path, sources.digest(folder))
-                )
-            way = made[variant.texts]
+            way = ways_of[variant.texts]
             with mock.patch.object(ways, "way_for", lambda _, way=way: way), variant.on_the_host():
                 found[name] = same(computed(op, device, seed, True)[1], known, op.exact)
     return found
@@ -367,8 +378,6 @@ def main() -> int:
     copy = 0.0 if arguments.check else kernel_speed.bandwidth(torch.device("cuda"))
     for name in arguments.ops:
         op = OPS[name]
-        if arguments.check and op.source == "cross_entropy.cu":
-            continue
         if arguments.check:
             equal = checked(op, arguments.seed)
         else:

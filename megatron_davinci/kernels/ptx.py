@@ -77,9 +77,7 @@ def read(text: str) -> Module:
             raise unknown(f"a function that is called: {line}")
         elif match := _SHARED.search(line):
             module.shared[match[2]] = (int(match[3] or 0), int(match[1]))
-        elif entry is None or not line:
-            continue
-        elif line.startswith(".param"):
+        elif entry is None or not line or line.startswith(".param"):
             continue
         elif match := _PLACE.match(line):
             # Of one of CUDA's own functions, where it was called.

@@ -25,6 +25,7 @@ def test_a_list_that_is_older_than_the_sources_is_refused(tmp_path):
 
 @pytest.mark.long
 @pytest.mark.needs("emulator")
+@pytest.mark.needs("nvcc")
 def test_a_variant_with_other_numbers_is_named_and_one_with_the_same_is_not():
     rope = OPS["rope"]
     variants = {
