@@ -201,6 +201,7 @@ def _adamw_variants() -> dict[str, Variant]:
             name = f"{room} blocks of {threads} threads that {how}, runs of 2^{power}"
             host = ((spans, "ELEMENTS", 1 << power),)
             found[name] = Variant(texts, threads, resident=resident, host=host)
+    found["a turn at once"] = Variant((("#pragma unroll 2\n", "#pragma unroll 1\n"),))
     return found
 
 

@@ -68,11 +68,11 @@ __device__ __forceinline__ void fill(Powers& powers) {
   for (int k = 0; k < kEach; ++k) powers[(from + k) * 32 + lane] = __shfl_sync(kAllLanes, power, k);
 }
 
-// The power of code `k` of four in a word.
+// The power of code `k` of four in a word. `lane`: the lane's number, times 4.
 template <class Powers>
-__device__ __forceinline__ float power_of(Powers& powers, u32 codes, int k) {
+__device__ __forceinline__ float power_of(Powers& powers, u32 codes, int k, u32 lane) {
   // Where it is, in bytes: an index would be shifted twice.
-  const u32 at = ((k ? codes >> (8 * k - 7) : codes << 7) & (127u << 7)) | (threadIdx.x % 32 * 4);
+  const u32 at = ((k ? codes >> (8 * k - 7) : codes << 7) & (127u << 7)) | lane;
 #if defined(__CUDA_ARCH__)
   return *reinterpret_cast<const float*>(reinterpret_cast<const char*>(powers) + at);
 #else

@@ -108,6 +108,10 @@ __device__ __forceinline__ int count_bits(u32 bits) {
 #endif
 }
 
+// The compiler cannot know that it stays as it is, nor what it follows from: it keeps nothing that would follow from it in
+// registers, and does not make it again.
+__device__ __forceinline__ void opaque(u32& value) { asm volatile("" : "+r"(value)); }
+
 // Four of the eight bytes of two words, those of `low` being 0 to 3: a digit of `which` says each, the last one first.
 __device__ __forceinline__ u32 pick_bytes(u32 low, u32 high, u32 which) {
 #if defined(__CUDA_ARCH__)

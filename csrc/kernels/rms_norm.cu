@@ -168,6 +168,8 @@ __device__ __forceinline__ void backward_kept(const T* by_out, const T* by_sum, 
       for (int i = 0; i < V::kWidth; ++i) share[k][i] = 0.0f;
     Row<kKept> row, next;
     if (kAhead) next.template read<kGroup>(by_out, by_sum, x, scale, part * kRows, rows, vectors);
+    // Two turns at once, so that what has come need not change registers.
+#pragma unroll(kAhead ? 2 : 1)
     for (i64 first = part * kRows; first < rows; first += parts * kRows, turn ^= 1) {
       row = next;
       (kAhead ? next : row)

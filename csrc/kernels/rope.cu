@@ -13,9 +13,6 @@ constexpr int kPasses = 5;  // of a warp over a token: 20 heads of 128 channels 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kSlots = 20;  // of 16 bytes, for a thread's sums in bf16
 
-// The compiler cannot know that it stays as it is, and so keeps nothing that follows from it in registers.
-__device__ __forceinline__ void opaque(u32& value) { asm volatile("" : "+r"(value)); }
-
 // An item is kWide channels of the first half of a head and those of the second half: where they begin in a token. A head
 // has `of_head` items. Tokens are fewer than 2^31, and so are the channels of one.
 template <int kWide>
