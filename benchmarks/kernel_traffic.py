@@ -9,8 +9,9 @@ What nvcc makes of them for compute capability 9.0, in PTX, is emulated on few r
 - `OP_bank_turns`: turns that the banks of shared memory take, over those without conflicts;
 - `OP_instructions`: of PTX, for each number that the op computes, those apart that a register's renaming makes away
   with; the machine's own are fewer or more;
-- `OP_special`: of them approximations (powers, logarithms, inverses, roots), of which a multiprocessor does 16 a
-  clock, where it does 128 others.
+- `OP_special`: of them powers, logarithms, inverses and roots, of which a multiprocessor approximates 16 a clock,
+  where it does 128 others. Where they are rounded (as in AdamW with fp32 moments) one of PTX is several of the
+  machine's.
 
 The sum over sets of rows at the end of a weight's or bias's gradient, a kernel of its own, is left out. With
 `--lines` each op's source lines follow which most instructions come from, and those whose requests are not coalesced
@@ -45,7 +46,7 @@ from megatron_davinci.kernels.made import Gated, GatedGradient, Matrix, written 
 from megatron_davinci.kernels.quantize import amax_of, quantize  # noqa: E402
 
 RENAMED = ("mov.", "cvta.", "ld.param.", "ret", "bra.uni")
-SPECIAL = ("ex2.", "lg2.", "rcp.approx", "sqrt.approx")
+SPECIAL = ("ex2.", "lg2.", "rcp.", "sqrt.", "div.rn.")  # a rounded one begins with one that is not
 SECTOR = 32
 
 

@@ -74,19 +74,27 @@ inline Bits bits(Value value) {
   return result;
 }
 
+// What an instruction makes: of numbers that are none, one.
+template <class Value>
+inline Bits made(Value value) {
+  if constexpr (std::is_same_v<Value, float>)
+    if (value != value) return 0x7fffffffu;
+  return bits(value);
+}
+
 // --- whole numbers and bits ---
 
 #define DAVINCI_PTX_2(name, expression)     \
   template <class T>                        \
   inline Bits op_##name(Bits x, Bits y) {      \
     const C<T> a = value<T>(x), b = value<T>(y); \
-    return bits((C<T>)(expression));        \
+    return made((C<T>)(expression));        \
   }
 #define DAVINCI_PTX_1(name, expression) \
   template <class T>                    \
   inline Bits op_##name(Bits x) {         \
     const C<T> a = value<T>(x);         \
-    return bits((C<T>)(expression));    \
+    return made((C<T>)(expression));    \
   }
 
 template <class T>
@@ -126,11 +134,14 @@ inline float largest<f32>(float a, float b) {
   return a > b || (a == b && !std::signbit(a)) ? a : b;
 }
 
-DAVINCI_PTX_1(mov, a)
+template <class T>
+inline Bits op_mov(Bits x) {
+  return x;
+}
 DAVINCI_PTX_2(add, (U<T>)a + (U<T>)b)
 DAVINCI_PTX_2(sub, (U<T>)a - (U<T>)b)
 DAVINCI_PTX_2(mul, a* b)
-DAVINCI_PTX_2(mul_lo, (U<T>)a*(U<T>)b)
+DAVINCI_PTX_2(mul_lo, (Bits)(U<T>)a*(Bits)(U<T>)b)
 DAVINCI_PTX_2(div, a / b)
 DAVINCI_PTX_2(rem, a % b)
 DAVINCI_PTX_2(min, least<T>(a, b))
@@ -163,7 +174,8 @@ inline Bits op_mul_wide<u32>(Bits x, Bits y) {
 template <class T>
 inline Bits op_mul_hi(Bits x, Bits y) {
   static_assert(sizeof(C<T>) <= 4, "a product of 128 bits");
-  return bits((C<T>)((int64_t)value<T>(x) * (int64_t)value<T>(y) >> 8 * sizeof(C<T>)));
+  using Wide = std::conditional_t<std::is_signed_v<C<T>>, int64_t, uint64_t>;
+  return bits((C<T>)((Wide)value<T>(x) * (Wide)value<T>(y) >> 8 * sizeof(C<T>)));
 }
 template <class T>
 inline Bits op_mad_lo(Bits x, Bits y, Bits z) {
@@ -188,6 +200,9 @@ inline Bits op_popc(Bits x) {
 // The lower `length` bits of x, put into y from bit `from` on.
 template <class T>
 inline Bits op_bfi(Bits x, Bits y, Bits from, Bits length) {
+  from &= 255;
+  length &= 255;
+  if (from >= 64) return y;
   const Bits ones = length >= 64 ? ~Bits(0) : (Bits(1) << length) - 1;
   return (y & ~(ones << from)) | (x & ones) << from;
 }
@@ -251,18 +266,27 @@ inline Bits& approximating() {
   return seed;
 }
 
+inline Bits drawn(Bits argument, int which) { return mixed(argument + mixed(approximating() * 8 + which)); }
+
 // A float near `exact`, off by at most `error`, of which 2^-24 of `exact` are for rounding.
 inline float near(double exact, double error, Bits argument, int which) {
-  const Bits seed = approximating();
-  if (!seed || !std::isfinite(exact)) return (float)exact;
+  if (!approximating() || !std::isfinite(exact) || exact == 0) return (float)exact;
   const double room = error - std::fabs(exact) * 0x1p-24;
-  const double drawn = (double)(mixed(argument + mixed(seed * 8 + which)) >> 11) * 0x1p-52 - 1;
-  return (float)(exact + drawn * room);
+  return (float)(exact + ((double)(drawn(argument, which) >> 11) * 0x1p-52 - 1) * room);
+}
+
+// A float that is at most so many units in the last place from the rounded one.
+inline float near_in_units(double exact, int units, Bits argument, int which) {
+  const float rounded = (float)exact;
+  if (!approximating() || !std::isfinite(rounded) || rounded == 0) return rounded;
+  const Bits moved = bits(rounded) + drawn(argument, which) % (2 * units + 1) - units;
+  const float found = value<f32>(moved);
+  return std::isfinite(found) ? found : rounded;
 }
 
 template <class T>
 inline Bits op_fma_rn(Bits x, Bits y, Bits z) {
-  return bits(std::fma(value<T>(x), value<T>(y), value<T>(z)));
+  return made(std::fma(value<T>(x), value<T>(y), value<T>(z)));
 }
 DAVINCI_PTX_2(div_rn, a / b)
 DAVINCI_PTX_2(add_rn, a + b)
@@ -270,15 +294,22 @@ DAVINCI_PTX_2(sub_rn, a - b)
 DAVINCI_PTX_2(mul_rn, a* b)
 DAVINCI_PTX_1(rcp_rn, 1 / a)
 DAVINCI_PTX_1(sqrt_rn, std::sqrt(a))
-DAVINCI_PTX_1(ex2_approx, near(std::exp2((double)a), std::exp2((double)a) * 0x1p-22, x, 0))
-DAVINCI_PTX_1(ex2_approx_ftz, flush(near(std::exp2((double)flush(a)), std::exp2((double)a) * 0x1p-22, x, 0)))
-DAVINCI_PTX_1(rcp_approx_ftz, flush(near(1 / (double)flush(a), std::fabs(1 / (double)a) * 0x1p-23, x, 1)))
-DAVINCI_PTX_1(sqrt_approx_ftz, flush(near(std::sqrt((double)flush(a)), std::sqrt((double)a) * 0x1p-23, x, 2)))
+// 2^0 is 1.
+inline float power_of_two(float a, Bits x) {
+  return a == 0 ? 1.0f : near_in_units(std::exp2((double)a), 2, x, 0);
+}
+inline float root(float a, Bits x) {
+  return near(std::sqrt((double)a), std::sqrt((double)a) * 0x1p-23, x, 2);
+}
+DAVINCI_PTX_1(ex2_approx, power_of_two(a, x))
+DAVINCI_PTX_1(ex2_approx_ftz, flush(power_of_two(flush(a), x)))
+DAVINCI_PTX_1(rcp_approx_ftz, flush(near_in_units(1 / (double)flush(a), 1, x, 1)))
+DAVINCI_PTX_1(sqrt_approx_ftz, flush(root(flush(a), x)))
 template <class T>
 inline Bits op_lg2_approx_ftz(Bits x) {
   const double a = flush(value<f32>(x)), exact = std::log2(a);
   const double error = a > 0.5 && a < 2 ? 1.0 : std::fabs(exact);
-  return bits(flush(near(exact, error * 0x1p-22, x, 3)));
+  return made(flush(near(exact, error * 0x1p-22, x, 3)));
 }
 
 // --- from one type to another ---
@@ -408,10 +439,12 @@ inline void store(int place, Bits address, const Bits* from) {
   }
 }
 
+// `place` of what is read, and the next of where it is written.
 inline void copy(int place, Bits to, Bits from) {
   check(kPlaces[place], Space::kShared, to, 16);
   check(kPlaces[place], Space::kGlobal, from, 16);
   trace(place, Space::kGlobal, false, from, 16);
+  trace(place + 1, Space::kShared, true, to, 16);
   emulator::state().current->copies.back().push_back([=] {
     for (int i = 0; i < 4; ++i) {
       auto& element = shared_memory().words[to / 4 + i];
@@ -433,7 +466,10 @@ inline Bits op_atom_add(int place, Bits address, Bits with) {
   check(kPlaces[place], Space::kGlobal, address, sizeof(C<T>));
   trace(place, Space::kGlobal, true, address, sizeof(C<T>));
   auto* at = reinterpret_cast<C<T>*>(address);
-  return bits(emulator::exchange(at, [=](C<T> before) { return (C<T>)(before + value<T>(with)); }));
+  return bits(emulator::exchange(at, [=](C<T> before) {
+    if constexpr (std::is_same_v<T, f32>) return flush(flush(before) + flush(value<f32>(with)));
+    return (C<T>)(before + value<T>(with));
+  }));
 }
 
 // Starts a kernel that names so many bytes of shared memory and wants some more, in whole slots.

@@ -83,14 +83,17 @@ def _problems(
         dataset = IndexedDataset(prefix)
     except DavinciError as error:
         yield error
+    differences = []
     if dataset is not None:
         differences = list(_differences(dataset, prefix, shard, manifest))
-        yield from differences or _index(prefix, shard)
+        yield from differences
     deep = deep and dataset is not None and dataset.dtype == manifest.token_dtype
     check = (
         TokenCheck(dataset, manifest.vocab_size, manifest.eod_id) if deep and dataset is not None else None
     )
     try:
+        if dataset is not None and not differences:
+            yield from _index(prefix, shard)
         yield from _tokens(prefix, shard, check, meter)
         yield from _mask(prefix, shard)
     except DavinciError as error:

@@ -117,7 +117,7 @@ def _statements(line: str, place: tuple[int, int]) -> Iterator[Instruction | str
         return
     else:
         match = re.match(r"(?:@(!?%\w+)\s+)?([\w.:]+)\s*(.*?);?$", line)
-        if match is None:
+        if match is None or ";" in match[3]:
             raise unknown(line)
         yield Instruction(match[2], tuple(_OPERANDS.findall(match[3])), match[1] or "", *place)
 

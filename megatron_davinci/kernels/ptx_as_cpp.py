@@ -53,9 +53,15 @@ class _Writer:
                 self.blocks.append(Counter())
                 fresh = False
             self.blocks[-1][self._spot(one)] += 1
-            text = self._instruction(one)
+            text = self._known_instruction(one)
             yield f"if ({_predicate(one.guard)}) {{ {text} }}" if one.guard else text
             fresh = one.name.startswith("bra")
+
+    def _known_instruction(self, it: Instruction) -> str:
+        try:
+            return self._instruction(it)
+        except (KeyError, IndexError, ValueError):
+            raise unknown(f"{it.name} {', '.join(it.operands)}") from None
 
     def _instruction(self, it: Instruction) -> str:
         base, *rest = it.name.split(".")
@@ -64,12 +70,12 @@ class _Writer:
             return f"goto {operands[0].replace('$', '')};"
         if base in ("ret", "exit"):
             return "return;"
-        if it.name == "bar.sync":
+        if it.name == "bar.sync" and operands == ("0",):
             return f"ptx::barrier({self._place(it)});"
         if it.name == "bar.warp.sync":
             return f"ptx::votes({self._place(it)}, 0, {self._value(operands[0])});"
         if base in ("ld", "st") and rest[0] == "param":
-            number = operands[1].strip("[]").rsplit("_", 1)[1]
+            number = int(operands[1].strip("[]").rsplit("_", 1)[1])
             return f"{_register(operands[0])} = a{number};"
         if base in ("ld", "st"):
             return self._memory(it, base, rest)
@@ -89,12 +95,17 @@ class _Writer:
             return f"emulator::wait_but({operands[0]});" if operands else "emulator::end_group();"
         if it.name.startswith("cp.async") and operands[2:] == ("16",):
             to, of = (self._address(one) for one in operands[:2])
-            return f"ptx::copy({self._place(it)}, {to}, {of});"
+            place = self._place(it)
+            self.places.append((*self._spot(it)[:2], "st.shared, of cp.async"))
+            return f"ptx::copy({place}, {to}, {of});"
         if base == "prefetch":
             return ";"
         if base in ("atom", "red"):
-            name, place = f"op_atom_{rest[1]}<ptx::{rest[-1]}>", self._place(it)
-            call = f"ptx::{name}({place}, {self._address(operands[-2])}, {self._value(operands[-1])});"
+            space, change, kind = rest
+            if space != "global" or f"atom_{change}" not in self._known:
+                raise ValueError(it.name)
+            call = f"op_atom_{change}<ptx::{kind}>({self._place(it)}, {self._address(operands[-2])}, "
+            call = f"ptx::{call}{self._value(operands[-1])});"
             return call if base == "red" else f"{_register(operands[0])} = {call}"
         return self._computed(it, base, rest)
 
@@ -102,12 +113,14 @@ class _Writer:
         name = "_".join(["op", base, *(part for part in rest if not _TYPE.match(part))])
         types = ", ".join(f"ptx::{part}" for part in rest if _TYPE.match(part))
         if name[3:] not in self._known:
-            raise unknown(f"{it.name} {', '.join(it.operands)}")
+            raise ValueError(it.name)
         given = ", ".join(self._value(one) for one in it.operands[1:])
         return f"{_register(it.operands[0])} = ptx::{name}<{types}>({given});"
 
     def _memory(self, it: Instruction, base: str, rest: list[str]) -> str:
-        space = "kShared" if rest[0].startswith("shared") else "kGlobal"
+        space = "kShared" if "shared" in rest else "kGlobal"
+        if {"local", "const"} & set(rest):
+            raise ValueError(it.name)
         what, where = it.operands if base == "ld" else reversed(it.operands)
         names = [one.strip() for one in what.strip("{}").split(",")]
         count = len(names)
@@ -126,7 +139,10 @@ class _Writer:
             return " ".join(
                 f"{_register(one)} = {self._value(of)} >> {width * n};" for n, one in enumerate(parts)
             )
-        whole = " | ".join(f"(Bits){self._value(one)} << {width * n}" for n, one in enumerate(parts))
+        ones = f"{hex((1 << width) - 1)}u"
+        whole = " | ".join(
+            f"((Bits){self._value(one)} & {ones}) << {width * n}" for n, one in enumerate(parts)
+        )
         return f"{_register(to)} = {whole};"
 
     def _address(self, operand: str) -> str:
@@ -142,7 +158,7 @@ class _Writer:
             return f"{self._offsets[operand]}u"
         if match := re.match(r"0[fd]([0-9A-Fa-f]+)$", operand):
             return f"0x{match[1]}u"
-        if re.match(r"-?\d+$|0x", operand):
+        if re.match(r"-?\d+$|0x[0-9A-Fa-f]+$", operand):
             return f"(Bits)({operand}ll)"
         return _register(operand)
 
@@ -155,6 +171,13 @@ class _Writer:
 
 
 def _register(operand: str) -> str:
+    """A register's variable: of kernels they are numbered, of inline assembly they have names of their own.
+
+    Raises:
+        ValueError: It is no register: a special one that is not known, or something of more than one.
+    """
+    if not re.match(r"%(p|rs|r|rd|f|fd)\d+$|[A-Za-z_]\w*$", operand.strip()):
+        raise ValueError(operand)
     return operand.strip().lstrip("%")
 
 

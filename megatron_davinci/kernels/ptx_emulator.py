@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -78,13 +79,13 @@ def build(
     made_by = hashlib.sha256(translated.text.encode()).hexdigest()[:8]
     path = kept / f"{code}-{made_by}{'-traced' if trace else ''}.so"
     if not path.exists():
-        text = path.with_suffix(".cpp")
-        text.write_text(translated.text)
         flags = ["-std=c++17", "-O1", "-w", "-fPIC", "-shared", "-ffp-contract=off", "-fvisibility=hidden"]
         flags += ["-DDAVINCI_EMULATOR", f'-DDAVINCI_DIGEST="{digest}"', f"-I{folder}"]
         flags += [f"-DDAVINCI_SHARED_KIB={SHARED_KIB.get(target, 227)}"]
-        compilers.compile_into(path, [compiler, *flags, *(["-DDAVINCI_TRACE"] if trace else [])], text)
-        text.unlink()
+        with tempfile.TemporaryDirectory() as scratch:  # others may make the same at the same time
+            text = Path(scratch) / f"{Path(source).stem}.cpp"
+            text.write_text(translated.text)
+            compilers.compile_into(path, [compiler, *flags, *(["-DDAVINCI_TRACE"] if trace else [])], text)
     return Built(path, digest, its, translated)
 
 

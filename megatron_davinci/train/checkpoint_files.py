@@ -159,7 +159,7 @@ def text_of(manifest: Mapping[str, Any]) -> str:
 def _is_as_written(text: bytes, manifest: Mapping[str, Any]) -> bool:
     """Whether not even something without a meaning has changed, such as the `e` of a number's exponent to `E`."""
     of_a_branch = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"  # as branches wrote it before
-    return text in (text_of(manifest).encode(), of_a_branch.encode())
+    return text in (text_of(manifest).encode(), of_a_branch.encode(errors="surrogatepass"))
 
 
 def _digest_of(manifest: Mapping[str, Any]) -> str:
@@ -210,7 +210,9 @@ def read(folder: Path, *, verify: bool = True) -> Checkpoint:
                 expected=kind.__name__,
                 do=again,
             )
-    if manifest["format"] > 1 and (found := _digest_of(manifest)) != manifest.get("digest"):
+    # One of format 1 has no digest: where there is one, it is the number of the format that changed.
+    has_digest = manifest["format"] > 1 or "digest" in manifest
+    if has_digest and (found := _digest_of(manifest)) != manifest.get("digest"):
         raise CheckpointError(
             "The checkpoint's manifest is damaged.",
             where=path,
@@ -218,7 +220,7 @@ def read(folder: Path, *, verify: bool = True) -> Checkpoint:
             expected=f"digest {manifest.get('digest')}",
             do=again,
         )
-    if manifest["format"] > 1 and not _is_as_written(text, manifest):
+    if has_digest and not _is_as_written(text, manifest):
         raise CheckpointError(
             "The checkpoint's manifest is damaged.",
             where=path,

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import kernel_traffic, kernel_trials, planted_kernels
 from megatron_davinci.errors import EnvironmentProblem
-from megatron_davinci.kernels import compilers, ptx, ptx_emulator, sources, ways
+from megatron_davinci.kernels import compilers, ptx, ptx_as_cpp, ptx_emulator, sources, ways
 from megatron_davinci.kernels.library import KernelError
 from megatron_davinci.kernels.table import KERNELS, OPS, Kernel
 from tests.cases import is_long
@@ -73,33 +73,35 @@ def test_numbers_of_8_bits_are_those_of_torch(asking):
     codes = torch.arange(256, dtype=torch.uint8)
     known = torch.cat([codes.view(form).float() for form in (torch.float8_e4m3fn, torch.float8_e5m2)])
     known = known[known.isfinite()].sort().values.unique()
+    zeros = torch.tensor([0.0, -0.0, -1e-40, 1e-40])  # and what becomes of them
     ties = (known[1:] + known[:-1]) / 2  # and what lies beside them
-    near = torch.cat([known, ties, ties.nextafter(known[1:]), ties.nextafter(known[:-1])])
+    near = torch.cat([zeros, known, ties, ties.nextafter(known[1:]), ties.nextafter(known[:-1])])
     near = torch.nn.functional.pad(near, (0, -near.numel() % 4))
     for numbers in (random_bits.view(torch.float32), near):
         words = asking(7, numbers)[0].view(torch.int32).view(-1, 4)
         for column, form in enumerate((torch.float8_e4m3fn, torch.float8_e5m2)):
             top = torch.finfo(form).max
             expected = numbers.clamp(-top, top).to(form)
-            found = words[:, column].contiguous().view(torch.uint8).view(form)
-            same = (found.float() == expected.float()) | (found.float().isnan() & numbers.isnan())
+            found = words[:, column].contiguous().view(torch.uint8).flatten()
+            same = torch.where(numbers.isnan(), found == 127, found == expected.view(torch.uint8))
             assert same.all(), numbers[~same][:5]
-        found = words[:, 2:].contiguous().view(torch.bfloat16).flatten()
-        assert torch.equal(found.isnan(), numbers.isnan())
-        assert torch.equal(found[~numbers.isnan()], numbers.bfloat16()[~numbers.isnan()])
+        found, expected = words[:, 2:].contiguous().view(torch.int16).flatten(), numbers.bfloat16()
+        same = torch.where(numbers.isnan(), found == 0x7FFF, found == expected.view(torch.int16))
+        assert same.all(), numbers[~same][:5]
 
 
 def test_approximations_are_off_by_as_much_as_they_may_be_and_the_same_each_time(asking, monkeypatch):
     numbers = torch.linspace(-20, 20, 4096)
-    exact = numbers.double().exp2()
+    numbers[0], numbers[1] = 0.0, -1e-40  # of which the power is 1
+    rounded = numbers.double().exp2().float().view(torch.int32)
     found = {}
     for seed in (0, 1, 2):
         monkeypatch.setenv("DAVINCI_EMULATOR_APPROXIMATE", str(seed))
         found[seed] = asking(6, numbers)[0]
         assert torch.equal(found[seed], asking(6, numbers)[0])
-    error = {seed: ((its.double() - exact) / exact).abs().max() for seed, its in found.items()}
-    assert error[0] <= 2**-24 and all(2**-22.2 < error[seed] <= 2**-22 for seed in (1, 2))
-    assert not torch.equal(found[1], found[2])
+    units = {seed: (its.view(torch.int32) - rounded).abs() for seed, its in found.items()}
+    assert {seed: int(its.max()) for seed, its in units.items()} == {0: 0, 1: 2, 2: 2}
+    assert all(its[:2].tolist() == [0, 0] for its in units.values()) and not torch.equal(found[1], found[2])
 
 
 def test_an_address_that_the_hardware_refuses_is_refused(asking):
@@ -137,11 +139,10 @@ def test_the_op_and_not_how_it_is_run_says_how_much_it_reads():
         figures = kernel_traffic.figures_of(name, case, noted)
         assert 1 <= figures[f"{name}_memory"] < 1.05, name
         assert figures[f"{name}_bank_turns"] < 1.01, name
-        assert (
-            0 < figures[f"{name}_special"] < figures[f"{name}_instructions"]
-            or "norm" in name
-            or (figures[f"{name}_special"] == 0)
-        )
+        has_none = name in ("quantize_both_ways", "rope_forward", "rope_backward")
+        a_row = "norm" in name  # an inverse root
+        least, most = (0, 0) if has_none else (0, 0.01) if a_row else (1, 10)
+        assert least <= figures[f"{name}_special"] <= most < figures[f"{name}_instructions"], name
 
 
 @contextmanager
@@ -163,6 +164,38 @@ def test_an_instruction_that_is_not_known_is_named(folder):
         ptx_emulator.build("asking.cu", where=folder, kernels=[ASKING])
     with pytest.raises(EnvironmentProblem, match="a function that is called"):
         ptx.read(".func  (.param .b64 func_retval0) name")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "bar.sync 1, 32;",
+        "ld.param.u32 %r1, [asking_fp32_param_0+4];",
+        "vote.sync.uni.pred %p1, %p1, -1;",
+        "atom.global.cas.b32 %r1, [%rd1], %r1, %r1;",
+        "atom.shared.add.u32 %r1, [%r1], %r1;",
+        "atom.add.u32 %r1, [%rd1], %r1;",
+        "mov.u32 %r1, %laneid;",
+        "setp.eq.s32 %p1|%p1, %r1, %r1;",
+        "selp.b32 %r1, %r1, %r1, !%p1;",
+        "cp.async.ca.shared.global [%r1], [%rd1], 4;",
+        "add.s32 %r1, %r1, %r1; add.s32 %r1, %r1, %r1;",
+        "ld.local.u32 %r1, [%rd1];",
+    ],
+)
+def test_a_form_of_an_instruction_that_is_not_known_is_named(line):
+    registers = ".reg .pred %p<2>;\n.reg .b32 %r<2>;\n.reg .b64 %rd<2>;"
+    text = (
+        f".visible .entry asking_fp32(\n.param .u64 asking_fp32_param_0\n)\n{{\n{registers}\nLINE\nret;\n}}"
+    )
+    header = (sources.folder() / "ptx.h").read_text()
+    right = text.replace("LINE", "add.s32 %r1, %r1, -1;")
+    assert (
+        "r1 = ptx::op_add<ptx::s32>(r1, (Bits)(-1ll));" in ptx_as_cpp.translate(right, [ASKING], header).text
+    )
+    with pytest.raises(EnvironmentProblem) as error:
+        ptx_as_cpp.translate(text.replace("LINE", line), [ASKING], header)
+    assert line.split()[0] in str(error.value)
 
 
 def test_without_nvcc_it_is_said_what_is_missing(monkeypatch):

@@ -102,6 +102,12 @@ def damage_of_no_meaning(folder):
     return "in other characters"
 
 
+def damage_format_before_digests(folder):
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace('"format": 2', '"format": 1'))
+    return "manifest is damaged"
+
+
 def damage_format(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
@@ -120,6 +126,7 @@ def damage_format(folder):
         damage_manifest_field,
         damage_manifest_value,
         damage_of_no_meaning,
+        damage_format_before_digests,
         damage_format,
     ],
 )
@@ -262,6 +269,13 @@ def test_the_form_in_which_branches_once_wrote_a_manifest_is_read(tmp_path):
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     assert cf.read(folder).step == 3
+
+
+def test_a_folder_whose_name_is_not_utf_8_may_be_named_in_a_manifest(tmp_path):
+    temporary = cf.begin(tmp_path, 3)
+    about = {"step": 3, "consumed_samples": 24, "model": {}, "from": {"folder": "/data/\udcff é"}}
+    cf.commit(temporary, cf.step_folder(tmp_path, 3), about)
+    assert cf.read(tmp_path / "step-00000003").manifest["from"] == about["from"]
 
 
 def test_no_checkpoints_is_not_an_error(tmp_path):
