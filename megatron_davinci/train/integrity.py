@@ -136,46 +136,39 @@ class Integrity:
 class OwnGradients:
     """Sums the bits of the gradient that this rank has computed, before it is added to that of other ranks.
 
-    Where the sum over ranks begins in the midst of the backward pass, each micro-batch's gradient is looked at as it
-    is computed; otherwise the buffer of their sum, right before.
+    Megatron-Core begins that sum bucket by bucket: after the backward pass, or in its midst where it overlaps. A bucket
+    is looked at right before. A hook of a parameter would see what autograd hands it, which is no gradient where a
+    product has written that into `main_grad`.
 
     Args:
         chunks: The wrapped model chunks.
     """
 
     def __init__(self, chunks: Sequence[Any]) -> None:
-        self._chunks = chunks
-        self._parameters = [parameter for _, parameter in named_parameters(chunks)]
-        self._sums = torch.zeros(len(self._parameters), dtype=torch.int64, device=self._parameters[0].device)
-        self._handles: list[Any] = []
-        self._finalize: Any = None
+        parameters = [parameter for _, parameter in named_parameters(chunks)]
+        self._groups = [
+            group
+            for chunk in chunks
+            for group in (*chunk.bucket_groups, *chunk.expert_parallel_bucket_groups)
+        ]
+        self._number = {parameter: number for number, parameter in enumerate(parameters)}
+        self._sums = torch.zeros(len(parameters), dtype=torch.int64, device=parameters[0].device)
 
     def __enter__(self) -> OwnGradients:
-        if self._chunks[0].ddp_config.overlap_grad_reduce:
-            self._handles = [
-                parameter.register_hook(partial(self._add, number))
-                for number, parameter in enumerate(self._parameters)
-                if parameter.requires_grad
-            ]
-            return self
-        config = self._chunks[0].config  # of all chunks
-        self._finalize = finalize = config.finalize_model_grads_func
-
-        def looked_at(*args: Any, **keywords: Any) -> Any:
-            self._sums = bit_sums([parameter.main_grad for parameter in self._parameters])
-            return finalize(*args, **keywords)
-
-        config.finalize_model_grads_func = looked_at
+        for group in self._groups:
+            group.start_grad_sync = partial(self._looked_at, group, group.start_grad_sync)
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-        if self._finalize is not None:
-            self._chunks[0].config.finalize_model_grads_func = self._finalize
+        for group in self._groups:
+            del group.start_grad_sync  # the class's is seen again
 
-    def _add(self, number: int, gradient: Tensor) -> None:
-        self._sums[number] += bit_sums([gradient.detach()])[0]
+    def _looked_at(self, group: Any, start: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
+        if group.grad_reduce_handle is None:  # else it has begun, and this call does nothing
+            held = [parameter for bucket in group.buckets for parameter in bucket.params_list]
+            numbers = torch.tensor([self._number[parameter] for parameter in held], device=self._sums.device)
+            self._sums[numbers] = bit_sums([parameter.main_grad for parameter in held])
+        return start(*args, **keywords)
 
     def sums(self) -> Tensor:
         """[parameters] int64."""

@@ -36,7 +36,10 @@ def flipped(tensor, bit):
 
 
 def train_flipped(settings, rank, step, what, bit):
-    """Train; on one rank a bit flips: of a gradient while the step is computed first, or of a weight after it."""
+    """Train; on one rank a bit flips: of a gradient while the step is computed first, or of a weight after it.
+
+    `product`: of a gradient that the product itself has written into `main_grad`, which autograd never sees.
+    """
     from megatron_davinci.train.step import Stepper
 
     train, run, steps, runs = Stepper.train, Stepper._run, [], []
@@ -45,13 +48,23 @@ def train_flipped(settings, rank, step, what, bit):
         runs.append(len(steps))
         handles = []
         if (
-            what == "gradient"
+            what in ("gradient", "product")
             and rank == int(os.environ["RANK"])
             and runs.count(step) == 1
             and len(steps) == step
         ):
-            parameter = list(self.wrapped[0].module.parameters())[3]
-            handles = [parameter.register_hook(lambda gradient: flipped(gradient, bit))]
+            parameters = dict(self.wrapped[0].module.named_parameters())
+            parameter = list(parameters.values())[3]
+            if what == "product":
+                parameter = parameters["decoder.layers.1.mlp.linear_fc2.weight"]
+
+            def flip(gradient):
+                if what == "gradient":
+                    return flipped(gradient, bit)
+                assert parameter.grad_added_to_main_grad
+                parameter.main_grad.copy_(flipped(parameter.main_grad, bit))
+
+            handles = [parameter.register_hook(flip)]
         try:
             return run(self, *args, **keywords)
         finally:
@@ -99,6 +112,14 @@ def test_a_bit_that_flips_in_a_gradient_is_found_in_the_step_and_names_the_rank(
     assert re.search(r"found: +rank 1 on \S+: decoder\.layers\.[01]\.", said) and "rank 0" not in said
     assert error.value.code == 6
     assert [step for step, *_ in numbers(tmp_path / "run")] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("parallel", [OVERLAP, pytest.param({}, marks=pytest.mark.long)])
+def test_a_bit_that_flips_where_a_product_writes_its_gradient_is_found(parallel, tmp_path):
+    settings = settings_of(tmp_path, tmp_path / "run", parallel, recompute_every_steps=3)
+    settings["backends"] = {"swiglu": "davinci"}
+    with pytest.raises(Corrupt, match=r"rank 1 on \S+: decoder\.layers\.1\.mlp\.linear_fc2\.weight"):
+        run_ranks(2, train_flipped, settings, 1, 6, "product", 12)
 
 
 def test_a_weight_that_differs_is_found_at_the_next_look_and_the_rank_is_voted_out(tmp_path):
