@@ -286,8 +286,8 @@ def test_layouts_take_the_same_step_but_for_the_order_of_sums(layouts, names):
             (loss, norm), *later = ours["taken"]
             (alone_loss, alone_norm), *alone_later = one["taken"]
             assert loss == pytest.approx(alone_loss, rel=1e-7), (layout, name)
-            # What is kept in 8 bits of activations is rounded to few numbers: a last digit decides there too. Torch's
-            # own products add in an order that depends on the matrix's shape.
+            # What is kept in 8 bits of activations is rounded to few numbers: a last digit decides there too, and with
+            # fewer bits here and there. Torch's own products add in an order that depends on the matrix's shape.
             loose = name in ("eight", "native_block")
             assert norm == pytest.approx(alone_norm, rel=1e-3 if loose else 1e-4), (layout, name)
             assert (
@@ -306,7 +306,7 @@ def test_layouts_take_the_same_step_but_for_the_order_of_sums(layouts, names):
                         ("underflow", 0.01 if loose else 5e-3),
                         ("overflow", 0.01 if loose else 5e-3),
                     ):
-                        near = 0.05 if loose else 1e-5
+                        near = 0.05 if loose else 2e-3 if name == "bits" else 1e-5
                         assert found[figure] == pytest.approx(alone_one[figure], rel=near, abs=tolerance)
 
 
