@@ -136,9 +136,9 @@ class Integrity:
 class OwnGradients:
     """Sums the bits of the gradient that this rank has computed, before it is added to that of other ranks.
 
-    Megatron-Core begins that sum bucket by bucket: after the backward pass, or in its midst where it overlaps. A bucket
-    is looked at right before. A hook of a parameter would see what autograd hands it, which is no gradient where a
-    product has written that into `main_grad`.
+    Megatron-Core begins that sum bucket by bucket: after the backward pass, or in its midst where it overlaps. A
+    bucket is looked at right before. A hook of a parameter would see what autograd hands it, which is no gradient
+    where a product has written that into `main_grad`.
 
     Args:
         chunks: The wrapped model chunks.

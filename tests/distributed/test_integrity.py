@@ -63,6 +63,7 @@ def train_flipped(settings, rank, step, what, bit):
                     return flipped(gradient, bit)
                 assert parameter.grad_added_to_main_grad
                 parameter.main_grad.copy_(flipped(parameter.main_grad, bit))
+                return None
 
             handles = [parameter.register_hook(flip)]
         try:
