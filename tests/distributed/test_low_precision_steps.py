@@ -286,8 +286,8 @@ def test_layouts_take_the_same_step_but_for_the_order_of_sums(layouts, names):
             (loss, norm), *later = ours["taken"]
             (alone_loss, alone_norm), *alone_later = one["taken"]
             assert loss == pytest.approx(alone_loss, rel=1e-7), (layout, name)
-            # What is kept in 8 bits of activations is rounded to few numbers: a last digit decides there too, and here
-            # and there with fewer bits. Torch's own products add in an order that depends on the matrix's shape.
+            # What is kept in 8 bits of activations is rounded to few numbers: a last digit decides there too, and
+            # here and there with fewer bits. Torch's own products add in an order that depends on the matrix's shape.
             loose = name in ("eight", "native_block")
             assert norm == pytest.approx(alone_norm, rel=1e-3 if loose else 1e-4), (layout, name)
             assert (
