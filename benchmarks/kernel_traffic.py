@@ -37,7 +37,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from benchmarks import adamw_speed, common, kernel_speed, memory_bound_speed  # noqa: E402
+from benchmarks import adamw_speed, common, kernel_speed, memory_bound_speed, tune_kernels  # noqa: E402
 from megatron_davinci.kernels import cross_entropy_passes as passes  # noqa: E402
 from megatron_davinci.kernels import moments, ptx_emulator, rms_norm, rope, swiglu, ways  # noqa: E402
 from megatron_davinci.kernels.adamw import adamw_, adamw_fp8_moments_  # noqa: E402
@@ -95,7 +95,7 @@ class Traced(ways.Ptx):
         noted = Noted()
         for built in self.built:
             places, blocks = built.translated.places, built.translated.blocks
-            ran, touched = np.zeros(len(blocks), np.uint64), np.zeros((len(places), 5), np.uint64)
+            ran, touched = np.zeros(len(blocks), np.uint64), np.zeros((len(places), 4), np.uint64)
             sectors = np.zeros(2, np.uint64)  # read, written
             pointers = [ctypes.c_void_p(one.ctypes.data) for one in (ran, touched, sectors)]
             ctypes.CDLL(str(built.path)).davinci_trace_take(*pointers)
@@ -108,7 +108,7 @@ class Traced(ways.Ptx):
                         at.instructions += times * count
                         at.special += times * count * name.startswith(SPECIAL)
             for (file, line, name), did in zip(places, touched.tolist(), strict=True):
-                requests, _, asked, parts, least = did
+                requests, asked, parts, least = did
                 if not requests:
                     continue
                 at = noted.lines.setdefault((file, line), Line())
@@ -175,16 +175,9 @@ def add_rms_norm(back: bool) -> Case:
 
 def rotary_positions(back: bool) -> Case:
     """372 tokens of 3 sequences, with a bias."""
-    speed, places, batch = memory_bound_speed, 124, 3
-    heads = (speed.GROUPS, speed.QUERIES + 2, speed.QUERIES + 1)
-    width = heads[0] * heads[1] * speed.CHANNELS
-    x, bias = _bf16(places, batch, width), _bf16(width)
-    angles = torch.outer(torch.arange(places), 1e6 ** -torch.linspace(0, 1, speed.CHANNELS // 2))
-    turns = rope.rotation_table(torch.cat([angles, angles], -1))
-    backward = partial(rope.backward, x, turns, None, *heads, True)
-    forward = partial(rope.rotated_, x, bias, turns, None, *heads)
-    run = _in_sets(rope, "_BLOCKS", backward) if back else forward
-    return Case(run, 2 * x.nbytes, x.numel())
+    action, moved = tune_kernels.rotated(torch.device("cpu"), 124, 3, back)
+    run = _in_sets(rope, "_BLOCKS", action) if back else action
+    return Case(run, moved, moved // 4)  # of two bytes, read and written
 
 
 def gated(back: bool) -> Case:

@@ -101,7 +101,12 @@ class Op:
 
 def _rotated(device: torch.device, small: bool, back: bool) -> tuple[Callable[[], Result], int]:
     speed = memory_bound_speed
-    places, batch = (37, 3) if small else (speed.SEQUENCE, speed.BATCH)
+    return rotated(device, *((37, 3) if small else (speed.SEQUENCE, speed.BATCH)), back)
+
+
+def rotated(device: torch.device, places: int, batch: int, back: bool) -> tuple[Callable[[], Result], int]:
+    """Rotary positions with a bias at the report's width, or their gradient; and the bytes that have to move."""
+    speed = memory_bound_speed
     heads = (speed.GROUPS, speed.QUERIES + 2, speed.QUERIES + 1)
     width = speed.GROUPS * heads[1] * speed.CHANNELS
     x = torch.randn(places, batch, width, device=device).bfloat16()

@@ -17,8 +17,7 @@ extern const int kPlaceCount, kBlockCount;
 // Of an instruction, over all warps.
 struct Touched {
   uint64_t requests = 0;  // of a warp
-  uint64_t lanes = 0;     // that took part
-  uint64_t bytes = 0;     // that they asked for
+  uint64_t bytes = 0;     // that its lanes asked for
   uint64_t parts = 0;     // global: sectors of 32 bytes; shared: turns of the banks
   uint64_t least = 0;     // turns, if no two lanes of a turn wanted the same bank
 };
@@ -68,7 +67,6 @@ struct Trace {
           const auto [space, writes, size] = kinds[place];
           Touched& sum = touched[place];
           ++sum.requests;
-          sum.lanes += __builtin_popcount(request.lanes);
           sum.bytes += (uint64_t)size * __builtin_popcount(request.lanes);
           if (space == (int)Space::kGlobal)
             sectors(request, size, writes, sum);

@@ -8,9 +8,6 @@ from dataclasses import dataclass, field
 
 from megatron_davinci.errors import EnvironmentProblem
 
-BITS = {"8": 8, "16": 16, "32": 32, "64": 64}
-"""Of a type, by its number."""
-
 _ENTRY = re.compile(r"\.visible \.entry (\w+)\(")
 _SHARED = re.compile(r"\.shared \.align (\d+) \.b8 ([\w$]+)\[(\d*)\]")
 _REGISTERS = re.compile(r"\.reg \.(\w+)\s+(.*)")
@@ -126,7 +123,7 @@ def _declared(kind: str, names: str) -> str:
     """Declare registers: a variable of its bits for each."""
     match = re.match(r"%(\w+)<(\d+)>", names)
     listed = [f"{match[1]}{n}" for n in range(int(match[2]))] if match else names.replace(" ", "").split(",")
-    bits = "bool" if kind == "pred" else f"uint{BITS[kind.lstrip('usbf')]}_t"
+    bits = "bool" if kind == "pred" else f"uint{kind.lstrip('usbf')}_t"
     return f"{bits} {', '.join(listed)};"
 
 

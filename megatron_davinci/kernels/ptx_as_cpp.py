@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from megatron_davinci.kernels.ptx import BITS, Entry, Instruction, Module, read, unknown
+from megatron_davinci.kernels.ptx import Entry, Instruction, Module, read, unknown
 from megatron_davinci.kernels.table import Kernel
 
 Spot = tuple[str, int, str]
@@ -80,7 +80,7 @@ class _Writer:
         if base in ("ld", "st"):
             return self._memory(it, base, rest)
         if base == "mov" and any("{" in operand for operand in operands):
-            return self._packed(operands[0], operands[1], BITS[rest[-1][1:]])
+            return self._packed(operands[0], operands[1], int(rest[-1][1:]))
         if base == "shfl":
             found, _, ok = operands[0].partition("|")
             given = ", ".join(self._value(one) for one in operands[1:])
