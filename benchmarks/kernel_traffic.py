@@ -23,7 +23,6 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -242,19 +241,11 @@ CASES: dict[str, Callable[[], Case]] = {
 }
 
 
-@contextmanager
-def emulated_by(way: ways.Way) -> Iterator[None]:
-    """Ops take this way, unless they are told to take plain torch."""
-    usual = ways.way_for
-    with mock.patch.object(ways, "way_for", lambda device: way if ways._asked is None else usual(device)):
-        yield
-
-
 def measure(seed: int, names: list[str]) -> dict[str, tuple[Case, Noted]]:
     """What each op did."""
     found = {}
     way = Traced()
-    with emulated_by(way):
+    with ways.using(way):
         for name in names:
             torch.manual_seed(seed)
             case = CASES[name]()

@@ -278,13 +278,8 @@ def emulated_by(path: Path, change: Change) -> Iterator[None]:
     from megatron_davinci.kernels.library import Library
 
     library = Library(path, digest=sources.digest(path.with_suffix("")), kernels=_kernels_for(change))
-    before = ways._way
-    try:
-        ways._way = lambda *asked: ways._Loaded("emulator", change.name, library)
-        with ways.using("emulator"):
-            yield
-    finally:
-        ways._way = before
+    with ways.using(ways.Loaded("emulator", change.name, library)):
+        yield
 
 
 def try_it(change: Change, path: Path, draw: random.Random, trials: int | None = None) -> str:

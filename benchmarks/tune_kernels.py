@@ -320,8 +320,7 @@ def checked(op: Op, seed: int) -> dict[str, bool]:
                 zip(sources_of, pool.map(made, range(len(sources_of)), sources_of.values()), strict=True)
             )
         for name, variant in op.variants.items():
-            way = ways_of[variant.texts]
-            with mock.patch.object(ways, "way_for", lambda _, way=way: way), variant.on_the_host():
+            with ways.using(ways_of[variant.texts]), variant.on_the_host():
                 found[name] = same(computed(op, device, seed, True)[1], known, op.exact)
     return found
 
@@ -355,8 +354,7 @@ def timed(op: Op, seed: int, copy: float) -> tuple[dict[str, float], dict[str, b
     for name, variant in op.variants.items():
         del action
         torch.cuda.empty_cache()
-        way = Tried(variant, codes[variant.texts])
-        with mock.patch.object(ways, "way_for", lambda _, way=way: way), variant.on_the_host():
+        with ways.using(Tried(variant, codes[variant.texts])), variant.on_the_host():
             action, found, _ = computed(op, device, seed, False)
             equal[name] = same(found, known, op.exact)
             del found

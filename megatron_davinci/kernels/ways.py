@@ -77,8 +77,14 @@ class Way:
         raise NotImplementedError("plain torch has no kernels")
 
 
-class _Loaded(Way):
-    """Kernels of a library: on a GPU, or emulated."""
+class Loaded(Way):
+    """Kernels of a library: on a GPU, or emulated.
+
+    Args:
+        name: One of `NAMES`, "emulator" for a library that computes on a CPU.
+        why: As of every way.
+        library: Of the kernels that are asked for, at least.
+    """
 
     def __init__(self, name: str, why: str, library: Library) -> None:
         super().__init__(why)
@@ -88,6 +94,7 @@ class _Loaded(Way):
             self.most_blocks = _EMULATED_BLOCKS
 
     def launch(self, name: str, blocks: int, of: Tensor, *arguments: Tensor | int | float) -> None:
+        """As `Way.launch`."""
         kernel, suffix = KERNELS[name], SUFFIXES[of.dtype]
         blocks, given = _limited(blocks, kernel, of.device, self.most_blocks), _addresses(arguments)
         if of.device.type != "cuda":
@@ -152,7 +159,7 @@ def _addresses(arguments: Sequence[Tensor | int | float]) -> list[int | float]:
     return [one.data_ptr() if isinstance(one, Tensor) else one for one in arguments]
 
 
-_asked: str | None = None  # by `using`
+_asked: str | Way | None = None  # by `using`
 
 
 @contextmanager
@@ -176,14 +183,17 @@ def emulating(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def using(name: str) -> Iterator[None]:
+def using(way: str | Way) -> Iterator[None]:
     """Have ops run by a way in a `with`, as the environment variable does for a process.
+
+    Args:
+        way: One of `NAMES`, or a way of one's own, such as other kernels of the same names: on every device.
 
     Raises:
         EnvironmentProblem: It is no way's name.
     """
     global _asked
-    before, _asked = _asked, _checked(name)
+    before, _asked = _asked, way if isinstance(way, Way) else _checked(way)
     try:
         yield
     finally:
@@ -197,6 +207,8 @@ def way_for(device: torch.device) -> Way:
         EnvironmentProblem: One was asked for by name and cannot be taken.
     """
     asked = _asked if _asked is not None else _checked(os.environ.get(SWITCH, "auto"))
+    if isinstance(asked, Way):
+        return asked
     return _way(device.type, device.index or 0, asked)
 
 
@@ -311,7 +323,7 @@ def _emulator(what: str) -> Way:
         build = partial(ptx_emulator.build, target=target)
         return Ptx(f"asked for, PTX for compute capability {target / 10}", build)
     path = compilers.emulator(what)
-    return _Loaded("emulator", f"asked for, {path}", Library(path))
+    return Loaded("emulator", f"asked for, {path}", Library(path))
 
 
 def _ahead_of_time(device: torch.device) -> Way | str:
@@ -322,7 +334,7 @@ def _ahead_of_time(device: torch.device) -> Way | str:
     if capability < compilers.TARGETS[0]:
         return f"the library has nothing for compute capability {capability / 10}"
     try:
-        return _Loaded("ahead_of_time", str(PACKAGED), Library(PACKAGED))
+        return Loaded("ahead_of_time", str(PACKAGED), Library(PACKAGED))
     except OSError as error:
         return str(error)
 
