@@ -25,6 +25,7 @@ from megatron_davinci.darwin import (
     sampled,
     scanned,
     selection,
+    simulate,
     web_rules,
 )
 from megatron_davinci.darwin.step import Step
@@ -39,6 +40,7 @@ LEVELS = {
     6: "context: made to stand alone, out of related documents, cited",
     7: "environment: code with checks that were run, hold, and can fail",
     8: "ecosystem: what models say to each other about a document, judged by another",
+    9: "world synthesis: a world that goes by a document, whose laws hold and can fail, and what comes about in it",
 }
 
 STEPS: dict[str, type[Step]] = {
@@ -78,5 +80,6 @@ STEPS: dict[str, type[Step]] = {
         contextualise.Contextualise,
         checked.WriteChecks,
         converse.Converse,
+        simulate.Simulate,
     )
 }

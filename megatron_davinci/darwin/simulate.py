@@ -1,0 +1,294 @@
+"""Level 9, world synthesis: a model writes a world that goes by a document, and what comes about in it is written.
+
+The report names the level and leaves it open; this is our reading of it. A world is a program with states, actions
+and laws, and each law quotes the document. What the model says is believed only as far as a program can see
+(`worlds`): the world goes on by itself and always the same way, its laws hold wherever it was, and they can fail.
+Then it is a document, and so are courses of things in it, and questions about courses that nobody took, whose
+answers the world itself gives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import random
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from datatrove.data import Document
+from pydantic import Field
+
+from megatron_davinci.darwin import forms, provenance, world_texts, worlds
+from megatron_davinci.darwin.asking import Asking, AskingParameters, Expected
+from megatron_davinci.darwin.chunks import characters, cut
+from megatron_davinci.darwin.converse import says_yes
+from megatron_davinci.darwin.endpoint import Trouble
+from megatron_davinci.darwin.prompts import Prompt, load_prompt, mark_for
+from megatron_davinci.darwin.step import Outcome
+from megatron_davinci.darwin.trials import LIMITS, Trying
+from megatron_davinci.darwin.verify import program_of
+from megatron_davinci.darwin.world_texts import Course
+from megatron_davinci.darwin.worlds import World
+
+_ANSWER_SHARE = 1.0  # tokens of a world for one of the passage, where none is known; a supposition
+_LAWS = 3.0  # of a world, that are judged; a supposition
+_NOT_RUN = '{"trouble": ["not_run", ""]}'
+
+
+class _Found(NamedTuple):
+    """A world that passed.
+
+    Attributes:
+        world: It.
+        told: How it was played.
+        courses: That questions are about.
+        notes: For the history of what is made of it.
+    """
+
+    world: World
+    told: dict[str, Any]
+    courses: list[Course]
+    notes: dict[str, Any]
+
+
+class Simulate(Trying):
+    """Worlds, what comes about in them, and questions, as documents that follow the one that they are of."""
+
+    name = "simulate"
+    level = 9
+    about = "a model writes a world that goes by a document; played, its laws hold and can fail, or it is not written"
+    tasks = frozenset({"world"})
+
+    class Parameters(AskingParameters):
+        """Parameters of `simulate`.
+
+        Attributes:
+            prompt: `world_python`, or a prompt file (`.yaml`).
+            tries: Most worlds that are tried for a passage; each further one has another seed.
+            passage: Most characters of a passage that one world is of.
+            longest: Most characters of a world's program.
+            least_laws: That it must have, each with a sentence of the passage.
+            judge: Ask the model too whether each law says what its sentence says.
+            starts: From which it is played, and courses that are written.
+            steps: Most actions of a course.
+            least_steps: That a course in the middle of all must have.
+            faults: Most faults that are planted in the world, one at a time.
+            min_noticed: Of those after which states are others, the least share that laws must notice; at least one.
+            questions: Most questions about one world.
+            question_steps: Most actions that one is about.
+            keep_documents: Keep the document beside its worlds.
+            as_source: Name of the source that all of it is written as; None for its document's.
+        """
+
+        prompt: str = "world_python"
+        passage: int = Field(default=4096, gt=0)
+        longest: int = Field(default=6_000, gt=0)
+        least_laws: int = Field(default=2, gt=0)
+        judge: bool = True
+        starts: int = Field(default=4, gt=0, le=64)
+        steps: int = Field(default=12, gt=0, le=256)
+        least_steps: int = Field(default=4, gt=0)
+        faults: int = Field(default=12, gt=0)
+        min_noticed: float = Field(default=0.1, ge=0, le=1)
+        questions: int = Field(default=4, ge=0)
+        question_steps: int = Field(default=3, gt=0)
+        keep_documents: bool = True
+        as_source: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+
+    parameters: Parameters
+    _judge: Prompt | None = None
+
+    @property
+    def judge(self) -> Prompt:
+        """The prompt of the judge of laws."""
+        if self._judge is None:
+            self._judge = load_prompt("judge_law", Path(), frozenset({"judge_law"}))
+        return self._judge
+
+    def files(self) -> dict[str, Any]:
+        """Also the judge's wording, if it is asked."""
+        return super().files() | ({"judge_prompt": self.judge.described} if self.parameters.judge else {})
+
+    @classmethod
+    def restored(cls, settings: dict[str, Any], whereabouts: dict[str, Any]) -> Asking:
+        """Also with the judge's prompt of then."""
+        step = super().restored(settings, whereabouts)
+        if isinstance(step, Simulate) and "judge_prompt" in settings:
+            step._judge = Prompt(**settings["judge_prompt"])
+        return step
+
+    def expected(self, document: Document) -> Iterator[Expected]:
+        """A world of each passage, and the judge of its laws."""
+        for chunk in cut(document.text, self.parameters.passage, characters):
+            if chunk.text:
+                messages = self.prompt.messages(passage=chunk.text, mark=mark_for(chunk.text))
+                yield Expected(self.prompt.task, messages, chunk.text, _ANSWER_SHARE)
+                if self.parameters.judge:
+                    slots = {"passage": "." * 200, "mark": "passage", "quotation": "." * 80}
+                    messages = self.judge.messages(**slots)
+                    yield Expected(self.judge.task, messages, "x", 1.0, times=_LAWS, supposed=True)
+
+    async def process(self, document: Document) -> Outcome:
+        """A world of each passage, and what comes about in those that pass."""
+        spent, unused = Counter[str](), Counter[str]()
+        passages = [
+            chunk.text for chunk in cut(document.text, self.parameters.passage, characters) if chunk.text
+        ]
+        found = await asyncio.gather(*(self._world(passage, spent, unused) for passage in passages))
+        made = [
+            each
+            for number, one in enumerate(found)
+            if one is not None
+            for each in self._documents(document, one, number)
+        ]
+        accepted = sum(one is not None for one in found)
+        results = dict(sorted((unused + Counter(accepted=accepted)).items()))
+        counts = {f"worlds/{result}": count for result, count in results.items()} | dict(spent)
+        notes: dict[str, Any] = {"prompt": self.prompt.mark, "worlds": results, **spent}
+        level = document.metadata["darwin"]["level"]
+        if self.parameters.keep_documents:
+            return Outcome(notes=notes, counts=counts, level=level, made=made)
+        drop = "turned_into_worlds" if made else "no_world"
+        return Outcome(drop=drop, notes=notes, counts=counts, level=level, made=made)
+
+    async def _world(self, passage: str, spent: Counter[str], unused: Counter[str]) -> _Found | None:
+        """A world of a passage that passes; None where no try gives one."""
+        messages = self.prompt.messages(passage=passage, mark=mark_for(passage))
+        for attempt in range(self.parameters.tries):
+            try:
+                answer = await self.answer(messages, attempt, spent, rf"```python\n{forms.ANY}\n```")
+            except Trouble as trouble:
+                unused[trouble.kind] += 1
+                continue
+            program = None if answer.finish == "length" else program_of(f"{answer.text}\n")
+            if program is None:
+                unused["cut_off" if answer.finish == "length" else "no_program"] += 1
+                continue
+            found = await self._believed(program, passage, spent)
+            if isinstance(found, _Found):
+                found.notes["try"] = attempt
+                return found
+            unused[found] += 1
+        return None
+
+    async def _believed(self, program: str, passage: str, spent: Counter[str]) -> _Found | str:
+        """A program as a world, or why it is none."""
+        given = self.parameters
+        world = worlds.world_of(program, passage, given.longest, given.least_laws)
+        if isinstance(world, str):
+            return world
+        plan = worlds.plan(given.starts, given.steps)
+        told = await self._played(program, plan, twice=True)
+        if broken := worlds.violations(told, min(given.least_steps, given.steps)):
+            return broken[0]
+        by_outcome = await self._faults(world, plan, worlds.course_of(told))
+        noticed, seen = by_outcome["noticed"], by_outcome["noticed"] + by_outcome["passes"]
+        if noticed == 0 or noticed < given.min_noticed * seen:
+            return "notice_too_little" if noticed else "cannot_notice"
+        if given.judge and (why := await self._judged(world, spent)):
+            return why
+        courses = await self._courses(world, told)
+        if isinstance(courses, str):
+            return courses
+        notes = {
+            "prompt": self.prompt.mark, "laws": [law.quotation for law in world.laws],
+            "faults": dict(sorted(by_outcome.items())), "noticed": round(noticed / seen, 4),
+        }  # fmt: skip
+        return _Found(world, told, courses, notes)
+
+    async def _played(self, program: str, plan: list[dict[str, Any]], twice: bool) -> dict[str, Any]:
+        asked = worlds.question(program, plan, twice, LIMITS)
+        said = await self.ran(asked, lambda: worlds.played(program, plan, twice, LIMITS))
+        told: dict[str, Any] = json.loads(_NOT_RUN if said == "not_run" else said)
+        return told
+
+    async def _faults(self, world: World, plan: list[dict[str, Any]], course: str) -> Counter[str]:
+        """What came of the world made wrong, by outcome."""
+
+        async def one(fault: str) -> str:
+            asked = {**worlds.question(fault, plan, False, LIMITS), "course": course}
+            return await self.ran(asked, lambda: worlds.fault_outcome(fault, plan, course, LIMITS))
+
+        outcomes = await asyncio.gather(*map(one, worlds.faults_of(world, self.parameters.faults)))
+        return Counter(outcomes)
+
+    async def _judged(self, world: World, spent: Counter[str]) -> str:
+        """Why the judge refuses; empty where it does not. An answer that is no YES refuses too."""
+        for law in world.laws:
+            slots = {"passage": law.source, "mark": mark_for(law.source), "quotation": law.quotation}
+            try:
+                said = (await self.answer(self.judge.messages(**slots), 0, spent, forms.YES_OR_NO)).text
+            except Trouble as trouble:
+                return f"judge_{trouble.kind}"
+            if not says_yes(said):
+                return "law_judged_wrong"
+        return ""
+
+    async def _courses(self, world: World, told: dict[str, Any]) -> list[Course] | str:
+        """Courses that nobody took, with what they come to; or what went wrong on one."""
+        given = self.parameters
+        asked = world_texts.asked_courses(told, world.program, given.questions, given.question_steps)
+        if not asked:
+            return []
+        plan = [{"state": course.start, "actions": course.actions} for course in asked]
+        came = await self._played(world.program, plan, twice=False)
+        if "trouble" in came:
+            return str(came["trouble"][0])
+        draw = random.Random(len(world.program))
+        found = []
+        for course, episode in zip(asked, came["episodes"], strict=True):
+            if episode["trouble"] and episode["trouble"][0] != "impossible":
+                return str(episode["trouble"][0])
+            if (one := world_texts.answered(course, episode, draw)) is not None:
+                found.append(one)
+        return found
+
+    def _documents(self, document: Document, found: _Found, number: int) -> Iterator[Document]:
+        """The world, its courses and its questions."""
+        world, name = found.world, f"world-{number}"
+        yield self._document(document, name, world_texts.world_text(world), found, number)
+        for at, episode in enumerate(found.told["episodes"]):
+            text = world_texts.episode_text(world, episode)
+            yield self._document(document, f"{name}/course-{at}", text, found, number)
+        for at, course in enumerate(found.courses):
+            prompt, response = world_texts.question_text(world, course)
+            fields = {"prompt": prompt, "response": response}
+            asked = {"start": course.start, "actions": course.actions, "asked": course.name}
+            yield self._document(
+                document, f"{name}/question-{at}", prompt + response, found, number, fields, {"course": asked}
+            )
+
+    def _document(
+        self,
+        document: Document,
+        name: str,
+        text: str,
+        found: _Found,
+        number: int,
+        fields: dict[str, str] | None = None,
+        notes: dict[str, Any] | None = None,
+    ) -> Document:
+        metadata = document.metadata
+        made = Document(
+            text=text,
+            id=f"{document.id}/{name}",
+            metadata={
+                **{key: metadata[key] for key in ("licence", "labels") if key in metadata},
+                "source": self.parameters.as_source or metadata["source"],
+                **(fields or {}),
+                "darwin": copy.deepcopy(metadata["darwin"]),
+            },
+        )
+        provenance.append(
+            made,
+            {
+                "name": self.name, "level": self.level, "version": self.version, "parameters": self.hash,
+                "model": self.model, "result": "made", "sha": provenance.text_hash(made.text),
+                "characters": len(made.text), "notes": {"of": document.id, "passage": number, **found.notes,
+                          **(notes or {})},
+            },
+        )  # fmt: skip
+        return made

@@ -1,0 +1,263 @@
+"""Worlds that a program makes: what one must look like, how it is played, and what is wrong with how it went.
+
+A world is believed as far as a program can see: it goes on by itself, the same way each time; what is done in it
+makes a difference; its laws, each a quotation of a document, hold of every step that was taken and of every other
+that could have been; and they can fail, of states that nothing led to and of the world made wrong.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from megatron_davinci.darwin.mutants import mutants
+from megatron_davinci.darwin.pair_gates import quoted
+from megatron_davinci.platform.sandbox import Limits, run_python
+from megatron_davinci.platform.syntax import parsed
+
+VERSION = 1  # raised whenever the same program would be played or judged in another way
+MAY_IMPORT = frozenset(
+    "bisect collections copy dataclasses decimal enum fractions functools heapq itertools json math operator random "
+    "re statistics string typing".split()
+)
+_MUST_DEFINE = {"start": 1, "actions": 1, "step": 2}
+_LAW, _OF_A_LAW = "law_", 3  # before, action, after
+_LEAST_WORDS = 4  # of a quotation
+_LEAST_DIFFERENT = 0.25  # of other actions, the share that must lead elsewhere than the one that was taken
+
+
+class Law(NamedTuple):
+    """A law.
+
+    Attributes:
+        name: Of its function.
+        quotation: Of the document: what it says that holds.
+        source: The function's text.
+    """
+
+    name: str
+    quotation: str
+    source: str
+
+
+class World(NamedTuple):
+    """A world's program, taken apart.
+
+    Attributes:
+        program: All of it.
+        goes: What it goes by, without its starts and laws.
+        start: The function that says how it starts.
+        laws: What holds in it.
+    """
+
+    program: str
+    goes: str
+    start: str
+    laws: list[Law]
+
+
+def world_of(program: str, passage: str, longest: int, least_laws: int) -> World | str:
+    """A world, or what is wrong with it as far as its syntax and the passage tell.
+
+    Args:
+        program: Python.
+        passage: What its laws must quote.
+        longest: Most characters of it.
+        least_laws: That it must have.
+    """
+    if len(program) > longest:
+        return "too_long"
+    try:
+        tree = parsed(program)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return "no_python"
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    for name, count in _MUST_DEFINE.items():
+        if name not in functions or _arguments(functions[name]) != count:
+            return f"no_{name}"
+    if any(module not in MAY_IMPORT for module in _imported(tree)):
+        return "imports_other"
+    laws: list[Law] = []
+    for node in (node for name, node in functions.items() if name.startswith(_LAW)):
+        said = ast.get_docstring(node) or ""
+        if _arguments(node) != _OF_A_LAW:
+            return "no_law"
+        if {one.id for one in ast.walk(node) if isinstance(one, ast.Name)} & _MUST_DEFINE.keys():
+            return "law_asks_the_world"
+        if len(said.split()) < _LEAST_WORDS or not quoted(said, passage):
+            return "law_not_in_the_passage"
+        laws.append(Law(node.name, " ".join(said.split()), ast.get_source_segment(program, node) or ""))
+    if len(laws) < least_laws:
+        return "too_few_laws"
+    kept = {functions[name] for name in functions if name == "start" or name.startswith(_LAW)}
+    rest = [node for node in tree.body if node not in kept]
+    start = ast.get_source_segment(program, functions["start"]) or ""
+    return World(program, ast.unparse(ast.Module(rest, [])), start, laws)
+
+
+def _arguments(node: ast.FunctionDef) -> int:
+    given = node.args
+    if given.vararg or given.kwarg or given.kwonlyargs or node.decorator_list:
+        return -1
+    return len(given.posonlyargs) + len(given.args) - len(given.defaults)
+
+
+def _imported(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield (node.module or "").partition(".")[0]
+        elif isinstance(node, ast.Name) and node.id in ("__import__", "open", "exec", "eval", "input"):
+            yield node.id
+
+
+def faults_of(world: World, most: int) -> list[str]:
+    """The world made wrong, one fault each; how it starts is no matter of laws, and those stay."""
+    rest = "\n\n\n".join([world.start, *(law.source for law in world.laws)])
+    return [f"{fault}\n\n\n{rest}\n" for fault in mutants(world.goes, most)]
+
+
+def plan(starts: int, steps: int) -> list[dict[str, Any]]:
+    """Courses of so many steps, with actions drawn, from the first starts on."""
+    return [{"start": number, "steps": steps} for number in range(starts)]
+
+
+def question(program: str, episodes: Sequence[dict[str, Any]], twice: bool, limits: Limits) -> dict[str, Any]:
+    """All that decides what comes of playing a world."""
+    return {
+        "world": program, "episodes": list(episodes), "twice": twice, "limits": asdict(limits), "version": VERSION,
+    }  # fmt: skip
+
+
+def played(program: str, episodes: Sequence[dict[str, Any]], twice: bool, limits: Limits) -> str:
+    """What comes of playing a world, as JSON.
+
+    Args:
+        program: Of the world.
+        episodes: Courses: a start, and actions or a number of steps.
+        twice: Again, in another process and in another order, with other hashes of texts: what differs then is no
+            world. And laws are tried on states that nothing led to.
+        limits: What a run may use.
+
+    Returns:
+        `{"episodes": [...], "empty_laws": [...]}`, or `{"trouble": [kind, detail]}`.
+
+    Raises:
+        NoSandbox: This machine has none.
+    """
+    first = _run(program, episodes, twice, limits, "0")
+    if not twice or "trouble" in first:
+        return json.dumps(first)
+    again = _run(program, episodes[::-1], False, limits, "1")
+    if "trouble" in again or again["episodes"][::-1] != first["episodes"]:
+        return json.dumps({"trouble": ["differs", ""]})
+    return json.dumps(first)
+
+
+@cache
+def _driver() -> str:
+    return Path(__file__).with_name("world_driver.py").read_text()
+
+
+def _run(
+    program: str, episodes: Sequence[dict[str, Any]], empty_laws: bool, limits: Limits, hashes: str
+) -> dict[str, Any]:
+    word = secrets.token_hex(16)
+    request = json.dumps(
+        {"program": program, "episodes": list(episodes), "empty_laws": empty_laws, "word": word}
+    )
+    ran = run_python(
+        f"{_driver()}\n\nmain({request!r})\n",
+        packages=False,
+        environment={"PYTHONHASHSEED": hashes},
+        limits=limits,
+    )
+    begin = ran.stdout.rfind(word)
+    if ran.status == "failed":
+        return {"trouble": ["world_error", ran.stderr.strip().rsplit("\n", 1)[-1][:200]]}
+    if ran.status != "ok" or begin < 0:
+        return {"trouble": [f"world_{ran.status if ran.status != 'ok' else 'early'}", ""]}
+    try:
+        told = json.loads(ran.stdout[begin + len(word) :])
+    except ValueError:
+        return {"trouble": ["world_early", ""]}
+    return told if isinstance(told, dict) else {"trouble": ["world_early", ""]}
+
+
+def course_of(told: dict[str, Any]) -> str:
+    """Of what came of playing a world: its states and what could be done, so that courses can be compared."""
+    seen = [[one["states"], one["possible"], one["others"]] for one in told.get("episodes", [])]
+    return hashlib.blake2b(json.dumps(seen, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def fault_outcome(fault: str, episodes: Sequence[dict[str, Any]], course: str, limits: Limits) -> str:
+    """What comes of a world made wrong.
+
+    Args:
+        fault: Its program.
+        episodes: Courses.
+        course: Of the world as it was, by `course_of`.
+        limits: What the run may use.
+
+    Returns:
+        `noticed`: a law says no; `unseen`: no state is another; `stops`: it is no world any more, which needs no law
+        to see; `passes`: states are others, and all laws say yes.
+
+    Raises:
+        NoSandbox: This machine has none.
+    """
+    told = _run(fault, episodes, False, limits, "0")
+    kind = trouble_of(told)
+    if kind:
+        return "noticed" if kind == "law_broken" else "stops"
+    return "unseen" if course_of(told) == course else "passes"
+
+
+def trouble_of(told: dict[str, Any]) -> str:
+    """What went wrong while a world was played; empty where nothing did."""
+    if "trouble" in told:
+        return str(told["trouble"][0])
+    return next((str(one["trouble"][0]) for one in told["episodes"] if one["trouble"]), "")
+
+
+def violations(told: dict[str, Any], least_steps: int) -> list[str]:
+    """Gates that a world does not pass, by how it was played; none for a good one.
+
+    Args:
+        told: What `played` gave.
+        least_steps: That a course in the middle of all has.
+    """
+    if wrong := trouble_of(told):
+        return [wrong]
+    episodes = told["episodes"]
+    if median(len(one["actions"]) for one in episodes) < least_steps:
+        return ["ends_too_soon"]
+    if len(episodes) > 1 and len({json.dumps(one["states"][0], sort_keys=True) for one in episodes}) == 1:
+        return ["starts_alike"]
+    moves = [
+        (before, after)
+        for one in episodes
+        for before, after in zip(one["states"], one["states"][1:], strict=False)
+    ]
+    if sum(before != after for before, after in moves) < len(moves) / 2:
+        return ["nothing_changes"]
+    pairs = [
+        (state, other)
+        for one in episodes
+        for state, others in zip(one["states"][1:], one["others"], strict=False)
+        for _, other in others
+    ]
+    if not pairs:
+        return ["no_choice"]
+    if sum(state != other for state, other in pairs) < _LEAST_DIFFERENT * len(pairs):
+        return ["actions_alike"]
+    return ["law_cannot_fail"] if told["empty_laws"] else []
