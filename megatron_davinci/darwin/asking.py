@@ -26,7 +26,7 @@ from megatron_davinci.darwin.step import Outcome, Step, StepParameters
 from megatron_davinci.darwin.watching import Note
 
 # Counts of steps that say by name what was not used.
-_JUDGED = ("unused answers/", "pairs/", "answers/", "dialogues/", "checks/", "worlds/")
+_JUDGED = ("unused answers/", "pairs/", "answers/", "dialogues/", "checks/", "worlds/", "aims/")
 _HELD = 16_000_000  # characters of documents that wait for answers, beyond which no further one is taken
 
 

@@ -68,18 +68,19 @@ def says(plain: Sequence[int], worded: Sequence[int], terms: Mapping[int, Sequen
     """
     calls = []
     if plain and terms:
-        calls.append(rf"say\({_one_of(plain)}, {_one_of(terms)}\)")
+        calls.append(rf"say\({one_of(plain)}, {one_of(terms)}\)")
     few = sum(map(len, terms.values())) <= _MOST_TERMS
     for number, words in terms.items():
         if worded and words:
-            said = _one_of(words) if few else r'[^"\\\n]{1,80}'
-            calls.append(rf'say\({_one_of(worded)}, {number}, "{said}"\)')
+            said = one_of(words) if few else r'[^"\\\n]{1,80}'
+            calls.append(rf'say\({one_of(worded)}, {number}, "{said}"\)')
     call = f"({'|'.join(calls)})"
     more = rf"(\n{call}){{0,{most - 1}}}" if most > 1 else ""
     return call + more if calls else ""
 
 
-def _one_of(values: Iterable[object]) -> str:
+def one_of(values: Iterable[object]) -> str:
+    """One of some values, as they are written."""
     return "(" + "|".join(_SPECIAL.sub(r"\\\g<0>", str(value)) for value in values) + ")"
 
 

@@ -23,7 +23,7 @@ FOLDER = Path(__file__).parent / "prompt_files"
 Task = Literal[
     "purify", "reorganise", "edit", "complete", "pairs", "judge_alone", "judge_support", "contextualise", "quote",
     "agent", "choose", "judge_dialogue", "answer", "checks", "calls", "transcribe", "rate",
-    "world", "judge_law",
+    "world", "judge_law", "act",
 ]  # fmt: skip
 # The slots that the user's message of each task must have.
 SLOTS: dict[str, set[str]] = {
@@ -46,6 +46,7 @@ SLOTS: dict[str, set[str]] = {
     "rate": {"passage", "mark"},
     "world": {"passage", "mark"},
     "judge_law": {"passage", "mark", "quotation"},
+    "act": {"passage", "mark", "aim", "actions"},
 }
 # And those that it may have.
 MORE_SLOTS = {"choose": {"forms"}}
@@ -63,7 +64,8 @@ class PromptFile(Section):
             which of their sentences to quote; `agent` says the next turn of a dialogue, `choose` chooses what it is
             composed of, `judge_dialogue` judges one; `answer` asks a question, `checks` for a program's tests,
             `calls` for calls of one function of it; `transcribe` asks for the text of a page that goes along as a
-            picture, `rate` for a grade; `world` for a world that goes by a text, `judge_law` judges one of its laws.
+            picture, `rate` for a grade; `world` for a world that goes by a text, `judge_law` judges one of its laws,
+            `act` asks for one of the actions that a world leaves.
         domain: What it is for, for a reader.
         base: Name of the prompt file that it gives its guidance to.
         guidance: What is peculiar to the domain.

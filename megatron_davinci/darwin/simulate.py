@@ -22,7 +22,7 @@ from datatrove.data import Document
 from pydantic import Field
 
 from megatron_davinci.darwin import forms, provenance, world_texts, worlds
-from megatron_davinci.darwin.asking import Asking, AskingParameters, Expected
+from megatron_davinci.darwin.asking import Asking, AskingParameters, Expected, between
 from megatron_davinci.darwin.chunks import characters, cut
 from megatron_davinci.darwin.converse import says_yes
 from megatron_davinci.darwin.endpoint import Trouble
@@ -30,27 +30,29 @@ from megatron_davinci.darwin.prompts import Prompt, load_prompt, mark_for
 from megatron_davinci.darwin.step import Outcome
 from megatron_davinci.darwin.trials import LIMITS, Trying
 from megatron_davinci.darwin.verify import program_of
-from megatron_davinci.darwin.world_texts import Course
-from megatron_davinci.darwin.worlds import World
+from megatron_davinci.darwin.world_texts import Aim, Course
+from megatron_davinci.darwin.worlds import Plan, World
 
 _ANSWER_SHARE = 1.0  # tokens of a world for one of the passage, where none is known; a supposition
 _LAWS = 3.0  # of a world, that are judged; a supposition
 _NOT_RUN = '{"trouble": ["not_run", ""]}'
 
 
-class _Found(NamedTuple):
+class Believed(NamedTuple):
     """A world that passed.
 
     Attributes:
         world: It.
         told: How it was played.
         courses: That questions are about.
+        reached: Aims, with the courses by which a model reached them.
         notes: For the history of what is made of it.
     """
 
     world: World
     told: dict[str, Any]
     courses: list[Course]
+    reached: list[tuple[Aim, dict[str, Any]]]
     notes: dict[str, Any]
 
 
@@ -79,6 +81,8 @@ class Simulate(Trying):
             min_noticed: Of those after which states are others, the least share that laws must notice; at least one.
             questions: Most questions about one world.
             question_steps: Most actions that one is about.
+            agent: `act_in_world`, or a prompt file, of a model that acts in the world toward an aim; None for nobody.
+            aims: That it has in one world, at most: values that came up when actions were drawn.
             keep_documents: Keep the document beside its worlds.
             as_source: Name of the source that all of it is written as; None for its document's.
         """
@@ -95,11 +99,14 @@ class Simulate(Trying):
         min_noticed: float = Field(default=0.1, ge=0, le=1)
         questions: int = Field(default=4, ge=0)
         question_steps: int = Field(default=3, gt=0)
+        agent: str | None = None
+        aims: int = Field(default=2, gt=0)
         keep_documents: bool = True
         as_source: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 
     parameters: Parameters
     _judge: Prompt | None = None
+    _agent: Prompt | None = None
 
     @property
     def judge(self) -> Prompt:
@@ -108,16 +115,34 @@ class Simulate(Trying):
             self._judge = load_prompt("judge_law", Path(), frozenset({"judge_law"}))
         return self._judge
 
+    @property
+    def agent(self) -> Prompt | None:
+        """The prompt of who acts in worlds, read once."""
+        if self._agent is None and self.parameters.agent is not None:
+            self._agent = load_prompt(self.parameters.agent, self.base, frozenset({"act"}))
+        return self._agent
+
+    def check(self) -> None:
+        """Also the agent's prompt."""
+        super().check()
+        _ = self.agent
+
     def files(self) -> dict[str, Any]:
-        """Also the judge's wording, if it is asked."""
-        return super().files() | ({"judge_prompt": self.judge.described} if self.parameters.judge else {})
+        """Also the wording of the judge and of the agent, if they are asked."""
+        judge = {"judge_prompt": self.judge.described} if self.parameters.judge else {}
+        return super().files() | judge | ({"agent": self.agent.described} if self.agent else {})
 
     @classmethod
     def restored(cls, settings: dict[str, Any], whereabouts: dict[str, Any]) -> Asking:
-        """Also with the judge's prompt of then."""
-        step = super().restored(settings, whereabouts)
-        if isinstance(step, Simulate) and "judge_prompt" in settings:
+        """Also with the other prompts of then."""
+        agent = settings.get("agent")
+        named = {**settings, "agent": agent["name"] if agent else None}
+        step = super().restored(named, whereabouts)
+        assert isinstance(step, Simulate)
+        if "judge_prompt" in settings:
             step._judge = Prompt(**settings["judge_prompt"])
+        if agent:
+            step._agent = Prompt(**agent)
         return step
 
     def expected(self, document: Document) -> Iterator[Expected]:
@@ -130,14 +155,19 @@ class Simulate(Trying):
                     slots = {"passage": "." * 200, "mark": "passage", "quotation": "." * 80}
                     messages = self.judge.messages(**slots)
                     yield Expected(self.judge.task, messages, "x", 1.0, times=_LAWS, supposed=True)
+                if self.agent is not None:
+                    slots = {"passage": "." * 900, "mark": "passage", "aim": "." * 20, "actions": "." * 60}
+                    times = self.parameters.aims * self.parameters.steps / 2
+                    messages = self.agent.messages(**slots)
+                    yield Expected(self.agent.task, messages, "." * 40, 1.0, times=times, supposed=True)
 
     async def process(self, document: Document) -> Outcome:
         """A world of each passage, and what comes about in those that pass."""
-        spent, unused = Counter[str](), Counter[str]()
+        spent, unused, aims = Counter[str](), Counter[str](), Counter[str]()
         passages = [
             chunk.text for chunk in cut(document.text, self.parameters.passage, characters) if chunk.text
         ]
-        found = await asyncio.gather(*(self._world(passage, spent, unused) for passage in passages))
+        found = await asyncio.gather(*(self._world(passage, spent, unused, aims) for passage in passages))
         made = [
             each
             for number, one in enumerate(found)
@@ -147,6 +177,7 @@ class Simulate(Trying):
         accepted = sum(one is not None for one in found)
         results = dict(sorted((unused + Counter(accepted=accepted)).items()))
         counts = {f"worlds/{result}": count for result, count in results.items()} | dict(spent)
+        counts |= {f"aims/{result}": count for result, count in aims.items()}
         notes: dict[str, Any] = {"prompt": self.prompt.mark, "worlds": results, **spent}
         level = document.metadata["darwin"]["level"]
         if self.parameters.keep_documents:
@@ -154,7 +185,9 @@ class Simulate(Trying):
         drop = "turned_into_worlds" if made else "no_world"
         return Outcome(drop=drop, notes=notes, counts=counts, level=level, made=made)
 
-    async def _world(self, passage: str, spent: Counter[str], unused: Counter[str]) -> _Found | None:
+    async def _world(
+        self, passage: str, spent: Counter[str], unused: Counter[str], aims: Counter[str]
+    ) -> Believed | None:
         """A world of a passage that passes; None where no try gives one."""
         messages = self.prompt.messages(passage=passage, mark=mark_for(passage))
         for attempt in range(self.parameters.tries):
@@ -167,21 +200,32 @@ class Simulate(Trying):
             if program is None:
                 unused["cut_off" if answer.finish == "length" else "no_program"] += 1
                 continue
-            found = await self._believed(program, passage, spent)
-            if isinstance(found, _Found):
+            found = await self.believed(program, passage, spent)
+            if isinstance(found, Believed):
                 found.notes["try"] = attempt
+                drawn = (
+                    world_texts.drawn_aims(found.told, program, self.parameters.aims) if self.agent else []
+                )
+                for aim in drawn:
+                    found.reached.extend(await self._toward(aim, found.world, spent, aims))
                 return found
             unused[found] += 1
         return None
 
-    async def _believed(self, program: str, passage: str, spent: Counter[str]) -> _Found | str:
-        """A program as a world, or why it is none."""
+    async def believed(self, program: str, passage: str, spent: Counter[str]) -> Believed | str:
+        """A program as a world, or why it is none.
+
+        Args:
+            program: What the model wrote.
+            passage: What its laws must quote.
+            spent: Counts of tokens, which the judge's are added to.
+        """
         given = self.parameters
         world = worlds.world_of(program, passage, given.longest, given.least_laws)
         if isinstance(world, str):
             return world
-        plan = worlds.plan(given.starts, given.steps)
-        told = await self._played(program, plan, twice=True)
+        plan = Plan.drawn(given.starts, given.steps)
+        told = await self._played(program, plan)
         if broken := worlds.violations(told, min(given.least_steps, given.steps)):
             return broken[0]
         by_outcome = await self._faults(world, plan, worlds.course_of(told))
@@ -197,19 +241,19 @@ class Simulate(Trying):
             "prompt": self.prompt.mark, "laws": [law.quotation for law in world.laws],
             "faults": dict(sorted(by_outcome.items())), "noticed": round(noticed / seen, 4),
         }  # fmt: skip
-        return _Found(world, told, courses, notes)
+        return Believed(world, told, courses, [], notes)
 
-    async def _played(self, program: str, plan: list[dict[str, Any]], twice: bool) -> dict[str, Any]:
-        asked = worlds.question(program, plan, twice, LIMITS)
-        said = await self.ran(asked, lambda: worlds.played(program, plan, twice, LIMITS))
+    async def _played(self, program: str, plan: Plan) -> dict[str, Any]:
+        asked = worlds.question(program, plan, LIMITS)
+        said = await self.ran(asked, lambda: worlds.played(program, plan, LIMITS))
         told: dict[str, Any] = json.loads(_NOT_RUN if said == "not_run" else said)
         return told
 
-    async def _faults(self, world: World, plan: list[dict[str, Any]], course: str) -> Counter[str]:
+    async def _faults(self, world: World, plan: Plan, course: str) -> Counter[str]:
         """What came of the world made wrong, by outcome."""
 
         async def one(fault: str) -> str:
-            asked = {**worlds.question(fault, plan, False, LIMITS), "course": course}
+            asked = {**worlds.question(fault, plan, LIMITS), "course": course}
             return await self.ran(asked, lambda: worlds.fault_outcome(fault, plan, course, LIMITS))
 
         outcomes = await asyncio.gather(*map(one, worlds.faults_of(world, self.parameters.faults)))
@@ -227,14 +271,60 @@ class Simulate(Trying):
                 return "law_judged_wrong"
         return ""
 
+    async def _toward(
+        self, aim: Aim, world: World, spent: Counter[str], aims: Counter[str]
+    ) -> list[tuple[Aim, dict[str, Any]]]:
+        """A course that a model takes and that reaches an aim; nothing where it does not."""
+        actions: list[str] = []
+        for _ in range(self.parameters.steps + 1):
+            told = await self._played(world.program, Plan([{"start": aim.start, "actions": actions}]))
+            if why := worlds.trouble_of(told):
+                aims[why] += 1
+                return []
+            episode = told["episodes"][0]
+            if episode["states"][-1][aim.name] == aim.value:
+                aims["accepted"] += 1
+                return [(aim, episode)]
+            possible = episode["possible"][-1]
+            if not possible or len(actions) == self.parameters.steps:
+                break
+            action = await self._action(aim, world, episode, possible, spent)
+            if action is None:
+                aims["no_action"] += 1
+                return []
+            actions = [*actions, action]
+        aims["not_reached"] += 1
+        return []
+
+    async def _action(
+        self, aim: Aim, world: World, episode: dict[str, Any], possible: list[str], spent: Counter[str]
+    ) -> str | None:
+        """What a model does; None where it says nothing that can be done."""
+        assert self.agent is not None
+        so_far = world_texts.course_text(world, episode, None)
+        mark = mark_for(so_far, *possible)
+        listed = "\n".join(f"- {action}" for action in possible)
+        messages = self.agent.messages(passage=so_far, mark=mark, aim=aim.text, actions=listed)
+        for attempt in range(self.parameters.tries):
+            try:
+                form = forms.within(mark, forms.one_of(possible))
+                text, _ = between(await self.answer(messages, attempt, spent, form), mark)
+            except Trouble:
+                continue
+            if text in possible:
+                return text
+        return None
+
     async def _courses(self, world: World, told: dict[str, Any]) -> list[Course] | str:
         """Courses that nobody took, with what they come to; or what went wrong on one."""
         given = self.parameters
-        asked = world_texts.asked_courses(told, world.program, given.questions, given.question_steps)
+        # Some change nothing that could be asked for.
+        drawn = 2 * given.questions
+        asked = world_texts.asked_courses(told, world.program, drawn, given.question_steps)
         if not asked:
             return []
-        plan = [{"state": course.start, "actions": course.actions} for course in asked]
-        came = await self._played(world.program, plan, twice=False)
+        plan = Plan([{"state": course.start, "actions": course.actions} for course in asked])
+        came = await self._played(world.program, plan)
         if "trouble" in came:
             return str(came["trouble"][0])
         draw = random.Random(len(world.program))
@@ -244,15 +334,19 @@ class Simulate(Trying):
                 return str(episode["trouble"][0])
             if (one := world_texts.answered(course, episode, draw)) is not None:
                 found.append(one)
-        return found
+        return found[: given.questions]
 
-    def _documents(self, document: Document, found: _Found, number: int) -> Iterator[Document]:
+    def _documents(self, document: Document, found: Believed, number: int) -> Iterator[Document]:
         """The world, its courses and its questions."""
         world, name = found.world, f"world-{number}"
         yield self._document(document, name, world_texts.world_text(world), found, number)
         for at, episode in enumerate(found.told["episodes"]):
             text = world_texts.episode_text(world, episode)
             yield self._document(document, f"{name}/course-{at}", text, found, number)
+        for at, (aim, episode) in enumerate(found.reached):
+            text = world_texts.episode_text(world, episode, aim)
+            asked = {"start": aim.start, "actions": episode["actions"], "aim": aim.text}
+            yield self._document(document, f"{name}/aim-{at}", text, found, number, notes={"course": asked})
         for at, course in enumerate(found.courses):
             prompt, response = world_texts.question_text(world, course)
             fields = {"prompt": prompt, "response": response}
@@ -266,7 +360,7 @@ class Simulate(Trying):
         document: Document,
         name: str,
         text: str,
-        found: _Found,
+        found: Believed,
         number: int,
         fields: dict[str, str] | None = None,
         notes: dict[str, Any] | None = None,

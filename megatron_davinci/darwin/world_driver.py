@@ -9,6 +9,7 @@ runs in another order show.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import random
@@ -116,6 +117,10 @@ class World:
 
         Args:
             asked: `start`, its number, or `state`; `actions` that are taken, or `steps` that are drawn.
+
+        Returns:
+            Its `states`, one more than `actions`; what was `seen` of each; what was `possible` in each state, also
+            the last; where `others` of it led, at most four a state; and `trouble`, a kind and a detail, or None.
         """
         told: dict[str, Any] = {
             "states": [],
@@ -149,6 +154,26 @@ class World:
         except Wrong as wrong:
             told["trouble"] = list(wrong.args)
         return told
+
+    def explored(self, asked: dict[str, int]) -> dict[str, Any]:
+        """Longer courses from more starts, of which only the first trouble is told, and a digest of all."""
+        digest = hashlib.blake2b(digest_size=16)
+        for number in range(asked["from"], asked["to"]):
+            told = self.episode({"start": number, "steps": asked["steps"]})
+            digest.update(
+                json.dumps([told["states"], told["possible"], told["others"]], sort_keys=True).encode()
+            )
+            if told["trouble"]:
+                return {"trouble": told["trouble"], "digest": digest.hexdigest()}
+        return {"trouble": None, "digest": digest.hexdigest()}
+
+    def again(self, call: list[Any]) -> Any:
+        """What a single call gives: a function's name, and what it is given."""
+        try:
+            said = self.call(*call)
+            return [plain(said[0]), " ".join(said[1].split())] if call[0] == "step" else said
+        except Exception:
+            return None
 
     def empty_laws(self) -> list[str]:
         """Laws that say yes whatever comes of an action."""
@@ -203,6 +228,10 @@ def main(request: str) -> None:
         names = {"__name__": "world"}
         exec(compile(asked["program"], "world.py", "exec"), names)
         world = World(names)
-        told = [world.episode(one) for one in asked["episodes"]]
-        empty = world.empty_laws() if asked["empty_laws"] and not any(one["trouble"] for one in told) else []
-    out.write("\n" + asked["word"] + json.dumps({"episodes": told, "empty_laws": empty}) + "\n")
+        told = {
+            "episodes": [world.episode(one) for one in asked["episodes"]],
+            "explored": world.explored(asked["explore"]) if asked["explore"] else None,
+            "again": [world.again(call) for call in asked["again"]],
+        }
+        told["empty_laws"] = world.empty_laws() if asked["empty_laws"] else []
+    out.write("\n" + asked["word"] + json.dumps(told) + "\n")

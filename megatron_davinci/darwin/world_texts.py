@@ -28,6 +28,25 @@ class Course(NamedTuple):
     name: str
 
 
+class Aim(NamedTuple):
+    """What is to be reached from a start.
+
+    Attributes:
+        start: Its number.
+        name: Of a value.
+        value: That it is to have.
+    """
+
+    start: int
+    name: str
+    value: Any
+
+    @property
+    def text(self) -> str:
+        """In words."""
+        return state_text({self.name: self.value})
+
+
 def shown(value: Any) -> str:
     """A value in words."""
     if isinstance(value, bool):
@@ -52,19 +71,50 @@ def world_text(world: World) -> str:
     return f"{laws_text(world)}\n\nA program that goes by this:\n\n{_CODE.format(world.program.strip())}\n"
 
 
-def episode_text(world: World, episode: dict[str, Any]) -> str:
-    """A course of things, in words."""
-    states, lines = (
-        episode["states"],
-        [laws_text(world), "", f"At first: {state_text(episode['states'][0])}."],
-    )
+def episode_text(world: World, episode: dict[str, Any], aim: Aim | None = None) -> str:
+    """A course of things, in words; with an aim, where it was taken for one that it reached."""
+    lines = [course_text(world, episode, aim)]
+    if aim is not None:
+        lines += ["", f"That was the aim: {aim.text}."]
+    elif len(episode["possible"]) > len(episode["actions"]) and not episode["possible"][-1]:
+        lines += ["", "Nothing more can be done."]
+    return "\n".join(lines) + "\n"
+
+
+def course_text(world: World, episode: dict[str, Any], aim: Aim | None) -> str:
+    """A course as far as it went."""
+    states, lines = episode["states"], [laws_text(world), ""]
+    if aim is not None:
+        lines.append(f"The aim: {aim.text}.")
+    lines.append(f"At first: {state_text(states[0])}.")
     rows = zip(episode["possible"], episode["actions"], episode["seen"], states[1:], strict=False)
     for number, (possible, action, seen, state) in enumerate(rows, start=1):
         lines += ["", f"{number}. What can be done: {'; '.join(possible)}.", f"Done: {action}. {seen}"]
         lines.append(f"Now: {state_text(state)}.")
-    if len(episode["possible"]) > len(episode["actions"]) and not episode["possible"][-1]:
-        lines += ["", "Nothing more can be done."]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
+
+
+def drawn_aims(told: dict[str, Any], program: str, most: int) -> list[Aim]:
+    """Aims that can be reached, since drawn actions have: a value that came up late in a course and not before.
+
+    Args:
+        told: What `played` gave of the world.
+        program: Its program, by which they are drawn.
+        most: How many.
+    """
+    draw = random.Random(f"aims {_digest(program)}")
+    found = []
+    for number, one in enumerate(told["episodes"]):
+        known = {(name, repr(value)) for name, value in one["states"][0].items()}
+        late: list[Aim] = []
+        for place, state in enumerate(one["states"][1:], start=1):
+            new = [name for name, value in state.items() if (name, repr(value)) not in known]
+            late += [Aim(number, name, state[name]) for name in new if place > 1]
+            known |= {(name, repr(state[name])) for name in new}
+        if late:
+            found.append(draw.choice(late))
+    draw.shuffle(found)
+    return found[:most]
 
 
 def asked_courses(told: dict[str, Any], program: str, most: int, longest: int) -> list[Course]:
@@ -78,7 +128,7 @@ def asked_courses(told: dict[str, Any], program: str, most: int, longest: int) -
         most: How many.
         longest: Most actions of one.
     """
-    draw = random.Random(hashlib.blake2b(program.encode("utf-8", "surrogatepass"), digest_size=8).digest())
+    draw = random.Random(_digest(program))
     places = [
         (number, at) for number, one in enumerate(told["episodes"]) for at in range(len(one["actions"]))
     ]
@@ -93,6 +143,10 @@ def asked_courses(told: dict[str, Any], program: str, most: int, longest: int) -
         if len(courses) == most:
             break
     return courses
+
+
+def _digest(program: str) -> str:
+    return hashlib.blake2b(program.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def answered(course: Course, episode: dict[str, Any], draw: random.Random) -> Course | None:
@@ -118,7 +172,7 @@ def question_text(world: World, course: Course) -> tuple[str, str]:
     prompt = (
         f"{world_text(world)}\nQuestion: It begins with {state_text(course.start)}. "
         f"Then this is done: {', then '.join(doing)}. "
-        f"What is {course.name.replace('_', ' ')} after that?\n\nAnswer: "
+        f"What is the value of {course.name.replace('_', ' ')} after that?\n\nAnswer: "
     )
     steps = [
         f"After {action}: {state_text(state)}." for action, state in zip(doing, course.states, strict=True)

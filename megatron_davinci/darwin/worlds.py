@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import random
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -31,6 +32,7 @@ MAY_IMPORT = frozenset(
 _MUST_DEFINE = {"start": 1, "actions": 1, "step": 2}
 _LAW, _OF_A_LAW = "law_", 3  # before, action, after
 _LEAST_WORDS = 4  # of a quotation
+_MORE_STARTS, _MORE_STEPS = 12, 48  # that are explored beside the courses
 _LEAST_DIFFERENT = 0.25  # of other actions, the share that must lead elsewhere than the one that was taken
 
 
@@ -126,41 +128,80 @@ def faults_of(world: World, most: int) -> list[str]:
     return [f"{fault}\n\n\n{rest}\n" for fault in mutants(world.goes, most)]
 
 
-def plan(starts: int, steps: int) -> list[dict[str, Any]]:
-    """Courses of so many steps, with actions drawn, from the first starts on."""
-    return [{"start": number, "steps": steps} for number in range(starts)]
+class Plan(NamedTuple):
+    """How a world is played.
+
+    Attributes:
+        episodes: Courses, each a `start` or a `state`, and `actions` or a number of `steps`.
+        whole: Whether all is done that a world must stand: further starts are explored, laws are tried on states that
+            nothing led to, and every call is made again, in another process and another order, with other hashes of
+            texts, and must give the same.
+    """
+
+    episodes: list[dict[str, Any]]
+    whole: bool = False
+
+    @classmethod
+    def drawn(cls, starts: int, steps: int) -> Plan:
+        """Courses of so many steps, with actions drawn, from the first starts on; and all that a world must stand."""
+        return cls([{"start": number, "steps": steps} for number in range(starts)], True)
+
+    @property
+    def explore(self) -> dict[str, int] | None:
+        """What is explored beside the courses."""
+        first = len(self.episodes)
+        return {"from": first, "to": first + _MORE_STARTS, "steps": _MORE_STEPS} if self.whole else None
 
 
-def question(program: str, episodes: Sequence[dict[str, Any]], twice: bool, limits: Limits) -> dict[str, Any]:
+def question(program: str, plan: Plan, limits: Limits) -> dict[str, Any]:
     """All that decides what comes of playing a world."""
-    return {
-        "world": program, "episodes": list(episodes), "twice": twice, "limits": asdict(limits), "version": VERSION,
-    }  # fmt: skip
+    return {"world": program, **plan._asdict(), "limits": asdict(limits), "version": VERSION}
 
 
-def played(program: str, episodes: Sequence[dict[str, Any]], twice: bool, limits: Limits) -> str:
+def played(program: str, plan: Plan, limits: Limits) -> str:
     """What comes of playing a world, as JSON.
 
     Args:
         program: Of the world.
-        episodes: Courses: a start, and actions or a number of steps.
-        twice: Again, in another process and in another order, with other hashes of texts: what differs then is no
-            world. And laws are tried on states that nothing led to.
+        plan: How.
         limits: What a run may use.
 
     Returns:
-        `{"episodes": [...], "empty_laws": [...]}`, or `{"trouble": [kind, detail]}`.
+        `{"episodes": [...], "explored": ..., "empty_laws": [...]}` as `world_driver` has them, or
+        `{"trouble": [kind, detail]}`.
 
     Raises:
         NoSandbox: This machine has none.
     """
-    first = _run(program, episodes, twice, limits, "0")
-    if not twice or "trouble" in first:
-        return json.dumps(first)
-    again = _run(program, episodes[::-1], False, limits, "1")
-    if "trouble" in again or again["episodes"][::-1] != first["episodes"]:
-        return json.dumps({"trouble": ["differs", ""]})
-    return json.dumps(first)
+    told = _run(program, plan, limits, laws=plan.whole)
+    if plan.whole and not trouble_of(told):
+        calls, gave = _calls(told, plan)
+        again = _run(program, Plan([]), limits, again=calls, hashes="1")
+        if "trouble" in again or not all(map(_same, gave, again["again"])):
+            return json.dumps({"trouble": ["differs", ""]})
+    told.pop("again", None)
+    return json.dumps(told)
+
+
+def _calls(told: dict[str, Any], plan: Plan) -> tuple[list[Any], list[Any]]:
+    """Every call that courses are made of, in another order, and what it gave."""
+    made: list[tuple[list[Any], Any]] = []
+    for asked, one in zip(plan.episodes, told["episodes"], strict=True):
+        states = one["states"]
+        made.append((["start", asked["start"]], states[0]))
+        made += [
+            (["actions", state], possible) for state, possible in zip(states, one["possible"], strict=True)
+        ]
+        for place, action in enumerate(one["actions"]):
+            made.append((["step", states[place], action], [states[place + 1], one["seen"][place]]))
+            made += [(["step", states[place], other], [after]) for other, after in one["others"][place]]
+    random.Random(len(made)).shuffle(made)
+    return [call for call, _ in made], [gave for _, gave in made]
+
+
+def _same(gave: Any, again: Any) -> bool:
+    """Whether a call gave the same; of actions that were not taken only the state is known."""
+    return bool(gave == again or (isinstance(again, list) and len(gave) == 1 and again[:1] == gave))
 
 
 @cache
@@ -169,12 +210,16 @@ def _driver() -> str:
 
 
 def _run(
-    program: str, episodes: Sequence[dict[str, Any]], empty_laws: bool, limits: Limits, hashes: str
+    program: str,
+    plan: Plan,
+    limits: Limits,
+    laws: bool = False,
+    again: Sequence[Any] = (),
+    hashes: str = "0",
 ) -> dict[str, Any]:
     word = secrets.token_hex(16)
-    request = json.dumps(
-        {"program": program, "episodes": list(episodes), "empty_laws": empty_laws, "word": word}
-    )
+    asked = {"program": program, "episodes": plan.episodes, "explore": plan.explore, "again": list(again)}
+    request = json.dumps({**asked, "empty_laws": laws, "word": word})
     ran = run_python(
         f"{_driver()}\n\nmain({request!r})\n",
         packages=False,
@@ -196,15 +241,16 @@ def _run(
 def course_of(told: dict[str, Any]) -> str:
     """Of what came of playing a world: its states and what could be done, so that courses can be compared."""
     seen = [[one["states"], one["possible"], one["others"]] for one in told.get("episodes", [])]
-    return hashlib.blake2b(json.dumps(seen, sort_keys=True).encode(), digest_size=16).hexdigest()
+    written = json.dumps([seen, told.get("explored")], sort_keys=True)
+    return hashlib.blake2b(written.encode(), digest_size=16).hexdigest()
 
 
-def fault_outcome(fault: str, episodes: Sequence[dict[str, Any]], course: str, limits: Limits) -> str:
+def fault_outcome(fault: str, plan: Plan, course: str, limits: Limits) -> str:
     """What comes of a world made wrong.
 
     Args:
         fault: Its program.
-        episodes: Courses.
+        plan: How the world was played.
         course: Of the world as it was, by `course_of`.
         limits: What the run may use.
 
@@ -215,7 +261,7 @@ def fault_outcome(fault: str, episodes: Sequence[dict[str, Any]], course: str, l
     Raises:
         NoSandbox: This machine has none.
     """
-    told = _run(fault, episodes, False, limits, "0")
+    told = _run(fault, plan, limits)
     kind = trouble_of(told)
     if kind:
         return "noticed" if kind == "law_broken" else "stops"
@@ -226,7 +272,8 @@ def trouble_of(told: dict[str, Any]) -> str:
     """What went wrong while a world was played; empty where nothing did."""
     if "trouble" in told:
         return str(told["trouble"][0])
-    return next((str(one["trouble"][0]) for one in told["episodes"] if one["trouble"]), "")
+    courses = [*told["episodes"], *([told["explored"]] if told["explored"] else [])]
+    return next((str(one["trouble"][0]) for one in courses if one["trouble"]), "")
 
 
 def violations(told: dict[str, Any], least_steps: int) -> list[str]:

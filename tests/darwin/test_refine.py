@@ -271,10 +271,10 @@ def test_the_examples_recipes_are_sound(tmp_path, monkeypatch):
     monkeypatch.setenv("DARWIN_MODEL_KEY", "any")
     paths = [
         path
-        for folder in ("darwin_science", "rephrasing", "quickstart_levels")
+        for folder in ("darwin_science", "rephrasing", "quickstart_levels", "worlds")
         for path in Path("examples", folder).glob("*.yaml")
     ]
-    assert len(paths) == 5
+    assert len(paths) == 6
     for path in paths:
         steps = load_recipe(path).recipe.make_steps(path.absolute().parent)
         asking = [step for step in steps if hasattr(step, "prompt")]
