@@ -46,10 +46,10 @@ SLOTS: dict[str, set[str]] = {
     "rate": {"passage", "mark"},
     "world": {"passage", "mark"},
     "judge_law": {"passage", "mark", "quotation"},
-    "act": {"passage", "mark", "aim", "actions"},
+    "act": {"mark", "aim", "actions"},
 }
 # And those that it may have.
-MORE_SLOTS = {"choose": {"forms"}}
+MORE_SLOTS = {"choose": {"forms"}, "act": {"passage", "state"}}
 
 
 class PromptFile(Section):

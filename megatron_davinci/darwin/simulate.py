@@ -16,7 +16,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from datatrove.data import Document
 from pydantic import Field
@@ -68,6 +68,8 @@ class Simulate(Trying):
         """Parameters of `simulate`.
 
         Attributes:
+            documents: What they are: `texts`, or `worlds` themselves, programs whose laws quote their own docstring,
+                of which no model writes any.
             prompt: `world_python`, or a prompt file (`.yaml`).
             tries: Most worlds that are tried for a passage; each further one has another seed.
             passage: Most characters of a passage that one world is of.
@@ -87,6 +89,7 @@ class Simulate(Trying):
             as_source: Name of the source that all of it is written as; None for its document's.
         """
 
+        documents: Literal["texts", "worlds"] = "texts"
         prompt: str = "world_python"
         passage: int = Field(default=4096, gt=0)
         longest: int = Field(default=6_000, gt=0)
@@ -146,17 +149,19 @@ class Simulate(Trying):
         return step
 
     def expected(self, document: Document) -> Iterator[Expected]:
-        """A world of each passage, and the judge of its laws."""
-        for chunk in cut(document.text, self.parameters.passage, characters):
-            if chunk.text:
-                messages = self.prompt.messages(passage=chunk.text, mark=mark_for(chunk.text))
-                yield Expected(self.prompt.task, messages, chunk.text, _ANSWER_SHARE)
+        """A world of each passage, the judge of its laws, and who acts in it."""
+        for passage in self._passages(document):
+            if passage:
+                if self.parameters.documents == "texts":
+                    messages = self.prompt.messages(passage=passage, mark=mark_for(passage))
+                    yield Expected(self.prompt.task, messages, passage, _ANSWER_SHARE)
                 if self.parameters.judge:
                     slots = {"passage": "." * 200, "mark": "passage", "quotation": "." * 80}
                     messages = self.judge.messages(**slots)
                     yield Expected(self.judge.task, messages, "x", 1.0, times=_LAWS, supposed=True)
                 if self.agent is not None:
-                    slots = {"passage": "." * 900, "mark": "passage", "aim": "." * 20, "actions": "." * 60}
+                    slots = {"passage": "." * 900, "state": "." * 80, "mark": "passage", "aim": "." * 20,
+                             "actions": "." * 60}  # fmt: skip
                     times = self.parameters.aims * self.parameters.steps / 2
                     messages = self.agent.messages(**slots)
                     yield Expected(self.agent.task, messages, "." * 40, 1.0, times=times, supposed=True)
@@ -164,9 +169,7 @@ class Simulate(Trying):
     async def process(self, document: Document) -> Outcome:
         """A world of each passage, and what comes about in those that pass."""
         spent, unused, aims = Counter[str](), Counter[str](), Counter[str]()
-        passages = [
-            chunk.text for chunk in cut(document.text, self.parameters.passage, characters) if chunk.text
-        ]
+        passages = self._passages(document)
         found = await asyncio.gather(*(self._world(passage, spent, unused, aims) for passage in passages))
         made = [
             each
@@ -178,39 +181,56 @@ class Simulate(Trying):
         results = dict(sorted((unused + Counter(accepted=accepted)).items()))
         counts = {f"worlds/{result}": count for result, count in results.items()} | dict(spent)
         counts |= {f"aims/{result}": count for result, count in aims.items()}
-        notes: dict[str, Any] = {"prompt": self.prompt.mark, "worlds": results, **spent}
+        notes: dict[str, Any] = {**self._wording(), "worlds": results, **spent}
         level = document.metadata["darwin"]["level"]
         if self.parameters.keep_documents:
             return Outcome(notes=notes, counts=counts, level=level, made=made)
         drop = "turned_into_worlds" if made else "no_world"
         return Outcome(drop=drop, notes=notes, counts=counts, level=level, made=made)
 
+    def _wording(self) -> dict[str, str]:
+        """The prompt, where one is asked for a world."""
+        return {"prompt": self.prompt.mark} if self.parameters.documents == "texts" else {}
+
+    def _passages(self, document: Document) -> list[str]:
+        """What a world each is of."""
+        if self.parameters.documents == "worlds":
+            return [document.text]
+        return [chunk.text for chunk in cut(document.text, self.parameters.passage, characters) if chunk.text]
+
     async def _world(
         self, passage: str, spent: Counter[str], unused: Counter[str], aims: Counter[str]
     ) -> Believed | None:
         """A world of a passage that passes; None where no try gives one."""
-        messages = self.prompt.messages(passage=passage, mark=mark_for(passage))
-        for attempt in range(self.parameters.tries):
-            try:
-                answer = await self.answer(messages, attempt, spent, rf"```python\n{forms.ANY}\n```")
-            except Trouble as trouble:
-                unused[trouble.kind] += 1
-                continue
-            program = None if answer.finish == "length" else program_of(f"{answer.text}\n")
+        given = self.parameters.documents == "worlds"
+        for attempt in range(1 if given else self.parameters.tries):
+            program, why = (passage, "") if given else await self._asked(passage, attempt, spent)
             if program is None:
-                unused["cut_off" if answer.finish == "length" else "no_program"] += 1
+                unused[why] += 1
                 continue
-            found = await self.believed(program, passage, spent)
-            if isinstance(found, Believed):
+            about = worlds.docstring_of(program) if given else passage
+            found = await self.believed(program, about, spent)
+            if isinstance(found, str):
+                unused[found] += 1
+                continue
+            if not given:
                 found.notes["try"] = attempt
-                drawn = (
-                    world_texts.drawn_aims(found.told, program, self.parameters.aims) if self.agent else []
-                )
-                for aim in drawn:
+            if self.agent is not None:
+                for aim in world_texts.drawn_aims(found.told, program, self.parameters.aims):
                     found.reached.extend(await self._toward(aim, found.world, spent, aims))
-                return found
-            unused[found] += 1
+            return found
         return None
+
+    async def _asked(self, passage: str, attempt: int, spent: Counter[str]) -> tuple[str | None, str]:
+        """A program that a model writes, or None and why there is none."""
+        messages = self.prompt.messages(passage=passage, mark=mark_for(passage))
+        try:
+            answer = await self.answer(messages, attempt, spent, rf"```python\n{forms.ANY}\n```")
+        except Trouble as trouble:
+            return None, trouble.kind
+        if answer.finish == "length":
+            return None, "cut_off"
+        return program_of(f"{answer.text}\n"), "no_program"
 
     async def believed(self, program: str, passage: str, spent: Counter[str]) -> Believed | str:
         """A program as a world, or why it is none.
@@ -238,7 +258,7 @@ class Simulate(Trying):
         if isinstance(courses, str):
             return courses
         notes = {
-            "prompt": self.prompt.mark, "laws": [law.quotation for law in world.laws],
+            **self._wording(), "laws": [law.quotation for law in world.laws],
             "faults": dict(sorted(by_outcome.items())), "noticed": round(noticed / seen, 4),
         }  # fmt: skip
         return Believed(world, told, courses, [], notes)
@@ -304,7 +324,9 @@ class Simulate(Trying):
         so_far = world_texts.course_text(world, episode, None)
         mark = mark_for(so_far, *possible)
         listed = "\n".join(f"- {action}" for action in possible)
-        messages = self.agent.messages(passage=so_far, mark=mark, aim=aim.text, actions=listed)
+        state = world_texts.state_text(episode["states"][-1])
+        slots = {"passage": so_far, "state": state, "mark": mark, "aim": aim.text, "actions": listed}
+        messages = self.agent.messages(**slots)
         for attempt in range(self.parameters.tries):
             try:
                 form = forms.within(mark, forms.one_of(possible))

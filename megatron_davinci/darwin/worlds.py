@@ -105,6 +105,14 @@ def world_of(program: str, passage: str, longest: int, least_laws: int) -> World
     return World(program, ast.unparse(ast.Module(rest, [])), start, laws)
 
 
+def docstring_of(program: str) -> str:
+    """What a program says of itself; empty where it is none, or says nothing."""
+    try:
+        return ast.get_docstring(parsed(program)) or ""
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return ""
+
+
 def _arguments(node: ast.FunctionDef) -> int:
     given = node.args
     if given.vararg or given.kwarg or given.kwonlyargs or node.decorator_list:

@@ -274,7 +274,7 @@ def test_the_examples_recipes_are_sound(tmp_path, monkeypatch):
         for folder in ("darwin_science", "rephrasing", "quickstart_levels", "worlds")
         for path in Path("examples", folder).glob("*.yaml")
     ]
-    assert len(paths) == 6
+    assert len(paths) == 7
     for path in paths:
         steps = load_recipe(path).recipe.make_steps(path.absolute().parent)
         asking = [step for step in steps if hasattr(step, "prompt")]

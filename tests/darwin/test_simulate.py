@@ -7,6 +7,7 @@ import json
 import random
 import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -58,7 +59,13 @@ def test_a_world_with_one_thing_wrong_is_none_and_its_clean_twin_is_one(name):
     assert by_rules().judged(Case(name, kind.passage, program)) in CAUGHT[name].split(" or ")
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("name", ["lamps", "orchard"])
+def test_the_examples_worlds_are_believed(name):
+    program = Path(f"examples/worlds/worlds/{name}.py").read_text()
+    assert by_rules(documents="worlds").judged(Case("", worlds.docstring_of(program), program)) == ""
+
+
+@pytest.mark.parametrize("kind", KINDS[::2], ids=lambda kind: kind.__name__)
 def test_clean_worlds_arebelieved(kind):
     drawn = kind(random.Random(5))
     assert by_rules().judged(Case("", drawn.passage, drawn.program)) == ""
@@ -165,6 +172,32 @@ def test_corpus_of_worlds_with_every_answer_as_the_world_gives_it(tmp_path, serv
     assert server.requests == [] and list(again.records()) == list(corpus.records())
     told = list(events(find([corpus], asked[0]["id"])))
     assert told[-1].after == asked[0]["text"] and [event.trouble for event in told if event.trouble] == []
+
+
+def test_documents_that_are_worlds_need_no_model(tmp_path, server):
+    lift = Path("examples/worlds/worlds/lift.py").read_text()
+    texts = {
+        "whole": lift,
+        "silent": lift.partition('"""\n\n\n')[2],
+        "broken": lift.replace('state["in the lift"] < 3', 'state["in the lift"] < 4'),
+    }
+    (tmp_path / "raw").mkdir()
+    for name, text in texts.items():
+        (tmp_path / "raw" / f"{name}.py").write_text(text)
+    given = {"endpoint": server.endpoint(), "answers": str(tmp_path / "a.sqlite"), "documents": "worlds",
+             "judge": False, "faults": 6, "starts": 3, "questions": 2, "keep_documents": False}  # fmt: skip
+    sources = [{"name": "worlds", "paths": ["raw/*.py"], "licence": "MIT"}]
+    server.forget()
+    corpus = made(recipe(tmp_path, sources=sources, steps=[{"simulate": given}]))
+    counts = json.loads((corpus.folder / "statistics.json").read_text())["counts"]
+    assert server.requests == [] and {
+        key: number for key, number in counts.items() if key.startswith("simulate/worlds/")
+    } == {
+        "simulate/worlds/accepted": 1, "simulate/worlds/law_broken": 1, "simulate/worlds/law_not_in_the_passage": 1,
+    }  # fmt: skip
+    assert {record["id"].partition(".py/")[2] for record in corpus.records()} == {
+        "world-0", *(f"world-0/course-{n}" for n in range(3)), "world-0/question-0", "world-0/question-1",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
