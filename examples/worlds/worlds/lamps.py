@@ -1,11 +1,13 @@
-"""A battery of 12 volts feeds two lamps side by side, each with a switch of its own. Each lamp that burns draws half an
-ampere, and a heater of 3 amperes may be plugged in beside them. A fuse melts as soon as more than 3.5 amperes flow, and
-then nothing flows until it is replaced. While current flows the battery loses as many ampere hours an hour, and when it
-is empty nothing flows at all. A fuse can only be replaced while the heater is unplugged.
+"""A battery of 12 volts feeds two lamps side by side, each with a switch of its own. Each lamp that burns draws
+half an ampere, and a heater of 3 amperes may be plugged in beside them. A fuse melts as soon as more than 3.5
+amperes flow, and then nothing flows until it is replaced. While current flows the battery loses as many ampere
+hours an hour, and when it is empty nothing flows at all. A fuse can only be replaced while the heater is
+unplugged.
 """
 
 
 def start(number):
+    """How it begins."""
     return {
         "first lamp on": number % 2 == 0,
         "second lamp on": False,
@@ -17,6 +19,7 @@ def start(number):
 
 
 def actions(state):
+    """What can be done."""
     found = ["turn the first switch", "turn the second switch", "wait an hour"]
     if state["heater plugged in"]:
         found.append("unplug the heater")
@@ -28,6 +31,7 @@ def actions(state):
 
 
 def step(state, action):
+    """What comes of it."""
     new = dict(state)
     if action == "turn the first switch":
         new["first lamp on"] = not state["first lamp on"]
@@ -47,7 +51,7 @@ def step(state, action):
     new["amperes"] = wanted if new["fuse whole"] and new["ampere hours"] > 0 else 0.0
     if state["fuse whole"] and not new["fuse whole"]:
         return new, "The fuse melts."
-    return new, "The meter shows %.1f amperes." % new["amperes"]
+    return new, f"The meter shows {new['amperes']:.1f} amperes."
 
 
 def law_lamps(before, action, after):
@@ -62,7 +66,9 @@ def law_melts(before, action, after):
 
 
 def law_loses(before, action, after):
-    """While current flows the battery loses as many ampere hours an hour, and when it is empty nothing flows at all."""
+    """While current flows the battery loses as many ampere hours an hour, and when it is empty nothing
+    flows at all.
+    """
     lost = before["amperes"] if action == "wait an hour" else 0
     left = max(0.0, before["ampere hours"] - lost)
     return after["ampere hours"] == left and (left > 0 or after["amperes"] == 0)

@@ -1,11 +1,12 @@
-"""A lift serves five floors, the lowest of which is floor 0 and the highest floor 4. It moves only while its doors are
-shut, and always by one floor at a time. The doors open only when somebody asks for it, and shut again when the lift is
-told to. At most three persons fit in; a fourth stays where she is. Persons get in and out through open doors only. Whoever
-gets out stays out.
+"""A lift serves five floors, the lowest of which is floor 0 and the highest floor 4. It moves only while its
+doors are shut, and always by one floor at a time. The doors open only when somebody asks for it, and shut again
+when the lift is told to. At most three persons fit in; a fourth stays where she is. Persons get in and out
+through open doors only. Whoever gets out stays out.
 """
 
 
 def start(number):
+    """How it begins."""
     return {
         "floor": number % 5,
         "doors open": False,
@@ -16,12 +17,14 @@ def start(number):
 
 
 def actions(state):
+    """What can be done."""
     if state["doors open"]:
         return ["shut the doors", "let one in", "let one out"]
     return ["open the doors", "go up", "go down"]
 
 
 def step(state, action):
+    """What comes of it."""
     new = dict(state)
     seen = "Nothing happens."
     if action == "open the doors":

@@ -1,15 +1,18 @@
-"""An orchard is kept through the months of the year, from 1 to 12, and after the twelfth comes the first. Trees are planted
-in March or October and at no other time, ten at most, and a tree that has been felled does not grow again. In August every
-tree bears four baskets of apples. What is sold is paid with 5 crowns a basket; a young tree costs 8. Nobody owes anything:
-what cannot be paid is not bought. Baskets that are still there in February are spoilt.
+"""An orchard is kept through the months of the year, from 1 to 12, and after the twelfth comes the first. Trees
+are planted in March or October and at no other time, ten at most, and a tree that has been felled does not grow
+again. In August every tree bears four baskets of apples. What is sold is paid with 5 crowns a basket; a young
+tree costs 8. Nobody owes anything: what cannot be paid is not bought. Baskets that are still there in February
+are spoilt.
 """
 
 
 def start(number):
+    """How it begins."""
     return {"month": 1 + 5 * number % 12, "trees": 2 + number % 3, "baskets": 0, "crowns": 20 + number}
 
 
 def actions(state):
+    """What can be done."""
     found = ["wait a month"]
     if state["month"] in (3, 10) and state["trees"] < 10 and state["crowns"] >= 8:
         found.append("plant a tree")
@@ -21,6 +24,7 @@ def actions(state):
 
 
 def step(state, action):
+    """What comes of it."""
     new = dict(state)
     if action == "plant a tree":
         new["trees"], new["crowns"] = state["trees"] + 1, state["crowns"] - 8
@@ -36,7 +40,7 @@ def step(state, action):
         new["baskets"] = state["baskets"] + 4 * state["trees"]
     if new["month"] == 2:
         new["baskets"] = 0
-    return new, "It is month %d." % new["month"]
+    return new, f"It is month {new['month']}."
 
 
 def law_months(before, action, after):
