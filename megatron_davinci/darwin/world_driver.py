@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import io
 import json
 import random
@@ -21,6 +22,7 @@ State = dict[str, Any]
 Transition = tuple[State, str, State]  # before, action, after
 Law = Callable[[State, str, State], object]
 
+MODULE = "the_world"  # what the world's program is called, beside this one
 MOST_NAMES = 24  # of a state
 MOST_CHOICES = 24
 LONGEST = 200  # characters of a text
@@ -225,9 +227,7 @@ def main(request: str) -> None:
     out = sys.__stdout__
     assert out is not None
     with contextlib.redirect_stdout(io.StringIO()):
-        names = {"__name__": "world"}
-        exec(compile(asked["program"], "world.py", "exec"), names)
-        world = World(names)
+        world = World(vars(importlib.import_module(MODULE)))
         told = {
             "episodes": [world.episode(one) for one in asked["episodes"]],
             "explored": world.explored(asked["explore"]) if asked["explore"] else None,

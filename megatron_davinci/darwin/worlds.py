@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from megatron_davinci.darwin.mutants import mutants
 from megatron_davinci.darwin.pair_gates import quoted
+from megatron_davinci.darwin.world_driver import MODULE
 from megatron_davinci.platform.sandbox import Limits, run_python
 from megatron_davinci.platform.syntax import parsed
 
@@ -55,14 +56,14 @@ class World(NamedTuple):
 
     Attributes:
         program: All of it.
-        goes: What it goes by, without its starts and laws.
-        start: The function that says how it starts.
+        goes: What it goes by: all of it but the functions that laws cannot speak of, and the laws.
+        choices: Those functions, of how it starts and of what may be done.
         laws: What holds in it.
     """
 
     program: str
     goes: str
-    start: str
+    choices: str
     laws: list[Law]
 
 
@@ -99,10 +100,10 @@ def world_of(program: str, passage: str, longest: int, least_laws: int) -> World
         laws.append(Law(node.name, " ".join(said.split()), ast.get_source_segment(program, node) or ""))
     if len(laws) < least_laws:
         return "too_few_laws"
-    kept = {functions[name] for name in functions if name == "start" or name.startswith(_LAW)}
-    rest = [node for node in tree.body if node not in kept]
-    start = ast.get_source_segment(program, functions["start"]) or ""
-    return World(program, ast.unparse(ast.Module(rest, [])), start, laws)
+    apart = [functions[name] for name in ("start", "actions")]
+    laid = {*apart, *(node for name, node in functions.items() if name.startswith(_LAW))}
+    goes = ast.unparse(ast.Module([node for node in tree.body if node not in laid], []))
+    return World(program, goes, "\n\n\n".join(map(ast.unparse, apart)), laws)
 
 
 def docstring_of(program: str) -> str:
@@ -131,8 +132,8 @@ def _imported(tree: ast.Module) -> Iterator[str]:
 
 
 def faults_of(world: World, most: int) -> list[str]:
-    """The world made wrong, one fault each; how it starts is no matter of laws, and those stay."""
-    rest = "\n\n\n".join([world.start, *(law.source for law in world.laws)])
+    """The world made wrong, one fault each, in what laws can speak of; the laws stay."""
+    rest = "\n\n\n".join([world.choices, *(law.source for law in world.laws)])
     return [f"{fault}\n\n\n{rest}\n" for fault in mutants(world.goes, most)]
 
 
@@ -226,11 +227,12 @@ def _run(
     hashes: str = "0",
 ) -> dict[str, Any]:
     word = secrets.token_hex(16)
-    asked = {"program": program, "episodes": plan.episodes, "explore": plan.explore, "again": list(again)}
+    asked = {"episodes": plan.episodes, "explore": plan.explore, "again": list(again)}
     request = json.dumps({**asked, "empty_laws": laws, "word": word})
     ran = run_python(
         f"{_driver()}\n\nmain({request!r})\n",
         packages=False,
+        files={f"{MODULE}.py": program},
         environment={"PYTHONHASHSEED": hashes},
         limits=limits,
     )
