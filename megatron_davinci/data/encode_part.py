@@ -91,6 +91,7 @@ class PartEncoder:
                     part.empty += 1
                     if not self._keep_empty:
                         continue
+                part.pairs += document.response is not None
                 batch.append(document)
                 characters += len(document.text) + len(document.response or "")
                 if len(batch) >= BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:

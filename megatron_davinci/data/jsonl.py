@@ -77,7 +77,7 @@ def document_of(content: bytes | dict[str, Any], fields: Fields, where: str) -> 
         record = content
     if fields.prompt is None or fields.response is None:
         return Document(_string(record, fields.text, where))
-    if fields.prompt not in record and fields.response not in record:
+    if not _has(record, fields.prompt) and not _has(record, fields.response):
         return Document(_string(record, fields.text, where))
     prompt = _string(record, fields.prompt, where)
     response = _string(record, fields.response, where)
@@ -122,12 +122,21 @@ def _parsed(line: bytes, where: str) -> dict[str, Any]:
     return record
 
 
+def _holder(record: dict[str, Any], field: str) -> tuple[dict[str, Any], str]:
+    """The object that a field would stand in, and its name there: of `labels.quality` the object `labels`."""
+    while field not in record and isinstance(record.get(field.partition(".")[0]), dict):
+        record, field = record[field.partition(".")[0]], field.partition(".")[2]
+    return record, field
+
+
+def _has(record: dict[str, Any], field: str) -> bool:
+    holder, name = _holder(record, field)
+    return name in holder
+
+
 def _string(record: dict[str, Any], field: str, where: str) -> str:
-    whole, name = record, field
-    while name not in record and isinstance(record.get(name.partition(".")[0]), dict):
-        record, name = record[name.partition(".")[0]], name.partition(".")[2]
-    if name not in record:
-        record = whole
+    holder, name = _holder(record, field)
+    if name not in holder:
         raise DataError(
             f"A document has no field {field!r}.",
             where=where,
@@ -140,7 +149,7 @@ def _string(record: dict[str, Any], field: str, where: str) -> str:
                 else ""
             ),
         )
-    text = record[name]
+    text = holder[name]
     if isinstance(text, bytes):
         try:
             return text.decode("utf-8")

@@ -33,16 +33,16 @@ def row_groups(path: Path, columns: Sequence[str], required: bool) -> RowGroups:
 
     Args:
         path: The file.
-        columns: Columns that will be read.
+        columns: Columns that will be read; `labels.quality` is a field of the column `labels`.
         required: Whether all of them must be there, or at least one.
 
     Raises:
-        DataError: The file is no whole table, or lacks a column.
+        DataError: The file is no whole table, lacks a column, or has two of one name.
         EnvironmentProblem: pyarrow is not installed.
     """
     file = _file(path)
     names = file.schema_arrow.names
-    missing = [column for column in columns if column not in names]
+    missing = [column for column in columns if _column(column, names) not in names]
     if missing and (required or len(missing) == len(columns)):
         raise DataError(
             f"A Parquet file has no column {missing[0]!r}.",
@@ -50,6 +50,15 @@ def row_groups(path: Path, columns: Sequence[str], required: bool) -> RowGroups:
             found="the columns " + ", ".join(map(repr, names)),
             expected=", ".join(map(repr, columns)),
             do="name the column that holds the text",
+        )
+    twice = [column for column in columns if names.count(_column(column, names)) > 1]
+    if twice:
+        raise DataError(
+            f"A Parquet file has more than one column {_column(twice[0], names)!r}.",
+            where=path,
+            found="the columns " + ", ".join(map(repr, names)),
+            expected="one",
+            do="write the table again, with another name for each column",
         )
     metadata = file.metadata
     return RowGroups(tuple(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)))
@@ -62,7 +71,8 @@ def read_rows(path: Path, group: int, columns: Sequence[str]) -> Iterator[dict[s
         DataError: The file is damaged.
     """
     file = _file(path)
-    there = [column for column in columns if column in file.schema_arrow.names]
+    names = file.schema_arrow.names
+    there = list(dict.fromkeys(column for each in columns if (column := _column(each, names)) in names))
     try:
         for batch in file.iter_batches(batch_size=_ROWS, row_groups=[group], columns=there):
             yield from batch.to_pylist()
@@ -77,6 +87,11 @@ def read_rows(path: Path, group: int, columns: Sequence[str]) -> Iterator[dict[s
         raise DataError(
             "A Parquet file is damaged.", where=f"{path}, row group {group}", found=error, do="copy it again"
         ) from error
+
+
+def _column(field: str, names: Sequence[str]) -> str:
+    """The column that holds a field: the one of its name, or else the one that the field is in."""
+    return field if field in names else field.partition(".")[0]
 
 
 def rows_before(path: Path, group: int) -> int:

@@ -36,6 +36,7 @@ class PartRecord:
         empty: Records whose text is empty, which are no documents.
         bad: Records that could not be read.
         checksums: CRC-32 of each file, by ending.
+        pairs: Documents that are a question with its answer; None where they were not counted.
     """
 
     documents: int
@@ -43,6 +44,7 @@ class PartRecord:
     empty: int
     bad: int
     checksums: dict[str, int]
+    pairs: int | None = None
 
 
 class PartWriter:
@@ -64,7 +66,7 @@ class PartWriter:
         self._files: dict[str, IO[bytes]] = {}
         self._checksums: dict[str, int] = {}
         self._documents = self._tokens = self._bad = 0
-        self.empty = 0
+        self.empty = self.pairs = 0
 
     def __enter__(self) -> PartWriter:
         """Make the files, over those of an earlier attempt."""
@@ -140,7 +142,7 @@ class PartWriter:
             self._stack.close()
         if kind is None:
             self.record = PartRecord(
-                self._documents, self._tokens, self.empty, self._bad, dict(self._checksums)
+                self._documents, self._tokens, self.empty, self._bad, dict(self._checksums), self.pairs
             )
             # Without waiting for the disk: if the machine dies and the part is torn, its checksums say so.
             temporary = path.with_suffix(f".{os.getpid()}")

@@ -217,12 +217,21 @@ def _rows(piece: Piece, fields: Fields) -> Iterator[Record]:
             done = piece.size * (group - piece.first + 1) // groups
             for row in parquet.read_rows(Path(piece.path), group, fields.names):
                 number += 1
-                yield Record(number, {k: v for k, v in row.items() if v is not None}, done)
+                yield Record(number, _without_nulls(row), done)
     except DataError as error:
         early = FileEndsEarly(
             error.what, where=error.where, found=error.found, expected=error.expected, do=error.do
         )
         yield Record(number + 1, early, piece.size)
+
+
+def _without_nulls(row: dict[str, Any]) -> dict[str, Any]:
+    """The values that a row has. A column's objects all have the same fields, null where one has no value."""
+    return {
+        name: _without_nulls(value) if isinstance(value, dict) else value
+        for name, value in row.items()
+        if value is not None
+    }
 
 
 def _line(file: IO[bytes]) -> tuple[bytes | DataError, int]:

@@ -147,8 +147,9 @@ def tokenize(
 
     Raises:
         ConfigError: The options are impossible, or `backend` is `gigatoken` and does not know this tokenizer.
-        DataError: A record is bad (the error names file and line), there is no document, `out_folder` has something
-            in it, or an unfinished job there is another one.
+        DataError: A record is bad (the error names file and line), there is no document, or no question with its
+            answer where fields of both were named; `out_folder` has something in it, or an unfinished job there is
+            another one.
         EnvironmentProblem: The disk is full or failing, a library is missing, or a worker died.
     """
     options = options or Options()
@@ -196,6 +197,9 @@ def tokenize(
                     expected="at least one document",
                     do="check the input files and the field's name",
                 )
+            if options.fields.prompt is not None and all(part.pairs == 0 for part in job.parts.values()):
+                work.worthless, begun = True, False
+                raise _no_pairs(files, options.fields)
             manifest = Manifest(
                 name=name,
                 domain=domain,
@@ -241,6 +245,7 @@ class _Work:
     progress: Progress | None
     say: Callable[[str], None]
     job: Job | None = None
+    worthless: bool = False
     _pool: InProcess | Processes | None = None
     _proof: Proof | None = None
 
@@ -296,7 +301,9 @@ class _Work:
     @property
     def has_made_something(self) -> bool:
         """Whether there is a part that is worth keeping."""
-        if self.job is None or not any(part.documents for part in self.job.parts.values()):
+        if self.worthless or self.job is None:
+            return False
+        if not any(part.documents for part in self.job.parts.values()):
             return False
         if self._proof is not None:
             try:
@@ -310,6 +317,17 @@ class _Work:
         if self._pool is not None:
             self._pool.close()
             self._pool = None
+
+
+def _no_pairs(files: Sequence[Path], fields: Fields) -> DataError:
+    """What is wrong where all would carry loss, and somebody has said which tokens are to carry none."""
+    return DataError(
+        "No record is a question with its answer.",
+        where="\n".join(map(str, files)),
+        found=f"no record with the fields {fields.prompt!r} and {fields.response!r}",
+        expected="at least one, beside plain text if that is mixed in",
+        do="name the fields by --prompt-field and --response-field; for plain text leave both out",
+    )
 
 
 def _plan(

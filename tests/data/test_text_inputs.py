@@ -130,7 +130,8 @@ def test_a_bad_line_stops_or_is_kept_apart_and_nothing_else_is_lost(
     monkeypatch.setattr(tokenize, "PIECE_BYTES", 400)
     monkeypatch.setattr(tokenize, "nasty_texts", lambda tokenizer: [])
     line, _, message = FAULTS[kind]
-    first = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in TEXTS[:20]])
+    texts = [{"text": text} for text in TEXTS[:20]]
+    first = write_jsonl(tmp_path / "a.jsonl", [*texts, {"prompt": "a?", "response": "b"}])
     second = tmp_path / "b.jsonl"
     good = LINES.splitlines(keepends=True)
     second.write_bytes(b"".join(good[20:41]) + b"\n" + line + b"\n" + b"".join(good[41:]))
@@ -150,6 +151,8 @@ def test_a_bad_line_stops_or_is_kept_apart_and_nothing_else_is_lost(
     made = run("skip")
     assert made.bad == 1
     expected = [[*ids.tolist(), tokenizer.eod_id] for ids in tokenizer.encode_batch(TEXTS)]
+    pair = [id_ for ids in tokenizer.encode_batch(["a?", "b"]) for id_ in ids.tolist()]
+    expected.insert(20, [*pair, tokenizer.eod_id])
     assert documents(tmp_path / "out", made.manifest) == expected
     (bad,) = map(json.loads, (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines())
     assert (bad["file"], bad["line"]) == (str(second), 23)
@@ -176,6 +179,12 @@ def test_either_parser_takes_what_pythons_takes(
 ) -> None:
     monkeypatch.setattr(jsonl, "_fast_loads", loads)
     assert document_of(line, Fields(), "").text == "a"
+
+
+def test_questions_and_answers_may_stand_in_objects(tmp_path: Path) -> None:
+    records = [{"of": {"q": "p", "a": "r"}, "text": "both"}, {"text": "t"}]
+    path = write_jsonl(tmp_path / "a.jsonl", records)
+    assert list(read_documents(path, Fields("text", "of.q", "of.a"))) == [Document("p", "r"), Document("t")]
 
 
 @pytest.mark.parametrize("kind", [kind for kind in FAULTS if kind != "long"])
@@ -274,6 +283,21 @@ class TestParquet:
         columns = {"text": ["t", None], "prompt": [None, "p"], "response": [None, "r"]}
         path = table(tmp_path / "a.parquet", columns)
         assert list(read_documents(path, QA)) == [Document("t"), Document("p", "r")]
+
+    def test_a_column_of_objects_is_looked_into(self, tmp_path: Path) -> None:
+        rows = [{"q": None, "a": None}, {"q": "p", "a": "r"}]
+        path = table(tmp_path / "a.parquet", {"text": ["t", "u"], "of": rows, "x.y": ["v", "w"]})
+        assert list(read_documents(path, Fields("text", "of.q", "of.a"))) == [
+            Document("t"),
+            Document("p", "r"),
+        ]
+        assert list(read_documents(path, Fields("x.y"))) == [Document("v"), Document("w")]
+
+    def test_two_columns_of_one_name(self, tmp_path: Path) -> None:
+        two = pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], names=["text", "text"])
+        pyarrow.parquet.write_table(two, tmp_path / "a.parquet")
+        with pytest.raises(DataError, match="more than one column 'text'"):
+            pieces_of(tmp_path / "a.parquet", TEXT)
 
     def test_a_file_that_is_cut_short(self, tmp_path: Path) -> None:
         path = table(tmp_path / "a.parquet", {"text": TEXTS})

@@ -254,7 +254,7 @@ def test_a_job_killed_after_its_last_rename_is_finished(
 @pytest.mark.usefixtures("small")
 def test_a_job_goes_on_only_under_the_plan_that_it_began_with(tmp_path: Path) -> None:
     folder = telling_tokenizer(tmp_path / "here")
-    records = [{"text": text} for text in TEXTS[:300]]
+    records: list[Any] = [{"text": text} for text in TEXTS[:299]] + [{"prompt": "a?", "response": "b"}]
     first, second = (write_jsonl(folder / f"{name}.jsonl", records) for name in "ab")
     work = stopped(folder, "out", 10)
     other = load_telling(tmp_path / "other", normalizer=None)
@@ -345,6 +345,21 @@ def test_a_prompt_carries_no_loss_and_its_answer_and_plain_text_do(folder: Path)
 
 
 @pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("begun", [False, True], ids=["at once", "gone on with"])
+def test_named_fields_that_no_record_has_end_the_job(folder: Path, begun: bool) -> None:
+    wrong = Fields("text", "question", "answer")
+    write_jsonl(folder / "a.jsonl", [{"text": text} for text in TEXTS[:300]])
+    inputs = [folder / "a.jsonl"]
+    if begun:
+        stopped(folder, "out", 2, fields=wrong, inputs=inputs)
+    with pytest.raises(DataError, match="No record is a question") as caught:
+        run(folder, "out", fields=wrong, inputs=inputs)
+    assert "'question' and 'answer'" in caught.value.found
+    assert not (folder / "out").exists()
+    assert run(folder, "out", inputs=[*inputs, folder / "b.jsonl"]).manifest.has_mask  # nothing is in the way
+
+
+@pytest.mark.usefixtures("small")
 def test_a_shuffled_source_has_the_same_documents_in_an_order_that_hangs_on_the_seed(folder: Path) -> None:
     plain = run(folder, "plain").manifest
     shuffled = [run(folder, f"s{seed}", shuffle=seed).manifest for seed in (1, 2)]
@@ -365,6 +380,7 @@ def test_packed_sequences_hold_whole_documents_and_fillings_that_carry_no_loss(
 ) -> None:
     length, tokenizer = 512, Tokenizer.load(folder)
     given = {"inputs": [write_jsonl(folder / "t.jsonl", [{"text": t} for t in TEXTS])], "shuffle": shuffle}
+    given |= {"fields": Fields("text")}
     plain = documents(folder / "p", run(folder, "p", **given).manifest)
     manifest = run(folder, "packed", pack=length, **given).manifest
     pieces = []
