@@ -76,13 +76,14 @@ def find(corpora: list[Corpus], identifier: str) -> Found:
     Raises:
         DataError: No corpus has it.
     """
-    mark = json.dumps(identifier, ensure_ascii=False)[1:-1].encode("utf-8", "surrogatepass")
+    marks = [json.dumps(identifier, ensure_ascii=escaped)[1:-1] for escaped in (False, True)]
+    plain, escaped = (mark.encode("utf-8", "surrogatepass") for mark in marks)
     like: str | None = None
     for corpus in corpora:
         for kind in KINDS:
             for path in corpus.files(kind):
                 for line in lines_of_part(path):
-                    if mark in line:
+                    if plain in line or escaped in line:
                         record = json.loads(line)
                         if record["id"] == identifier:
                             return Found(corpus, kind, path, record)

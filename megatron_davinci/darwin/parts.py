@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import uuid
 from collections.abc import Iterator
@@ -24,7 +25,12 @@ from megatron_davinci.files import disk_errors, fsync_folder
 
 _ROWS = 1000
 _OPTIONS = orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
+# Columns of a table, which others find by name. All tables have all of them; a document that is no pair has nulls.
+_PAIR = ("prompt", "response")
+_COLUMNS = ("id", "text", "source", "licence", *_PAIR)
 TEMPORARY = ".part-"
+# How a line ends that orjson cannot write. It could read some of them, but would make floats of large integers.
+_SLOWLY = b" \n"
 
 
 class PartWriter:
@@ -106,7 +112,48 @@ def dump(record: dict[str, Any]) -> bytes:
     try:
         return orjson.dumps(record, default=str, option=_OPTIONS)
     except TypeError:  # an integer beyond 64 bits, half a surrogate pair in a field
-        return (json.dumps(record, default=str) + "\n").encode("ascii")
+        return json.dumps(_finite(record), default=_as_orjson).encode("ascii") + _SLOWLY
+
+
+def load(line: bytes) -> dict[str, Any]:
+    """What `dump` was given, as far as JSON has words for it.
+
+    Raises:
+        ValueError: It is no JSON.
+    """
+    record: dict[str, Any]
+    if line.endswith(_SLOWLY):
+        return json.loads(line)  # type: ignore[no-any-return]
+    try:
+        record = orjson.loads(line)
+    except ValueError:
+        record = json.loads(line)
+    return record
+
+
+def _finite(value: Any) -> Any:
+    """The value with nulls where orjson writes them, for numbers that JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _as_orjson(value: Any) -> Any:
+    """A value that only orjson knows, as it would come back: a date, an array."""
+    return orjson.loads(orjson.dumps(value, default=str, option=_OPTIONS))
+
+
+def _is_unicode(value: Any) -> bool:
+    """Whether it is a string, and of whole characters: a table's columns hold no half of a surrogate pair."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.isascii() or value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class _Lines:
@@ -136,15 +183,18 @@ class _Parquet:
         import pyarrow
         import pyarrow.parquet
 
-        strings = ("id", "text", "source", "licence", "darwin", "rest")
+        strings = (*_COLUMNS, "darwin", "rest")
         fields = [(name, pyarrow.large_string() if name == "text" else pyarrow.string()) for name in strings]
         self._schema = pyarrow.schema([*fields, ("level", pyarrow.int8())])
         self._writer = pyarrow.parquet.ParquetWriter(file, self._schema, compression="zstd")
         self._arrow, self._rows = pyarrow, list[dict[str, Any]]()
 
     def add(self, record: dict[str, Any]) -> None:
-        known = {key: record.get(key) for key in ("id", "text", "source", "licence")}
-        rest = {key: value for key, value in record.items() if key not in known and key != "darwin"}
+        rest = dict(record)
+        del rest["darwin"]
+        # What a column cannot hold stays in the rest, which is laid over the columns when they are read.
+        known = {key: rest.pop(key) for key in _COLUMNS if _is_unicode(rest.get(key))}
+        known |= {key: rest.pop(key) for key in _COLUMNS if key not in _PAIR and rest.get(key, "") is None}
         darwin = record["darwin"]
         self._rows.append(
             known | {"darwin": dump(darwin).decode(), "rest": dump(rest).decode(), "level": darwin["level"]}
@@ -176,7 +226,7 @@ def read_part(path: Path) -> Iterator[dict[str, Any]]:
     """
     for line in lines_of_part(path):
         try:
-            yield orjson.loads(line)
+            yield load(line)
         except ValueError as error:
             raise _damaged(path, error) from error
 
@@ -218,6 +268,9 @@ def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
             for row in batch.to_pylist():
                 rest, darwin = json.loads(row.pop("rest")), json.loads(row.pop("darwin"))
                 del row["level"]
+                for key in _PAIR:
+                    if row.get(key, "") is None:
+                        del row[key]
                 yield row | {"darwin": darwin} | rest
 
 

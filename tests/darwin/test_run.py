@@ -9,7 +9,9 @@ import random
 import re
 import signal
 import time
+from datetime import date
 
+import numpy as np
 import pytest
 
 from megatron_davinci.cli.main import main
@@ -19,6 +21,8 @@ from megatron_davinci.darwin.pipeline import note
 from megatron_davinci.darwin.provenance import text_hash
 from megatron_davinci.darwin.rules import Length
 from megatron_davinci.darwin.step import Outcome, Step
+from megatron_davinci.data.jsonl import Document, Fields
+from megatron_davinci.data.text_inputs import read_documents
 from megatron_davinci.errors import ConfigError, DataError, EnvironmentProblem
 from tests.cases import is_long
 from tests.darwin.making import SOURCES, digests, made, prose, raw_files, recipe
@@ -86,6 +90,33 @@ def test_the_corpus_is_what_tokenize_takes_and_tokens_are_counted(folder, corpus
             == 0
         )
         assert f"{kept['documents']} documents" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "jsonl.zst", "parquet"])
+def test_a_part_gives_back_what_was_written_and_pairs_keep_their_mask(tmp_path, ending):
+    darwin = {"level": 5, "origin": {"path": "caf\udce9.txt", "row": 2**70}, "operations": []}
+    plain = {"id": "a", "text": "é", "source": "s", "licence": None, "darwin": darwin}
+    fields = {"large": 2**64, "larger": -(10**30), "half": "\ud800", "number": 0.1, "none": None}
+    records = [
+        plain, plain | {"id": "b", "fields": fields}, plain | {"id": "half \udce9"},
+        plain | {"id": "c", "text": "why? so", "prompt": "why? ", "response": "so"},
+        plain | {"id": "d", "prompt": 3, "response": None},
+    ]  # fmt: skip
+    path = tmp_path / f"part.{ending}"
+    with parts.Parts() as written:
+        for record in records:
+            written.write(path, record)
+    assert list(parts.read_part(path)) == records
+    assert repr(list(parts.read_part(path))[1]["fields"]["larger"]) == str(-(10**30))  # and no float
+    found = list(read_documents(path, Fields("text", "prompt", "response"))) if ending == "parquet" else []
+    assert Document("why? ", "so") in found or ending != "parquet"
+
+
+def test_what_json_has_no_word_for_is_written_the_same_way_beside_what_is_slow_to_write():
+    odd = {"nan": float("nan"), "many": (1, float("inf")), "date": date(2026, 1, 2), "array": np.arange(2)}
+    there = parts.load(parts.dump(odd | {"large": 2**70}))
+    assert there == parts.load(parts.dump(odd)) | {"large": 2**70}
+    assert there["nan"] is None and there["date"] == "2026-01-02" and there["array"] == [0, 1]
 
 
 def test_bad_input_is_counted_and_kept_with_its_reason(tmp_path, monkeypatch):
