@@ -17,7 +17,7 @@ import numpy as np
 from megatron_davinci.darwin.linear import Floats, softmax
 from megatron_davinci.darwin.sketches import save
 from megatron_davinci.errors import DataError, EnvironmentProblem
-from megatron_davinci.files import file_digest, write_json
+from megatron_davinci.files import disk_errors, file_digest, write_json
 
 KIND = "embedding"
 _BATCH = 16  # texts
@@ -122,7 +122,8 @@ class EmbeddingClassifier:
         Raises:
             EnvironmentProblem: The disk refused.
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        with disk_errors(folder, "making a classifier's folder"):
+            folder.mkdir(parents=True, exist_ok=True)
         save(folder / "embedding", weights=self.weights, bias=self.bias)
         content = {
             "kind": KIND,

@@ -46,7 +46,8 @@ class Store:
 
     def __init__(self, folder: Path, agent: str) -> None:
         self.folder, self.agent = folder, agent
-        folder.mkdir(parents=True, exist_ok=True)
+        with disk_errors(folder, "making a folder of pages"):
+            folder.mkdir(parents=True, exist_ok=True)
         self.done: dict[str, dict[str, Any]] = {}
         journal = folder / JOURNAL
         whole = _whole_lines(journal)

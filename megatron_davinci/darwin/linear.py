@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from megatron_davinci.darwin.sketches import save
 from megatron_davinci.darwin.words import plain_words_of, rolling, word_hashes
 from megatron_davinci.errors import DataError
-from megatron_davinci.files import file_digest, write_json
+from megatron_davinci.files import disk_errors, file_digest, write_json
 
 Floats = NDArray[np.float64]
 _BATCH = 64
@@ -91,7 +91,8 @@ class LinearClassifier:
         Raises:
             EnvironmentProblem: The disk refused.
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        with disk_errors(folder, "making a classifier's folder"):
+            folder.mkdir(parents=True, exist_ok=True)
         save(folder / "linear", weights=self.weights, bias=self.bias)
         digests = {name: file_digest(folder / name) for name in _FILES}
         content = {"kind": "linear", "labels": self.labels, "bits": self.bits, "characters": self.characters}

@@ -17,7 +17,7 @@ from megatron_davinci.data.indexed_writer import IndexedDatasetWriter
 from megatron_davinci.data.manifest import Manifest, Shard
 from megatron_davinci.data.sidecar import read_rows, sidecar_path, write_rows
 from megatron_davinci.errors import DataError
-from megatron_davinci.files import write_json
+from megatron_davinci.files import disk_errors, write_json
 
 ARRANGEMENT = "arrangement.json"
 VERSION = 1
@@ -114,10 +114,11 @@ def write_source(
         DataError: The folder is there, and holds something.
         EnvironmentProblem: The disk is full or failing.
     """
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise DataError(
             "The folder of an arranged source holds something.",
             where=out,
+            found=None if out.is_dir() else "a file",
             expected="a folder that is not there, or an empty one",
         )
     beside = out.with_name(f".{out.name}.arranging-{os.getpid()}")
@@ -136,8 +137,8 @@ def write_source(
     if tokenizer.is_file():
         (beside / "tokenizer.json").write_bytes(tokenizer.read_bytes())
     manifest.save(beside)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(beside, out)
+    with disk_errors(out, "naming a source"):
+        os.replace(beside, out)
     return manifest
 
 

@@ -27,7 +27,7 @@ from megatron_davinci.darwin.plan import Pass, Plan, make_plan
 from megatron_davinci.darwin.recipe import LoadedRecipe
 from megatron_davinci.darwin.watching import Progress, watched
 from megatron_davinci.errors import ConfigError, EnvironmentProblem
-from megatron_davinci.files import write_atomically
+from megatron_davinci.files import disk_errors, write_atomically
 
 
 def run_recipe(
@@ -159,10 +159,12 @@ def locked(out: Path) -> Iterator[None]:
     """Keep the folder to one run.
 
     Raises:
-        EnvironmentProblem: Another run has it.
+        EnvironmentProblem: Another run has it, or it cannot be made.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with open(out.with_name(f".{out.name}.lock"), "w") as file:
+    with disk_errors(out, "making the folder of a corpus"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(out.with_name(f".{out.name}.lock"), "w")  # noqa: SIM115
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
