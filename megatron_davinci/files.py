@@ -131,8 +131,9 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file atomically."""
-    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Replace a JSON file atomically. Half a surrogate pair, as file names may have it, is escaped."""
+    content = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(path, content.encode("utf-8", "backslashreplace"))
 
 
 def file_digest(path: Path, *, from_disk: bool = False) -> str:

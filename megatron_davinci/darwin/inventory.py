@@ -41,6 +41,7 @@ class InputFile(NamedTuple):
         format: Of `recipe.Format`, decided.
         size: Bytes on disk when the inventory was made.
         about: What its documents carry: `licence`, and `fields` of its repository.
+        changed: Nanoseconds of its last change then; None in plans of versions that did not ask.
     """
 
     source: str
@@ -49,6 +50,15 @@ class InputFile(NamedTuple):
     format: str
     size: int
     about: dict[str, Any] | None = None
+    changed: int | None = None
+
+    def is_as_it_was(self) -> bool:
+        """Whether the file is there still, with the size and the time of its last change that are written here."""
+        try:
+            status = os.stat(self.path)
+        except OSError:
+            return False
+        return (status.st_size, status.st_mtime_ns) == (self.size, self.changed or status.st_mtime_ns)
 
 
 def take_inventory(loaded: LoadedRecipe) -> list[InputFile]:
@@ -65,7 +75,7 @@ def take_inventory(loaded: LoadedRecipe) -> list[InputFile]:
             files, about = dataset_files(source.dataset, loaded.base, f"{where}.dataset")
             names = [f"{source.dataset.split}/{Path(path).name}" for path in files]
             found += [
-                InputFile(source.name, path, name, "arrow", os.path.getsize(path), about or None)
+                _file(source, path, name, about or None, "arrow")
                 for path, name in zip(files, names, strict=True)
             ]
         elif source.repositories is not None:
@@ -76,8 +86,18 @@ def take_inventory(loaded: LoadedRecipe) -> list[InputFile]:
     return found
 
 
-def _file(source: SourceRecipe, path: str, name: str, about: dict[str, Any] | None = None) -> InputFile:
-    return InputFile(source.name, path, name, _format(source, path), os.path.getsize(path), about)
+def _file(
+    source: SourceRecipe,
+    path: str,
+    name: str,
+    about: dict[str, Any] | None = None,
+    format_: str | None = None,
+) -> InputFile:
+    status = os.stat(path)
+    # Documents are named by it, so bytes of the name that are no UTF-8 are written out.
+    name = name.encode("utf-8", "backslashreplace").decode()
+    format_ = format_ or _format(source, path)
+    return InputFile(source.name, path, name, format_, status.st_size, about, status.st_mtime_ns)
 
 
 def _of_repositories(source: SourceRecipe, loaded: LoadedRecipe, where: str) -> list[InputFile]:

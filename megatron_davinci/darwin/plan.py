@@ -10,11 +10,16 @@ from typing import Any
 
 from megatron_davinci.darwin.exact import UniqueIds
 from megatron_davinci.darwin.inventory import InputFile, deal, take_inventory
-from megatron_davinci.darwin.pipeline import acquire_hash, acquire_settings, missing_extractor
+from megatron_davinci.darwin.pipeline import (
+    acquire_hash,
+    acquire_settings,
+    missing_extractor,
+    token_counter,
+)
 from megatron_davinci.darwin.recipe import LoadedRecipe, Recipe
 from megatron_davinci.darwin.step import GlobalStep, Step
 from megatron_davinci.errors import ConfigError, DataError
-from megatron_davinci.files import write_json
+from megatron_davinci.files import disk_errors, write_json
 
 FORMAT = 1
 
@@ -111,29 +116,16 @@ def make_plan(loaded: LoadedRecipe, restart: bool = False) -> Plan:
         restart: Do away with what another run has left in the corpus's folder.
 
     Raises:
-        ConfigError: Another recipe was begun in the folder, or a source names no file.
+        ConfigError: Another recipe was begun in the folder, or a source names no file; what was there still is.
         DataError: The folder is something else, or an input file has changed since.
     """
     recipe, out = loaded.recipe, loaded.out
     mark = out / "plan.json"
-    if restart and mark.exists():
-        for name in ("work", "documents", "dropped", "quarantine"):
-            shutil.rmtree(out / name, ignore_errors=True)
-        for name in (
-            "corpus.json",
-            "statistics.json",
-            "seconds.json",
-            "requests.json",
-            "recipe.yaml",
-            "report.html",
-            "plan.json",
-        ):
-            (out / name).unlink(missing_ok=True)
-    if out.exists() and not mark.exists() and any(out.iterdir()):
+    if out.exists() and not mark.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise DataError(
             "The corpus's folder holds something else.",
             where=out,
-            found=", ".join(sorted(path.name for path in out.iterdir())[:5]),
+            found=", ".join(sorted(path.name for path in out.iterdir())[:5]) if out.is_dir() else "a file",
             expected="an empty folder, none, or a corpus that was begun",
             do="name another folder as `out`",
         )
@@ -149,17 +141,40 @@ def make_plan(loaded: LoadedRecipe, restart: bool = False) -> Plan:
         "limits": recipe.limits.model_dump(mode="json"),
         "output": recipe.output.model_dump(mode="json"),
     }
-    if mark.exists():
+    finished = (out / "corpus.json").exists() and not restart
+    if not finished:
+        token_counter(loaded.tokenizer)  # what does not open is said now, not by the last pass
+    if mark.exists() and not restart:
         begun = json.loads(mark.read_text())
         _compare(begun["saying"], saying, mark)
         files = [InputFile(*file) for file in begun["files"]]
-        _check_files(files, mark, done=(out / "corpus.json").exists())
+        if not finished:
+            _check_files(files, mark)
         return Plan(recipe, out, loaded.tokenizer, steps, files, begun["deal"])
     files = take_inventory(loaded)
     _check_formats(files, steps, loaded.path)
     dealt = deal(files, recipe.limits.task_bytes)
+    if mark.exists():
+        _do_away(out)
     write_json(mark, {"saying": saying, "deal": dealt, "files": files})
     return Plan(recipe, out, loaded.tokenizer, steps, files, dealt)
+
+
+def _do_away(out: Path) -> None:
+    """Remove a corpus; the mark that it is one of ours goes last, and that it is whole first."""
+    with disk_errors(out, "doing away with a corpus"):
+        (out / "corpus.json").unlink(missing_ok=True)
+        for name in ("work", "documents", "dropped", "quarantine"):
+            shutil.rmtree(out / name, ignore_errors=True)
+        for name in (
+            "statistics.json",
+            "seconds.json",
+            "requests.json",
+            "recipe.yaml",
+            "report.html",
+            "plan.json",
+        ):
+            (out / name).unlink(missing_ok=True)
 
 
 def _check_formats(files: list[InputFile], steps: list[Step], recipe: Path) -> None:
@@ -186,17 +201,13 @@ def _compare(begun: dict[str, Any], now: dict[str, Any], mark: Path) -> None:
         )
 
 
-def _check_files(files: list[InputFile], mark: Path, done: bool) -> None:
-    changed = [
-        file.path
-        for file in files
-        if not done and (not Path(file.path).exists() or Path(file.path).stat().st_size != file.size)
-    ]
+def _check_files(files: list[InputFile], mark: Path) -> None:
+    changed = [file.path for file in files if not file.is_as_it_was()]
     if changed:
         raise DataError(
             "Input files have changed since the run was begun.",
             where=mark,
             found="\n".join(changed[:5]) + (f"\nand {len(changed) - 5} more" if len(changed) > 5 else ""),
-            expected="the same files, with the same sizes",
+            expected="the same files, of the same sizes, not written since",
             do="put them back, or begin anew with --restart",
         )

@@ -185,11 +185,16 @@ def _row(content: bytes | dict[str, Any], corpus: str | None) -> dict[str, Any]:
         return dict.fromkeys(_COLUMNS)
     origin = darwin.get("origin", {})
     return {
-        **{name: record.get(name) for name in ("id", "source", "licence")},
+        **{name: _written(record.get(name)) for name in ("id", "source", "licence")},
         "level": darwin.get("level"),
-        **{name: origin.get(name) for name in ("path", "format", "row", "first", "bytes")},
+        **{name: _written(origin.get(name)) for name in ("path", "format", "row", "first", "bytes")},
         "corpus": corpus,
     }
+
+
+def _written(value: Any) -> Any:
+    """As a column takes it: half a surrogate pair, as file names may have it, is written out."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 @lru_cache(maxsize=1024)

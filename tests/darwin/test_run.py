@@ -239,19 +239,6 @@ def test_another_recipe_does_not_go_on_with_a_corpus(folder, corpus):
     recipe(folder)
 
 
-def test_changed_input_is_noticed(tmp_path, monkeypatch):
-    raw_files(tmp_path / "raw", documents=2)
-    loaded = recipe(tmp_path, sources=SOURCES[2:], steps=["normalise_text", "exact_dedup"])
-    monkeypatch.setattr(parts.PartWriter, "commit", lambda writer: (_ for _ in ()).throw(Crash))
-    with pytest.raises(Crash):
-        made(loaded)
-    monkeypatch.undo()
-    (tmp_path / "raw" / "abc.py").write_text("other")
-    with pytest.raises(DataError, match=r"abc\.py"):
-        made(loaded)
-    assert made(loaded, restart=True).counts["input"] == 6
-
-
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     raw_files(tmp_path / "raw", documents=2)
     (tmp_path / "corpus").mkdir()
