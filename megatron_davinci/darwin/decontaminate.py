@@ -44,6 +44,7 @@ class Decontaminate(Step):
 
     name = "decontaminate"
     level = 2
+    version = 2
     about = (
         "documents that hold a run of 13 or 20 words of an evaluation item; items are read from local files"
     )

@@ -1,14 +1,16 @@
 """A linear classifier of texts: hashed words and pairs of words, softmax regression; fastText's recipe, in numpy.
 
-Words are case folded, without marks. Each word and each pair of neighbours is hashed into one of `2**bits` features;
-counts are damped by a square root and scaled to length 1, so that long texts weigh no more than short ones. Weights
-are fitted by AdaGrad (Duchi, Hazan and Singer 2011) on the logarithmic loss, with a small L2 penalty, in an order
-that the seed draws: the same data and seed give the same weights.
+Words are case folded, without marks; an underscore counts as a letter, as in code. Each word and each pair of
+neighbours is hashed into one of `2**bits` features; counts are damped by a square root and scaled to length 1, so
+that long texts weigh no more than short ones. Weights are fitted by AdaGrad (Duchi, Hazan and Singer 2011) on the
+logarithmic loss, with a small L2 penalty, in an order that the seed draws: the same data and seed give the same
+weights.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_davinci.darwin.sketches import save
-from megatron_davinci.darwin.words import plain_words_of, rolling, word_hashes
+from megatron_davinci.darwin.words import rolling, word_hashes
 from megatron_davinci.errors import DataError
 from megatron_davinci.files import disk_errors, file_digest, write_json
 
 Floats = NDArray[np.float64]
 _BATCH = 64
+# Not those of `words`: another pattern would be other features, and weights that are saved know of these.
+_WORD = re.compile(r"\w+")
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -41,7 +45,7 @@ class Features(NamedTuple):
 
 def features(text: str, bits: int, characters: int) -> Features:
     """The hashed words and pairs of the first `characters` of a text."""
-    hashes = word_hashes(list(plain_words_of(text[:characters])))
+    hashes = word_hashes(_WORD.findall(text[:characters].casefold()))
     # The two kinds are mixed differently, so that a word and a pair do not meet by construction.
     runs = np.concatenate([hashes * _MIX, rolling(hashes, 2)]) >> np.uint64(64 - bits)
     places, counts = np.unique(runs.astype(np.int64), return_counts=True)

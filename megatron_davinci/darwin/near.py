@@ -32,6 +32,7 @@ class MinhashDedup(GlobalStep):
 
     name = "minhash_dedup"
     level = 2
+    version = 2
     about = "near-duplicates in any source, by MinHash and LSH, confirmed by their exact Jaccard similarity"
 
     class Parameters(StepParameters):

@@ -19,7 +19,7 @@ SEED = 1
 # Scripts without blanks between words: each character is a word, or a sentence would be one.
 _CHARACTERS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _UNSPACED = re.compile(f"[{_CHARACTERS}]")
-_WORD_OR_CHARACTER = re.compile(rf"[{_CHARACTERS}]|[^\W{_CHARACTERS}]+")
+_WORD_OR_CHARACTER = re.compile(rf"[{_CHARACTERS}]|[^\W_{_CHARACTERS}]+")
 
 
 def words_for_runs(text: str) -> Sequence[str]:

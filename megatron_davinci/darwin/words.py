@@ -10,7 +10,7 @@ from datatrove.utils.text import PUNCTUATION_SET, TERMINAL_PUNCTUATION
 from numpy.typing import NDArray
 
 _WORD = re.compile(r"\w+|[^\w\s]+")
-_LETTERS = re.compile(r"\w+")
+_LETTERS = re.compile(r"[^\W_]+")  # an underscore is a blank to be filled in, or a mark of Markdown
 PUNCTUATION = frozenset(PUNCTUATION_SET)
 TERMINAL = frozenset(TERMINAL_PUNCTUATION)  # single characters
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)

@@ -96,6 +96,11 @@ def test_the_same_texts_and_seed_give_the_same_weights_and_a_file_gives_the_same
         assert loaded.probabilities(text).sum() == pytest.approx(1)
 
 
+def test_features_are_those_that_saved_weights_know():
+    assert len(linear.features("snake_case", 16, 100).places) == 1
+    assert len(linear.features("two words", 16, 100).places) == 3
+
+
 def test_softmax_regression_follows_the_gradient_of_its_loss():
     # One text of each label, one step: what moves is what the loss's gradient says, checked by differences.
     texts, labels = ["alpha beta", "gamma delta", "alpha gamma"], ["x", "y", "z"]
