@@ -11,7 +11,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Literal
 
@@ -41,6 +41,10 @@ _PHONE = re.compile(
     r"(?<![\w.,+$€£-])(?:\+[0-9](?:[ ().\-/]{0,2}[0-9]){6,14}"
     r"|\(?[0-9]{2,5}[)]?[ .\-/]{1,2}[0-9]{2,5}(?:[ .\-/][0-9]{2,5}){1,4})(?![\w]|[.,:-][0-9])"
 )
+# Of North America, with the 1 that is dialled before the area code: a group of one digit is one there only.
+_LONG_DISTANCE = re.compile(
+    r"(?<![\w.,+$€£-])1[ .\-]\(?[2-9][0-9]{2}\)?[ .\-]{1,2}[2-9][0-9]{2}[ .\-][0-9]{4}(?![\w]|[.,:-][0-9])"
+)
 
 
 class Pii(Step):
@@ -48,6 +52,7 @@ class Pii(Step):
 
     name = "pii"
     level = 2
+    version = 2
     edits = True
     about = "mail and public IP addresses, telephone numbers, keys and passwords, replaced by marks such as <EMAIL>"
 
@@ -114,15 +119,23 @@ def _replace_ips(text: str, public_only: bool) -> Replaced:
 def _replace_phones(text: str, regions: list[str]) -> Replaced:
     import phonenumbers
 
-    def judge(found: re.Match[str]) -> bool:
-        if _DATE.match(found[0]):
-            return False
-        for region in [None] if found[0].startswith("+") else regions:
+    def valid(number: str, regions: Sequence[str | None]) -> bool:
+        for region in regions:
             try:
-                if phonenumbers.is_valid_number(phonenumbers.parse(found[0], region)):
+                if phonenumbers.is_valid_number(phonenumbers.parse(number, region)):
                     return True
             except phonenumbers.NumberParseException:
                 pass
         return False
 
-    return replace(_PHONE, "<PHONE>", text, judge)
+    def judge(found: re.Match[str]) -> bool:
+        if _DATE.match(found[0]):
+            return False
+        return valid(found[0], [None] if found[0].startswith("+") else regions)
+
+    count = 0
+    dialled = [region for region in regions if phonenumbers.country_code_for_region(region) == 1]
+    if dialled:
+        text, count = replace(_LONG_DISTANCE, "<PHONE>", text, lambda found: valid(found[0], dialled))
+    text, more = replace(_PHONE, "<PHONE>", text, judge)
+    return text, count + more

@@ -35,6 +35,14 @@ KEYS = {
         ("at [2001:4860:4860::8888]:53", "at [<IP>]:53"),
         ("std::dec, a::b, dead::beef, 12:34:56, ::1", None),
         ("call (202) 555-0143 or +44 20 7946 0958 today", "call <PHONE> or <PHONE> today"),
+        (
+            "1-800-356-9377, 1-415-555-2671, 1 (415) 555-2671; 1.415.555.2671.",
+            "<PHONE>, <PHONE>, <PHONE>; <PHONE>.",
+        ),
+        (
+            "1-100-356-9377, 1.415.555.26710, 1-415-555-267, v1.415.555.2671, 1,415,555,2671",
+            None,
+        ),
         ("2024-01-15 10:30, 978-0-306-40615-7, 10 20 30 40, 2025550143", None),
         ("api_key: 'aB3xY9kLm2PqRs8T'", "api_key: '<KEY>'"),
         ('password = "correct-horse-battery"; token = "<your token here>"', None),
@@ -58,6 +66,7 @@ def test_kinds_and_regions_are_chosen():
     text = "a@example.org, 020 7946 0958, 10.0.0.1"
     assert judged("pii", text, kinds=["phone"]).text is None
     assert judged("pii", text, kinds=["phone"], regions=["GB"]).text == "a@example.org, <PHONE>, 10.0.0.1"
+    assert judged("pii", "1-415-555-2671", kinds=["phone"], regions=["GB"]).text is None
     assert judged("pii", text, kinds=["ip"], public_ips_only=False).text.endswith("<IP>")
 
 
