@@ -10,7 +10,7 @@ from typing import Any
 from megatron_davinci.darwin.catalogue import LEVELS
 from megatron_davinci.darwin.corpus import Corpus
 from megatron_davinci.darwin.page_models import add_models
-from megatron_davinci.darwin.tally import bin_edge
+from megatron_davinci.darwin.tally import NO_NUMBER, bin_edge
 from megatron_davinci.report.axes import Axis
 from megatron_davinci.report.numbers import percent, quantity
 from megatron_davinci.report.page import Page
@@ -252,7 +252,8 @@ def _histograms(statistics: dict[str, Any]) -> list[Plot | None]:
     for key, counts in histograms.items():
         if key.count("/") == 2:
             step, score, what = key.split("/")
-            scores[f"{step}: {score}"][what] = {int(bin_): count for bin_, count in counts.items()}
+            bins = {int(bin_): count for bin_, count in counts.items()}
+            scores[f"{step}: {score}"][what] = {bin_: bins[bin_] for bin_ in bins if bin_ != NO_NUMBER}
     for title, by_fate in sorted(scores.items()):
         plots.append(_score_plot(title, by_fate))
     return plots

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -14,6 +15,7 @@ from megatron_davinci.darwin.provenance import fate_of
 
 _EXAMPLES = 4
 _EXCERPT = 700
+NO_NUMBER = -10_000  # the bin that statistics of former versions have for what is no finite number
 Counts = dict[str, Any]
 
 
@@ -93,10 +95,11 @@ class Tally:
         return "kept"
 
     def scored(self, step: str, scores: dict[str, float], dropped: bool) -> None:
-        """A step measured a document."""
+        """A step measured a document. What is no finite number has no place in a histogram."""
         for name, value in scores.items():
-            key = f"{step}/{name}/{'dropped' if dropped else 'kept'}"
-            self.histograms.setdefault(key, Counter())[score_bin(value)] += 1
+            if abs(value) <= sys.float_info.max:
+                key = f"{step}/{name}/{'dropped' if dropped else 'kept'}"
+                self.histograms.setdefault(key, Counter())[score_bin(value)] += 1
 
     def _remember(self, what: str, document: Document) -> None:
         rank = hashlib.blake2b(document.id.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
@@ -155,8 +158,6 @@ def _rank(example: list[Any]) -> tuple[str, str]:
 
 def score_bin(value: float) -> int:
     """The bin of a score: fiftieths up to 1, tenths of a decade beyond; negative ones mirror them."""
-    if not math.isfinite(value):
-        return -10_000
     size = abs(value)
     bin_ = int(size * 50) if size <= 1 else 50 + int(10 * math.log10(size))
     return bin_ if value >= 0 else -bin_ - 1
@@ -166,4 +167,4 @@ def bin_edge(bin_: int) -> float:
     """The least size of score in a bin."""
     if bin_ < 0:
         return -bin_edge(-bin_ - 1)
-    return bin_ / 50 if bin_ <= 50 else 10 ** ((bin_ - 50) / 10)
+    return bin_ / 50 if bin_ <= 50 else 10 ** min((bin_ - 50) / 10, 308.25)

@@ -10,6 +10,8 @@ import pytest
 from megatron_davinci.cli.main import main
 from megatron_davinci.darwin import normalise
 from megatron_davinci.darwin.lineage import events, find, find_corpora
+from megatron_davinci.darwin.page import _histograms
+from megatron_davinci.darwin.tally import Tally
 from megatron_davinci.errors import DataError
 from tests.darwin.making import made, raw_files, recipe
 
@@ -52,10 +54,10 @@ def test_the_raw_place_is_that_of_the_documents_bytes(corpus):
 def test_what_cannot_be_shown_any_more_is_said(tmp_path, monkeypatch):
     raw_files(tmp_path / "raw", documents=2)
     corpus = made(recipe(tmp_path))
-    monkeypatch.setattr(normalise.NormaliseText, "version", 2)
+    monkeypatch.setattr(normalise.NormaliseText, "version", normalise.NormaliseText.version + 1)
     _, told = life(corpus, "note.txt")
     [event] = [event for event in told if event.entry["name"] == "normalise_text"]
-    assert event.after is None and "of version 1" in event.trouble
+    assert event.after is None and "of version" in event.trouble
     monkeypatch.undo()
     path = tmp_path / "raw" / "note.txt"
     path.write_text("another note")
@@ -82,6 +84,18 @@ def test_the_command_tells_a_life(folder, corpus, capsys):
     assert main(["data", "lineage", "code/raw/abc.py", "--corpus", str(corpus.folder), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["kind"] == "documents" and told["operations"][0]["entry"]["name"] == "acquire"
+
+
+def test_scores_that_are_no_finite_numbers_are_in_no_histogram():
+    tally = Tally()
+    for value in (0.5, float("nan"), float("inf"), -float("inf"), 1.7e308, -1.7e308, 10**400):
+        tally.scored("step", {"score": value}, dropped=False)
+    [bins] = tally.histograms.values()
+    assert sum(bins.values()) == 3
+    statistics = tally.dump()
+    statistics["histograms"]["step/score/kept"]["-10000"] = 1  # as they were once written
+    [plot] = _histograms(statistics)
+    assert len(plot.series[0].x) < 8000
 
 
 def test_the_page_shows_the_funnel_and_examples(corpus, capsys):
