@@ -89,6 +89,7 @@ class Stars(Step):
 
     name = "stars"
     level = 2
+    version = 2
     about = (
         "files of repositories with few stars, by the field `stars` that a list of repositories gives them"
     )
@@ -109,7 +110,7 @@ class Stars(Step):
     def apply(self, document: Document) -> Outcome:
         """Compare."""
         stars = (document.metadata.get("fields") or {}).get("stars")
-        if not isinstance(stars, int | float):
+        if not isinstance(stars, int | float) or stars != stars:  # NaN is no number of stars
             return Outcome(drop="unknown_stars" if self.parameters.unknown == "drop" else None)
         return Outcome(
             drop="few_stars" if stars < self.parameters.min_stars else None, scores={"stars": stars}

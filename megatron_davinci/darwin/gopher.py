@@ -104,6 +104,7 @@ class GopherRepetition(Step):
 
     name = "gopher_repetition"
     level = 2
+    version = 2
     about = "Gopher's repetition rules: lines, paragraphs and runs of 2 to 10 words that repeat"
 
     class Parameters(StepParameters):
@@ -163,10 +164,10 @@ def _repetition(text: str, words: Sequence[str], rule: GopherRepetition.Paramete
     hashes = word_hashes(list(words))
     lengths = np.fromiter(map(len, words), np.int64, len(words))
     ends_at = np.concatenate([[0], np.cumsum(lengths)])
-    for n, most in rule.top.items():
+    for n, most in sorted(rule.top.items()):
         if _top_run(rolling(hashes, n), ends_at, n) > most * len(text):
             return f"top_{n}_words"
-    for n, most in rule.repeated.items():
+    for n, most in sorted(rule.repeated.items()):
         runs = rolling(hashes, n)
         characters = _repeated(runs, ends_at, n)
         if characters > most * len(text):

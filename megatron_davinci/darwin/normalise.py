@@ -16,7 +16,8 @@ from megatron_davinci.darwin.step import KEEP, Outcome, Step, StepParameters
 # What no text needs: control characters (but tab and newline), half surrogates, non-characters.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 _PAGE = re.compile("\n*[ \t]*\x0c[ \t]*\n*")  # a form feed parts pages
-_LINE_ENDS = re.compile("\r\n?|\u2028|\u0085")
+# Vertical tabs and separators of files, groups, records and units part what must not become one word.
+_LINE_ENDS = re.compile("\r\n?|[\x0b\x1c-\x1f\u2028\u0085]")
 _INVISIBLE = re.compile(
     "[\u00ad\u200b\u2060\ufeff]"
 )  # soft hyphen, zero-width space, word joiner, byte-order mark
@@ -28,7 +29,7 @@ class NormaliseText(Step):
 
     name = "normalise_text"
     level = 1
-    version = 1
+    version = 2
     edits = True
     about = "Unicode NFC, one kind of line end, no control characters; indentation and words stay as they are"
 

@@ -161,3 +161,25 @@ def test_normal_text_is_left_and_normalising_again_changes_nothing():
     assert step.apply(document(odd[0])).notes == {"control_characters": 2}
     assert step.apply(document(odd[1])).text == "é xy"
     assert step.apply(document(odd[2])).text == "tab\tstays\n    indent stays"
+    for parts in ("\x0b", "\x1c", "\x1d", "\x1e", "\x1f", "\x85", "\u2028"):
+        assert step.apply(document(f"one{parts}word")).text == "one\nword"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_repetition_does_not_hang_on_the_order_in_which_a_recipe_names_runs(order):
+    # Runs of five words repeat, and none of six.
+    text = " ".join(f"a b c d e u{n}x" for n in range(30))
+    rules = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.1}
+    repeated = dict(list(rules.items())[::order])
+    assert judged("gopher_repetition", text, top={}, repeated=repeated).drop == "repeated_5_words"
+
+
+@pytest.mark.parametrize(
+    ("stars", "drop"),
+    [(10, None), (9, "few_stars"), (float("nan"), "unknown_stars"), ("10", "unknown_stars")],
+)
+def test_stars(stars, drop):
+    step = STEPS["stars"](STEPS["stars"].Parameters())
+    starred = document("x = 1")
+    starred.metadata["fields"] = {"stars": stars}
+    assert step.apply(starred).drop == drop
