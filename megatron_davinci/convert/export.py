@@ -71,7 +71,7 @@ def export_to_hf(
             written = DTYPES[dtype] if dtype else _dtype_of(stored, family.rules_of(model))
             items = plan(stored, family, model, DTYPES[dtype] if dtype else None)
             identity = {
-                "state": hashlib.sha256((state / ".metadata").read_bytes()).hexdigest(),
+                "state": _identity_of(state),
                 "model": model,
                 "family": family.name,
                 "dtype": dtype,
@@ -93,6 +93,15 @@ def export_to_hf(
             resumable.discard(out)
             raise
     return out
+
+
+def _identity_of(state: Path) -> str:
+    """Names what a checkpoint's folder holds. Two imports of one shape have the same metadata, not the same times."""
+    digest = hashlib.sha256((state / ".metadata").read_bytes())
+    for path in sorted(state.iterdir()):
+        found = path.stat()
+        digest.update(f"{path.name} {found.st_size} {found.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 def plan(

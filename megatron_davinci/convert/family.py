@@ -167,7 +167,8 @@ class Family:
         rope, rope_problems = rope_from_hf(config)
         section |= rope
         problems += rope_problems
-        window = config.get("sliding_window")
+        # Where the key is absent transformers takes a window of 4096 for families that have one by themselves.
+        window = config.get("sliding_window", 4096 if self.windowed else None)
         if window and (self.windowed or config.get("use_sliding_window")):
             length = section.get("max_sequence_length")
             if isinstance(length, int) and isinstance(window, int) and window < length:

@@ -13,6 +13,7 @@ import math
 import os
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -122,12 +123,11 @@ def load(line: bytes) -> dict[str, Any]:
         ValueError: It is no JSON.
     """
     record: dict[str, Any]
-    if line.endswith(_SLOWLY):
-        return json.loads(line)  # type: ignore[no-any-return]
-    try:
-        record = orjson.loads(line)
-    except ValueError:
-        record = json.loads(line)
+    if not line.endswith(_SLOWLY):
+        with suppress(ValueError):
+            record = orjson.loads(line)
+            return record
+    record = json.loads(line)
     return record
 
 

@@ -116,6 +116,17 @@ class BackgroundExport:
                 self._due(self._job(step))
             self._changed.notify_all()
 
+    def ends(self, step: int) -> None:
+        """The run ends with a step that is on the disk, be it because steps behind it were passed over."""
+        if self._config is None or step == self._last_step:
+            return
+        with self._changed:
+            self._last_step, job = step, self._job(step)
+            known = self._at_work, self._next
+            if step and not self._closing and job not in known and _is_missing(job):
+                self._due(job)
+            self._changed.notify_all()
+
     def _due(self, job: ExportJob) -> None:
         if self._at_work is not None and self._at_work.step == job.step:
             # The run has turned back and taken the step again: what is being exported is no part of its past now.

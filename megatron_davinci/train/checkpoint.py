@@ -178,7 +178,7 @@ def find(
                 found="\n".join(str(problem) for problem in damaged[:3]),
                 do="restore one of them, or begin anew with another run.directory",
             )
-        newer = [folder for folder in checkpoint_files.steps(checkpoints) if found and folder > found.folder]
+        newer = checkpoint_files.steps(checkpoints)[: len(problems)]  # newest first, as problems are
         said = []
         for folder, problem in zip(newer, problems, strict=True):
             why = "turned-back" if isinstance(problem, TurnedBack) else "damaged"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -38,6 +38,7 @@ from megatron_davinci.train.health_records import turned_back
 from megatron_davinci.train.integrity import Integrity
 from megatron_davinci.train.introduction import introduction
 from megatron_davinci.train.last_words import LAST_WORDS
+from megatron_davinci.train.left import ends_stage, last_taken, steps_left
 from megatron_davinci.train.order import DataOrder, verified_sources
 from megatron_davinci.train.outlook import widened
 from megatron_davinci.train.phases import PhaseTimers
@@ -218,7 +219,8 @@ class TrainingRun:
         return position(self.config, self.layout, self.order, self.step, self.consumed_samples)
 
     def _steps(self, feed: Feed, progress: RunProgress, records: Records) -> None:
-        plans, ahead = self._plans(), deque[StepPlan]()
+        schedule, journal, ahead = self.schedule, self.order.journal, deque[StepPlan]()
+        plans = steps_left(schedule, journal, self.step, self.consumed_samples, self.last_step)
 
         def read_ahead(steps: Iterable[StepPlan]) -> None:
             for plan in steps:
@@ -267,6 +269,11 @@ class TrainingRun:
                 self.profiler.after(plan.step)
                 timer.lap()
                 self.timers.begin()
+                last = last_taken(schedule, self.consumed_samples)
+                # What was the stage's last, as it turns out, and has not been evaluated as such.
+                ended = last and last.stage == plan.stage and ends_stage(schedule, journal, last)
+                if last and ended and not self._evaluates(last):
+                    self._evaluate(last, progress, records)
                 continue
             self.step, self.consumed_samples = plan.step, plan.first_sample + plan.batch
             self.snapshots.settle()
@@ -285,9 +292,7 @@ class TrainingRun:
             )
             progress.step(records.step(plan, result, seconds, sources, samples.tokens_cut, samples.digest))
             self.integrity.after(plan)
-            if self._is_due(plan, self.config.evaluate_every_steps(plan.stage)) or plan.ends_stage:
-                self.watchdog.beat("evaluation", plan.step)
-                records.flush()
+            if self._evaluates(plan) or ends_stage(schedule, journal, plan):
                 self._evaluate(plan, progress, records)
                 timer.lap()
             if self.snapshots.is_due(plan.step):
@@ -305,6 +310,7 @@ class TrainingRun:
         records.flush()
         try:
             self._save_once()  # where the last steps were not applied, it was not due
+            self.exports.ends(self.step)
         finally:
             for message in (*self._saves_told(), *records.told()):
                 progress.message(message)
@@ -320,15 +326,6 @@ class TrainingRun:
     def _saves_told(self) -> list[str]:
         saved = [told(outcome, self.config.checkpoint) for outcome in self.saver.news()]
         return [*saved, *self.exports.told()]
-
-    def _plans(self) -> Iterator[StepPlan]:
-        """The steps that are left, in their order."""
-        step, sample = self.step, self.consumed_samples
-        while step < self.last_step:
-            plan = self.schedule.at(sample)
-            if self.order.skips(plan) is None:
-                yield plan
-            step, sample = plan.step, sample + plan.batch
 
     def _step(self, plan: StepPlan, samples: Samples, numbers: np.ndarray, micro_batches: int) -> StepResult:
         if self.config.model.dropout:
@@ -357,6 +354,8 @@ class TrainingRun:
         return every is not None and plan.step % every == 0
 
     def _evaluate(self, plan: StepPlan, progress: RunProgress, records: Records) -> None:
+        self.watchdog.beat("evaluation", plan.step)
+        records.flush()
         if self.evaluator is None:
             return
         timer = Timer()
@@ -373,12 +372,12 @@ class TrainingRun:
 
     def _decide_again(self, progress: RunProgress) -> None:
         """What the evaluation at the checkpoint decided, in case it never reached the journal."""
-        if not self.consumed_samples:
-            return
-        segment = [s for s in self.schedule.segments if s.first_sample < self.consumed_samples][-1]
-        plan = self.schedule.at(self.consumed_samples - segment.batch)
-        if self._is_due(plan, self.config.evaluate_every_steps(plan.stage)):
+        plan = last_taken(self.schedule, self.consumed_samples)
+        if plan and self._evaluates(plan):
             self._control(plan, progress)
+
+    def _evaluates(self, plan: StepPlan) -> bool:
+        return self._is_due(plan, self.config.evaluate_every_steps(plan.stage))
 
     def _resume(self, found: Checkpoint) -> None:
         checkpoint.check_same_model(

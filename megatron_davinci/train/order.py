@@ -234,17 +234,6 @@ class DataOrder:
             f". Reason: {record.reason}" if record.reason else ""
         )
 
-    def skips(self, plan: StepPlan) -> SkipRecord | None:
-        """The skip that leaves out a sample of the step, if one does. Such a step is not taken, as a whole.
-
-        The clock runs through it: no other step moves, changes its samples, or its learning rate.
-        """
-        end = plan.first_sample + plan.batch
-        for skip in self.journal.skips:
-            if skip.from_sample < end and plan.first_sample < skip.to_sample:
-                return skip
-        return None
-
     def pass_over(self, first_sample: int, end_sample: int, reason: str) -> None:
         """Have the journal leave samples out, on disk when this returns, but for those that it does already.
 

@@ -22,6 +22,7 @@ from megatron_davinci.optim.schedule import Schedule
 from megatron_davinci.train import checkpoint_files
 from megatron_davinci.train.health_records import turned_back
 from megatron_davinci.train.last_words import FOLDER, is_alive
+from megatron_davinci.train.left import steps_left
 from megatron_davinci.train.run_directory import RunDirectory
 from megatron_davinci.train.snapshots_here import HeldHere, held_here
 
@@ -71,6 +72,7 @@ class PostMortem:
         age: Seconds since it was written; None without one.
         steps: Steps of the whole run; None where the configuration cannot be read.
         until: The step at which the last start was to end.
+        is_done: Whether no step is left of it behind the newest good checkpoint: the journal may pass over some.
         start: The last entry of `starts` in `manifest.json`.
         starts: How many there are.
         ranks: How the ranks of the last start have ended.
@@ -96,6 +98,7 @@ class PostMortem:
     age: float | None = None
     steps: int | None = None
     until: int | None = None
+    is_done: bool = False
     start: dict[str, Any] = field(default_factory=dict)
     starts: int = 0
     ranks: list[RankEnd] = field(default_factory=list)
@@ -133,7 +136,11 @@ def examine(run: Path, *, verify: bool = True) -> PostMortem:
     found = PostMortem(run, verified=verify)
     config = _config(found)
     _record(found, directory, config)
-    _checkpoints(found, directory, verify)
+    journal = _checkpoints(found, directory, verify)
+    if (good := found.newest_good) is not None and config is not None and found.until is not None:
+        schedule = Schedule(config.curriculum, config.data.sequence_length)
+        left = steps_left(schedule, journal, good.step, good.consumed_samples, found.until)
+        found.is_done = next(left, None) is None
     if config is not None and config.snapshots.every_steps is not None:
         newest = next(iter(held_here(run, config.snapshots)), None)
         if newest is not None and newest.step > (found.newest_good.step if found.newest_good else 0):
@@ -181,7 +188,8 @@ def _record(found: PostMortem, directory: RunDirectory, config: RunConfig | None
         found.failed_saves.insert(0, line)
 
 
-def _checkpoints(found: PostMortem, directory: RunDirectory, verify: bool) -> None:
+def _checkpoints(found: PostMortem, directory: RunDirectory, verify: bool) -> Journal:
+    """Look at checkpoints, and at the journal, which is returned."""
     journal = Journal.in_memory()
     try:
         journal = Journal.open(directory.journal)
@@ -207,6 +215,7 @@ def _checkpoints(found: PostMortem, directory: RunDirectory, verify: bool) -> No
                 found.left_over.append((path.name, _size(path)))
             elif path.name.startswith("step-") and (".damaged-" in path.name or ".turned-back-" in path.name):
                 found.aside.append(path.name)
+    return journal
 
 
 def _size(folder: Path) -> int:
@@ -311,15 +320,13 @@ def last_lines(path: Path, count: int) -> list[dict[str, Any]]:
 
 def _conclude(found: PostMortem) -> None:
     """The state and its cause."""
-    saved = 0 if found.newest_good is None else found.newest_good.step
-    if (
-        found.until is not None
-        and saved >= found.until
-        and not any(r.state == "at work" for r in found.ranks)
-    ):
+    if found.is_done and not any(rank.state == "at work" for rank in found.ranks):
         found.state = "complete"
+        saved = found.newest_good.step if found.newest_good else 0
         found.cause = [
-            f"All {found.steps:,} steps are taken and saved."
+            f"Step {saved:,} is saved, and those behind it, up to {found.until:,}, are passed over."
+            if found.until is not None and saved < found.until
+            else f"All {found.steps:,} steps are taken and saved."
             if found.until == found.steps
             else f"train.stop_after_steps is reached: step {found.until:,} is saved."
         ]

@@ -176,6 +176,13 @@ def test_a_checkpoint_that_the_run_turned_back_from_is_none_to_go_on_from(run):
     assert "spike: loss 9" in screen and "rolled back" in screen
 
 
+def test_a_run_whose_last_steps_are_passed_over_is_complete(run):
+    run.journal.append(SkipRecord(80, 10_000, "health: nothing but trouble"))
+    code, said = run.asked()
+    assert (code, said["state"]) == (0, "complete")
+    assert said["cause"] == ["Step 20 is saved, and those behind it, up to 50, are passed over."]
+
+
 def test_a_damaged_record_is_named(run):
     journal = run.path / "journal.jsonl"
     journal.write_text(journal.read_text().replace("0.75", "0.80"))

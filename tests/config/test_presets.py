@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from megatron_davinci.config import validate
 from megatron_davinci.config.model import PRESETS, ModelConfig
@@ -112,3 +113,9 @@ def built_counts_agree(examples: int) -> int:
 
 def test_the_count_is_that_of_the_model_that_is_built():
     assert run_ranks(1, built_counts_agree, 25) == [25]
+
+
+@pytest.mark.parametrize("preset", [["tiny"], {"name": "tiny"}])
+def test_what_is_no_name_is_an_error_of_its_field(preset):
+    with pytest.raises(ValidationError, match="preset"):
+        ModelConfig.model_validate({"preset": preset})

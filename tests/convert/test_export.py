@@ -225,6 +225,19 @@ def fail_at(patch: Any, number: int, error: BaseException) -> list[Any]:
     return calls
 
 
+def test_what_was_begun_of_other_weights_is_not_gone_on_with(tmp_path, tied):
+    # Imported models of one shape have the same metadata to the byte.
+    import shutil
+
+    stored = checkpoint_files.read(tied)
+    for name in ("one", "other"):
+        shutil.copytree(stored.state, tmp_path / name)
+    for path in (tmp_path / "other").iterdir():
+        os.utime(path, ns=(1, 1 + path.stat().st_mtime_ns))
+    assert len({export._identity_of(tmp_path / name) for name in ("one", "other")}) == 2
+    assert export._identity_of(tmp_path / "one") == export._identity_of(tmp_path / "one")
+
+
 def test_what_was_interrupted_is_gone_on_with_and_comes_out_the_same(tmp_path, tied, monkeypatch):
     monkeypatch.setattr(export, "SHARD_BYTES", 20_000)
     whole = content(exported(tied, tmp_path / "whole"))

@@ -247,16 +247,18 @@ def test_pickled_weights_are_not_read(copy):
     assert "no folder" in refused(CheckpointError, copy / "nowhere")
 
 
-def test_a_window_limits_the_length(copy, capsys):
+@pytest.mark.parametrize("given, window", [(32, 32), (..., 4096)], ids=["given", "transformers' own"])
+def test_a_window_limits_the_length(copy, given, window):
     edit(
         copy,
         model_type="mistral",
         architectures=["MistralForCausalLM"],
-        sliding_window=32,
+        sliding_window=given,
         rope_parameters=...,
+        max_position_embeddings=8192,
     )
     found = HFModel.of(copy)
-    assert found.model["max_sequence_length"] == 32 and "sliding_window (32)" in found.left[0]
+    assert found.model["max_sequence_length"] == window and f"sliding_window ({window})" in found.left[0]
 
 
 # ---- tokens

@@ -52,6 +52,7 @@ def settings_of(root, run, parallel=None, stop=20, **health):
     return {**settings, "health": health}
 
 
+NEVER = {"every_steps": None, "sequences": 8}  # but at the end of a stage
 SPIKES = {"window": 16, "least": 8}
 
 
@@ -87,6 +88,20 @@ def test_a_poisoned_sample_is_passed_over_and_named_also_by_a_run_that_dies_over
         die(settings, **plant, die=8)
     run_ranks(2, planted, settings, plant)
     assert numbers(killed) == numbers(whole)
+    assert [(e["step"], e["heldout_loss"]) for e in lines(killed, "evals")] == [
+        (e["step"], e["heldout_loss"]) for e in lines(whole, "evals")
+    ]
+
+
+def test_a_stage_whose_last_step_is_passed_over_is_evaluated_at_the_one_before(tmp_path):
+    plant = {"poison": [190]}  # step 30, with which the first stage ends
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run_ranks(2, planted, {**settings_of(tmp_path, whole, stop=31), "evaluation": NEVER}, plant)
+    assert skips(whole) == [(184, 192)] and [e["step"] for e in lines(whole, "evals")] == [29]
+    settings = {**settings_of(tmp_path, killed, stop=31), "evaluation": NEVER}
+    die(settings, **plant, die="after")
+    assert lines(killed, "evals") == []
+    run_ranks(2, planted, settings, plant)
     assert [(e["step"], e["heldout_loss"]) for e in lines(killed, "evals")] == [
         (e["step"], e["heldout_loss"]) for e in lines(whole, "evals")
     ]

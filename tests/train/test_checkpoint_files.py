@@ -180,6 +180,21 @@ def test_a_damaged_one_is_set_aside_under_another_name(tmp_path):
     assert cf.set_aside(tmp_path / "step-00000003") not in (None, renamed)
 
 
+def test_where_the_run_has_turned_back_from_all_of_them_none_is_left_to_go_on_from(tmp_path, monkeypatch):
+    from megatron_davinci.train import checkpoint
+
+    monkeypatch.setattr(checkpoint, "on_rank_zero", lambda call: call())
+
+    checkpoints = tmp_path / "checkpoints"
+    for step in (3, 5):
+        write(checkpoints, step)
+    found, said = checkpoint.find(checkpoints, lambda one: f"it has trained on sample {one.step}")
+    assert (
+        found is None and [line.splitlines()[-1].split(".")[-1][:11] for line in said] == ["turned-back"] * 2
+    )
+    assert cf.steps(checkpoints) == [] and checkpoint.find(checkpoints) == (None, [])
+
+
 def test_the_old_one_is_there_until_the_new_one_is(tmp_path, monkeypatch):
     write(tmp_path, 3, b"old")
     exchange, seen = cf.exchange, []
