@@ -1,9 +1,10 @@
 """Level 2: near-duplicates in all sources, by MinHash and locality-sensitive hashing, each pair confirmed exactly.
 
 Signatures are cut into bands; documents that agree in all of a band are candidates (Leskovec, Rajaraman and Ullman,
-Mining of Massive Datasets, chapter 3). With 21 bands of 6, a pair of Jaccard similarity 0.8 is one with probability
-0.998, where the report's 14 bands of 8 find 0.92. What the bands let through is then compared exactly, so a document
-is dropped only for one that stays and that it is similar to, by at least the threshold: clusters do not chain.
+Mining of Massive Datasets, chapter 3); of a crowd that agrees in one, those that single hashes tell apart. With 21
+bands of 6, a pair of Jaccard similarity 0.8 is one with probability 0.998, where the report's 14 bands of 8 find
+0.92. What the bands let through is then compared exactly, so a document is dropped only for one that stays and that
+it is similar to, by at least the threshold: clusters do not chain.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from megatron_davinci.darwin.words import rolling
 
 _BATCH = 256  # documents whose signatures are computed at once
 _NEIGHBOURS = 4  # earlier documents of a bucket that each is compared with, beside the bucket's first
+_FEW = 64  # documents of crowded buckets that may have a hash in common before it tells nothing
 _DEVIATIONS = 4  # of the signatures' estimate, below the threshold, down to which a pair is compared exactly
 
 
@@ -137,6 +139,9 @@ class MinhashDedup(GlobalStep):
 def candidates(signatures_: NDArray[np.uint32], filled: NDArray[np.bool_], bands: int) -> NDArray[np.int64]:
     """Pairs of documents that agree in a band.
 
+    Of a band that many agree in, as pages of one template do, not each pair is taken. What they have in common is
+    that band's; those of them that are nearer to each other have hashes in common that few have.
+
     Args:
         signatures_: uint32 [documents, bands * rows].
         filled: Documents that have a shingle at all, bool [documents].
@@ -147,27 +152,51 @@ def candidates(signatures_: NDArray[np.uint32], filled: NDArray[np.bool_], bands
     """
     count, rows = len(signatures_), signatures_.shape[1] // bands
     places = np.nonzero(filled)[0]
+    crowded = np.zeros(count, np.bool_)
     found = [np.empty(0, np.int64)]
     for band in range(bands):
         columns = signatures_[places, band * rows : (band + 1) * rows].astype(np.uint64)
         keys = np.zeros(len(places), np.uint64)
         for column in columns.T:
             keys = rolling(np.stack([keys, column], 1).ravel(), 2)[::2]
-        order = np.argsort(keys, kind="stable")
-        ordered, owners = keys[order], places[order]
-        if len(owners) < 2:
-            continue
-        begins = np.arange(len(order))
-        begins[1:][ordered[1:] == ordered[:-1]] = 0
-        np.maximum.accumulate(begins, out=begins)
-        in_bucket = np.nonzero(begins != np.arange(len(order)))[0]
-        pairs = [owners[begins[in_bucket]] + owners[in_bucket] * count]
-        for back in range(1, _NEIGHBOURS + 1):
-            near = in_bucket[in_bucket - back > begins[in_bucket]]
-            pairs.append(owners[near - back] + owners[near] * count)
-        found.append(np.unique(np.concatenate(pairs)))
+        pairs, sizes = _in_buckets(keys, places, count, count)
+        crowded[places[sizes > _NEIGHBOURS + 2]] = True
+        found.append(pairs)
+    places = np.nonzero(crowded)[0]
+    for column in range(signatures_.shape[1]):
+        found.append(_in_buckets(signatures_[places, column], places, count, _FEW)[0])
     together = np.unique(np.concatenate(found))
     return np.stack([together % max(1, count), together // max(1, count)], 1)
+
+
+def _in_buckets(
+    keys: NDArray[np.unsignedinteger], places: NDArray[np.int64], count: int, most: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pairs of documents of one key: each with the first and with the `_NEIGHBOURS` before it.
+
+    Args:
+        keys: [n].
+        places: The documents that have them, increasing, int64 [n].
+        count: Documents in all.
+        most: Keys that more documents have make no pair.
+
+    Returns:
+        Pairs as `earlier + later * count`, int64 [pairs]; and how many documents have the key of each, int64 [n].
+    """
+    order = np.argsort(keys, kind="stable")
+    ordered, owners = keys[order], places[order]
+    begins = np.arange(len(order))
+    begins[1:][ordered[1:] == ordered[:-1]] = 0
+    np.maximum.accumulate(begins, out=begins)
+    sizes = np.bincount(begins, minlength=len(order))[begins]
+    in_bucket = np.nonzero((begins != np.arange(len(order))) & (sizes <= most))[0]
+    pairs = [owners[begins[in_bucket]] + owners[in_bucket] * count]
+    for back in range(1, _NEIGHBOURS + 1):
+        near = in_bucket[in_bucket - back > begins[in_bucket]]
+        pairs.append(owners[near - back] + owners[near] * count)
+    of_each = np.empty(len(order), np.int64)
+    of_each[order] = sizes
+    return np.unique(np.concatenate(pairs)), of_each
 
 
 def likely(signatures_: NDArray[np.uint32], pairs: NDArray[np.int64], threshold: float) -> NDArray[np.int64]:

@@ -45,6 +45,17 @@ def test_candidates_are_all_pairs_that_agree_in_a_band():
     assert candidates(signatures[:0], filled[:0], 2).tolist() == []
 
 
+def test_pages_of_one_template_that_are_nearer_to_each_other_are_candidates():
+    # All agree in the first band. The fourth page and the last have one hash in common that no other has.
+    signatures = np.arange(80 * 4, dtype=np.uint32).reshape(80, 4) + 10
+    signatures[:, :2] = 1
+    signatures[79, 3] = signatures[3, 3]
+    found = candidates(signatures, np.ones(80, bool), 2)
+    assert [3, 79] in found.tolist()
+    # Of the template's hashes alone, each is compared with the first and the four before it.
+    assert len(found) == sum(min(page, 5) for page in range(80)) + 1
+
+
 @pytest.mark.parametrize("seed", range(4 if is_long() else 1))
 def test_planted_near_duplicates_go_and_clean_twins_stay(tmp_path, seed):
     figures = dedup_figures(tmp_path, 80, seed)
