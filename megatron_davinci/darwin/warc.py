@@ -114,13 +114,14 @@ def _end(file: IO[bytes], at: int) -> int | None:
     """Where a record that has been read ends, with the blank lines behind it; None if it is cut off."""
     if _starts(file, at, _MEMBER):
         return _end_of_member(file, at)
+    left = file.seek(0, 2) - at
     file.seek(at)
     size = -1
     while (line := file.readline(_BLOCK)).strip():
         name, _, value = line.partition(b":")
         if name.strip().lower() == b"content-length":
-            size = int(value)
-    if not line or size < 0:
+            size = int(value) if value.strip().isdigit() and len(value.strip()) < 20 else -1
+    if not line or not 0 <= size <= left:
         return None
     file.seek(size, 1)
     end = file.tell()
