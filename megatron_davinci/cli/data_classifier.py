@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def _labelled(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
     for path in find(arguments.files) if arguments.files else []:
         # The label stands where a prompt would, and the text where its answer would.
         fields = Fields(arguments.text_field, arguments.label_field, arguments.text_field)
-        for document in read_documents(path, fields):
+        for document in read_documents(path, fields, numbers=True):
             labels.append(document.text)
             texts.append(document.response or "")
     if arguments.at_least is not None:
@@ -126,7 +127,10 @@ def _side(label: str, least: float) -> str:
     from megatron_davinci.errors import DataError
 
     try:
-        return "positive" if float(label) >= least else "negative"
+        grade = float(label)
+        if math.isnan(grade):
+            raise ValueError(label)
+        return "positive" if grade >= least else "negative"
     except ValueError:
         raise DataError(
             "A label is no number.",

@@ -162,10 +162,18 @@ def _rows(path: Path, format_: str) -> Iterator[dict[str, Any]]:
 
     if format_ == "parquet":
         with pyarrow.parquet.ParquetFile(path) as file:
+            _check_names(file.schema_arrow.names)
             for batch in file.iter_batches(batch_size=256):
                 yield from batch.to_pylist()
         return
     with pyarrow.memory_map(str(path)) as mapped, pyarrow.ipc.open_stream(mapped) as reader:
+        _check_names(reader.schema.names)
         for batch in reader:
             for begin in range(0, batch.num_rows, 256):
                 yield from batch.slice(begin, 256).to_pylist()
+
+
+def _check_names(names: list[str]) -> None:
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"more than one column {twice!r}")

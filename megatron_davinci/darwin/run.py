@@ -58,6 +58,8 @@ def run_recipe(
         EnvironmentProblem: The disk is full, or another run is at work in the folder.
     """
     out = loaded.out
+    if workers is not None and workers < 1:
+        raise ConfigError("A run needs a worker.", where="--workers", found=workers, expected="1 or more")
     if executor == "slurm" and loaded.recipe.slurm is None:
         raise ConfigError(
             "The recipe does not say how tasks are submitted to Slurm.",

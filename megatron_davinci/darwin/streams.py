@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,11 +73,14 @@ class Line(NamedTuple):
 
 
 def lines(file: IO[bytes], limit: int) -> Iterator[Line]:
-    """The lines of a file; one that is longer than `limit` bytes is passed over without being kept."""
+    """The lines of a file; one that is longer than `limit` bytes is passed over without being kept.
+
+    A byte-order mark before the first is none of its content.
+    """
     first = 0
     while line := file.readline(limit + 1):
         size = len(line)
-        content: bytes | None = line.rstrip(b"\r\n")
+        content: bytes | None = (line if first else line.removeprefix(BOM_UTF8)).rstrip(b"\r\n")
         if size > limit and not line.endswith(b"\n"):
             content = None
             while rest := file.readline(_BLOCK):

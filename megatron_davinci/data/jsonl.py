@@ -51,7 +51,9 @@ class Document(NamedTuple):
     response: str | None = None
 
 
-def document_of(content: bytes | dict[str, Any], fields: Fields, where: str) -> Document:
+def document_of(
+    content: bytes | dict[str, Any], fields: Fields, where: str, numbers: bool = False
+) -> Document:
     """The document in a line or row.
 
     A record that has a prompt or a response is a question with its answer, and must have both; its text field is not
@@ -61,6 +63,7 @@ def document_of(content: bytes | dict[str, Any], fields: Fields, where: str) -> 
         content: The line's bytes, or the row's values by column; a null is no value.
         fields: The fields' names.
         where: File and line, for the message.
+        numbers: Whether the prompt may be a number, as a label is; it is taken as it is written.
 
     Raises:
         DataError: It is not UTF-8, not a JSON object, lacks a field, or holds something there that is not a string
@@ -79,7 +82,7 @@ def document_of(content: bytes | dict[str, Any], fields: Fields, where: str) -> 
         return Document(_string(record, fields.text, where))
     if not _has(record, fields.prompt) and not _has(record, fields.response):
         return Document(_string(record, fields.text, where))
-    prompt = _string(record, fields.prompt, where)
+    prompt = (_number(record, fields.prompt) if numbers else None) or _string(record, fields.prompt, where)
     response = _string(record, fields.response, where)
     if not response:
         raise DataError(
@@ -132,6 +135,13 @@ def _holder(record: dict[str, Any], field: str) -> tuple[dict[str, Any], str]:
 def _has(record: dict[str, Any], field: str) -> bool:
     holder, name = _holder(record, field)
     return name in holder
+
+
+def _number(record: dict[str, Any], field: str) -> str | None:
+    """A number as it is written; None for anything else, which a boolean is too."""
+    holder, name = _holder(record, field)
+    value = holder.get(name)
+    return repr(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _string(record: dict[str, Any], field: str, where: str) -> str:

@@ -12,6 +12,7 @@ import gzip
 import io
 import os
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import pairwise
@@ -140,7 +141,8 @@ def pieces_of(path: Path, fields: Fields, piece_bytes: int | None = None) -> lis
 def read(piece: Piece, fields: Fields) -> Iterator[Record]:
     """The records of a piece. Memory is that of the longest line, or of a thousand rows.
 
-    A line belongs to the piece that its first byte lies in. Blank lines are passed over, and counted.
+    A line belongs to the piece that its first byte lies in. Blank lines are passed over, and counted; so is a
+    byte-order mark before the first, and not counted.
 
     Yields:
         Records; the last may hold a fault: compressed data that ends too early, or a line of more than
@@ -172,6 +174,8 @@ def _range(file: IO[bytes], piece: Piece) -> Iterator[Record]:
             break
         position += length
         number += 1
+        if number == 1 and not piece.first:
+            line = _without_mark(line)
         if isinstance(line, DataError) or not line.isspace():
             yield Record(number, line, min(position, piece.end) - piece.first)
 
@@ -205,6 +209,8 @@ def _stream(file: IO[bytes], piece: Piece) -> Iterator[Record]:
         if not length:
             return
         number += 1
+        if number == 1:
+            line = _without_mark(line)
         if isinstance(line, DataError) or not line.isspace():
             yield Record(number, line, min(file.tell(), piece.size))
 
@@ -232,6 +238,11 @@ def _without_nulls(row: dict[str, Any]) -> dict[str, Any]:
         for name, value in row.items()
         if value is not None
     }
+
+
+def _without_mark(line: bytes | DataError) -> bytes | DataError:
+    """The first line of a file without the byte-order mark that some programs write before it."""
+    return line.removeprefix(BOM_UTF8) if isinstance(line, bytes) else line
 
 
 def _line(file: IO[bytes]) -> tuple[bytes | DataError, int]:
@@ -263,8 +274,13 @@ def _pass_over(file: IO[bytes]) -> int:
     return length
 
 
-def read_documents(path: Path, fields: Fields) -> Iterator[Document]:
+def read_documents(path: Path, fields: Fields, numbers: bool = False) -> Iterator[Document]:
     """The documents of a whole file in order, empty ones too.
+
+    Args:
+        path: The file.
+        fields: What its records' fields are called.
+        numbers: Whether a prompt may be a number.
 
     Raises:
         DataError: The file or a record is bad; the error names it.
@@ -276,7 +292,7 @@ def read_documents(path: Path, fields: Fields) -> Iterator[Document]:
             number = record.number
             if isinstance(record.content, DataError):
                 raise record.content
-            yield document_of(record.content, fields, f"{path}:{before + number}")
+            yield document_of(record.content, fields, f"{path}:{before + number}", numbers)
         before += number
 
 

@@ -154,6 +154,8 @@ def tokenize(
     """
     options = options or Options()
     options.check()
+    if workers is not None and workers < 1:
+        raise ConfigError("A job needs a worker.", where="--workers", found=workers, expected="1 or more")
     say = say or (lambda line: print(line, file=sys.stderr))
     if not out_folder.name:
         raise DataError(

@@ -167,6 +167,14 @@ def test_clusters_are_sources_that_hold_each_document_once(source, tmp_path, cap
     assert main(["data", "cluster", str(source), "--out", str(tmp_path / "x"), "--clusters", "81"]) == 2
 
 
+def test_a_folder_that_cannot_be_made_is_said(source, tmp_path, capsys):
+    (tmp_path / "file").write_text("of somebody")
+    for out in ("file", "file/within"):
+        assert main(["data", "neighbours", str(source), "--out", str(tmp_path / out)]) != 0
+        assert "error: " in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "of somebody"
+
+
 def test_what_cannot_be_arranged_is_said(source, tmp_path):
     manifest = Manifest.load(source)
     manifest.model_copy(update={"eod_id": None}).save(tmp_path)

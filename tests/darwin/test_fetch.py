@@ -217,6 +217,9 @@ def test_the_command(tmp_path, capsys):
     assert "not_a_url" in shown and "1 lines name an address" in shown
     assert main([*command, "--hosts", "0"]) == 2 and "--hosts" in capsys.readouterr().err
     assert main([*command[:-1], "é"]) == 2 and "printable ASCII" in capsys.readouterr().err
+    (tmp_path / "file").write_text("of somebody")
+    assert main([*command[:4], str(tmp_path / "file"), "--agent", AGENT]) != 0
+    assert "A file system error: making a folder" in capsys.readouterr().err
     (tmp_path / "empty.txt").write_text("# nothing\n")
     with pytest.raises(DataError, match="empty"):
         read_lists([tmp_path / "empty.txt"])

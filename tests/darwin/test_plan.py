@@ -85,6 +85,13 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path, out):
     assert (tmp_path / "file").read_text() == "of somebody"
 
 
+@pytest.mark.parametrize("workers", [0, -3])
+def test_a_run_needs_a_worker(tmp_path, workers):
+    with pytest.raises(ConfigError, match="needs a worker"):
+        made(code(tmp_path), workers=workers)
+    assert not (tmp_path / "corpus").exists()
+
+
 def test_names_that_are_no_unicode_go_through_to_the_end(tmp_path):
     raw = tmp_path / "raw"
     raw.mkdir()

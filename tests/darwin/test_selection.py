@@ -5,16 +5,19 @@ from __future__ import annotations
 import ast
 import json
 import random
+from argparse import Namespace
 from functools import cache
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron_davinci.cli import data_classifier
 from megatron_davinci.cli.main import main
 from megatron_davinci.darwin import classifiers, embedding, linear
-from megatron_davinci.errors import ConfigError, DataError
+from megatron_davinci.errors import ConfigError, DataError, EnvironmentProblem
 from tests.darwin.making import MODULES, STDLIB, made, prose, recipe
 
 
@@ -99,6 +102,42 @@ def test_the_same_texts_and_seed_give_the_same_weights_and_a_file_gives_the_same
 def test_features_are_those_that_saved_weights_know():
     assert len(linear.features("snake_case", 16, 100).places) == 1
     assert len(linear.features("two words", 16, 100).places) == 3
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_labels_may_be_numbers_and_stand_in_objects(tmp_path, ending):
+    path = tmp_path / f"x.{ending}"
+    rows = [{"text": f"t{grade}", "labels": {"q": grade}} for grade in (2, 4.5, 3, 2.9)]
+    if ending == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    given = {
+        "files": [str(path)],
+        "positive": [],
+        "negative": [],
+        "text_field": "text",
+        "label_field": "labels.q",
+    }
+    texts, labels = data_classifier._labelled(Namespace(**given, at_least=3.0))
+    assert texts == [row["text"] for row in rows]
+    assert labels == ["negative", "positive", "positive", "negative"]
+    assert data_classifier._labelled(Namespace(**given, at_least=None))[1][1] == "4.5"
+
+
+@pytest.mark.parametrize("label", ["NaN", "true", '"good"'])
+def test_what_is_no_number_is_no_grade(tmp_path, label):
+    (tmp_path / "x.jsonl").write_text(f'{{"text": "a", "label": {label}}}\n')
+    given = {"files": [str(tmp_path / "x.jsonl")], "positive": [], "negative": [], "text_field": "text"}
+    with pytest.raises(DataError, match=r"no number|not a string"):
+        data_classifier._labelled(Namespace(**given, label_field="label", at_least=3.0))
+
+
+@pytest.mark.parametrize("folder", ["file", "file/within"])
+def test_a_folder_that_cannot_be_made_is_said(trained, tmp_path, folder):
+    (tmp_path / "file").write_text("of somebody")
+    with pytest.raises(EnvironmentProblem, match="A file system error"):
+        classifiers.load(trained / "made").save(tmp_path / folder)
 
 
 def test_softmax_regression_follows_the_gradient_of_its_loss():

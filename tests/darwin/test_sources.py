@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import time
 import tracemalloc
 
+import pyarrow.parquet
 import pytest
 
 from megatron_davinci.darwin import formats
@@ -132,6 +134,36 @@ def test_a_crawl_that_is_cut_off_anywhere_says_so(tmp_path, pack):
         assert found[-1].origin["first"] == (first if cut > first else 0)
     path.write_bytes(whole)
     assert [raw.fault for raw in read_warc(path, "x", origin, 10_000)] == [None, None]
+
+
+@pytest.mark.parametrize("length", [b"12x", b"-5", b"99999999999999999999", b"", b"9" * 5000])
+def test_a_crawl_with_a_length_that_is_none_says_so(tmp_path, length):
+    records = [answer(page(f"page {number}"), number) for number in range(2)]
+    records[1] = re.sub(rb"Content-Length: \d+", b"Content-Length: " + length, records[1], count=1)
+    (tmp_path / "x.warc").write_bytes(b"".join(records))
+    corpus = made(recipe(tmp_path, sources=[{"name": "a", "paths": ["x.warc"]}], steps=["extract_html"]))
+    assert corpus.counts["output"] == 1
+    assert corpus.counts["quarantined"]["acquire/broken_warc"] == 1
+
+
+def test_a_mark_before_the_first_line_is_none_of_it(tmp_path):
+    lines = b"".join(json.dumps({"text": text}).encode() + b"\n" for text in ("one", "two"))
+    (tmp_path / "x.jsonl").write_bytes(b"\xef\xbb\xbf" + lines)
+    corpus = made(recipe(tmp_path, sources=[{"name": "a", "paths": ["x.jsonl"]}], steps=["exact_dedup"]))
+    assert [record["text"] for record in corpus.records()] == ["one", "two"]
+    assert [record["darwin"]["origin"]["first"] for record in corpus.records()] == [
+        0,
+        3 + lines.index(b"\n") + 1,
+    ]
+
+
+def test_two_columns_of_one_name_are_none(tmp_path):
+    two = pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], names=["text", "text"])
+    pyarrow.parquet.write_table(two, tmp_path / "x.parquet")
+    corpus = made(recipe(tmp_path, sources=[{"name": "a", "paths": ["x.parquet"]}], steps=["exact_dedup"]))
+    assert corpus.counts["quarantined"] == {"acquire/broken_parquet": 1}
+    [record] = corpus.records("quarantine")
+    assert "more than one column 'text'" in record["darwin"]["operations"][-1]["notes"]["said"]
 
 
 def test_pdf_notebooks_and_latex_are_text(corpus):

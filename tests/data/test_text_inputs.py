@@ -243,6 +243,12 @@ def test_a_file_is_what_its_ending_says(tmp_path: Path, name: str, content: byte
     assert caught.value.where == tmp_path / name
 
 
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_mark_before_the_first_line_is_none_of_it(tmp_path: Path, pack: Any) -> None:
+    (tmp_path / "a").write_bytes(pack(b"\xef\xbb\xbf" + LINES))
+    assert [document.text for document in read_documents(tmp_path / "a", TEXT)] == TEXTS
+
+
 def test_an_empty_file_beside_others_gives_nothing(tokenizer: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b"")
     (tmp_path / "b.jsonl").write_bytes(LINES)

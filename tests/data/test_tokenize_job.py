@@ -318,6 +318,9 @@ def test_options_that_cannot_be(folder: Path) -> None:
         run(folder, "no", shard_tokens=0)
     with pytest.raises(ConfigError, match="two tokens"):
         run(folder, "no", pack=1)
+    for workers in (0, -3):
+        with pytest.raises(ConfigError, match="needs a worker"):
+            run(folder, "no", workers=workers)
     with pytest.raises(ConfigError, match="Questions have answers"):
         run(folder, "no", fields=Fields("text", "prompt"))
 
