@@ -173,6 +173,7 @@ def lead(
         return 0
     about = {"suite": arguments.suite, "limit": arguments.limit, "identity": identity}
     about |= {"formats": True} if arguments.formats else {}
+    about |= {"given": given} if (given := _given(arguments)) else {}
     results = []
     with tempfile.TemporaryDirectory(prefix="davinci-eval-") as scratch, progress() as told:
         planned = plan(arguments, found, tokenizer, (out or Path(scratch)) / "local")
@@ -212,7 +213,7 @@ def lead(
         means = suite_means(planned, results)
         averaged(means)
         if out is not None:
-            append(out, {**_point(found), "suite": arguments.suite, "means": means, "limit": arguments.limit})
+            append(out, {**_point(found), "means": means, **about})
     return MEND if any(result.problem for result in results) else 0
 
 
@@ -270,6 +271,19 @@ def keep(out: Path, found: Found, result: TaskResult, about: dict[str, Any]) -> 
             folder / f"{name}.jsonl", "".join(json.dumps(row, default=str) + "\n" for row in rows)
         )
     append(out, {**_point(found), **result.record(), **about})
+
+
+def _given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was said beside suite, tasks and limit: whoever did not say it has not measured this."""
+    said = {
+        "overrides": list(arguments.overrides),
+        "shots": arguments.shots,
+        "texts": list(arguments.texts),
+        "include_path": [str(path.resolve()) for path in arguments.include_path],
+        "tokenizer": None if arguments.tokenizer is None else str(arguments.tokenizer.resolve()),
+        "data": None if arguments.data is None else str(arguments.data.resolve()),
+    }
+    return {name: value for name, value in said.items() if value not in (None, [])}
 
 
 def append(out: Path, record: dict[str, Any]) -> None:

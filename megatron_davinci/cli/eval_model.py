@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -137,6 +135,7 @@ def on_ranks(
 
     import torch.distributed as dist
 
+    from megatron_davinci.evaluate.answers import digest_of_checkpoint
     from megatron_davinci.evaluate.engine import Engine, Limits
     from megatron_davinci.model.build import build_model
     from megatron_davinci.platform import distributed
@@ -155,7 +154,7 @@ def on_ranks(
         chunks = build_model(config, platform)
         load_weights(found.checkpoint.folder, chunks, config.model.model_dump(mode="json"))
         identity = {
-            "checkpoint": digest_of(found),
+            "checkpoint": digest_of_checkpoint(manifest),
             "tokenizer": tokenizer.sha256,
             "precision": config.train.precision,
             "length": config.model.max_sequence_length,
@@ -164,11 +163,6 @@ def on_ranks(
         yield Measured(engine, tokenizer, config, identity)
     finally:
         distributed.stop()
-
-
-def digest_of(found: Found) -> str:
-    """Of a checkpoint: its manifest has the digests of all its files."""
-    return hashlib.sha256(json.dumps(found.checkpoint.manifest, sort_keys=True).encode()).hexdigest()
 
 
 def tokenizer_for(found: Found, given: Path | None) -> Tokenizer:

@@ -242,7 +242,7 @@ def _report(arguments: argparse.Namespace) -> int:
     arms = arms_of(design)
     confounds = check(design, arms)
     runs = runs_of(design, arms)
-    outcomes = [outcome_of(arguments.out, run) for run in runs]
+    outcomes = [outcome_of(arguments.out, run, design.evaluate) for run in runs]
     verdict = judge(design, arms, runs, outcomes, confounds)
     folder = arguments.out / "designs" / arguments.design.stem
     page = write_report(folder, design, arms, runs, outcomes, verdict)

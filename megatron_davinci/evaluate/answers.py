@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,11 @@ from megatron_davinci.files import disk_errors
 
 # Requests that are computed before their answers are written.
 PORTION = 1024
+
+
+def digest_of_checkpoint(manifest: Mapping[str, Any]) -> str:
+    """Of a checkpoint: its manifest has the digests of all its files."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 class Answers:

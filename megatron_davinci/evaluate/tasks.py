@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
+import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -75,6 +77,7 @@ class TaskResult:
         }
         if self.samples:
             whole["samples"] = list(self.samples)
+            whole["asked"] = _digest(self.samples)
         if self.problem:
             whole["problem"] = self.problem
         if self.tasks:
@@ -332,6 +335,16 @@ def _sample(one: Mapping[str, Any]) -> dict[str, Any]:
         "answers": one["filtered_resps"],
     }
     return kept | {name: one[name] for name in one["metrics"]}
+
+
+def _digest(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Of which items were asked, whatever was answered: scores are only compared where it is the same."""
+    asked = [
+        [name, row["doc"], row.get("item"), str(row["target"])]
+        for name, rows in samples.items()
+        for row in rows
+    ]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 
 
 def _said(error: Exception) -> str:

@@ -40,7 +40,7 @@ def command_of(evaluate: Evaluate, folder: Path) -> list[str]:
 
 def missing(design: Design, root: Path, run: Run) -> list[str]:
     """The design's task metrics that a run has no score of."""
-    outcome = outcome_of(root, run)
+    outcome = outcome_of(root, run, design.evaluate)
     names = [metric.name for metric in design.metrics if metric.name.startswith(TASK)]
     return [name for name in names if outcome.metric(name) is None]
 

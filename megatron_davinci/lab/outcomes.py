@@ -3,17 +3,49 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megatron_davinci.evaluate.answers import digest_of_checkpoint
+from megatron_davinci.evaluate.naming import generated
+from megatron_davinci.evaluate.results import read_records
 from megatron_davinci.lab.arms import Run
+from megatron_davinci.lab.design import Evaluate
 from megatron_davinci.optim.schedule import Schedule
 from megatron_davinci.train.run_directory import read_lines
 
 FAILED = "failed.json"
 STOPPED = "stopped.json"
 TASK = "task."
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a task came to, by one metric.
+
+    Attributes:
+        value: The score.
+        items: How many were asked; None where the record does not say.
+        shots: Examples before each, likewise.
+        asked: A digest of the items, likewise.
+    """
+
+    value: float
+    items: int | None = None
+    shots: int | None = None
+    asked: str | None = None
+
+    def unlike(self, other: Score) -> str:
+        """What two runs were asked differently, in words; empty where they were asked the same."""
+        if None not in (self.items, other.items) and self.items != other.items:
+            return f"{self.items} items and {other.items}"
+        if None not in (self.shots, other.shots) and self.shots != other.shots:
+            return f"{self.shots} examples and {other.shots} before each item"
+        if None not in (self.asked, other.asked) and self.asked != other.asked:
+            return "items of other texts"
+        return ""
 
 
 @dataclass(frozen=True)
@@ -29,7 +61,7 @@ class Outcome:
         evaluations: Lines of `evals.jsonl`.
         losses: Training loss by step.
         seconds: That its steps took.
-        scores: Of tasks that its last checkpoint was asked, by `NAME.METRIC`.
+        scores: Of tasks that its last checkpoint was asked as a design asks them, by `NAME.METRIC`.
     """
 
     run: Run
@@ -40,13 +72,18 @@ class Outcome:
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
-    scores: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, Score] = field(default_factory=dict)
 
     def metric(self, name: str) -> float | None:
         """A metric at the end; None where the run is not done or lacks it."""
         if name.startswith(TASK):
-            return self.scores.get(name.removeprefix(TASK)) if self.state == "done" else None
+            score = self.score(name)
+            return None if score is None else score.value
         return self.curve(name)[1][-1] if self.state == "done" and self.curve(name)[1] else None
+
+    def score(self, name: str) -> Score | None:
+        """A task's metric with what was asked; None where the run is not done or was not asked it."""
+        return self.scores.get(name.removeprefix(TASK)) if self.state == "done" else None
 
     def curve(self, name: str) -> tuple[list[float], list[float]]:
         """Tokens and values of a metric at each evaluation; for `train_loss` one value, at the end; of tasks none."""
@@ -78,8 +115,14 @@ def run_folder(root: Path, identity: str) -> Path:
     return root / "runs" / identity
 
 
-def outcome_of(root: Path, run: Run) -> Outcome:
-    """Look at a run's directory."""
+def outcome_of(root: Path, run: Run, evaluate: Evaluate | None = None) -> Outcome:
+    """Look at a run's directory.
+
+    Args:
+        root: The lab's folder.
+        run: The run.
+        evaluate: What a design asks, whose scores are wanted; None for no scores.
+    """
     folder, config = folder_of(root, run), run.arm.config
     steps = Schedule(config.curriculum, config.data.sequence_length).total_steps
     metrics, evaluations = read_lines(folder / "metrics.jsonl"), read_lines(folder / "evals.jsonl")
@@ -104,16 +147,51 @@ def outcome_of(root: Path, run: Run) -> Outcome:
         evaluations=evaluations,
         losses=[float(line["loss"]) for line in metrics],
         seconds=sum(float(line["seconds"]) for line in metrics),
-        scores=_scores(folder, steps) if done else {},
+        scores=_scores(results_of(folder, step, evaluate)) if done and evaluate is not None else {},
     )
 
 
-def _scores(folder: Path, step: int) -> dict[str, float]:
-    """What `davinci eval` kept of a checkpoint; of a task that was asked again, the last."""
-    found: dict[str, float] = {}
-    for line in read_lines(folder / "evals" / "results.jsonl"):
-        if int(line["step"]) == step:
-            found |= {f"{line['task']}.{name}": float(value) for name, value in line["metrics"].items()}
+def results_of(folder: Path, step: int, evaluate: Evaluate) -> list[dict[str, Any]]:
+    """What `davinci eval` kept of a checkpoint that was asked just as a design asks.
+
+    A run may also have been asked by another design, or by hand: with another limit, other texts or examples, or
+    before it was trained anew. Such a score is not this design's.
+
+    Args:
+        folder: The run's.
+        step: The checkpoint's.
+        evaluate: What the design asks.
+    """
+    given = {} if evaluate.data is None else {"data": str(evaluate.data.resolve())}
+    tasks = {*evaluate.tasks, *(map(generated, evaluate.tasks) if evaluate.both_ways else ())}
+    checkpoint = _digest_of(folder / "checkpoints" / f"step-{step:08d}")
+    return [
+        record
+        for record in read_records(folder / "evals")
+        if record["step"] == step
+        and record.get("suite") == evaluate.suite
+        and record.get("limit") == evaluate.limit
+        and record.get("given", {}) == given
+        and (evaluate.suite is not None or record.get("task") in tasks)
+        and checkpoint in (None, (record.get("identity") or {}).get("checkpoint", checkpoint))
+    ]
+
+
+def _digest_of(folder: Path) -> str | None:
+    """The digest by which answers of a checkpoint are known; None where it cannot be read."""
+    try:
+        return digest_of_checkpoint(json.loads((folder / "manifest.json").read_bytes()))
+    except (OSError, ValueError):
+        return None
+
+
+def _scores(records: Sequence[dict[str, Any]]) -> dict[str, Score]:
+    """By `NAME.METRIC`; of a task that was asked again, the last. Means of a suite are lines without a task."""
+    found: dict[str, Score] = {}
+    for record in records:
+        asked = record.get("items"), record.get("shots"), record.get("asked")
+        for name, value in (record.get("metrics") or {}).items():
+            found[f"{record.get('task')}.{name}"] = Score(float(value), *asked)
     return found
 
 

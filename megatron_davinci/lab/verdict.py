@@ -152,6 +152,8 @@ def _draft(
     control = {seed: value for seed, one in theirs.items() if (value := one.metric(metric.name)) is not None}
     shared = sorted(set(values) & set(control))
     missing = [seed for seed in seeds if seed not in shared]
+    unlike = {seed: said for seed in shared if (said := _unlike(metric, ours[seed], theirs[seed]))}
+    shared = [seed for seed in shared if seed not in unlike]
     why = ""
     if missing:
         ended = [
@@ -168,11 +170,20 @@ def _draft(
         if stopped:
             named = ", ".join(map(str, stopped))
             why += f"; with seed {named} it was stopped by the design's rule: {ours[stopped[0]].why}"
+    elif unlike:
+        named, said = ", ".join(map(str, unlike)), next(iter(unlike.values()))
+        why = f"runs with seed {named} were not asked the same for {metric.name}: {said}"
     elif len(shared) < 2:
         why = "one seed tells no effect from noise"
-    found = paired(values, control) if shared else None
+    found = paired({seed: values[seed] for seed in shared}, control) if shared else None
     word: Word = "refused" if why else "not enough evidence"
     return Comparison(arm.name, arm.against, arm.size, metric, values, control, found, word, why)
+
+
+def _unlike(metric: Metric, ours: Outcome, theirs: Outcome) -> str:
+    """What a pair of runs was asked differently for a task's score; empty where nothing, or it is of no task."""
+    one, other = ours.score(metric.name), theirs.score(metric.name)
+    return "" if one is None or other is None else one.unlike(other)
 
 
 def _decide(drafts: Sequence[Comparison], alpha: float) -> list[Comparison]:

@@ -139,6 +139,9 @@ def test_what_was_answered_is_not_computed_again(root, capsys):
     first, second = [json.loads(line) for line in (root / "out/results.jsonl").read_text().splitlines()]
     assert (first["answers_found"], second["answers_found"]) == (0, 20)
     assert first["metrics"] == second["metrics"]
+    # The lab holds scores against each other by these.
+    assert first["asked"] == second["asked"] and len(first["asked"]) == 16
+    assert first["given"] == {"overrides": ["train.threads=1"], "include_path": [str(root / "tasks")]}
     # An interruption in the middle of a line loses that line.
     answers = root / "out/answers/step-00000000.jsonl"
     answers.write_bytes(answers.read_bytes()[:-7])

@@ -13,6 +13,7 @@ from megatron_davinci.cli import lab_screen
 from megatron_davinci.data.tokenize import tokenize_jsonl
 from megatron_davinci.data.tokenizer import Tokenizer, train_bpe
 from megatron_davinci.errors import ConfigError
+from megatron_davinci.evaluate.answers import digest_of_checkpoint
 from megatron_davinci.lab import asking, outcomes
 from megatron_davinci.lab.arms import arms_of, runs_of
 from megatron_davinci.lab.design import Evaluate, load_design
@@ -47,11 +48,23 @@ def done(root, run):
     return folder, steps
 
 
-def result(folder, step, score):
+def result(folder, step, score, **other):
     task, _, metric = METRIC.removeprefix("task.").partition(".")
+    record = {
+        "step": step,
+        "task": task,
+        "metrics": {metric: score},
+        "suite": "local",
+        "limit": None,
+        "items": 120,
+    }
+    kept(folder, record | other)
+
+
+def kept(folder, record):
     (folder / "evals").mkdir(exist_ok=True)
     with open(folder / "evals" / "results.jsonl", "a") as file:
-        file.write(json.dumps({"step": step, "task": task, "metrics": {metric: score}}) + "\n")
+        file.write(json.dumps(record) + "\n")
 
 
 def test_runs_that_are_done_are_asked_once_and_their_scores_decide(tmp_path, monkeypatch):
@@ -78,11 +91,67 @@ def test_runs_that_are_done_are_asked_once_and_their_scores_decide(tmp_path, mon
     wrong = said.pop(runs[1].label)
     assert METRIC in wrong and "ended with 2" in wrong and f"{runs[1].identity}.eval.log" in wrong
     assert set(said.values()) == {""}
-    verdict = judge(design, arms_of(design), runs, [outcome_of(lab, run) for run in runs])
+    verdict = judge(design, arms_of(design), runs, [outcome_of(lab, run, design.evaluate) for run in runs])
     [one] = verdict.deciding
     assert one.found.mean == pytest.approx(0.2) and one.word == "refused" and "seed 1, 3" in one.why
     asking.ask(design, lab, runs, parallel=1)
     assert len(commands) == 6  # only the one that had no score
+
+
+OTHERWISE = {
+    "limit": {"limit": 4},
+    "suite": {"suite": None},
+    "texts": {"given": {"texts": ["a=mine.jsonl"]}},
+    "examples": {"given": {"shots": 5}},
+    "checkpoint": {"identity": {"checkpoint": "of a run that was trained before"}},
+}
+
+
+@pytest.mark.parametrize("other", OTHERWISE.values(), ids=OTHERWISE)
+def test_what_was_asked_in_another_way_is_no_score_of_the_design(other, tmp_path):
+    design = load_design(written(tmp_path, **ASKED))
+    run, lab = runs_of(design)[0], tmp_path / "lab"
+    folder, steps = done(lab, run)
+    (folder / f"checkpoints/step-{steps:08d}/manifest.json").write_text("{}")
+    result(folder, steps, 0.9, **other)
+    assert asking.missing(design, lab, run) == [METRIC]
+    result(folder, steps, 0.3, identity={"checkpoint": digest_of_checkpoint({})})
+    result(folder, steps, 0.9, **other)  # by hand, afterwards
+    assert outcome_of(lab, run, design.evaluate).metric(METRIC) == 0.3
+    assert asking.missing(design, lab, run) == []
+
+
+def test_lines_that_are_of_no_task_are_passed_over(tmp_path):
+    design = load_design(written(tmp_path, **ASKED))
+    run, lab = runs_of(design)[0], tmp_path / "lab"
+    folder, steps = done(lab, run)
+    result(folder, steps, 0.3)
+    kept(folder, {"step": steps, "suite": "local", "means": {"General": {}}})
+    kept(folder, {"step": steps, "suite": "contamination", "texts": {}})
+    with open(folder / "evals" / "results.jsonl", "a") as file:
+        file.write('{"step": 4, "ta')
+    assert outcome_of(lab, run, design.evaluate).metric(METRIC) == 0.3
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"items": 117}, "117 items and 120"),
+        ({"shots": 3}, "3 examples and 0 before each"),
+        ({"asked": "aa"}, "items of other texts"),
+    ],
+)
+def test_a_pair_that_was_not_asked_the_same_is_not_compared(other, said, tmp_path):
+    design = load_design(written(tmp_path, **ASKED))
+    runs, lab = runs_of(design), tmp_path / "lab"
+    for run in runs:
+        folder, steps = done(lab, run)
+        unlike = other if run.label == "half, seed 2" else {}
+        result(folder, steps, 0.5, **{"shots": 0, "asked": "bb", **unlike})
+    found = [outcome_of(lab, run, design.evaluate) for run in runs]
+    [one] = judge(design, arms_of(design), runs, found).deciding
+    assert one.word == "refused" and f"seed 2 were not asked the same for {METRIC}: {said}" in one.why
+    assert sorted(one.found.each) == [1, 3]
 
 
 def test_who_was_not_asked_has_no_verdict(tmp_path):

@@ -1,0 +1,60 @@
+"""`results.jsonl`, a line a task and checkpoint: reading it, and what of a question has no result in it yet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+def read_records(folder: Path) -> list[dict[str, Any]]:
+    """The lines that `davinci eval` has kept in a folder; none where there is no file.
+
+    A line that is no record is left out: somebody may be writing it, or was stopped in it.
+
+    Args:
+        folder: `RUN/evals`, or what `--out` named.
+    """
+    try:
+        lines = (folder / "results.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            found.append(record)
+    return found
+
+
+def unmeasured(records: Iterable[dict[str, Any]], suite: str | None, tasks: Iterable[str]) -> set[str]:
+    """What has no result: names of tasks, and of a suite its own where it did not come to its end.
+
+    A record with a problem is no result, and the next that is asked may have one.
+
+    Args:
+        records: Of one checkpoint, asked in one way.
+        suite: What was to be asked; None for tasks by name.
+        tasks: Those, where it is no suite.
+    """
+    good, bad, ended = set(), set(), False
+    for record in records:
+        (bad if record.get("problem") else good).add(str(record.get("task")))
+        ended |= _ends_suite(record)
+    if suite is None:
+        return {*tasks} - good
+    return (bad - good) | (set() if ended else {suite})
+
+
+def _ends_suite(record: dict[str, Any]) -> bool:
+    """Whether it is a suite's last line, which says that all of it was asked."""
+    return (
+        "means" in record
+        or "texts" in record
+        or record.get("task") == "geometry"
+        or bool(record.get("suite_ends"))
+    )
