@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from megatron_davinci.errors import MEND, ConfigError
 from megatron_davinci.evaluate.naming import generated
+from megatron_davinci.evaluate.results import read_records, unmeasured
 
 POLL_SECONDS = 10.0
 QUIET_SECONDS = 60.0  # without a trainer and a new checkpoint, before it ends
@@ -71,34 +72,27 @@ def follow_run(
 
 
 def on_record(out: Path, arguments: argparse.Namespace) -> set[int]:
-    """Steps at which everything that is asked for has been measured."""
-    wanted = set(arguments.tasks.split(",")) - {""} if arguments.tasks else {arguments.suite}
-    if arguments.tasks and arguments.both_ways:
+    """Steps at which everything that is asked for has a result; what had a problem is asked again."""
+    wanted = set(arguments.tasks.split(",")) - {""} if arguments.tasks else set()
+    if arguments.both_ways:
         wanted |= {generated(name) for name in wanted}
-    found: dict[int, set[str]] = {}
-    try:
-        lines = (out / "results.jsonl").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return set()
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if record.get("limit") == arguments.limit and record.get("formats", False) >= arguments.formats:
-            # A suite's last line is what says that all of it was there.
-            names = {record.get("task")} if arguments.tasks else {record["suite"]} if _last(record) else set()
-            found.setdefault(int(record.get("step", -1)), set()).update(names)
-    return {step for step, names in found.items() if wanted <= names}
+    found: dict[int, list[dict[str, Any]]] = {}
+    for record in read_records(out):
+        if (
+            record.get("suite") == arguments.suite
+            and record.get("limit") == arguments.limit
+            and record.get("formats", False) >= arguments.formats
+            and (arguments.suite or _shots(record, arguments.shots))
+        ):
+            found.setdefault(record["step"], []).append(record)
+    return {step for step, records in found.items() if not unmeasured(records, arguments.suite, wanted)}
 
 
-def _last(record: dict[str, object]) -> bool:
-    return (
-        "means" in record
-        or "texts" in record
-        or record.get("task") == "geometry"
-        or bool(record.get("suite_ends"))
-    )
+def _shots(record: dict[str, Any], wanted: int | None) -> bool:
+    """Whether a task was shown as many examples as are wanted; None for as many as it says itself."""
+    if wanted is None:
+        return (record.get("given") or {}).get("shots") is None
+    return bool(record.get("shots") == wanted)
 
 
 def _at_work(run: Path) -> bool:

@@ -41,7 +41,9 @@ def unmeasured(records: Iterable[dict[str, Any]], suite: str | None, tasks: Iter
         suite: What was to be asked; None for tasks by name.
         tasks: Those, where it is no suite.
     """
-    good, bad, ended = set(), set(), False
+    good: set[str] = set()
+    bad: set[str] = set()
+    ended = False
     for record in records:
         (bad if record.get("problem") else good).add(str(record.get("task")))
         ended |= _ends_suite(record)

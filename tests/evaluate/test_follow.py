@@ -20,6 +20,8 @@ class Run:
         (folder / "checkpoints").mkdir(parents=True)
         (folder / "config.yaml").write_text("")
         self.waits = 0
+        self.wrong: set[int] = set()
+        self.problems: dict[int, dict] = {}
 
     def save(self, step: int) -> None:
         folder = self.folder / "checkpoints" / f"step-{step:08d}"
@@ -31,18 +33,25 @@ class Run:
         self.asked.append(step)
         (self.folder / "evals").mkdir(exist_ok=True)
         with open(self.folder / "evals/results.jsonl", "a") as file:
-            file.write(json.dumps({"step": step, "task": "a", "limit": None, "metrics": {}}) + "\n")
-        return 2 if step == 20 else 0
+            record = {"step": step, "task": "a", "suite": None, "limit": None, "shots": 0, "metrics": {}}
+            file.write(json.dumps(record | self.problems.pop(step, {})) + "\n")
+        return 2 if step in self.wrong else 0
 
     def wait(self, seconds: float) -> None:
         self.waits += 1
         if self.later:
             self.save(self.later.pop(0))
 
-    def follow(self) -> int:
-        arguments = argparse.Namespace(
-            run=str(self.folder), out=None, tasks="a", suite=None, limit=None, both_ways=False, formats=False
-        )
+    def follow(self, **other) -> int:
+        asked = {
+            "tasks": "a",
+            "suite": None,
+            "limit": None,
+            "shots": None,
+            "both_ways": False,
+            "formats": False,
+        }
+        arguments = argparse.Namespace(run=str(self.folder), out=None, **asked | other)
         return eval_follow.follow_run(arguments, ["--tasks", "a"], evaluate=self.evaluate, wait=self.wait)
 
 
@@ -50,11 +59,40 @@ def test_every_checkpoint_is_evaluated_once_and_those_on_record_are_left_out(tmp
     run = Run(tmp_path / "run", [30, 40])
     run.save(20)
     run.save(10)
-    assert run.follow() == 2, "one of them had a task without a result"
-    assert run.asked == [10, 20, 30, 40]
-    again = len(run.asked)
     assert run.follow() == 0
-    assert run.asked[again:] == []
+    assert run.asked == [10, 20, 30, 40]
+    assert run.follow() == 0
+    assert run.asked[4:] == []
+
+
+def test_what_had_no_result_or_other_examples_is_asked_again(tmp_path):
+    run = Run(tmp_path / "run", [20])
+    run.save(10)
+    run.wrong, run.problems = {20}, {20: {"problem": "its data is not here"}}
+    assert run.follow() == 2, "one of them had a task without a result"
+    run.wrong = set()
+    assert run.follow() == 0 and run.asked == [10, 20, 20]
+    assert run.follow(shots=0) == 0 and run.asked[3:] == []
+    run.problems = {step: {"shots": 5, "given": {"shots": 5}} for step in (10, 20)}
+    assert run.follow(shots=5) == 0 and run.asked[3:] == [10, 20]
+
+
+@pytest.mark.parametrize(
+    ("lines", "there"),
+    [
+        ([{"task": "PIQA"}, {"means": {}}], True),
+        ([{"task": "PIQA"}], False),  # it was stopped before its end
+        ([{"task": "PIQA", "problem": "its data is not here"}, {"means": {}}], False),
+        ([{"task": "PIQA", "problem": "its data is not here"}, {"means": {}}, {"task": "PIQA"}], True),
+    ],
+)
+def test_a_suite_is_on_record_when_it_came_to_its_end_and_all_of_it_has_a_result(lines, there, tmp_path):
+    about = {"step": 10, "suite": "davinci19", "limit": None}
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(about | line) + "\n" for line in lines))
+    asked = argparse.Namespace(
+        tasks=None, suite="davinci19", limit=None, shots=None, both_ways=False, formats=False
+    )
+    assert eval_follow.on_record(tmp_path, asked) == ({10} if there else set())
 
 
 def test_it_stays_while_a_trainer_is_at_work(tmp_path, monkeypatch):
