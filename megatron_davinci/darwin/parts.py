@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -112,8 +110,11 @@ def dump(record: dict[str, Any]) -> bytes:
     """A line of JSON. What JSON has no word for is written as its text."""
     try:
         return orjson.dumps(record, default=str, option=_OPTIONS)
-    except TypeError:  # an integer beyond 64 bits, half a surrogate pair in a field
-        return json.dumps(_finite(record), default=_as_orjson).encode("ascii") + _SLOWLY
+    except TypeError:  # an integer beyond 64 bits, half a surrogate pair, objects in objects 254 times over
+        line = json.dumps(record, default=_as_orjson)
+    if "NaN" in line or "Infinity" in line:  # numbers that are nulls to orjson, or words of a text
+        line = json.dumps(json.loads(line, parse_constant=lambda name: None))
+    return line.encode("ascii") + _SLOWLY
 
 
 def load(line: bytes) -> dict[str, Any]:
@@ -122,22 +123,13 @@ def load(line: bytes) -> dict[str, Any]:
     Raises:
         ValueError: It is no JSON.
     """
+    first, second = (json.loads, orjson.loads) if line.endswith(_SLOWLY) else (orjson.loads, json.loads)
     record: dict[str, Any]
-    if not line.endswith(_SLOWLY):
-        with suppress(ValueError):
-            record = orjson.loads(line)
-            return record
-    record = json.loads(line)
+    try:
+        record = first(line)
+    except (ValueError, RecursionError):  # each takes what the other does not
+        record = second(line)
     return record
-
-
-def _finite(value: Any) -> Any:
-    """The value with nulls where orjson writes them, for numbers that JSON has no word for."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _as_orjson(value: Any) -> Any:

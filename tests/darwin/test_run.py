@@ -116,6 +116,8 @@ def test_what_json_has_no_word_for_is_written_the_same_way_beside_what_is_slow_t
     odd = {"nan": float("nan"), "many": (1, float("inf")), "date": date(2026, 1, 2), "array": np.arange(2)}
     there = parts.load(parts.dump(odd | {"large": 2**70}))
     assert there == parts.load(parts.dump(odd)) | {"large": 2**70}
+    deep = json.loads('{"a":' * 900 + "1" + "}" * 900)
+    assert parts.load(parts.dump(deep)) == deep
     assert there["nan"] is None and there["date"] == "2026-01-02" and there["array"] == [0, 1]
 
 
