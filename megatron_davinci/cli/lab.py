@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from pathlib import Path
@@ -83,7 +84,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     power = commands.add_parser("power", help="how many seeds show a difference")
     power.add_argument("--noise", type=float, required=True, help="standard deviation of a pair's difference")
     power.add_argument("--effect", type=float, required=True, help="the difference to be shown")
-    power.add_argument("--alpha", type=float, default=0.05)
+    power.add_argument("--alpha", type=float, default=0.05, help="chance of a false verdict")
+    power.add_argument(
+        "--comparisons",
+        type=int,
+        default=1,
+        metavar="N",
+        help="comparisons that p-values are corrected for: a design's arms but the control, at each size",
+    )
     log = commands.add_parser("log", help="add a dated entry to the lab book")
     log.add_argument("text")
     log.add_argument("--design", type=Path, help="with this design's verdict")
@@ -236,7 +244,7 @@ def _report(arguments: argparse.Namespace) -> int:
     from megatron_davinci.lab.design import load_design
     from megatron_davinci.lab.outcomes import outcome_of
     from megatron_davinci.lab.report import write_index, write_report
-    from megatron_davinci.lab.verdict import in_words, judge
+    from megatron_davinci.lab.verdict import in_words, judge, seeds_in_words
 
     design = load_design(arguments.design)
     arms = arms_of(design)
@@ -255,11 +263,7 @@ def _report(arguments: argparse.Namespace) -> int:
     if any(one.state == "failed" for one in outcomes):
         print("  The page says why a run failed; davinci lab run with --retry starts it again.")
     if verdict.noise is not None:
-        need = "more than 1,000" if verdict.seeds_needed is None else verdict.seeds_needed
-        print(
-            f"  Noise of a pair: {verdict.noise:.4f}. Seeds that show {design.metrics[0].margin:g} in four cases of "
-            f"five: {need}; this design has {len(design.seeds)}."
-        )
+        print(f"  Noise of a pair: {verdict.noise:.4f}. {seeds_in_words(verdict)}")
     print(page)
     return 0 if not confounds and all(one.state in ("done", "stopped") for one in outcomes) else 1
 
@@ -306,19 +310,29 @@ def _ratio(arguments: argparse.Namespace) -> int:
 
 
 def _power(arguments: argparse.Namespace) -> int:
+    from megatron_davinci.errors import ConfigError
     from megatron_davinci.stats.comparison import pairs_needed, power
 
-    need = pairs_needed(arguments.effect, arguments.noise, alpha=arguments.alpha)
+    noise, effect, count = arguments.noise, arguments.effect, arguments.comparisons
+    for name, value, fits, expected in (
+        ("noise", noise, 0 <= noise < math.inf, "a standard deviation: a number that is not below 0"),
+        ("effect", effect, 0 < abs(effect) < math.inf, "a difference: a number other than 0"),
+        ("alpha", arguments.alpha, 0 < arguments.alpha < 1, "a chance above 0 and below 1"),
+        ("comparisons", count, count > 0, "1 or more"),
+    ):
+        if not fits:
+            raise ConfigError(
+                "No number of seeds follows from this.", where=f"--{name}", found=value, expected=expected
+            )
+    alpha = arguments.alpha / count  # Holm's worst case
+    need = pairs_needed(effect, noise, alpha=alpha)
     if need is None:
-        print(
-            f"More than 1,000 seeds: {arguments.effect:g} is too little against a noise of {arguments.noise:g}."
-        )
+        print(f"More than 1,000 seeds: {effect:g} is too little against a noise of {noise:g}.")
         return 0
-    print(f"{need} seeds show a difference of {arguments.effect:g} in four cases of five.")
+    corrected = f" with p-values corrected for {count} comparisons" if count > 1 else ""
+    print(f"{need} seeds show a difference of {effect:g} in four cases of five{corrected}.")
     for seeds in sorted({2, 3, 5, 8, need}):
-        print(
-            f"  {seeds:4} seeds: {100 * power(arguments.effect, arguments.noise, seeds, arguments.alpha):5.1f}%"
-        )
+        print(f"  {seeds:4} seeds: {100 * power(effect, noise, seeds, alpha):5.1f}%")
     return 0
 
 

@@ -29,7 +29,7 @@ from megatron_davinci.lab.design import Design
 from megatron_davinci.lab.outcomes import Outcome, folder_of
 from megatron_davinci.lab.over_sizes import ArmLaw, OverSizes, law_table, trend_table
 from megatron_davinci.lab.size_plots import law_plot, trend_plot
-from megatron_davinci.lab.verdict import Comparison, Verdict, as_json, in_words
+from megatron_davinci.lab.verdict import Comparison, Verdict, as_json, in_words, seeds_in_words
 from megatron_davinci.report.axes import Axis
 from megatron_davinci.report.colors import assign
 from megatron_davinci.report.forest import Forest, Row
@@ -190,10 +190,12 @@ def _key_figures(verdict: Verdict) -> list[KeyFigure]:
     metric = verdict.design.metrics[0]
     noise = NOTHING if verdict.noise is None else f"{verdict.noise:.4f}"
     power = NOTHING if verdict.power is None else f"{100 * verdict.power:.0f}%"
+    count = len(verdict.deciding)
+    corrected = f", corrected for {count} comparisons" if count > 1 else ""
     return [
         *found,
         KeyFigure("Noise of a pair", noise, f"{metric.name}, one standard deviation"),
-        KeyFigure("Power", power, f"for a difference of {metric.margin:g}"),
+        KeyFigure("Power", power, f"for a difference of {metric.margin:g}{corrected}"),
     ]
 
 
@@ -205,11 +207,7 @@ def _sure(verdict: Verdict) -> str:
         f"two arms are equivalent when two one-sided tests exclude a difference of {metric.margin:g} or more."
     ]
     if verdict.noise is not None:
-        need = "more than 1,000" if verdict.seeds_needed is None else str(verdict.seeds_needed)
-        said.append(
-            f"With a noise of {verdict.noise:.4f} a pair, {need} seeds show a difference of {metric.margin:g} in "
-            f"four cases of five; this design has {len(verdict.design.seeds)}."
-        )
+        said.append(f"Noise of a pair: {verdict.noise:.4f}. {seeds_in_words(verdict)}")
     return "\n\n".join(said)
 
 

@@ -58,8 +58,9 @@ class Verdict:
         comparisons: By metric, size and arm.
         warnings: Effects that shrink or turn over the ladder, and what is missing.
         noise: Standard deviation of a pair's difference by the first metric, over all comparisons; None if unknown.
-        seeds_needed: Pairs that would show the margin with a power of 0.8 under that noise; None if unknown or many.
-        power: Of this design, for an effect of the margin, under that noise; None if unknown.
+        seeds_needed: Pairs that would show the margin with a power of 0.8 under that noise, in the worst case of the
+            correction for all deciding comparisons; None if unknown or many.
+        power: Of this design, for an effect of the margin, under that noise, likewise; None if unknown.
         over_sizes: What the ladder tells of laws and trends; None without one.
     """
 
@@ -121,6 +122,8 @@ def judge(
     verdict = Verdict(design, control, comparisons)
     noise = pooled_deviation([one.found for one in verdict.deciding if one.found is not None])
     margin = design.metrics[0].margin
+    # Holm's worst case: an effect whose p-value is the smallest of all has to be below this.
+    alpha = design.alpha / max(1, len(verdict.deciding))
     found = None
     if len(design.ladder) > 1:
         differences = {(one.arm, one.size): one.found for one in verdict.deciding if one.found is not None}
@@ -135,8 +138,8 @@ def judge(
             *(found.warnings if found else []),
         ],
         noise=noise,
-        seeds_needed=None if noise is None else pairs_needed(margin, noise, alpha=design.alpha),
-        power=None if noise is None else power(margin, noise, len(design.seeds), design.alpha),
+        seeds_needed=None if noise is None else pairs_needed(margin, noise, alpha=alpha),
+        power=None if noise is None else power(margin, noise, len(design.seeds), alpha),
         over_sizes=found,
     )
 
@@ -223,6 +226,17 @@ def _missing(outcomes: Sequence[Outcome]) -> list[str]:
         if names:
             said.append(f"{len(names)} run{'s' if len(names) > 1 else ''} {words}: " + "; ".join(names[:6]))
     return said
+
+
+def seeds_in_words(verdict: Verdict) -> str:
+    """How many seeds would show the margin under the noise that was found, and how many there are."""
+    need = "more than 1,000" if verdict.seeds_needed is None else str(verdict.seeds_needed)
+    count, margin = len(verdict.deciding), verdict.design.metrics[0].margin
+    corrected = f" with p-values corrected for {count} comparisons" if count > 1 else ""
+    return (
+        f"Seeds that show a difference of {margin:g} in four cases of five{corrected}: {need}; this design has "
+        f"{len(verdict.design.seeds)}."
+    )
 
 
 def in_words(one: Comparison) -> str:

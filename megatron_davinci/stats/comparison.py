@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import inf, sqrt
+from math import inf, isfinite, sqrt
 
 import numpy as np
 
@@ -131,9 +131,14 @@ def power(effect: float, deviation: float, pairs: int, alpha: float = 0.05) -> f
         deviation: Standard deviation of a pair's difference.
         pairs: How many.
         alpha: Level, two-sided.
+
+    Raises:
+        ValueError: The effect or the deviation is no finite number, the deviation is below 0, or the level is none.
     """
     from scipy.stats import nct, t
 
+    if not (isfinite(effect) and 0 <= deviation < inf and 0 < alpha < 1):
+        raise ValueError(f"no power: an effect of {effect}, a deviation of {deviation}, a level of {alpha}")
     if pairs < 2:
         return 0.0
     if deviation == 0:
@@ -155,7 +160,12 @@ def pairs_needed(
         wanted: Power.
         alpha: Level, two-sided.
         most: How many are looked at.
+
+    Raises:
+        ValueError: As of `power`; or the effect is 0, which no test finds.
     """
+    if effect == 0:
+        raise ValueError("no number of pairs finds an effect of 0")
     low, high = 2, 2
     while power(effect, deviation, high, alpha) < wanted:
         if high >= most:

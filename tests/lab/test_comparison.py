@@ -58,6 +58,25 @@ def test_the_fewest_pairs_that_are_enough():
     assert power(1e3, 1.0, 5) == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize(
+    "asked", [(0.0, 1.0), (float("nan"), 1.0), (1.0, float("nan")), (1.0, -1.0), (1.0, 1.0, 0.8, 2.0)]
+)
+def test_what_no_number_of_pairs_follows_from_is_refused(asked):
+    with pytest.raises(ValueError, match=r"^no "):
+        pairs_needed(*asked)
+
+
+@pytest.mark.parametrize("comparisons", [1, 2, 4, 8])
+def test_power_holds_where_holm_corrects_for_several_comparisons(comparisons):
+    need, generator = pairs_needed(1.0, 1.0, alpha=0.05 / comparisons), np.random.default_rng(comparisons)
+    # The control's noise is in all differences, whose deviation is 1; only the first has an effect.
+    control = generator.normal(0, 0.5**0.5, (4000, 1, need))
+    differences = generator.normal(0, 0.5**0.5, (4000, comparisons, need)) - control
+    differences[:, 0] += 1.0
+    p = stats.ttest_1samp(differences, 0.0, axis=2).pvalue
+    assert np.mean([holm(each)[0] < 0.05 for each in p.tolist()]) >= 0.79
+
+
 def test_noise_over_comparisons_is_weighted_by_what_each_knows():
     one, two = (
         paired({1: 1.0, 2: 3.0}, {1: 0.0, 2: 0.0}),

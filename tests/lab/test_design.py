@@ -98,6 +98,21 @@ def test_unequal_budgets_and_wear_are_refused_unless_meant(tmp_path):
     assert [one.kind for one in check(design, arms)] == ["flops"]
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--noise", "nan"], "--noise"),
+        (["--noise", "-1"], "not below 0"),
+        (["--effect", "0"], "other than 0"),
+        (["--alpha", "2"], "--alpha"),
+        (["--comparisons", "0"], "--comparisons"),
+    ],
+)
+def test_power_that_no_number_of_seeds_has_is_refused(words, said):
+    screen = davinci("lab", "power", "--noise", "0.01", "--effect", "0.01", *words)
+    assert said in screen.refusal()
+
+
 def test_factors_are_combined(tmp_path):
     factors = {
         "rate": {"key": RATE, "levels": {"low": 1e-3, "high": 3e-3}},

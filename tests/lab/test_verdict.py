@@ -15,6 +15,7 @@ from megatron_davinci.lab.control import check
 from megatron_davinci.lab.outcomes import Outcome, folder_of
 from megatron_davinci.lab.report import answer, markdown, sizes_csv, write_index, write_report
 from megatron_davinci.lab.verdict import as_json, in_words, judge
+from megatron_davinci.stats.comparison import pairs_needed, power
 from tests.cases import is_long
 from tests.lab.test_design import RATE, loaded
 
@@ -112,6 +113,15 @@ def test_a_difference_that_is_sure_and_smaller_than_matters_is_equivalence(tmp_p
     *_, verdict = judged(tmp_path, {("half", ""): 0.004}, 0.0001)
     [one] = verdict.deciding
     assert one.p < 0.05 and one.word == "equivalent"
+
+
+def test_seeds_and_power_are_of_p_values_that_are_corrected(tmp_path):
+    arms = {"control": {}} | {f"rate {n}": {"set": {RATE: n * 1e-3}} for n in (1, 2, 4)}
+    design, found, _, outcomes, verdict = judged(tmp_path, {}, 0.01, arms=arms)
+    assert verdict.power == power(0.01, verdict.noise, 3, 0.05 / 3)
+    assert verdict.seeds_needed == pairs_needed(0.01, verdict.noise, alpha=0.05 / 3)
+    said = f"in four cases of five with p-values corrected for 3 comparisons: {verdict.seeds_needed}; this design"
+    assert said in markdown(design, found, outcomes, verdict)
 
 
 def test_a_run_that_failed_leaves_no_verdict_and_a_report(tmp_path):
