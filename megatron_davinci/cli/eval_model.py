@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_davinci.cli.convert_to_hf import Found
 from megatron_davinci.config import RunConfig, validate
+from megatron_davinci.config.load import value_of
 from megatron_davinci.data.manifest import tokenizer_of
 from megatron_davinci.data.places import S3Options, place
 from megatron_davinci.data.tokenizer import Tokenizer
@@ -42,8 +43,6 @@ def config_of(model: dict[str, Any], overrides: Sequence[str], ranks: int | None
     Raises:
         ConfigError: A setting is unknown, or impossible.
     """
-    import yaml
-
     settings: dict[str, dict[str, Any]] = {
         # Rank 0 may take hours over a task's data, while the others wait for work.
         "parallel": {"device": "auto", "timeout_seconds": 24 * 3600},
@@ -59,7 +58,7 @@ def config_of(model: dict[str, Any], overrides: Sequence[str], ranks: int | None
                 do="the model is the checkpoint's; only how it is computed can be said",
             )
         section, _, name = key.partition(".")
-        settings[section][name] = yaml.safe_load(value)
+        settings[section][name] = value_of(value, key)
     length = 1
     config = validate(
         {

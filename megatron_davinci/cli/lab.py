@@ -225,8 +225,7 @@ def _cores() -> int:
 
 
 def _settings(said: list[str]) -> dict[str, Any]:
-    import yaml
-
+    from megatron_davinci.config.load import value_of
     from megatron_davinci.errors import ConfigError
 
     found = {}
@@ -234,7 +233,7 @@ def _settings(said: list[str]) -> dict[str, Any]:
         key, equals, value = one.partition("=")
         if not (key and equals):
             raise ConfigError("A setting of an executor is KEY=VALUE.", where="--set", found=one)
-        found[key] = yaml.safe_load(value)
+        found[key] = value_of(value, f"--set {key}")
     return found
 
 

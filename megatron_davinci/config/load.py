@@ -168,6 +168,22 @@ def _collect_lines(
             _collect_lines(value, (*path, index), lines, twice, seen)
 
 
+def value_of(raw: str, where: str) -> Any:
+    """The value of a `key=value` that a user has typed.
+
+    Args:
+        raw: What follows the equals sign; YAML.
+        where: The key, for the message.
+
+    Raises:
+        ConfigError: It is not YAML.
+    """
+    try:
+        return yaml.safe_load(raw)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ConfigError("The value of an override is not valid YAML.", where=where, found=error) from None
+
+
 def _apply(settings: dict[str, Any], override: str) -> Path_:
     """Set one value, and say where it is."""
     key, equals, raw = override.partition("=")
@@ -175,10 +191,7 @@ def _apply(settings: dict[str, Any], override: str) -> Path_:
         raise ConfigError(
             "An override is not of the form key=value.", found=override, expected="train.micro_batch_size=4"
         )
-    try:
-        value = yaml.safe_load(raw)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ConfigError("The value of an override is not valid YAML.", where=key, found=error) from None
+    value = value_of(raw, key)
     parts = key.split(".")
     target: Any = settings
     place: Path_ = ()

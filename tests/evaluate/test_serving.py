@@ -379,6 +379,7 @@ def test_the_command_serves_until_it_is_told_to_end(exported, capfd, monkeypatch
         (["--port", "70000"], "0 to 65,535"), (["--batch", "0"], "1 to 4,096"),
         (["parallel.tensor=2"], "has one rank"),
         (["--key-variable", "NO_KEY"], "NO_KEY"), (["model.num_layers=2"], "no such setting"),
+        (["train.precision=[x"], "not valid YAML"),
     ],
 )  # fmt: skip
 def test_options_that_cannot_be(root, capsys, words, said):

@@ -35,8 +35,9 @@ def test_settings_are_for_executors_that_have_some(tmp_path):
     with pytest.raises(ConfigError, match="has no settings"):
         executor_named("local", Trainer(tmp_path), tmp_path, {"time": 1})
     path = written(tmp_path)
-    said = davinci("lab", "run", path, "--out", tmp_path / "lab", "--set", "time")
-    assert said.code == 2 and "KEY=VALUE" in said.err
+    for setting, why in (("time", "KEY=VALUE"), ("time=[1", "not valid YAML")):
+        said = davinci("lab", "run", path, "--out", tmp_path / "lab", "--set", setting)
+        assert why in said.refusal()
 
 
 def test_a_job_whose_design_changed_says_so(tmp_path):
