@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from megatron_davinci.evaluate.results import unmeasured
 from megatron_davinci.lab.arms import Run
 from megatron_davinci.lab.design import Design, Evaluate
-from megatron_davinci.lab.outcomes import TASK, folder_of, outcome_of
+from megatron_davinci.lab.outcomes import TASK, folder_of, outcome_of, results_of
 from megatron_davinci.platform.background_process import of_no_rank
 
 
@@ -39,10 +40,16 @@ def command_of(evaluate: Evaluate, folder: Path) -> list[str]:
 
 
 def missing(design: Design, root: Path, run: Run) -> list[str]:
-    """The design's task metrics that a run has no score of."""
-    outcome = outcome_of(root, run, design.evaluate)
+    """What a run has not answered yet: task metrics of the design, and without any, all that it asks."""
+    evaluate = design.evaluate
+    if evaluate is None:
+        return []
+    outcome = outcome_of(root, run, evaluate)
     names = [metric.name for metric in design.metrics if metric.name.startswith(TASK)]
-    return [name for name in names if outcome.metric(name) is None]
+    if names:
+        return [name for name in names if outcome.metric(name) is None]
+    answered = results_of(folder_of(root, run), outcome.step, evaluate)
+    return sorted(unmeasured(answered, evaluate.suite, evaluate.names))
 
 
 def ask(

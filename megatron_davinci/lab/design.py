@@ -11,6 +11,7 @@ from megatron_davinci.config.load import one_screen, problems_of, read_settings
 from megatron_davinci.config.section import Section, shown
 from megatron_davinci.config.units import Tokens
 from megatron_davinci.errors import ConfigError
+from megatron_davinci.evaluate.naming import generated
 
 Setting = dict[str, Any]
 """Values by dotted key: `{curriculum.0.learning_rate.peak: 1.0e-3}`."""
@@ -63,6 +64,11 @@ class Evaluate(Section):
         if (self.suite is None) == (not self.tasks):
             raise ValueError("give either `suite` or `tasks`")
         return self
+
+    @property
+    def names(self) -> set[str]:
+        """Of its tasks, in each way that they are asked; none where it is a suite."""
+        return {*self.tasks, *(map(generated, self.tasks) if self.both_ways else ())}
 
 
 class ArmConfig(Section):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from megatron_davinci.evaluate.answers import digest_of_checkpoint
-from megatron_davinci.evaluate.naming import generated
 from megatron_davinci.evaluate.results import read_records
 from megatron_davinci.lab.arms import Run
 from megatron_davinci.lab.design import Evaluate
@@ -163,7 +162,6 @@ def results_of(folder: Path, step: int, evaluate: Evaluate) -> list[dict[str, An
         evaluate: What the design asks.
     """
     given = {} if evaluate.data is None else {"data": str(evaluate.data.resolve())}
-    tasks = {*evaluate.tasks, *(map(generated, evaluate.tasks) if evaluate.both_ways else ())}
     checkpoint = _digest_of(folder / "checkpoints" / f"step-{step:08d}")
     return [
         record
@@ -172,7 +170,7 @@ def results_of(folder: Path, step: int, evaluate: Evaluate) -> list[dict[str, An
         and record.get("suite") == evaluate.suite
         and record.get("limit") == evaluate.limit
         and record.get("given", {}) == given
-        and (evaluate.suite is not None or record.get("task") in tasks)
+        and (evaluate.suite is not None or record.get("task") in evaluate.names)
         and checkpoint in (None, (record.get("identity") or {}).get("checkpoint", checkpoint))
     ]
 

@@ -154,6 +154,26 @@ def test_a_pair_that_was_not_asked_the_same_is_not_compared(other, said, tmp_pat
     assert sorted(one.found.each) == [1, 3]
 
 
+def test_a_design_without_a_metric_of_a_task_asks_all_the_same(tmp_path):
+    named = {"tasks": ["mmlu"], "both_ways": True, "limit": 4}
+    held_out = ASKED | {"metrics": [{"name": "heldout_loss.mean", "margin": 0.01}]}
+    suite, tasks = (
+        load_design(written(tmp_path / name, **held_out | {"evaluate": evaluate}))
+        for name, evaluate in {"suite": {"suite": "local"}, "tasks": named}.items()
+    )
+    run, lab = runs_of(suite)[0], tmp_path / "lab"
+    folder, steps = done(lab, run)
+    assert asking.missing(suite, lab, run) == ["local"]
+    assert asking.missing(tasks, lab, run) == ["mmlu", "mmlu_generation"]
+    result(folder, steps, 0.5)
+    assert asking.missing(suite, lab, run) == ["local"], "it has not come to its end"
+    result(folder, steps, 0.5, task="geometry")
+    assert asking.missing(suite, lab, run) == []
+    for other in ({"task": "mmlu"}, {"task": "mmlu_generation", "problem": "its data is not here"}):
+        result(folder, steps, 0.5, suite=None, limit=4, **other)
+    assert asking.missing(tasks, lab, run) == ["mmlu_generation"]
+
+
 def test_who_was_not_asked_has_no_verdict(tmp_path):
     *_, verdict = judged(tmp_path, {}, **ASKED)
     [one] = verdict.deciding
