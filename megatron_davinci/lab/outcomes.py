@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megatron_davinci.data.journal import Journal
 from megatron_davinci.evaluate.answers import digest_of_checkpoint
 from megatron_davinci.evaluate.results import read_records
 from megatron_davinci.lab.arms import Run
 from megatron_davinci.lab.design import Evaluate
 from megatron_davinci.optim.schedule import Schedule
+from megatron_davinci.train.left import steps_left
 from megatron_davinci.train.run_directory import read_lines
 
 FAILED = "failed.json"
@@ -55,7 +57,7 @@ class Outcome:
         run: The run.
         state: `done`, `failed`, `stopped` (by the design's rule), `begun` or `to do`.
         step: The last on record.
-        steps: Of the whole run.
+        steps: Of the whole run; one that is done may have passed over the last of them.
         why: Of a failed one, what it said; of a stopped one, why.
         evaluations: Lines of `evals.jsonl`.
         losses: Training loss by step.
@@ -123,12 +125,17 @@ def outcome_of(root: Path, run: Run, evaluate: Evaluate | None = None) -> Outcom
         evaluate: What a design asks, whose scores are wanted; None for no scores.
     """
     folder, config = folder_of(root, run), run.arm.config
-    steps = Schedule(config.curriculum, config.data.sequence_length).total_steps
+    schedule = Schedule(config.curriculum, config.data.sequence_length)
+    steps = schedule.total_steps
     metrics, evaluations = read_lines(folder / "metrics.jsonl"), read_lines(folder / "evals.jsonl")
     step = int(metrics[-1]["step"]) if metrics else 0
     why, stopped = _said(folder / FAILED), _said(folder / STOPPED)
     measured = not config.data.validation or (bool(evaluations) and int(evaluations[-1]["step"]) == step)
-    done = step == steps and measured and any((folder / "checkpoints").glob(f"step-{steps:08d}"))
+    done = (
+        measured
+        and any((folder / "checkpoints").glob(f"step-{step:08d}"))
+        and (step == steps or _nothing_left(folder, schedule, metrics))
+    )
     return Outcome(
         run=run,
         state="done"
@@ -148,6 +155,15 @@ def outcome_of(root: Path, run: Run, evaluate: Evaluate | None = None) -> Outcom
         seconds=sum(float(line["seconds"]) for line in metrics),
         scores=_scores(results_of(folder, step, evaluate)) if done and evaluate is not None else {},
     )
+
+
+def _nothing_left(folder: Path, schedule: Schedule, metrics: Sequence[dict[str, Any]]) -> bool:
+    """Whether the journal passes over all steps behind the last one on record: then that one was the run's last."""
+    if not metrics:
+        return False
+    step, sample = int(metrics[-1]["step"]), int(metrics[-1]["consumed_samples"])
+    left = steps_left(schedule, Journal.open(folder / "journal.jsonl"), step, sample, schedule.total_steps)
+    return next(left, None) is None
 
 
 def results_of(folder: Path, step: int, evaluate: Evaluate) -> list[dict[str, Any]]:

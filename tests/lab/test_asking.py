@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from megatron_davinci.cli import lab_screen
+from megatron_davinci.data.journal import Journal, MixRecord, SkipRecord
 from megatron_davinci.data.tokenize import tokenize_jsonl
 from megatron_davinci.data.tokenizer import Tokenizer, train_bpe
 from megatron_davinci.errors import ConfigError
@@ -32,12 +33,13 @@ ASKED = {
 }
 
 
-def done(root, run):
-    """A run that has come to its end, as far as its directory says."""
-    folder, steps = folder_of(root, run), outcome_of(root, run).steps
+def done(root, run, without=0):
+    """A run that has come to its end, as far as its directory says; or that lacks its last steps."""
+    folder, steps = folder_of(root, run), outcome_of(root, run).steps - without
     (folder / "checkpoints" / f"step-{steps:08d}").mkdir(parents=True)
     line = {
         "step": steps,
+        "consumed_samples": 8 * steps,
         "consumed_tokens": 9,
         "loss": 3.0,
         "seconds": 1.0,
@@ -96,6 +98,21 @@ def test_runs_that_are_done_are_asked_once_and_their_scores_decide(tmp_path, mon
     assert one.found.mean == pytest.approx(0.2) and one.word == "refused" and "seed 1, 3" in one.why
     asking.ask(design, lab, runs, parallel=1)
     assert len(commands) == 6  # only the one that had no score
+
+
+def test_a_run_whose_journal_passes_over_its_last_steps_is_done(tmp_path):
+    design = load_design(written(tmp_path, **ASKED))
+    run, lab = runs_of(design)[0], tmp_path / "lab"
+    folder, last = done(lab, run, without=2)
+    result(folder, last, 0.3)
+    journal = Journal.open(folder / "journal.jsonl")
+    journal.append(MixRecord(0, "all", {"a": "1"}))
+    journal.append(SkipRecord(8 * last, 8 * last + 8, "a spike"))
+    assert outcome_of(lab, run).state == "begun"  # one is left
+    journal.append(SkipRecord(8 * last + 8, 8 * last + 16, "a spike"))
+    found = outcome_of(lab, run, design.evaluate)
+    assert (found.state, found.step, found.metric("heldout_loss.mean")) == ("done", found.steps - 2, 3.0)
+    assert found.metric(METRIC) == 0.3
 
 
 OTHERWISE = {
