@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from megatron_davinci.data.journal import Journal, SkipRecord
 from megatron_davinci.optim.schedule import Schedule, StepPlan
+from megatron_davinci.train.run_directory import read_lines
 
 
 def skip_of(journal: Journal, plan: StepPlan) -> SkipRecord | None:
@@ -54,3 +56,20 @@ def last_taken(schedule: Schedule, consumed_samples: int) -> StepPlan | None:
         return None
     segment = [one for one in schedule.segments if one.first_sample < consumed_samples][-1]
     return schedule.at(consumed_samples - segment.batch)
+
+
+def ended_unevaluated(
+    schedule: Schedule, journal: Journal, consumed_samples: int, evaluations: Path
+) -> StepPlan | None:
+    """The step that left off at a sample, where it ended its stage and was not evaluated.
+
+    Args:
+        schedule: The run's.
+        journal: Likewise.
+        consumed_samples: The sample.
+        evaluations: The run's `evals.jsonl`.
+    """
+    last = last_taken(schedule, consumed_samples)
+    if last is None or not ends_stage(schedule, journal, last):
+        return None
+    return None if any(line["step"] == last.step for line in read_lines(evaluations)) else last

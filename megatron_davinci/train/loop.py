@@ -38,7 +38,7 @@ from megatron_davinci.train.health_records import turned_back
 from megatron_davinci.train.integrity import Integrity
 from megatron_davinci.train.introduction import introduction
 from megatron_davinci.train.last_words import LAST_WORDS
-from megatron_davinci.train.left import ends_stage, last_taken, steps_left
+from megatron_davinci.train.left import ended_unevaluated, ends_stage, last_taken, steps_left
 from megatron_davinci.train.order import DataOrder, verified_sources
 from megatron_davinci.train.outlook import widened
 from megatron_davinci.train.phases import PhaseTimers
@@ -236,6 +236,7 @@ class TrainingRun:
         timer = Timer()
         self.timers.begin()
         WATCH.begin(self.config.health.grace_seconds)
+        self._evaluate_late(progress, records)
         while ahead:
             self.watchdog.beat("step", ahead[0].step)
             agreed = boundary.meet(self.order.edited())
@@ -269,11 +270,7 @@ class TrainingRun:
                 self.profiler.after(plan.step)
                 timer.lap()
                 self.timers.begin()
-                last = last_taken(schedule, self.consumed_samples)
-                # What was the stage's last, as it turns out, and has not been evaluated as such.
-                ended = last and last.stage == plan.stage and ends_stage(schedule, journal, last)
-                if last and ended and not self._evaluates(last):
-                    self._evaluate(last, progress, records)
+                self._evaluate_late(progress, records)
                 continue
             self.step, self.consumed_samples = plan.step, plan.first_sample + plan.batch
             self.snapshots.settle()
@@ -292,7 +289,9 @@ class TrainingRun:
             )
             progress.step(records.step(plan, result, seconds, sources, samples.tokens_cut, samples.digest))
             self.integrity.after(plan)
-            if self._evaluates(plan) or ends_stage(schedule, journal, plan):
+            if self._is_due(plan, self.config.evaluate_every_steps(plan.stage)) or ends_stage(
+                schedule, journal, plan
+            ):
                 self._evaluate(plan, progress, records)
                 timer.lap()
             if self.snapshots.is_due(plan.step):
@@ -364,20 +363,22 @@ class TrainingRun:
             tasks = self.evaluator.ask(self.chunks)
         records.evaluation(plan, heldout, tasks, timer.lap())
         progress.heldout(plan.step, heldout.loss)
-        self._control(plan, progress)
-
-    def _control(self, plan: StepPlan, progress: RunProgress) -> None:
         if said := self.controller.after_evaluation(plan):
             progress.message(said)
+
+    def _evaluate_late(self, progress: RunProgress, records: Records) -> None:
+        """Evaluate where a stage has ended, as turns out when what was behind it is passed over."""
+        records.flush()
+        past = self.order.journal, self.consumed_samples, self.directory.evaluations
+        if (plan := distributed.broadcast_object(ended_unevaluated(self.schedule, *past))) is not None:
+            self._evaluate(plan, progress, records)
 
     def _decide_again(self, progress: RunProgress) -> None:
         """What the evaluation at the checkpoint decided, in case it never reached the journal."""
         plan = last_taken(self.schedule, self.consumed_samples)
-        if plan and self._evaluates(plan):
-            self._control(plan, progress)
-
-    def _evaluates(self, plan: StepPlan) -> bool:
-        return self._is_due(plan, self.config.evaluate_every_steps(plan.stage))
+        due = plan is not None and self._is_due(plan, self.config.evaluate_every_steps(plan.stage))
+        if plan and due and (said := self.controller.after_evaluation(plan)):
+            progress.message(said)
 
     def _resume(self, found: Checkpoint) -> None:
         checkpoint.check_same_model(

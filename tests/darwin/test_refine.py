@@ -242,6 +242,7 @@ def test_prompts_are_checked(tmp_path, server):
             assert prompt.name == name and "{{guidance}}" not in prompt.user + prompt.system
             given = {"passage": "P {{question}}", "mark": "m", "question": "Q", "answer": "A"}
             given |= {"related": "R", "dialogue": "D", "speaker": "S", "function": "F", "forms": "C"}
+            given |= {"quotation": "Q", "aim": "A", "actions": "L", "state": "S"}
             said = prompt.messages(**given)[-1]["content"]
             assert "{{" not in said.replace("P {{question}}", ""), "a text is not looked through for slots"
     with pytest.raises(ConfigError, match="purify_book"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from megatron_davinci.data import Journal, MixRecord, SkipRecord
 from megatron_davinci.optim.schedule import Schedule
-from megatron_davinci.train.left import ends_stage, last_taken, skip_of, steps_left
+from megatron_davinci.train.left import ended_unevaluated, ends_stage, last_taken, skip_of, steps_left
 from tests.tiny import tiny_config
 
 
@@ -30,5 +30,12 @@ def test_steps_that_are_passed_over_are_not_left_and_do_not_end_a_stage(tmp_path
     ends = [plan.step for plan in left if ends_stage(schedule, journal, plan)]
     assert ends[0] == last[0].step - 1 and ends[-1] == whole[-2].step
     assert len(ends) == len({plan.stage for plan in whole})
+    evaluations = tmp_path / "evals.jsonl"
+    evaluations.write_text('{"step": 3}\n')
+    before = last[0].first_sample
+    assert ended_unevaluated(schedule, journal, before, evaluations).step == last[0].step - 1
+    assert ended_unevaluated(schedule, journal, before - last[0].batch, evaluations) is None
+    evaluations.write_text(f'{{"step": 3}}\n{{"step": {last[0].step - 1}}}\n')
+    assert ended_unevaluated(schedule, journal, before, evaluations) is None
     consumed = whole[-2].first_sample + whole[-2].batch
     assert list(steps_left(schedule, journal, whole[-2].step, consumed, schedule.total_steps)) == []
