@@ -101,8 +101,9 @@ def show_corpus(corpus: Corpus) -> None:
                 [name, level, f"{given['documents']:,}", f"{kept.get('documents', 0):,}",
                  f"{kept.get('characters', 0):,}", tokens, source["licence"] or "–"]
             )  # fmt: skip
+    made = f" read and {derived:,} made of them" if (derived := counts.get("derived", 0)) else ""
     screen.table(
-        f"{corpus.manifest['name']}: {counts['output']:,} of {counts['input']:,} documents",
+        f"{corpus.manifest['name']}: {counts['output']:,} of {counts['input']:,} documents{made}",
         [("source", "left"), ("level", "right"), ("read", "right"), ("kept", "right"), ("characters", "right"),
          ("tokens", "right"), ("licence", "left")],
         rows,

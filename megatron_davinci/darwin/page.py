@@ -109,10 +109,12 @@ def _figures(page: Page, counts: dict[str, Any], manifest: dict[str, Any]) -> No
         for level in source["levels"].values():
             units.update(level)
     read = sum(source["input"]["characters"] for source in manifest["sources"].values())
-    share = percent(counts["output"] / max(1, counts["input"]))
+    of = f"{percent(counts['output'] / max(1, counts['input']))} of {counts['input']:,}"
+    if derived := counts.get("derived", 0):
+        of = f"of {counts['input']:,} read and {derived:,} made of them"
     page.figures(
         [
-            ("documents kept", f"{counts['output']:,}", f"{share} of {counts['input']:,}", _KEPT),
+            ("documents kept", f"{counts['output']:,}", of, _KEPT),
             ("characters kept", quantity(units["characters"]), f"of {quantity(read)}, markup included"),
             *(
                 [("tokens", quantity(units["tokens"]), "by the recipe's tokenizer")]

@@ -35,7 +35,17 @@ def add_models(page: Page, manifest: dict[str, Any], statistics: dict[str, Any])
         ],
     )
     for name in models:
-        for unit in ("documents", "chunks", "pairs", "answers", "checks", "dialogues", "unused answers"):
+        for unit in (
+            "documents",
+            "chunks",
+            "pairs",
+            "answers",
+            "checks",
+            "dialogues",
+            "worlds",
+            "aims",
+            "unused answers",
+        ):
             prefix = f"{name}/{unit}/"
             found = {
                 key.removeprefix(prefix): count
