@@ -15,6 +15,7 @@ answers_right_fraction, answers, cases, seconds_a_world
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import sys
 import time
@@ -50,7 +51,11 @@ def answers_of(found: Believed, program: str) -> list[bool]:
         for action in course.actions:
             state, _ = names["step"](dict(state), action)
         _, response = question_text(found.world, course)
-        right.append(response.endswith(f"\\boxed{{{shown(state[course.name])}}}"))
+        said, value = response.rpartition("\\boxed{")[2][:-1], state[course.name]
+        if isinstance(value, bool | str):
+            right.append(said == shown(value))
+        else:
+            right.append(math.isclose(float(said), value, rel_tol=1e-11))
     return right
 
 

@@ -26,7 +26,7 @@ from megatron_davinci.darwin.prompts import mark_for
 from megatron_davinci.darwin.step import Outcome
 from megatron_davinci.darwin.trials import LIMITS, Trying
 from megatron_davinci.darwin.verify import program_of
-from megatron_davinci.platform.syntax import parsed
+from megatron_davinci.platform.syntax import parsed, unwieldy
 
 _ANSWER_SHARE = 0.6  # tokens of checks for one of the program, where none is known; a supposition
 _BETWEEN = "\n\n\n# Checks\n"
@@ -231,7 +231,7 @@ def unfit(program: str, longest: int) -> str:
         tree = parsed(program)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return "no_python"
-    return "" if defined(tree) else "defines_nothing"
+    return unwieldy(tree) or ("" if defined(tree) else "defines_nothing")
 
 
 def defined(tree: ast.Module) -> set[str]:

@@ -15,13 +15,14 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from datatrove.data import Document
 from pydantic import Field
 
-from megatron_davinci.darwin import forms, provenance, world_texts, worlds
+from megatron_davinci.darwin import forms, provenance, world_rules, world_texts, worlds
 from megatron_davinci.darwin.asking import Asking, AskingParameters, Expected, between
 from megatron_davinci.darwin.chunks import characters, cut
 from megatron_davinci.darwin.converse import says_yes
@@ -30,11 +31,14 @@ from megatron_davinci.darwin.prompts import Prompt, load_prompt, mark_for
 from megatron_davinci.darwin.step import Outcome
 from megatron_davinci.darwin.trials import LIMITS, Trying
 from megatron_davinci.darwin.verify import program_of
+from megatron_davinci.darwin.world_rules import World
 from megatron_davinci.darwin.world_texts import Aim, Course
-from megatron_davinci.darwin.worlds import Plan, World
+from megatron_davinci.darwin.worlds import Plan
+from megatron_davinci.platform.sandbox import MIB
 
 _ANSWER_SHARE = 1.0  # tokens of a world for one of the passage, where none is known; a supposition
 _LAWS = 3.0  # of a world, that are judged; a supposition
+_LIMITS = replace(LIMITS, output_bytes=64 * MIB)  # as much as many courses are
 _NOT_RUN = '{"trouble": ["not_run", ""]}'
 
 
@@ -196,7 +200,9 @@ class Simulate(Trying):
         """What a world each is of."""
         if self.parameters.documents == "worlds":
             return [document.text]
-        return [chunk.text for chunk in cut(document.text, self.parameters.passage, characters) if chunk.text]
+        least = self.parameters.least_laws * world_rules.LEAST_WORDS
+        chunks = cut(document.text, self.parameters.passage, characters)
+        return [one.text for one in chunks if not one.verbatim and len(one.text.split()) >= least]
 
     async def _world(
         self, passage: str, spent: Counter[str], unused: Counter[str], aims: Counter[str]
@@ -208,7 +214,7 @@ class Simulate(Trying):
             if program is None:
                 unused[why] += 1
                 continue
-            about = worlds.docstring_of(program) if given else passage
+            about = world_rules.docstring_of(program) if given else passage
             found = await self.believed(program, about, spent)
             if isinstance(found, str):
                 unused[found] += 1
@@ -217,7 +223,11 @@ class Simulate(Trying):
                 found.notes["try"] = attempt
             if self.agent is not None:
                 for aim in world_texts.drawn_aims(found.told, program, self.parameters.aims):
-                    found.reached.extend(await self._toward(aim, found.world, spent, aims))
+                    reached = await self._toward(aim, found.world, spent, aims)
+                    if isinstance(reached, str):  # no world after all
+                        unused[reached] += 1
+                        return None
+                    found.reached.extend(reached)
             return found
         return None
 
@@ -241,7 +251,7 @@ class Simulate(Trying):
             spent: Counts of tokens, which the judge's are added to.
         """
         given = self.parameters
-        world = worlds.world_of(program, passage, given.longest, given.least_laws)
+        world = world_rules.world_of(program, passage, given.longest, given.least_laws)
         if isinstance(world, str):
             return world
         plan = Plan.drawn(given.starts, given.steps)
@@ -264,8 +274,8 @@ class Simulate(Trying):
         return Believed(world, told, courses, [], notes)
 
     async def _played(self, program: str, plan: Plan) -> dict[str, Any]:
-        asked = worlds.question(program, plan, LIMITS)
-        said = await self.ran(asked, lambda: worlds.played(program, plan, LIMITS))
+        asked = worlds.question(program, plan, _LIMITS)
+        said = await self.ran(asked, lambda: worlds.played(program, plan, _LIMITS))
         told: dict[str, Any] = json.loads(_NOT_RUN if said == "not_run" else said)
         return told
 
@@ -273,10 +283,10 @@ class Simulate(Trying):
         """What came of the world made wrong, by outcome."""
 
         async def one(fault: str) -> str:
-            asked = {**worlds.question(fault, plan, LIMITS), "course": course}
-            return await self.ran(asked, lambda: worlds.fault_outcome(fault, plan, course, LIMITS))
+            asked = {**worlds.question(fault, plan, _LIMITS), "course": course}
+            return await self.ran(asked, lambda: worlds.fault_outcome(fault, plan, course, _LIMITS))
 
-        outcomes = await asyncio.gather(*map(one, worlds.faults_of(world, self.parameters.faults)))
+        outcomes = await asyncio.gather(*map(one, world_rules.faults_of(world, self.parameters.faults)))
         return Counter(outcomes)
 
     async def _judged(self, world: World, spent: Counter[str]) -> str:
@@ -293,14 +303,13 @@ class Simulate(Trying):
 
     async def _toward(
         self, aim: Aim, world: World, spent: Counter[str], aims: Counter[str]
-    ) -> list[tuple[Aim, dict[str, Any]]]:
-        """A course that a model takes and that reaches an aim; nothing where it does not."""
+    ) -> list[tuple[Aim, dict[str, Any]]] | str:
+        """A course that a model takes and that reaches an aim, or none; or what went wrong in the world meanwhile."""
         actions: list[str] = []
         for _ in range(self.parameters.steps + 1):
             told = await self._played(world.program, Plan([{"start": aim.start, "actions": actions}]))
             if why := worlds.trouble_of(told):
-                aims[why] += 1
-                return []
+                return why
             episode = told["episodes"][0]
             if episode["states"][-1][aim.name] == aim.value:
                 aims["accepted"] += 1
@@ -350,11 +359,13 @@ class Simulate(Trying):
         if "trouble" in came:
             return str(came["trouble"][0])
         draw = random.Random(len(world.program))
-        found = []
+        found, known = list[Course](), world_texts.stretches(told, given.question_steps)
         for course, episode in zip(asked, came["episodes"], strict=True):
             if episode["trouble"] and episode["trouble"][0] != "impossible":
                 return str(episode["trouble"][0])
-            if (one := world_texts.answered(course, episode, draw)) is not None:
+            one = world_texts.answered(course, episode, draw)
+            if one is not None and (name := world_texts.stretch(one.start, one.actions)) not in known:
+                known.add(name)
                 found.append(one)
         return found[: given.questions]
 

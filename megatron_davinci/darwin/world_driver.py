@@ -27,7 +27,7 @@ MOST_NAMES = 24  # of a state
 MOST_CHOICES = 24
 LONGEST = 200  # characters of a text
 _LARGEST = 10**15
-_MOST_TRANSITIONS = 60  # that laws are tried on with another state in place of what came
+_MOST_TRANSITIONS = 4000  # that laws are tried on with another state in place of what came
 
 
 class Wrong(Exception):
@@ -51,8 +51,15 @@ def plain(state: Any) -> State:
             good = isinstance(value, bool | int | float) and abs(value) <= _LARGEST
         if not good:
             raise Wrong("no_state", name)
+    if len({" ".join(name.replace("_", " ").casefold().split()) for name in state}) < len(state):
+        raise Wrong("names_alike", "")
     copied: State = json.loads(json.dumps(state))
     return copied
+
+
+def kind(value: Any) -> str:
+    """What a value is, as far as a reader sees: `bool`, `number` or `text`."""
+    return "bool" if isinstance(value, bool) else "text" if isinstance(value, str) else "number"
 
 
 def chosen_from(actions: Any) -> list[str]:
@@ -76,7 +83,7 @@ class World:
     def __init__(self, names: dict[str, Any]) -> None:
         self.names = names
         self.laws = {name: law for name, law in names.items() if name.startswith("law_") and callable(law)}
-        self.transitions: list[Transition] = []
+        self.transitions: dict[str, Transition] = {}
 
     def call(self, name: str, *given: Any) -> Any:
         """What a function of the world gives; what it is given is a copy.
@@ -105,13 +112,17 @@ class World:
         after, seen = plain(said[0]), " ".join(said[1].split())
         if sorted(after) != sorted(state):
             raise Wrong("other_names", ", ".join(sorted(set(after) ^ set(state)))[:LONGEST])
-        if not 0 < len(seen) <= 2 * LONGEST:
+        if {name: kind(value) for name, value in after.items()} != {
+            name: kind(value) for name, value in state.items()
+        }:
+            raise Wrong("other_kinds", action)
+        if not (0 < len(seen) <= 2 * LONGEST and seen.isprintable()):
             raise Wrong("says_nothing", action)
         for name, law in self.laws.items():
             if not holds(law, state, action, after):
                 raise Wrong("law_broken", f"{name}: {action}")
         if len(self.transitions) < _MOST_TRANSITIONS:
-            self.transitions.append((state, action, after))
+            self.transitions.setdefault(json.dumps([state, action]), (state, action, after))
         return after, seen
 
     def episode(self, asked: dict[str, Any]) -> dict[str, Any]:
@@ -186,13 +197,15 @@ class World:
         ]
 
     def spoilt(self) -> Iterator[Transition]:
-        """Transitions to states that no step led to: one value is another."""
-        texts = sorted(
-            {value for one in self.transitions for value in one[2].values() if isinstance(value, str)}
-        )
-        for before, action, after in self.transitions:
+        """Transitions to states that no step led to: a value that can change is another."""
+        values: dict[str, set[Any]] = {}
+        for before, _, after in self.transitions.values():
+            for name, value in [*before.items(), *after.items()]:
+                values.setdefault(name, set()).add(value)
+        texts = {name: sorted(one for one in some if isinstance(one, str)) for name, some in values.items()}
+        for before, action, after in self.transitions.values():
             for name, value in after.items():
-                for other in spoilt_values(value, texts):
+                for other in spoilt_values(value, texts[name][:8]) if len(values[name]) > 1 else []:
                     yield before, action, {**after, name: other}
 
 
@@ -217,7 +230,7 @@ def spoilt_values(value: Any, texts: list[str]) -> list[Any]:
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, str):
-        return [text for text in texts if text != value][:3] or [value + "'"]
+        return [*(text for text in texts if text != value), value + "'"]
     return [value + 1, value - 1, 2 * value + 10, -value - 1]
 
 
@@ -229,9 +242,9 @@ def main(request: str) -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         world = World(vars(importlib.import_module(MODULE)))
         told = {
+            "again": [world.again(call) for call in asked["again"]],
             "episodes": [world.episode(one) for one in asked["episodes"]],
             "explored": world.explored(asked["explore"]) if asked["explore"] else None,
-            "again": [world.again(call) for call in asked["again"]],
         }
         told["empty_laws"] = world.empty_laws() if asked["empty_laws"] else []
     out.write("\n" + asked["word"] + json.dumps(told) + "\n")

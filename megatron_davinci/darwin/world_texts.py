@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from megatron_davinci.darwin.worlds import World
-
-_CODE = "```python\n{}\n```"
+from megatron_davinci.darwin.world_rules import World
 
 
 class Course(NamedTuple):
@@ -52,7 +51,7 @@ def shown(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return f"{value + 0.0:.12g}"
     return str(value) if value != "" else "(empty)"
 
 
@@ -68,7 +67,11 @@ def laws_text(world: World) -> str:
 
 def world_text(world: World) -> str:
     """A world as a document: what holds, and the program that goes by it."""
-    return f"{laws_text(world)}\n\nA program that goes by this:\n\n{_CODE.format(world.program.strip())}\n"
+    fence = "```"
+    while fence in world.program:
+        fence += "`"
+    program = f"{fence}python\n{world.program.strip()}\n{fence}"
+    return f"{laws_text(world)}\n\nA program that goes by this:\n\n{program}\n"
 
 
 def episode_text(world: World, episode: dict[str, Any], aim: Aim | None = None) -> str:
@@ -95,7 +98,8 @@ def course_text(world: World, episode: dict[str, Any], aim: Aim | None) -> str:
 
 
 def drawn_aims(told: dict[str, Any], program: str, most: int) -> list[Aim]:
-    """Aims that can be reached, since drawn actions have: a value that came up late in a course and not before.
+    """Aims that can be reached, since drawn actions have: a value that came up late in a course and not before, and
+    that another action would not have brought about, too.
 
     Args:
         told: What `played` gave of the world.
@@ -109,7 +113,9 @@ def drawn_aims(told: dict[str, Any], program: str, most: int) -> list[Aim]:
         late: list[Aim] = []
         for place, state in enumerate(one["states"][1:], start=1):
             new = [name for name, value in state.items() if (name, repr(value)) not in known]
-            late += [Aim(number, name, state[name]) for name in new if place > 1]
+            others = [after for _, after in one["others"][place - 1]]
+            chosen = [name for name in new if any(after[name] != state[name] for after in others)]
+            late += [Aim(number, name, state[name]) for name in chosen if place > 1]
             known |= {(name, repr(state[name])) for name in new}
         if late:
             found.append(draw.choice(late))
@@ -145,6 +151,21 @@ def asked_courses(told: dict[str, Any], program: str, most: int, longest: int) -
     return courses
 
 
+def stretch(start: dict[str, Any], actions: Sequence[str]) -> str:
+    """Names actions that are taken from a state on."""
+    return json.dumps([start, list(actions)], sort_keys=True)
+
+
+def stretches(told: dict[str, Any], longest: int) -> set[str]:
+    """Those that the courses of a world have, of up to so many actions."""
+    return {
+        stretch(one["states"][at], one["actions"][at : at + length])
+        for one in told["episodes"]
+        for at in range(len(one["actions"]))
+        for length in range(1, longest + 1)
+    }
+
+
 def _digest(program: str) -> str:
     return hashlib.blake2b(program.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
@@ -160,10 +181,16 @@ def answered(course: Course, episode: dict[str, Any], draw: random.Random) -> Co
     states = episode["states"][1:]
     if not states:
         return None
-    changed = [name for name, value in states[-1].items() if value != course.start[name]]
+    changed = [
+        name for name, value in states[-1].items() if value != course.start[name] and _can_be_boxed(value)
+    ]
     if not changed:
         return None
     return course._replace(actions=course.actions[: len(states)], states=states, name=draw.choice(changed))
+
+
+def _can_be_boxed(value: Any) -> bool:
+    return not (isinstance(value, str) and set(value) & set("{}\\"))
 
 
 def question_text(world: World, course: Course) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Worlds that a program makes: what one must look like, how it is played, and what is wrong with how it went.
+"""Worlds that a program makes: how one is played, and what is wrong with how it went.
 
 A world is believed as far as a program can see: it goes on by itself, the same way each time; what is done in it
 makes a difference; its laws, each a quotation of a document, hold of every step that was taken and of every other
@@ -7,134 +7,23 @@ that could have been; and they can fail, of states that nothing led to and of th
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import random
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from megatron_davinci.darwin.mutants import mutants
-from megatron_davinci.darwin.pair_gates import quoted
 from megatron_davinci.darwin.world_driver import MODULE
 from megatron_davinci.platform.sandbox import Limits, run_python
-from megatron_davinci.platform.syntax import parsed
 
 VERSION = 1  # raised whenever the same program would be played or judged in another way
-MAY_IMPORT = frozenset(
-    "bisect collections copy dataclasses decimal enum fractions functools heapq itertools json math operator random "
-    "re statistics string typing".split()
-)
-_MUST_DEFINE = {"start": 1, "actions": 1, "step": 2}
-_LAW, _OF_A_LAW = "law_", 3  # before, action, after
-_LEAST_WORDS = 4  # of a quotation
 _MORE_STARTS, _MORE_STEPS = 12, 48  # that are explored beside the courses
 _LEAST_DIFFERENT = 0.25  # of other actions, the share that must lead elsewhere than the one that was taken
-
-
-class Law(NamedTuple):
-    """A law.
-
-    Attributes:
-        name: Of its function.
-        quotation: Of the document: what it says that holds.
-        source: The function's text.
-    """
-
-    name: str
-    quotation: str
-    source: str
-
-
-class World(NamedTuple):
-    """A world's program, taken apart.
-
-    Attributes:
-        program: All of it.
-        goes: What it goes by: all of it but the functions that laws cannot speak of, and the laws.
-        choices: Those functions, of how it starts and of what may be done.
-        laws: What holds in it.
-    """
-
-    program: str
-    goes: str
-    choices: str
-    laws: list[Law]
-
-
-def world_of(program: str, passage: str, longest: int, least_laws: int) -> World | str:
-    """A world, or what is wrong with it as far as its syntax and the passage tell.
-
-    Args:
-        program: Python.
-        passage: What its laws must quote.
-        longest: Most characters of it.
-        least_laws: That it must have.
-    """
-    if len(program) > longest:
-        return "too_long"
-    try:
-        tree = parsed(program)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return "no_python"
-    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-    for name, count in _MUST_DEFINE.items():
-        if name not in functions or _arguments(functions[name]) != count:
-            return f"no_{name}"
-    if any(module not in MAY_IMPORT for module in _imported(tree)):
-        return "imports_other"
-    laws: list[Law] = []
-    for node in (node for name, node in functions.items() if name.startswith(_LAW)):
-        said = ast.get_docstring(node) or ""
-        if _arguments(node) != _OF_A_LAW:
-            return "no_law"
-        if {one.id for one in ast.walk(node) if isinstance(one, ast.Name)} & _MUST_DEFINE.keys():
-            return "law_asks_the_world"
-        if len(said.split()) < _LEAST_WORDS or not quoted(said, passage):
-            return "law_not_in_the_passage"
-        laws.append(Law(node.name, " ".join(said.split()), ast.get_source_segment(program, node) or ""))
-    if len(laws) < least_laws:
-        return "too_few_laws"
-    apart = [functions[name] for name in ("start", "actions")]
-    laid = {*apart, *(node for name, node in functions.items() if name.startswith(_LAW))}
-    goes = ast.unparse(ast.Module([node for node in tree.body if node not in laid], []))
-    return World(program, goes, "\n\n\n".join(map(ast.unparse, apart)), laws)
-
-
-def docstring_of(program: str) -> str:
-    """What a program says of itself; empty where it is none, or says nothing."""
-    try:
-        return ast.get_docstring(parsed(program)) or ""
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return ""
-
-
-def _arguments(node: ast.FunctionDef) -> int:
-    given = node.args
-    if given.vararg or given.kwarg or given.kwonlyargs or node.decorator_list:
-        return -1
-    return len(given.posonlyargs) + len(given.args) - len(given.defaults)
-
-
-def _imported(tree: ast.Module) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name.partition(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield (node.module or "").partition(".")[0]
-        elif isinstance(node, ast.Name) and node.id in ("__import__", "open", "exec", "eval", "input"):
-            yield node.id
-
-
-def faults_of(world: World, most: int) -> list[str]:
-    """The world made wrong, one fault each, in what laws can speak of; the laws stay."""
-    rest = "\n\n\n".join([world.choices, *(law.source for law in world.laws)])
-    return [f"{fault}\n\n\n{rest}\n" for fault in mutants(world.goes, most)]
 
 
 class Plan(NamedTuple):
@@ -182,11 +71,12 @@ def played(program: str, plan: Plan, limits: Limits) -> str:
     Raises:
         NoSandbox: This machine has none.
     """
-    told = _run(program, plan, limits, laws=plan.whole)
+    told = _run(program, plan.episodes, plan.explore, limits, laws=plan.whole)
     if plan.whole and not trouble_of(told):
         calls, gave = _calls(told, plan)
-        again = _run(program, Plan([]), limits, again=calls, hashes="1")
-        if "trouble" in again or not all(map(_same, gave, again["again"])):
+        again = _run(program, [], plan.explore, limits, again=calls, hashes="1")
+        same = "trouble" not in again and again["explored"] == told["explored"]
+        if not same or not all(map(_same, gave, again["again"])):
             return json.dumps({"trouble": ["differs", ""]})
     told.pop("again", None)
     return json.dumps(told)
@@ -205,6 +95,7 @@ def _calls(told: dict[str, Any], plan: Plan) -> tuple[list[Any], list[Any]]:
             made.append((["step", states[place], action], [states[place + 1], one["seen"][place]]))
             made += [(["step", states[place], other], [after]) for other, after in one["others"][place]]
     random.Random(len(made)).shuffle(made)
+    made += made[::-1]  # so that what is explored afterwards comes after another number of calls than before
     return [call for call, _ in made], [gave for _, gave in made]
 
 
@@ -220,14 +111,15 @@ def _driver() -> str:
 
 def _run(
     program: str,
-    plan: Plan,
+    episodes: Sequence[dict[str, Any]],
+    explore: dict[str, int] | None,
     limits: Limits,
     laws: bool = False,
     again: Sequence[Any] = (),
     hashes: str = "0",
 ) -> dict[str, Any]:
     word = secrets.token_hex(16)
-    asked = {"episodes": plan.episodes, "explore": plan.explore, "again": list(again)}
+    asked = {"episodes": list(episodes), "explore": explore, "again": list(again)}
     request = json.dumps({**asked, "empty_laws": laws, "word": word})
     ran = run_python(
         f"{_driver()}\n\nmain({request!r})\n",
@@ -245,7 +137,20 @@ def _run(
         told = json.loads(ran.stdout[begin + len(word) :])
     except ValueError:
         return {"trouble": ["world_early", ""]}
-    return told if isinstance(told, dict) else {"trouble": ["world_early", ""]}
+    return told if _is_whole(told, asked) else {"trouble": ["world_early", ""]}
+
+
+def _is_whole(told: Any, asked: dict[str, Any]) -> bool:
+    """Whether a run said what was asked: a program may have changed what says it."""
+    try:
+        whole = len(told["episodes"]) == len(asked["episodes"]) and len(told["again"]) == len(asked["again"])
+        whole = whole and (told["explored"] is None) == (asked["explore"] is None)
+        for one in told["episodes"] if whole else ():
+            counts = {len(one["states"]), len(one["possible"]), len(one["actions"]) + 1, len(one["seen"]) + 1}
+            whole = whole and (one["trouble"] is not None or counts == {len(one["others"]) + 1})
+        return whole and all(isinstance(name, str) for name in told["empty_laws"])
+    except (TypeError, KeyError):
+        return False
 
 
 def course_of(told: dict[str, Any]) -> str:
@@ -271,7 +176,7 @@ def fault_outcome(fault: str, plan: Plan, course: str, limits: Limits) -> str:
     Raises:
         NoSandbox: This machine has none.
     """
-    told = _run(fault, plan, limits)
+    told = _run(fault, plan.episodes, plan.explore, limits)
     kind = trouble_of(told)
     if kind:
         return "noticed" if kind == "law_broken" else "stops"

@@ -26,3 +26,21 @@ def parsed(text: str, mode: Literal["exec", "eval"] = "exec") -> Any:
     """
     with _alone:
         return ast.parse(text, mode=mode)
+
+
+_DEEPEST = 100  # what reads a tree recursively has a stack, which a long sum of terms fills
+_LARGEST = 10**18  # what is longer than some thousand digits cannot be written out again
+
+
+def unwieldy(tree: ast.AST) -> str:
+    """Why a tree cannot be worked on: `too_deep` or `too_large_a_number`; empty where it can."""
+    level = [tree]
+    for _ in range(_DEEPEST):
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+        if any(
+            isinstance(one, ast.Constant) and type(one.value) is int and one.value > _LARGEST for one in level
+        ):
+            return "too_large_a_number"
+        if not level:
+            return ""
+    return "too_deep"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import random
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_davinci.darwin import endpoint, world_driver, world_texts, worlds
+from megatron_davinci.darwin import endpoint, world_driver, world_rules, world_texts, worlds
 from megatron_davinci.darwin.lineage import events, find
 from megatron_davinci.darwin.simulate import Simulate
 from megatron_davinci.darwin.trials import LIMITS
@@ -45,8 +46,8 @@ def drawn(name: str, seed: int = 3) -> tuple[world_plants.Kind, random.Random]:
 
 CAUGHT = {
     "law_invented": "law_not_in_the_passage", "law_says_nothing": "law_cannot_fail", "one_law": "too_few_laws",
-    "law_asks_the_world": "law_asks_the_world", "laws_are_blind": "cannot_notice", "rule_is_broken": "law_broken",
-    "chance": "differs", "order_of_a_set": "differs", "kept_aside": "differs or law_broken", "raises": "raises",
+    "law_asks_the_world": "law_asks_the_world", "laws_are_blind": "law_cannot_fail", "rule_is_broken": "law_broken",
+    "chance": "draws_lots", "order_of_a_set": "differs", "kept_aside": "differs or law_broken", "raises": "raises",
     "starts_alike": "starts_alike", "no_number": "no_state", "other_names": "other_names",
     "leaves_early": "world_early", "clock": "imports_other",
 }  # fmt: skip
@@ -62,7 +63,7 @@ def test_a_world_with_one_thing_wrong_is_none_and_its_clean_twin_is_one(name):
 @pytest.mark.parametrize("name", ["lamps", "orchard"])
 def test_the_examples_worlds_are_believed(name):
     program = Path(f"examples/worlds/worlds/{name}.py").read_text()
-    assert by_rules(documents="worlds").judged(Case("", worlds.docstring_of(program), program)) == ""
+    assert by_rules(documents="worlds").judged(Case("", world_rules.docstring_of(program), program)) == ""
 
 
 @pytest.mark.parametrize("kind", KINDS[::2], ids=lambda kind: kind.__name__)
@@ -208,14 +209,31 @@ def test_documents_that_are_worlds_need_no_model(tmp_path, server):
         (("before, action, after", "before, after"), "no_law"),
         (("def actions(state):", "def actions(state, *more):"), "no_actions"),
         (("def actions(state):", "def actions(state:"), "no_python"),
-        (("import", "import"), ""),
+        (("def start", "open = len\n\n\ndef start"), ""),
+        (("def start", "import math\nPI = math.pi\n\n\ndef start"), ""),
+        (("def start", "from __future__ import annotations\n\n\ndef start"), ""),
+        (("def law_2", "LAWS = [law_0, law_1]\n\n\ndef law_2"), ""),
+        (("def start", "import os\n\n\ndef start"), "imports_other"),
+        (("def start", "open('x')\n\n\ndef start"), "imports_other"),
+        (("def start", "import json\njson.dumps = len\n\n\ndef start"), "reaches_out"),
+        (("def start", "import random\nX = random._os\n\n\ndef start"), "reaches_out"),
+        (("def start", "X = globals()\n\n\ndef start"), "reaches_out"),
+        (("def start", "X = [].__class__\n\n\ndef start"), "reaches_out"),
+        (("def law_2", "law_0 = len\n\n\ndef law_2"), "defined_twice"),
+        (("def start", f"X = {'1 + ' * 250}1\n\n\ndef start"), "too_deep"),
+        (("def start", f"X = 0x{'f' * 4000}\n\n\ndef start"), "too_large_a_number"),
+        (("    new = dict(state)", "    new = dict(state, n=DICE.random())"), "draws_lots"),
     ],
 )
 def test_what_is_wrong_with_a_world_by_its_syntax(change, wrong):
-    kind, _ = drawn("syntax")
-    found = worlds.world_of(kind.program.replace(*change), kind.passage, 10_000, 2)
-    assert found == wrong if wrong else isinstance(found, worlds.World)
-    assert worlds.world_of(kind.program, kind.passage, 100, 2) == "too_long"
+    draw = random.Random(4)
+    kind = world_plants.kettle(draw)
+    if wrong == "draws_lots":
+        kind = kind._replace(program="import random\nDICE = random.Random(1)\n" + kind.program)
+    assert change[0] in kind.program
+    found = world_rules.world_of(kind.program.replace(*change), kind.passage, 10_000, 2)
+    assert found == wrong if wrong else isinstance(found, world_rules.World), found
+    assert world_rules.world_of(kind.program, kind.passage, 100, 2) == "too_long"
 
 
 def world(**functions) -> world_driver.World:
@@ -246,6 +264,10 @@ def world(**functions) -> world_driver.World:
         ({"step": lambda state, action: ({"n": 1, "m": 2}, "It moves.")}, "other_names"),
         ({"step": lambda state, action: ({"n": state["n"] + 2}, "It moves.")}, "law_broken"),
         ({"step": lambda state, action: ({"n": state["n"] + 1}, " ")}, "says_nothing"),
+        ({"start": lambda number: {"a b": 1, "a_b": 2}}, "names_alike"),
+        ({"step": lambda state, action: ({"n": "two"}, "It moves.")}, "other_kinds"),
+        ({"step": lambda state, action: ({"n": state["n"] + 1}, "It\x1b moves.")}, "says_nothing"),
+        ({"step": lambda state, action: ({"n": state["n"] + 1}, "\ud800")}, "says_nothing"),
         ({"law_two": lambda before, action, after: 1 / 0}, "law_broken"),
     ],
 )
@@ -268,22 +290,85 @@ def test_a_world_gets_copies_and_its_other_ways_are_told():
 
 
 def test_aims_are_values_that_came_up_late_and_not_before():
+    def state(n, on=False, turns=0):
+        return {"n": n, "on": on, "turns": turns}
+
     told = {
         "episodes": [
-            {
-                "states": [
-                    {"n": 1, "on": False},
-                    {"n": 2, "on": False},
-                    {"n": 1, "on": True},
-                    {"n": 2, "on": False},
-                ]
-            },
-            {"states": [{"n": 0, "on": False}, {"n": 5, "on": True}]},
+            {"states": [state(1), state(2), state(1, True), state(2, False, 9)],
+             "others": [[["b", state(1)]], [["b", state(1)]], [["b", state(3, False, 9)]]]},
+            {"states": [state(0), state(5, True)], "others": [[["b", state(0)]]]},
         ]
-    }
+    }  # fmt: skip
     assert world_texts.drawn_aims(told, "a program", 9) == [world_texts.Aim(0, "on", True)]
     assert world_texts.drawn_aims(told, "a program", 9)[0].text == "on: yes"
     assert world_texts.drawn_aims({"episodes": told["episodes"][1:]}, "a program", 9) == []
+
+
+def test_laws_are_two_that_differ_and_quote_through_markdown():
+    kind = world_plants.tank(random.Random(3))
+    start, said = "def law_1(before", "The pump only changes when someone touches its switch."
+    assert (
+        world_rules.world_of(kind.program, kind.passage.replace("only", "**only**"), 9999, 2)
+        .laws[1]
+        .quotation
+        == said
+    )
+    twice = kind.program.replace(said, kind.program.split('"""')[1])
+    assert world_rules.world_of(twice[: twice.index("def law_2")], kind.passage, 9999, 2) == "too_few_laws"
+    head, law = kind.program[: kind.program.index("def law_0")], kind.program[kind.program.index(start) :]
+    again = (
+        law[: law.index("\n\ndef law_2")]
+        .replace("law_1", "law_9")
+        .replace(said, "Old pipes were replaced by copper ones.")
+    )
+    assert world_rules.world_of(f"{kind.program}\n\n{again}", kind.passage, 9999, 2) == "laws_alike"
+    helped = f"MOST = 9\n\n\ndef _most(x):\n    return x <= MOST\n{head}" + law.replace(
+        "return (", "return _most(1) and ("
+    )
+    found = world_rules.world_of(helped, kind.passage, 9999, 1)
+    assert "MOST = 9" in found.laws[0].source and "def _most" in found.laws[0].source, (
+        "a judge sees what it uses"
+    )
+
+
+def test_what_says_the_end_is_looked_at():
+    asked = {"episodes": [{"start": 0, "steps": 1}], "again": [], "explore": None}
+    one = {
+        "states": [1, 2],
+        "actions": ["a"],
+        "seen": ["b"],
+        "possible": [[], []],
+        "others": [[]],
+        "trouble": None,
+    }
+    whole = {"episodes": [one], "again": [], "explored": None, "empty_laws": []}
+    assert worlds._is_whole(whole, asked)
+    broken = [{}, [], None, whole | {"episodes": []}, whole | {"episodes": [{}]}, whole | {"empty_laws": [1]}]
+    broken += [whole | {"episodes": [one | {"seen": []}]}, whole | {"explored": {}}, whole | {"again": [1]}]
+    assert not any(worlds._is_whole(told, asked) for told in broken)
+
+
+def test_the_version_is_raised_with_the_driver():
+    text = Path(world_driver.__file__).read_bytes()
+    known = {1: "c9ca135777753446"}
+    assert hashlib.sha256(text).hexdigest()[:16] == known[worlds.VERSION], "raise VERSION, or say what it was"
+
+
+def test_numbers_are_shown_as_they_are():
+    assert [world_texts.shown(value) for value in (129959.58, 1234567.89, -0.0, 0.1 + 0.2, 7, True, "")] == [
+        "129959.58", "1234567.89", "0", "0.3", "7", "yes", "(empty)",
+    ]  # fmt: skip
+
+
+def test_nobody_is_asked_what_a_course_has_shown():
+    told = {"episodes": [{"states": [{"n": 0}, {"n": 1}, {"n": 2}], "actions": ["up", "up"]}]}
+    known = world_texts.stretches(told, 2)
+    assert (
+        world_texts.stretch({"n": 0}, ["up", "up"]) in known
+        and world_texts.stretch({"n": 1}, ["up"]) in known
+    )
+    assert world_texts.stretch({"n": 1}, ["up", "up"]) not in known
 
 
 def test_laws_that_cannot_fail():
@@ -296,7 +381,7 @@ def test_laws_that_cannot_fail():
 
 def test_a_world_made_wrong_says_what_its_laws_notice():
     kind = world_plants.robot(random.Random(2))
-    found = worlds.world_of(kind.program, kind.passage, 10_000, 2)
+    found = world_rules.world_of(kind.program, kind.passage, 10_000, 2)
     plan = worlds.Plan.drawn(2, 8)
     course = worlds.course_of(json.loads(worlds.played(found.program, plan, LIMITS)))
     outcome = lambda text: worlds.fault_outcome(text, plan, course, LIMITS)  # noqa: E731
@@ -307,4 +392,4 @@ def test_a_world_made_wrong_says_what_its_laws_notice():
         outcome(kind.program.replace('MOVES] if state["charge"] > 0', 'MOVES] if state["charge"] > 5'))
         == "passes"
     )
-    assert all("def start" in fault and "def law_0" in fault for fault in worlds.faults_of(found, 5))
+    assert all("def start" in fault and "def law_0" in fault for fault in world_rules.faults_of(found, 5))
