@@ -60,13 +60,14 @@ def test_a_world_with_one_thing_wrong_is_none_and_its_clean_twin_is_one(name):
     assert by_rules().judged(Case(name, kind.passage, program)) in CAUGHT[name].split(" or ")
 
 
-@pytest.mark.parametrize("name", ["lamps", "orchard"])
+@pytest.mark.parametrize("name", [pytest.param("lamps", marks=pytest.mark.long), "orchard"])
 def test_the_examples_worlds_are_believed(name):
     program = Path(f"examples/worlds/worlds/{name}.py").read_text()
     assert by_rules(documents="worlds").judged(Case("", world_rules.docstring_of(program), program)) == ""
 
 
-@pytest.mark.parametrize("kind", KINDS[::2], ids=lambda kind: kind.__name__)
+@pytest.mark.long
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_clean_worlds_arebelieved(kind):
     drawn = kind(random.Random(5))
     assert by_rules().judged(Case("", drawn.passage, drawn.program)) == ""
