@@ -65,7 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 metavar="KEY=VALUE",
                 help="a setting of Slurm (partition=..., time=MINUTES, gpus_per_node=...) or of Ray's tasks",
             )
-            command.add_argument("--retry", action="store_true", help="start runs again that failed before")
+            command.add_argument(
+                "--retry",
+                action="store_true",
+                help="start runs again that failed before, and ask again what had the same problem twice",
+            )
     mixture = commands.add_parser("mixture", help="look for a stage's mixture by rounds of small runs")
     mixture.add_argument("search", type=Path)
     mixture.add_argument("--out", type=Path, default=ROOT, help=f"the lab's folder (default: {ROOT})")
@@ -216,7 +220,9 @@ def _eval(arguments: argparse.Namespace) -> int:
 
     design = load_design(arguments.design)
     runs = runs_of(design, arms_of(design))
-    ask(design, arguments.out, runs, parallel=arguments.parallel or _cores(), say=say)
+    # `lab eval` is only called to ask; `lab run` may be called any number of times.
+    again = getattr(arguments, "retry", True)
+    ask(design, arguments.out, runs, parallel=arguments.parallel or _cores(), again=again, say=say)
     return _report(arguments)
 
 

@@ -52,6 +52,18 @@ def unmeasured(records: Iterable[dict[str, Any]], suite: str | None, tasks: Iter
     return (bad - good) | (set() if ended else {suite})
 
 
+def standing(records: Iterable[dict[str, Any]]) -> set[str]:
+    """Tasks that had the same problem the last two times: asked once more they would have it again.
+
+    Args:
+        records: Of one checkpoint, asked in one way, the oldest first.
+    """
+    said: dict[str, list[str]] = {}
+    for record in records:
+        said.setdefault(str(record.get("task")), []).append(str(record.get("problem") or ""))
+    return {task for task, last in said.items() if last[-1] and last[-2:-1] == last[-1:]}
+
+
 def _ends_suite(record: dict[str, Any]) -> bool:
     """Whether it is a suite's last line, which says that all of it was asked."""
     return (

@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from megatron_davinci.evaluate.results import unmeasured
+from megatron_davinci.evaluate.results import standing, unmeasured
 from megatron_davinci.lab.arms import Run
 from megatron_davinci.lab.design import Design, Evaluate
 from megatron_davinci.lab.outcomes import TASK, folder_of, outcome_of, results_of
@@ -52,12 +52,21 @@ def missing(design: Design, root: Path, run: Run) -> list[str]:
     return sorted(unmeasured(answered, evaluate.suite, evaluate.names))
 
 
+def unanswerable(design: Design, root: Path, run: Run) -> set[str]:
+    """Those tasks of a run that had the same problem the last two times that they were asked."""
+    if design.evaluate is None:
+        return set()
+    step = outcome_of(root, run).step
+    return standing(results_of(folder_of(root, run), step, design.evaluate))
+
+
 def ask(
     design: Design,
     root: Path,
     runs: Sequence[Run],
     *,
     parallel: int,
+    again: bool = True,
     say: Callable[[Run, str], None] = lambda run, problem: None,
 ) -> None:
     """Ask every run that is done and has not been asked yet.
@@ -67,7 +76,8 @@ def ask(
         root: The lab's folder.
         runs: Of the design.
         parallel: How many at a time.
-        say: Is told of each that was asked, and what went wrong; its log has the rest.
+        again: Also runs that lack only what had the same problem twice; a model is loaded for each.
+        say: Is told of each that was asked, or is not asked again, and what went wrong; its log has the rest.
     """
     evaluate = design.evaluate
     if evaluate is None:
@@ -90,11 +100,20 @@ def ask(
             f"no score of {', '.join(without)} (davinci eval ended with {code}; {os.path.relpath(log)})",
         )
 
-    left = {
-        run.identity: run
-        for run in runs
-        if outcome_of(root, run).state == "done" and missing(design, root, run)
-    }
+    left = {}
+    for run in {run.identity: run for run in runs}.values():
+        without = missing(design, root, run) if outcome_of(root, run).state == "done" else []
+        hopeless = set() if again else unanswerable(design, root, run)
+        if any(_task_of(name, hopeless) is None for name in without):
+            left[run.identity] = run
+        elif without:
+            tasks = sorted({str(_task_of(name, hopeless)) for name in without})
+            say(run, f"not again: the same problem twice in {', '.join(tasks)} (--retry asks again)")
     with ThreadPoolExecutor(max(1, parallel)) as pool:
         for run, problem in pool.map(one, left.values()):
             say(run, problem)
+
+
+def _task_of(name: str, tasks: Iterable[str]) -> str | None:
+    """The one of some tasks that is missing by this name, which is its own or a metric's; None for none of them."""
+    return next((one for one in tasks if name == one or name.startswith(f"{TASK}{one}.")), None)

@@ -191,6 +191,34 @@ def test_a_design_without_a_metric_of_a_task_asks_all_the_same(tmp_path):
     assert asking.missing(tasks, lab, run) == ["mmlu_generation"]
 
 
+@pytest.mark.parametrize("metric", ["heldout_loss.mean", METRIC])
+def test_what_had_the_same_problem_twice_is_not_asked_by_every_run_of_the_lab(metric, tmp_path, monkeypatch):
+    metrics = [{"name": metric, "better": "higher" if metric == METRIC else "lower", "margin": 0.05}]
+    design = load_design(written(tmp_path, **ASKED | {"metrics": metrics}))
+    run, lab = runs_of(design)[0], tmp_path / "lab"
+    folder, steps = done(lab, run)
+    problems = iter(["no sandbox: a", "no sandbox: b", "no sandbox: b", "no sandbox: b", None])
+    asked, told = [], []
+
+    def davinci_eval(command, **_):
+        asked.append(command)
+        problem = next(problems)
+        result(folder, steps, 0.5, **({"problem": problem, "metrics": {}} if problem else {}))
+        result(folder, steps, 0.5, task="geometry")
+        return subprocess.CompletedProcess(command, 2)
+
+    monkeypatch.setattr(asking.subprocess, "run", davinci_eval)
+
+    def times(again):
+        asking.ask(design, lab, [run], parallel=1, again=again, say=lambda run, problem: told.append(problem))
+        return len(asked)
+
+    assert [times(False) for _ in range(4)] == [1, 2, 3, 3]
+    assert told[2].startswith("no score of") and "not again: the same problem twice in cloze" in told[3]
+    assert [times(True) for _ in range(3)] == [4, 5, 5]
+    assert told[4].startswith("no score of") and told[5:] == [""]
+
+
 def test_who_was_not_asked_has_no_verdict(tmp_path):
     *_, verdict = judged(tmp_path, {}, **ASKED)
     [one] = verdict.deciding
