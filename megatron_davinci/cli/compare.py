@@ -15,7 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="run directory, RUN@STEP for one of its checkpoints, or a folder of results; all that are measured",
     )
-    parser.add_argument("--tasks", help="these only, with commas between")
+    parser.add_argument(
+        "--tasks", help="these only, with commas between; NAME (WAY) for one of several ways of asking"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of what is resampled (default: 0)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the same as JSON, with all pairs")
 
@@ -32,8 +34,11 @@ def run(arguments: argparse.Namespace) -> int:
     tasks = read_item_scores(arguments.runs)
     known = sorted({stem_of(task.task) for task in tasks})
     if arguments.tasks:
-        wanted = {name for name in arguments.tasks.split(",") if name}
-        if missing := sorted(wanted - {*known}):
+        asked = [name for name in arguments.tasks.split(",") if name]
+        # A name alone is a task in all its ways; with a way behind it, in that one.
+        ways = {name: {one for one in known if one == name or one.startswith(f"{name} (")} for name in asked}
+        wanted = set().union(*ways.values())
+        if missing := sorted(name for name, found in ways.items() if not found):
             raise DataError(
                 "A task has no kept answers.",
                 where=f"--tasks {arguments.tasks}",

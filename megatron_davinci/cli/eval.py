@@ -265,12 +265,17 @@ def suite_means(planned: Sequence[Planned], results: Sequence[TaskResult]) -> di
 
 def keep(out: Path, found: Found, result: TaskResult, about: dict[str, Any]) -> None:
     """Append a task's result to `results.jsonl`, and write what was answered to each item."""
-    folder = out / "samples" / found.checkpoint.folder.name
+    from megatron_davinci.evaluate.results import samples_folder
+
+    checkpoint = found.checkpoint.folder.name
+    folder = samples_folder(checkpoint, about.get("suite"), about.get("limit"), about.get("given"))
     for name, rows in result.samples.items():
         write_atomically(
-            folder / f"{name}.jsonl", "".join(json.dumps(row, default=str) + "\n" for row in rows)
+            out / "samples" / folder / f"{name}.jsonl",
+            "".join(json.dumps(row, default=str) + "\n" for row in rows),
         )
-    append(out, {**_point(found), **result.record(), **about})
+    where = {"samples_in": folder} if result.samples else {}
+    append(out, {**_point(found), **result.record(), **where, **about})
 
 
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import numpy as np
 from megatron_davinci.cli.eval_plan import given_texts
 from megatron_davinci.cli.screen import Screen
 from megatron_davinci.errors import ConfigError
+from megatron_davinci.evaluate.results import samples_folder
 from megatron_davinci.files import write_atomically
 
 if TYPE_CHECKING:
@@ -85,7 +86,8 @@ def contamination(
         record["true_positives_at_5_percent"] = {key: true_positives(*pair) for key, pair in pairs.items()}
     if out is not None:
         lines = "".join(json.dumps(row) + "\n" for row in rows)
-        write_atomically(out / "samples" / found.checkpoint.folder.name / "contamination.jsonl", lines)
+        folder = samples_folder(found.checkpoint.folder.name, None, arguments.limit)
+        write_atomically(out / "samples" / folder / "contamination.jsonl", lines)
     show(record)
     return record
 

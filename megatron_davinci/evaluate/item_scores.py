@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 
 from megatron_davinci.data.knowledge.facts import KINDS
 from megatron_davinci.errors import DataError
-from megatron_davinci.evaluate.naming import GENERATION, LIKELIHOOD, format_of, stem_of
+from megatron_davinci.evaluate.naming import GENERATION, LIKELIHOOD, format_of, otherwise, stem_of
+from megatron_davinci.evaluate.results import read_records
+from megatron_davinci.report.asked import fullest, way_of
 
 # What counts of an item, the first that is there.
 _METRICS = {
@@ -81,6 +83,9 @@ class _Asked:
 def read_item_scores(runs: Sequence[str]) -> list[ItemScores]:
     """Scores by task, in the order of the record.
 
+    Of a checkpoint that was asked a task more than once the record of most items counts. A task that was asked with
+    other examples or texts is another task, `NAME (WAY)`.
+
     Args:
         runs: Run directories, `RUN@STEP` for one checkpoint, or folders with `results.jsonl`.
 
@@ -92,10 +97,16 @@ def read_item_scores(runs: Sequence[str]) -> list[ItemScores]:
     given = [_folder(run) for run in runs]
     folders = list(dict.fromkeys(folder for folder, *_ in given))
     names = _names([{name for at, name, _ in given if at == folder}.pop() for folder in folders], folders)
-    for folder, _, only in given:
+    counting = [_counting(folder, only) for folder, _, only in given]
+    ways: dict[str, set[str]] = {}
+    for record in (one for records in counting for one in records):
+        ways.setdefault(stem_of(str(record["task"])), set()).add(way_of(record))
+    for (folder, *_), records in zip(given, counting, strict=True):
         name = names[folders.index(folder)]
-        for record in _last_records(folder, only):
+        for record in records:
             task, protocol, step = str(record["task"]), str(record["protocol"]), int(record["step"])
+            if len(ways[stem_of(task)]) > 1 and (way := way_of(record)):
+                task = otherwise(task, way)
             rows, metric = _items(folder, record, protocol)
             if not rows:
                 continue
@@ -138,19 +149,14 @@ def _folder(run: str) -> tuple[Path, str, int | None]:
     )
 
 
-def _last_records(folder: Path, only: int | None) -> list[dict[str, Any]]:
-    """The last record with metrics of each task and checkpoint, by step."""
-    last: dict[tuple[int, str], dict[str, Any]] = {}
-    for line in (folder / "results.jsonl").read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # somebody may be writing it
-        if not (isinstance(record, dict) and record.get("metrics") and isinstance(record.get("step"), int)):
-            continue
-        if only is None or record["step"] == only:
-            last[record["step"], str(record.get("task"))] = record
-    return [last[key] for key in sorted(last, key=lambda key: key[0])]
+def _counting(folder: Path, only: int | None) -> list[dict[str, Any]]:
+    """The records with metrics that count of each task and checkpoint, by step."""
+    measured = [
+        record
+        for record in read_records(folder)
+        if record.get("metrics") and "task" in record and (only is None or record["step"] == only)
+    ]
+    return sorted(fullest(measured, "step"), key=lambda record: int(record["step"]))
 
 
 def _items(folder: Path, record: dict[str, Any], protocol: str) -> tuple[dict[Key, _Asked], str]:
@@ -160,7 +166,8 @@ def _items(folder: Path, record: dict[str, Any], protocol: str) -> tuple[dict[Ke
     found: dict[Key, _Asked] = {}
     chosen_metric = ""
     for name in names:
-        path = folder / "samples" / f"step-{record['step']:08d}" / f"{name}.jsonl"
+        kept = record.get("samples_in") or f"step-{record['step']:08d}"
+        path = folder / "samples" / kept / f"{name}.jsonl"
         for row in _rows(path):
             metric = next((one for one in _METRICS.get(protocol, ()) if one in row), None)
             key = (stem_of(str(name)), int(row["doc"]))

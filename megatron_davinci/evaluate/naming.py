@@ -13,6 +13,12 @@ def stem_of(name: str) -> str:
     return stem.removesuffix(f"_{LIKELIHOOD}").removesuffix(f"_{GENERATION}")
 
 
+def otherwise(name: str, words: str) -> str:
+    """A task that was asked in a way that `words` say; in all its ways it is called alike."""
+    stem = stem_of(name)
+    return f"{stem} ({words.replace(AT, '_')}){name.removeprefix(stem)}"
+
+
 def generated(name: str) -> str:
     """A task by likelihood, turned into one of generation."""
     return f"{name}_{GENERATION}"

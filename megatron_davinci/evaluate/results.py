@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,26 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
         if isinstance(record, dict) and isinstance(record.get("step"), int):
             found.append(record)
     return found
+
+
+def samples_folder(
+    checkpoint: str, suite: str | None, limit: int | None, given: Mapping[str, Any] | None = None
+) -> str:
+    """Where answers to each item are kept, below `samples/`: what was asked otherwise has a folder of its own.
+
+    Args:
+        checkpoint: Its folder's name.
+        suite: What was asked; the report's benchmarks ask lm-eval's tasks in their own way.
+        limit: Items of each task; None for all.
+        given: What the command said beside it.
+    """
+    given = given or {}
+    words = [suite] if suite == "davinci19" else []
+    words += [] if limit is None else [f"limit-{limit}"]
+    words += [f"{given['shots']}-shot"] if given.get("shots") is not None else []
+    if given.get("texts"):
+        words.append("texts-" + hashlib.sha256(json.dumps(given["texts"]).encode()).hexdigest()[:8])
+    return f"{checkpoint}/{'_'.join(words)}" if words else checkpoint
 
 
 def unmeasured(records: Iterable[dict[str, Any]], suite: str | None, tasks: Iterable[str]) -> set[str]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from megatron_davinci.report.asked import fullest, limited, way_of
 from megatron_davinci.report.axes import Axis
 from megatron_davinci.report.colors import SERIES
 from megatron_davinci.report.plots import LinePlot, Plot, Series, Stage
@@ -57,6 +58,8 @@ class TaskLine:
         tokens: [n] float64, rising.
         values: [n].
         errors: [n], standard errors; NaN where there is none.
+        limits: [n], of how many items each is, in words; empty where all were asked.
+        way: How it was asked, where it was asked in several ways that are not to be mixed.
     """
 
     task: str
@@ -65,23 +68,45 @@ class TaskLine:
     tokens: np.ndarray
     values: np.ndarray
     errors: np.ndarray
+    limits: tuple[str, ...] = ()
+    way: str = ""
+
+    def limit(self, place: int) -> str:
+        """What is said beside a value that is not of all items."""
+        return f" ({self.limits[place]})" if self.limits and self.limits[place] else ""
 
 
 def read_tasks(run: Path) -> list[TaskLine]:
-    """The trajectories that are on record; the last record of a task and checkpoint counts.
+    """The trajectories that are on record; of a task and checkpoint the record of most items counts, then the last.
 
-    Lines that cannot be read are left out: somebody may be writing one.
+    A task that was asked with other examples or texts is another trajectory. Lines that cannot be read are left out:
+    somebody may be writing one.
     """
-    points: dict[tuple[str, str, str], dict[float, tuple[float, float]]] = {}
-    for record in (*_in_the_loop(run), *_lines(run / "evals" / "results.jsonl")):
+    points: dict[tuple[str, str, str, str], dict[float, tuple[float, float, str]]] = {}
+    ways: dict[str, set[str]] = {}
+    kept = list(_lines(run / "evals" / "results.jsonl"))
+    records = (record for record in (*_in_the_loop(run, kept), *kept) if _metrics_of(record))
+    for record in fullest(records, "tokens"):
+        way, words = way_of(record), limited(record)
         for task, protocol, metric, value, error in _metrics_of(record):
-            points.setdefault((task, protocol, metric), {})[float(record["tokens"])] = (value, error)
+            ways.setdefault(task, set()).add(way)
+            line = points.setdefault((task, protocol, metric, way), {})
+            line[float(record["tokens"])] = value, error, words
     found = []
-    for (task, protocol, metric), measured in points.items():
+    for (task, protocol, metric, way), measured in points.items():
         tokens = sorted(measured)
-        values, errors = zip(*(measured[one] for one in tokens), strict=True)
+        values, errors, limits = zip(*(measured[one] for one in tokens), strict=True)
         found.append(
-            TaskLine(task, protocol, metric, *(np.array(x, np.float64) for x in (tokens, values, errors)))
+            TaskLine(
+                task,
+                protocol,
+                metric,
+                np.array(tokens, np.float64),
+                np.array(values, np.float64),
+                np.array(errors, np.float64),
+                limits=limits,
+                way=way if len(ways[task]) > 1 else "",
+            )
         )
     return found
 
@@ -100,8 +125,11 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             yield record
 
 
-def _in_the_loop(run: Path) -> Iterator[dict[str, Any]]:
-    """What was asked beside the held-out loss, as `davinci eval` would have written it."""
+def _in_the_loop(run: Path, kept: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """What was asked beside the held-out loss, as `davinci eval` would have written it: of a few items each."""
+    shots = {
+        str(record.get("task")): record.get("shots") for record in kept if record.get("suite") == "local"
+    }
     for record in _lines(run / "evals.jsonl"):
         tasks = record.get("tasks")
         for name, scores in tasks.items() if isinstance(tasks, dict) else ():
@@ -113,6 +141,9 @@ def _in_the_loop(run: Path) -> Iterator[dict[str, Any]]:
                     "task": name,
                     "protocol": "states" if name == "geometry" else "likelihood",
                     "tokens": record.get("consumed_tokens"),
+                    "shots": shots.get(name),
+                    "items": scores.get("items"),
+                    "limit": scores.get("items", 0),
                     "metrics": metrics,
                     "errors": errors,
                 }
@@ -150,7 +181,9 @@ def task_plots(lines: Sequence[TaskLine], stages: Sequence[Stage]) -> list[Plot]
                     y=axis,
                     series=[_series(*one, scale, banded) for one in zip(part, SERIES, strict=False)],
                     stages=stages,
-                    note="bands: 95%" if banded else "",
+                    note="; ".join(
+                        ["bands: 95%"] * banded + [_mixed(line) for line in part if len({*line.limits}) > 1]
+                    ),
                     half=banded and len(chosen) > at_once,
                 )
             )
@@ -165,11 +198,11 @@ def task_table(lines: Sequence[TaskLine], worth: Worth | None) -> tuple[list[str
         error = line.errors[-1]
         rows.append(
             [
-                line.task,
+                line.task + (f" ({line.way})" if line.way else ""),
                 line.protocol,
                 line.metric,
-                f"{line.values[0]:.4g}",
-                f"{line.values[-1]:.4g}" + (f" ± {error:.2g}" if np.isfinite(error) else ""),
+                f"{line.values[0]:.4g}" + line.limit(0),
+                f"{line.values[-1]:.4g}" + (f" ± {error:.2g}" if np.isfinite(error) else "") + line.limit(-1),
                 str(len(line.values)),
                 f"{ratio:.1f}" if np.isfinite(ratio) else "",
             ]
@@ -179,9 +212,19 @@ def task_table(lines: Sequence[TaskLine], worth: Worth | None) -> tuple[list[str
 
 def _series(line: TaskLine, colour: str, scale: float, banded: bool) -> Series:
     known = banded and np.isfinite(line.errors).any()
-    name = line.task.removesuffix(f"_{line.protocol}")
+    name = _short(line)
     band = scale * NORMAL * line.errors if known else None
     return Series(name=name, x=line.tokens, y=scale * line.values, colour=colour, band=band)
+
+
+def _short(line: TaskLine) -> str:
+    """A name for a plot whose title says the protocol."""
+    return line.task.removesuffix(f"_{line.protocol}") + (f" ({line.way})" if line.way else "")
+
+
+def _mixed(line: TaskLine) -> str:
+    """What is said below a trajectory whose values are not alike in their noise."""
+    return f"{_short(line)}: with a limit at {sum(map(bool, line.limits))} of {len(line.limits)} checkpoints"
 
 
 def _metrics_of(record: Any) -> list[tuple[str, str, str, float, float]]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from megatron_davinci.cli.eval import keep as keep_result
 from megatron_davinci.cli.main import main
 from megatron_davinci.cli.report import findings
 from megatron_davinci.evaluate.comparing import compare
@@ -44,7 +46,7 @@ def keep(run: Path, step: int, task: str, protocol: str, chance: float, **more) 
         "metrics": {metric: 0.5},
     }
     with open(run / "evals/results.jsonl", "a") as file:
-        file.write(json.dumps(record | {"samples": [task]}) + "\n")
+        file.write(json.dumps(record | {"samples": [task]} | more.get("record", {})) + "\n")
 
 
 @pytest.fixture
@@ -120,6 +122,68 @@ def test_one_checkpoint_of_one_run_may_be_named_and_two_runs_compared(run, tmp_p
     names = read_item_scores([f"{run}@10", str(other)])[0].models
     assert names == ["run@10", "other@5"]
     assert compare(read_item_scores([str(other)])).protocols == {}, "one model has no ranking"
+
+
+def asked(run: Path, scores: list[float], shots: int = 0, **about) -> None:
+    """As `davinci eval` keeps it, of checkpoint 10."""
+    rows = [{"doc": doc, "item": str(doc), "target": 0, "acc": one} for doc, one in enumerate(scores)]
+    record = {"task": "words", "protocol": "likelihood", "shots": shots, "metrics": {"acc": 0.5}}
+    checkpoint = SimpleNamespace(folder=run / "checkpoints/step-00000010", step=10, consumed_samples=80)
+    result = SimpleNamespace(samples={"words": rows}, record=lambda: record | {"samples": ["words"]})
+    keep_result(
+        run / "evals",
+        SimpleNamespace(checkpoint=checkpoint, config=None),
+        result,
+        {"suite": None, "limit": None} | about,
+    )
+
+
+def test_a_look_at_a_few_items_hides_no_full_result_and_takes_no_answers_away(tmp_path):
+    def means() -> dict[str, list[float]]:
+        return {task.task: task.scores[0].tolist() for task in read_item_scores([str(tmp_path)])}
+
+    asked(tmp_path, [1.0, 1.0], limit=2)
+    assert means() == {"words": [1, 1]}
+    asked(tmp_path, [1.0, 0.0, 1.0], limit=3)
+    assert means() == {"words": [1, 0, 1]}
+    asked(tmp_path, [1.0, 0.0, 1.0, 0.0])
+    asked(tmp_path, [1.0, 1.0], limit=2)
+    assert means() == {"words": [1, 0, 1, 0]}
+    asked(tmp_path, [0.0, 0.0, 1.0, 0.0])
+    assert means() == {"words": [0, 0, 1, 0]}, "of the same items the newest counts"
+    asked(tmp_path, [0.5], limit=1, identity={"checkpoint": "digest"})
+    assert means() == {"words": [0, 0, 1, 0]}, "an old record does not say of which checkpoint it is"
+
+
+def test_another_training_of_a_checkpoint_takes_the_place_of_the_first(tmp_path):
+    asked(tmp_path, [1.0, 1.0], identity={"checkpoint": "first"})
+    asked(tmp_path, [0.0], limit=1, identity={"checkpoint": "second"})
+    (one,) = read_item_scores([str(tmp_path)])
+    assert one.scores.tolist() == [[0.0]]
+
+
+def test_other_examples_and_texts_are_other_tasks_which_may_be_named(tmp_path, capsys):
+    asked(tmp_path, [1.0, 0.0])
+    asked(tmp_path, [1.0, 1.0], shots=5, given={"shots": 5})
+    asked(tmp_path, [0.0, 0.0], given={"texts": ["a=mine.jsonl"]})
+    asked(tmp_path, [0.5, 0.5], shots=5, suite="davinci19", limit=2)
+    found = {task.task: task.scores[0].tolist() for task in read_item_scores([str(tmp_path)])}
+    assert found == {
+        "words (0-shot)": [1, 0],
+        "words (5-shot)": [1, 1],
+        "words (0-shot with texts a=mine.jsonl)": [0, 0],
+    }
+    for name in ("words", "words (5-shot)"):
+        assert main(["compare", str(tmp_path), "--tasks", name]) == 0
+    assert main(["compare", str(tmp_path), "--tasks", "words (3-shot)"]) == 2
+    assert "words (5-shot)" in capsys.readouterr().err
+
+
+def test_both_protocols_asked_in_two_ways_are_paired_way_by_way(run):
+    for step in (10, 20, 30):
+        for protocol in ("likelihood", "generation"):
+            keep(run, step, f"words_{protocol}", protocol, 0.5, record={"shots": 3})
+    assert compare(read_item_scores([str(run)])).protocols.keys() == {"words", "words (3-shot)"}
 
 
 def test_other_items_are_refused_and_so_is_a_folder_without_results(run, tmp_path, capsys):

@@ -53,5 +53,32 @@ def test_the_last_record_of_a_checkpoint_counts_and_what_has_no_result_is_left_o
     assert len(header) == len(rows[0])
 
 
+def test_a_look_at_a_few_items_hides_no_full_result_and_is_called_one(tmp_path):
+    (tmp_path / "evals").mkdir()
+    acc = {"acc,none": 0.5}
+    (tmp_path / "evals/results.jsonl").write_text(
+        record(100, "a", "likelihood", acc, shots=0, limit=None, items=1000)
+        + record(100, "a", "likelihood", {"acc,none": 1.0}, shots=0, limit=2, items=2)
+        + record(200, "a", "likelihood", {"acc,none": 0.75}, shots=0, limit=4, items=4)
+        + record(200, "a", "likelihood", {"acc,none": 0.0}, shots=0, limit=2, items=2)
+        + record(200, "b", "likelihood", acc, shots=0, limit=None, items=9)
+        + record(200, "b", "likelihood", {"acc,none": 0.25}, shots=5, limit=None, items=9, given={"shots": 5})
+        + record(200, "c", "likelihood", {"acc_norm,none": 0.5}, shots=3, suite="local", limit=2, items=2)
+    )
+    in_training = {"c": {"items": 40, "acc_norm": 0.4}, "d": {"items": 40, "acc_norm": 0.1}}
+    (tmp_path / "evals.jsonl").write_text(json.dumps({"consumed_tokens": 200, "tasks": in_training}))
+    lines = read_tasks(tmp_path)
+    _, rows = task_table(lines, None)
+    assert {row[0]: row[3:5] for row in rows} == {
+        "a": ["0.5", "0.75 (4 items)"],
+        "b (0-shot)": ["0.5", "0.5"],
+        "b (5-shot)": ["0.25", "0.25"],
+        "c": ["0.4 (40 items)"] * 2,
+        "d": ["0.1 (40 items)"] * 2,
+    }
+    (plot,) = task_plots(lines, [])
+    assert plot.note == "a: with a limit at 1 of 2 checkpoints"
+
+
 def test_a_run_without_results_has_none(tmp_path):
     assert read_tasks(tmp_path) == []
