@@ -43,6 +43,7 @@ class Expander:
     def __init__(self, where: str, given: Mapping[str, str]) -> None:
         self.where = where
         self._condition: list[Token] = []
+        self._inside = False
         self._depth = 0
         # A scalar is an array of one, as in bash; None: assigned, but not known to what.
         self._variables: dict[str, list[Value] | None] = {
@@ -220,8 +221,9 @@ class Expander:
     # ---- conditions --------------------------------------------------------------------------------------
 
     def truth(self, found: Sequence[Token]) -> bool | None:
-        """Whether a condition of `[ ]`, `[[ ]]` and `test` holds; None where that is not known."""
+        """Whether a condition of `[ ]`, `[[ ]]` and `test` holds; None where that is not known, as of a command."""
         self._condition = [t for t in found if t.kind != "end" and t.text != ";"]
+        self._inside = False  # brackets, where a word by itself holds if it is not empty
         truth = self._either()
         return None if self._condition else truth
 
@@ -255,9 +257,14 @@ class Expander:
             return None if truth is None else not truth
         for opening, closing in (("[[", "]]"), ("[", "]"), ("(", ")")):
             if self._next(opening):
+                if opening == "(" and self._head() == "(":
+                    self._condition.clear()  # arithmetic
+                    return None
+                before, self._inside = self._inside, self._inside or opening != "("
                 truth = self._either()
+                self._inside = before
                 return truth if self._next(closing) else None
-        self._next("test")
+        self._inside = self._next("test") or self._inside
         operator = self._head() or ""
         if operator in ("-z", "-n") and len(self._condition) > 1:
             self._condition.pop(0)
@@ -271,7 +278,9 @@ class Expander:
         left = self._text(self._condition.pop(0))
         comparison = self._head() or ""
         if comparison not in ("=", "==", "!=", *_NUMBER_TESTS) or len(self._condition) < 2:
-            return None if left is None else left != ""
+            if left is None or self._inside:
+                return None if left is None else left != ""
+            return {"true": True, ":": True, "false": False}.get(left)
         self._condition.pop(0)
         right = self._text(self._condition.pop(0))
         if left is None or right is None:

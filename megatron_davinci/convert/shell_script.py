@@ -7,6 +7,7 @@ written, and is named with its line.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -15,6 +16,9 @@ from megatron_davinci.convert.shell_words import Token, tokens
 from megatron_davinci.errors import ConfigError
 
 _DECLARE = frozenset({"export", "declare", "local", "readonly", "typeset"})
+_ELSEWHERE = frozenset({"read", "unset", "source", "."})  # what changes variables by what is not read here
+_NAME = re.compile(r"[A-Za-z_]\w*")
+_ELEMENT = re.compile(r"([A-Za-z_]\w*)\[[^\]]*\]\+?=")
 _OPENERS = {"for": "done", "while": "done", "until": "done", "select": "done", "case": "esac"}
 _REDIRECTIONS = frozenset({"<", "<<", ">", ">>", ">&", "&>", "<<<", "<&"})
 _CONNECTORS = frozenset({"&&", "||"})
@@ -113,6 +117,8 @@ class _Reader:
                 self.at += 1
                 flags = tuple(Field(f, token.line) for f in token.text.split() if f.startswith("--"))
                 self.script.unread.append(Unread(token.line, "a document inside the script", flags))
+            elif self.begins_arithmetic():
+                self.arithmetic(token.line)
             elif token.kind == "end" or token.kind == "operator" or word in ("{", "}", "then", "do", "done"):
                 self.at += 1
             else:
@@ -125,6 +131,23 @@ class _Reader:
             ("operator", "("),
             ("operator", ")"),
         ]
+
+    def begins_arithmetic(self) -> bool:
+        return [(t.kind, t.text) for t in self.tokens[self.at : self.at + 2]] == [("operator", "(")] * 2
+
+    def arithmetic(self, line: int) -> None:
+        """Step over `(( ... ))`, whose value is not worked out, and over what depends on it."""
+        begin, depth = self.at, 0
+        while self.at < len(self.tokens):
+            token = self.tokens[self.at]
+            depth += (token.kind == "operator") * ((token.text == "(") - (token.text == ")"))
+            self.at += 1
+            if depth == 0:
+                break
+        while self.at < len(self.tokens) and self.tokens[self.at].text in _CONNECTORS:
+            self.at += 1
+            self.simple_command()
+        self.unknown(line, "`(( ... ))`: not known here", self.tokens[begin : self.at])
 
     def opaque(self, token: Token, opener: str, closer: str, what: str | None = None) -> None:
         """Step over a loop, a case or a function; list its flags and forget what it may have assigned."""
@@ -260,6 +283,23 @@ class _Reader:
             return self.expander.truth(found)
         if first in ("true", "false", ":"):
             return first != "false"
+        if len(found) == 1 and found[0].kind == "word" and found[0].assignment() is None:
+            said = [word.text for word in self.expander.fields(found[0])]
+            if said in (["true"], ["false"]):  # out of a variable
+                return said == ["true"]
+        if first in _ELSEWHERE:
+            for token in found[1:]:
+                if _NAME.fullmatch(token.plain or ""):
+                    self.expander.forget(token.plain or "", token.line)
+            shown = " ".join(self.expander.shown(token) for token in found)
+            self.script.unread.append(
+                Unread(found[0].line, f"`{shown}`: what it does to variables is not followed", ())
+            )
+            return None if first in ("read", "source", ".") else True
+        if element := _ELEMENT.match(self.expander.shown(found[0])):
+            self.expander.forget(element[1], found[0].line)
+            self.script.unread.append(Unread(found[0].line, f"an element of {element[1]} is assigned", ()))
+            return True
         declares = first in _DECLARE
         rest = found[1:] if declares else found
         while rest:

@@ -435,7 +435,9 @@ def run(config: RunConfig, platform: Platform, make_evaluator: EvaluatorFactory)
         seed=config.run.seed,
         joined=lambda: check_agreement(config),
     )
-    if config.train.cuda_graphs:
+    if (
+        config.train.cuda_graphs and platform.device.type == "cuda"
+    ):  # on others it is refused when backends are chosen
         distributed.seed_ranks(config.run.seed, cuda_graphs=True)
     timer = Timer()
     with one_trainer(config.run.directory):

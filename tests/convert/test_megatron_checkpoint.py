@@ -201,9 +201,14 @@ def test_our_own_checkpoints_are_read_no_other_way(tmp_path, llama):
     [
         ({"normalization": "LayerNorm", "swiglu": False}, ["normalization = 'LayerNorm'", "swiglu = False"]),
         ({"num_experts": 8}, ["num_experts = 8"]),
+        (
+            {"rotary_seq_len_interpolation_factor": 4, "no_rope_freq": [0, 1], "softmax_scale": 0.5,
+             "glu_linear_offset": 1.0, "activation_func_clamp_value": 7.0},
+            ["interpolation_factor = 4", "no_rope_freq", "softmax_scale", "glu_linear_offset", "clamp_value"],
+        ),
         ({"position_embedding_type": "yarn", "use_rope_scaling": True}, ["'yarn'", "use_rope_scaling"]),
     ],
-)
+)  # fmt: skip
 def test_a_model_that_cannot_be_built_here_is_refused_with_all_reasons(copy, changes, said):
     common(copy, lambda content: content | {"args": megatron_lm.arguments(**changes)})
     text = refused(ConfigError, copy)

@@ -127,6 +127,10 @@ def test_words_have_the_lines_that_they_are_written_on():
         ('if [ -f there ]; then\n  A="--lost 1"\nfi\ntorchrun $A', 1),
         ("[ -d there ] && A=(--lost)\ntorchrun ${A[@]}", 1),
         ("cat <<X\ntorchrun --lost\nX\n", 2),
+        ("if nvidia-smi; then A=--lost; fi\ntorchrun $A", 1),
+        ("F=0\nif (( F )); then A=--lost; fi\ntorchrun $A", 2),
+        ("N=1\nif (( N == 1 )); then :; else A=--lost; fi\ntorchrun $A", 2),
+        ("F=0\n(( F > 2 )) && A=--lost\ntorchrun $A", 2),
     ],
 )
 def test_a_passage_that_cannot_be_read_is_named_with_its_line_and_its_flags(script, line):
@@ -168,3 +172,26 @@ def test_any_text_is_read_or_refused(text):
         read_script(text, "script", {})
     except ConfigError as error:
         assert str(error.where).startswith("script")  # noqa: PT017
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("if false; then A=--no; else A=--yes; fi\ntorchrun $A", ["--yes"]),
+        ("F=false\nif $F; then A=--no; else A=--yes; fi\ntorchrun $A", ["--yes"]),
+        ("F=false\nif ! $F; then A=--yes; fi\ntorchrun $A", ["--yes"]),
+        ("F=false\nA=--yes\n$F && A=--no\ntorchrun $A", ["--yes"]),
+        ("F=true\n$F && A=--yes\ntorchrun $A", ["--yes"]),
+        ("F=false\nif [ $F ]; then A=--yes; fi\ntorchrun $A", ["--yes"]),
+    ],
+)
+def test_a_word_by_itself_is_a_command_but_in_brackets(script, words):
+    (command,) = read_script(script, "script", {}).commands
+    assert [word.text for word in command[1:]] == words
+
+
+@pytest.mark.parametrize("what", ["A[0]=5", "unset A", "read -r A < file", "source more.sh"])
+def test_what_changes_variables_by_what_is_not_read_is_listed(what):
+    found = read_script(f"A=2\n{what}\ntorchrun --x $A", "script", {})
+    assert [passage.line for passage in found.unread] == [2]
+    assert [bool(word.unknown) for word in found.commands[-1][1:]] == [False, what != "source more.sh"]

@@ -152,6 +152,10 @@ def test_a_seed_draws_otherwise_for_another_prompt():
     [one, other, again] = seeds(prompt=["river", "rivers", "river"], seed=7)
     assert one == again != other and [one] == seeds(prompt="river", seed=7) != seeds(prompt="river", seed=8)
     many = seeds(prompt=[f"question {number}" for number in range(400)], seed=0)
+    several = seeds(prompt=["river"] * 5)
+    assert len(set(several)) == 5 and several != seeds(prompt=["river"] * 5), (
+        "without a seed each is drawn anew"
+    )
     yes = sum(Draw([Sampling(1.0, 1.0, seed)])([0], torch.zeros(1, 2)).item() for seed in many)
     assert 140 < yes < 260, "of 400 draws of two that are as likely"
 
@@ -202,6 +206,14 @@ def test_what_cannot_be_done_is_refused_by_name(served, body, status, param, cod
     assert (found.status_code, error["param"], error["code"]) == (status, param, code) and error["message"]
     if code == "context_length_exceeded":
         assert f"context is {models.LENGTH} tokens" in error["message"]
+
+
+@pytest.mark.parametrize("body", [{"prompt": "a\ud800b"}, {"prompt": "x", "stop": ["\ud83d"]}])
+def test_half_a_character_is_refused_and_nobody_else_is_hurt(served, body):
+    raw = json.dumps({"model": "tiny"} | body)
+    found = httpx.post(f"{served.url}/completions", content=raw, timeout=60)
+    assert found.status_code == 400 and "half a surrogate pair" in found.json()["error"]["message"]
+    assert completed(served, "x")
 
 
 def test_bodies_and_paths_that_are_none(served):
@@ -328,6 +340,8 @@ def test_no_more_wait_than_agreed_and_who_left_is_not_answered(served):
         second = pool.submit(post, server, prompt="x", max_tokens=3)
         while len(server.queue._jobs) < 2:
             time.sleep(0.01)
+        never = post(server, prompt=["x"] * 3, max_tokens=4)
+        assert never.status_code == 400 and "at most 2 may wait" in never.json()["error"]["message"]
         refused = post(server, prompt="x", max_tokens=4)
         assert refused.status_code == 503 and refused.headers["Retry-After"] == "1"
         assert refused.json()["error"]["code"] == "overloaded"

@@ -66,6 +66,12 @@ class Queue:
                 raise Refusal(
                     503, "The server is being stopped.", "server_error", code="shutting_down", wait=5
                 )
+            if len(jobs) > self._most:
+                raise Refusal(
+                    400,
+                    f"{len(jobs)} prompts in one request; at most {self._most} may wait here",
+                    param="prompt",
+                )
             if len(self._jobs) + len(jobs) > self._most:
                 raise Refusal(
                     503,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -97,6 +98,11 @@ def parsed(raw: bytes) -> dict[str, Any]:
         raise Refusal(400, f"The body is no JSON: {error}") from None
     if not isinstance(body, dict):
         raise Refusal(400, f"The body should be a JSON object; found {_kind(body)}")
+    try:
+        json.dumps(body, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        # As clients send that cut a text in the middle of a character.
+        raise Refusal(400, "A text of the body has half a surrogate pair, which is no character") from None
     return body
 
 
@@ -176,7 +182,9 @@ def asked(
                 param=where,
                 code="context_length_exceeded",
             )
-        sampling = Sampling(temperature, top_p, _seed(seed or 0, ids))
+        # Who names no seed draws anew each time, also for one of several equal prompts.
+        drawn = secrets.randbits(62) if seed is None else _seed(seed, ids)
+        sampling = Sampling(temperature, top_p, drawn)
         found.append(Asked(ids, wanted, until, sampling, form))
     return found
 

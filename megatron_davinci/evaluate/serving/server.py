@@ -313,6 +313,13 @@ class _Handler(BaseHTTPRequestHandler):
                     self.close_connection = True  # what was sent is not read
                 self._reply(refusal.status, refusal.body, refusal.wait)
                 return
+            except (
+                ValueError,
+                RecursionError,
+            ) as error:  # of this request, which others have nothing to do with
+                said = f"The request cannot be answered: {type(error).__name__}: {error}"[:500]
+                self._reply(500, Refusal(500, said, "server_error").body)
+                return
             if isinstance(body, dict):
                 self._reply(200, body)
             else:
@@ -339,7 +346,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _authorise(self) -> None:
         key = self.server.served.settings.key
         given = self.headers.get("Authorization", "")
-        if key is not None and not hmac.compare_digest(given.encode(), f"Bearer {key}".encode()):
+        if key is not None and not hmac.compare_digest(
+            given.encode("latin-1", "replace"), f"Bearer {key}".encode()
+        ):
             raise Refusal(
                 401, "The API key is missing or wrong.", "authentication_error", code="invalid_api_key"
             )
