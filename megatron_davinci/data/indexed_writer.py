@@ -411,7 +411,7 @@ def refuse_existing(prefix: Path) -> None:
             raise DataError(
                 "A dataset of this name is there already.",
                 where=path,
-                do="choose another prefix, remove the dataset, or ask to overwrite it",
+                do="choose another prefix, or remove the dataset",
             )
 
 

@@ -312,10 +312,11 @@ class Held:
 
     def __init__(self, served: Server) -> None:
         self.tokenizer, self.longest, self.forms = served.writer.tokenizer, 64, served.writer.forms
-        self.go, self.written = threading.Event(), []
+        self.begun, self.go, self.written = threading.Event(), threading.Event(), []
         self.said: list[int] = [5, 6]
 
     def write(self, asked, told=None):
+        self.begun.set()
         self.go.wait(30)
         if told is not None:
             told(0, 5)
@@ -329,8 +330,7 @@ def test_no_more_wait_than_agreed_and_who_left_is_not_answered(served):
     writer = Held(served)
     with running(writer, waiting=2, batch=1) as server, ThreadPoolExecutor(8) as pool:
         first = pool.submit(post, server, prompt="x", max_tokens=1)
-        while server.queue._jobs or not server._talking:
-            time.sleep(0.01)
+        assert writer.begun.wait(30)
         place = server._http.server_address
         with socket.create_connection(place) as leaving:
             body = json.dumps({"model": "tiny", "prompt": "x", "max_tokens": 2}).encode()

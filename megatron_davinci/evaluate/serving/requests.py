@@ -275,7 +275,9 @@ def _prompts(given: Any) -> list[str]:
     prompts = [given] if isinstance(given, str) else given
     if not isinstance(prompts, list) or not prompts or not all(isinstance(text, str) for text in prompts):
         raise Refusal(
-            400, f"prompt should be a string or a list of strings; found {_kind(given)}", param="prompt"
+            400,
+            f"prompt should be a string or a list of strings (of tokens none is taken); found {_kind(given)}",
+            param="prompt",
         )
     return prompts
 

@@ -139,7 +139,11 @@ class Server:
         for job, tokens in zip(jobs, texts, strict=True):
             if tokens and tokens[-1] == UNFIT:
                 job.settle(
-                    problem=Refusal(400, "The form is too complex to be held to.", code="form_too_complex")
+                    problem=Refusal(
+                        400,
+                        "The form cannot be held to: no text fits it, or it is too complex.",
+                        code="form_too_complex",
+                    )
                 )
             elif tokens and tokens[-1] < 0:
                 job.settle(problem=Refusal(500, "The model's logits are not numbers.", "server_error"))
