@@ -437,7 +437,7 @@ def run(config: RunConfig, platform: Platform, make_evaluator: EvaluatorFactory)
     )
     if (
         config.train.cuda_graphs and platform.device.type == "cuda"
-    ):  # on others it is refused when backends are chosen
+    ):  # others refuse it when backends are chosen
         distributed.seed_ranks(config.run.seed, cuda_graphs=True)
     timer = Timer()
     with one_trainer(config.run.directory):

@@ -53,7 +53,21 @@ CAUGHT = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", sorted(CAUGHT))
+LATE = (
+    "chance",
+    "clock",
+    "law_asks_the_world",
+    "law_invented",
+    "leaves_early",
+    "no_number",
+    "one_law",
+    "other_names",
+)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] if name in LATE else []) for name in sorted(CAUGHT)]
+)
 def test_a_world_with_one_thing_wrong_is_none_and_its_clean_twin_is_one(name):
     kind, draw = drawn(name)
     program = PLANTS[name](kind, draw)
