@@ -435,9 +435,7 @@ def run(config: RunConfig, platform: Platform, make_evaluator: EvaluatorFactory)
         seed=config.run.seed,
         joined=lambda: check_agreement(config),
     )
-    if (
-        config.train.cuda_graphs and platform.device.type == "cuda"
-    ):  # others refuse it when backends are chosen
+    if config.train.cuda_graphs and platform.device.type == "cuda":  # others refuse it, with words
         distributed.seed_ranks(config.run.seed, cuda_graphs=True)
     timer = Timer()
     with one_trainer(config.run.directory):
