@@ -132,8 +132,12 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file atomically. Half a surrogate pair, as file names may have it, is escaped."""
-    content = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(path, content.encode("utf-8", "backslashreplace"))
+    write_atomically(path, in_utf8(json.dumps(value, indent=2, ensure_ascii=False)) + "\n")
+
+
+def in_utf8(text: str) -> str:
+    """A text that UTF-8 can hold: half a surrogate pair, as names of files may have it, is written out."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def file_digest(path: Path, *, from_disk: bool = False) -> str:

@@ -7,6 +7,7 @@ again gives the same documents, and a document's life is told again from the fil
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
@@ -17,7 +18,7 @@ from typing import Any, ClassVar, NamedTuple
 from datatrove.data import Document
 from pydantic import Field
 
-from megatron_davinci.darwin import forms
+from megatron_davinci.darwin import forms, provenance
 from megatron_davinci.darwin.answers import Answer, Answers, question_key
 from megatron_davinci.darwin.chunks import Measure, characters
 from megatron_davinci.darwin.endpoint import Client, Endpoint, Trouble, api_key
@@ -82,6 +83,48 @@ class StreamStep(Step):
     ) -> Iterator[tuple[Document, Outcome | None]]:
         """Every document in order, with what the step says of it; None for one that it does not look at."""
         raise NotImplementedError
+
+    def derived(
+        self,
+        document: Document,
+        name: str,
+        text: str,
+        notes: dict[str, Any],
+        source: str | None,
+        fields: dict[str, Any] | None = None,
+        kept: Sequence[str] = ("licence", "labels"),
+    ) -> Document:
+        """A document that the step made of another one, with the history of that and the step's own entry.
+
+        Args:
+            document: That one.
+            name: Follows its identifier.
+            text: What was made.
+            notes: For the entry, behind the identifier of what it was made of.
+            source: That it is written as; None for the document's.
+            fields: Further fields of the record.
+            kept: Fields that it takes over, where they are there.
+        """
+        metadata = document.metadata
+        made = Document(
+            text=text,
+            id=f"{document.id}/{name}",
+            metadata={
+                **{key: metadata[key] for key in kept if key in metadata},
+                "source": source or metadata["source"],
+                **(fields or {}),
+                "darwin": copy.deepcopy(metadata["darwin"]),
+            },
+        )
+        provenance.append(
+            made,
+            {
+                "name": self.name, "level": self.level, "version": self.version, "parameters": self.hash,
+                "model": self.model, "result": "made", "sha": provenance.text_hash(text),
+                "characters": len(text), "notes": {"of": document.id, **notes},
+            },
+        )  # fmt: skip
+        return made
 
     def requests(self) -> dict[str, int]:
         """Requests by what came of them, which differ from run to run."""

@@ -26,7 +26,7 @@ from megatron_davinci.darwin.prompts import mark_for
 from megatron_davinci.darwin.step import Outcome
 from megatron_davinci.darwin.trials import LIMITS, Trying
 from megatron_davinci.darwin.verify import program_of
-from megatron_davinci.platform.syntax import parsed, unwieldy
+from megatron_davinci.platform.syntax import parsed, tree_of, unwieldy
 
 _ANSWER_SHARE = 0.6  # tokens of checks for one of the program, where none is known; a supposition
 _BETWEEN = "\n\n\n# Checks\n"
@@ -148,7 +148,7 @@ class WriteChecks(Trying):
         """Checks that hold on the program, or None and what is wrong with them."""
         try:
             messages = self.prompt.messages(passage=program, mark=mark_for(program))
-            answer = await self.answer(messages, attempt, spent, rf"```python\n{forms.ANY}\n```")
+            answer = await self.answer(messages, attempt, spent, forms.PROGRAM)
         except Trouble as trouble:
             return None, trouble.kind
         if answer.finish == "length":
@@ -227,9 +227,8 @@ def unfit(program: str, longest: int) -> str:
     """Why a text is no program to be asked about; empty for one that is."""
     if len(program) > longest:
         return "too_long"
-    try:
-        tree = parsed(program)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    tree = tree_of(program)
+    if tree is None:
         return "no_python"
     return unwieldy(tree) or ("" if defined(tree) else "defines_nothing")
 
@@ -247,9 +246,8 @@ def asserts(checks: str) -> int:
 
 def fault_of(checks: str, program: str) -> str:
     """What is wrong with checks, as far as their syntax tells; empty for good ones."""
-    try:
-        tree = parsed(checks)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    tree = tree_of(checks)
+    if tree is None:
         return "no_python"
     names = defined(parsed(program))
     nodes = list(ast.walk(tree))

@@ -9,7 +9,6 @@ Or an agent only chooses what its turn is composed of (`choices`), and the turn 
 from __future__ import annotations
 
 import asyncio
-import copy
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 from datatrove.data import Document
 from pydantic import Field, model_validator
 
-from megatron_davinci.darwin import forms, provenance
+from megatron_davinci.darwin import forms
 from megatron_davinci.darwin.asking import Asking, AskingParameters, Expected, between
 from megatron_davinci.darwin.choices import Offer, composed, offer
 from megatron_davinci.darwin.chunks import characters, cut
@@ -237,30 +236,14 @@ class Converse(Asking):
 
     def _document(self, document: Document, talk: Talk, number: int) -> Document:
         """A dialogue as a document."""
-        metadata, turns = document.metadata, [turn for turn, _ in talk]
-        notes: dict[str, Any] = {"of": document.id, "agents": [agent.mark for agent in self.agents],
+        turns = [turn for turn, _ in talk]
+        notes: dict[str, Any] = {"agents": [agent.mark for agent in self.agents],
                                  "judge": self.prompt.mark, "passage": number}  # fmt: skip
         if any(calls is not None for _, calls in talk):
             notes["composed_of"] = [calls for _, calls in talk]
-        made = Document(
-            text=written(turns),
-            id=f"{document.id}/dialogue-{number}",
-            metadata={
-                **{key: metadata[key] for key in ("licence", "labels") if key in metadata},
-                "source": self.parameters.as_source or metadata["source"],
-                "turns": [turn._asdict() for turn in turns],
-                "darwin": copy.deepcopy(metadata["darwin"]),
-            },
-        )
-        provenance.append(
-            made,
-            {
-                "name": self.name, "level": self.level, "version": self.version, "parameters": self.hash,
-                "model": self.model, "result": "made", "sha": provenance.text_hash(made.text),
-                "characters": len(made.text), "notes": notes,
-            },
-        )  # fmt: skip
-        return made
+        fields = {"turns": [turn._asdict() for turn in turns]}
+        source = self.parameters.as_source
+        return self.derived(document, f"dialogue-{number}", written(turns), notes, source, fields)
 
 
 def says_yes(answer: str) -> bool:

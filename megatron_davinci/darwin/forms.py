@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 ANY = r"(.|\n)*"
+PROGRAM = rf"```python\n{ANY}\n```"
 YES_OR_NO = "YES|NO"
 PAIRS = r"NO QA|(BEGIN QA\nQUESTION: [^\n]+\nANSWER: [^\n]+(\n[^\n]+)*\nEVIDENCE: [^\n]+\nEND QA\n?)+"
 _MOST_CALLS = 3

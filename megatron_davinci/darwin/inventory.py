@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from megatron_davinci.darwin.holdings import dataset_files, read_repositories
 from megatron_davinci.darwin.recipe import LoadedRecipe, SourceRecipe
 from megatron_davinci.errors import ConfigError
+from megatron_davinci.files import in_utf8
 
 _ENDINGS = {
     **dict.fromkeys((".jsonl", ".json", ".ndjson"), "jsonl"),
@@ -95,7 +96,7 @@ def _file(
 ) -> InputFile:
     status = os.stat(path)
     # Documents are named by it, so bytes of the name that are no UTF-8 are written out.
-    name = name.encode("utf-8", "backslashreplace").decode()
+    name = in_utf8(name)
     format_ = format_ or _format(source, path)
     return InputFile(source.name, path, name, format_, status.st_size, about, status.st_mtime_ns)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 from datatrove.data import Document
 from pydantic import Field
 
-from megatron_davinci.darwin import forms, provenance
+from megatron_davinci.darwin import forms
 from megatron_davinci.darwin.asking import Asking, Expected
 from megatron_davinci.darwin.chunks import cut
 from megatron_davinci.darwin.endpoint import Trouble
@@ -177,27 +176,9 @@ class WritePairs(Chunked):
 
     def _document(self, document: Document, accepted: Accepted, number: int) -> Document:
         """A pair as a document: `prompt` and `response` are what `davinci data tokenize` masks by."""
-        pair, darwin = accepted.pair, copy.deepcopy(document.metadata["darwin"])
+        pair = accepted.pair
         prompt, response = f"Question: {pair.question}\n\nAnswer: ", pair.answer
-        made = Document(
-            text=prompt + response,
-            id=f"{document.id}/pair-{number}",
-            metadata={
-                **{key: document.metadata[key] for key in ("licence", "labels") if key in document.metadata},
-                "source": self.parameters.as_source or document.metadata["source"],
-                "prompt": prompt,
-                "response": response,
-                "darwin": darwin,
-            },
-        )
-        provenance.append(
-            made,
-            {
-                "name": self.name, "level": self.level, "version": self.version, "parameters": self.hash,
-                "model": self.model, "result": "made", "sha": provenance.text_hash(made.text),
-                "characters": len(made.text),
-                "notes": {"of": document.id, "prompt": self.prompt.mark, "passage": accepted.chunk,
-                          "evidence": pair.evidence},
-            },
-        )  # fmt: skip
-        return made
+        notes = {"prompt": self.prompt.mark, "passage": accepted.chunk, "evidence": pair.evidence}
+        fields = {"prompt": prompt, "response": response}
+        source = self.parameters.as_source
+        return self.derived(document, f"pair-{number}", prompt + response, notes, source, fields)

@@ -8,7 +8,6 @@ there.
 from __future__ import annotations
 
 import asyncio
-import copy
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -16,7 +15,6 @@ from typing import Any, Literal
 from datatrove.data import Document
 from pydantic import Field, model_validator
 
-from megatron_davinci.darwin import provenance
 from megatron_davinci.darwin.asking import AskingParameters, Expected
 from megatron_davinci.darwin.endpoint import Trouble
 from megatron_davinci.darwin.step import Outcome
@@ -140,37 +138,13 @@ class SampleAnswers(Trying):
     def _document(self, document: Document, text: str, number: int, right: int) -> Document:
         """An answer as a document: `prompt` and `response` are what `davinci data tokenize` masks by."""
         prompt, response = f"Question: {document.text.strip()}\n\nAnswer: ", text.strip()
-        made = Document(
-            text=prompt + response,
-            id=f"{document.id}/answer-{number}",
-            metadata={
-                **{
-                    key: document.metadata[key]
-                    for key in ("licence", "labels", "fields")
-                    if key in document.metadata
-                },
-                "source": self.parameters.as_source or document.metadata["source"],
-                "prompt": prompt,
-                "response": response,
-                "darwin": copy.deepcopy(document.metadata["darwin"]),
-            },
-        )
         notes = {
-            "of": document.id,
-            "prompt": self.prompt.mark,
-            "verified": self.parameters.verify,
-            "try": number,
-        }
-        notes |= {"tried": self.parameters.tries, "right": right}
-        provenance.append(
-            made,
-            {
-                "name": self.name, "level": self.level, "version": self.version, "parameters": self.hash,
-                "model": self.model, "result": "made", "sha": provenance.text_hash(made.text),
-                "characters": len(made.text), "notes": notes,
-            },
-        )  # fmt: skip
-        return made
+            "prompt": self.prompt.mark, "verified": self.parameters.verify, "try": number,
+            "tried": self.parameters.tries, "right": right,
+        }  # fmt: skip
+        fields = {"prompt": prompt, "response": response}
+        source, kept = self.parameters.as_source, ("licence", "labels", "fields")
+        return self.derived(document, f"answer-{number}", prompt + response, notes, source, fields, kept)
 
 
 def reference_of(document: Document, field: str) -> str | None:

@@ -10,7 +10,6 @@ answers the world itself gives.
 from __future__ import annotations
 
 import asyncio
-import copy
 import json
 import random
 from collections import Counter
@@ -22,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 from datatrove.data import Document
 from pydantic import Field
 
-from megatron_davinci.darwin import forms, provenance, world_rules, world_texts, worlds
+from megatron_davinci.darwin import forms, world_rules, world_texts, worlds
 from megatron_davinci.darwin.asking import Asking, AskingParameters, Expected, between
 from megatron_davinci.darwin.chunks import characters, cut
 from megatron_davinci.darwin.converse import says_yes
@@ -235,7 +234,7 @@ class Simulate(Trying):
         """A program that a model writes, or None and why there is none."""
         messages = self.prompt.messages(passage=passage, mark=mark_for(passage))
         try:
-            answer = await self.answer(messages, attempt, spent, rf"```python\n{forms.ANY}\n```")
+            answer = await self.answer(messages, attempt, spent, forms.PROGRAM)
         except Trouble as trouble:
             return None, trouble.kind
         if answer.finish == "length":
@@ -398,24 +397,5 @@ class Simulate(Trying):
         fields: dict[str, str] | None = None,
         notes: dict[str, Any] | None = None,
     ) -> Document:
-        metadata = document.metadata
-        made = Document(
-            text=text,
-            id=f"{document.id}/{name}",
-            metadata={
-                **{key: metadata[key] for key in ("licence", "labels") if key in metadata},
-                "source": self.parameters.as_source or metadata["source"],
-                **(fields or {}),
-                "darwin": copy.deepcopy(metadata["darwin"]),
-            },
-        )
-        provenance.append(
-            made,
-            {
-                "name": self.name, "level": self.level, "version": self.version, "parameters": self.hash,
-                "model": self.model, "result": "made", "sha": provenance.text_hash(made.text),
-                "characters": len(made.text), "notes": {"of": document.id, "passage": number, **found.notes,
-                          **(notes or {})},
-            },
-        )  # fmt: skip
-        return made
+        said = {"passage": number, **found.notes, **(notes or {})}
+        return self.derived(document, name, text, said, self.parameters.as_source, fields)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from megatron_davinci.darwin.mutants import mutants
 from megatron_davinci.darwin.pair_gates import quoted
-from megatron_davinci.platform.syntax import parsed, unwieldy
+from megatron_davinci.platform.syntax import parsed, tree_of, unwieldy
 
 MAY_IMPORT = frozenset(
     "__future__ bisect collections copy dataclasses decimal enum fractions functools heapq itertools json math "
@@ -72,9 +72,8 @@ def world_of(program: str, passage: str, longest: int, least_laws: int) -> World
     """
     if len(program) > longest:
         return "too_long"
-    try:
-        tree = parsed(program)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    tree = tree_of(program)
+    if tree is None:
         return "no_python"
     functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
     if wrong := unwieldy(tree) or _built_wrong(tree, functions):
@@ -118,10 +117,8 @@ def _is_laid(name: str) -> bool:
 
 def docstring_of(program: str) -> str:
     """What a program says of itself; empty where it is none, or says nothing."""
-    try:
-        return ast.get_docstring(parsed(program)) or ""
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return ""
+    tree = tree_of(program)
+    return "" if tree is None else ast.get_docstring(tree) or ""
 
 
 def _built_wrong(tree: ast.Module, functions: dict[str, ast.FunctionDef]) -> str:

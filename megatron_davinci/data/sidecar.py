@@ -22,7 +22,7 @@ from megatron_davinci.data.manifest import Manifest
 from megatron_davinci.data.permutation import Permutation, round_keys
 from megatron_davinci.data.text_inputs import Piece
 from megatron_davinci.errors import DataError
-from megatron_davinci.files import disk_errors
+from megatron_davinci.files import disk_errors, in_utf8
 
 _ROWS = 1 << 14  # of a row group, which a look-up reads
 _COLUMNS = ("id", "source", "licence", "level", "path", "format", "row", "first", "bytes", "corpus")
@@ -193,8 +193,8 @@ def _row(content: bytes | dict[str, Any], corpus: str | None) -> dict[str, Any]:
 
 
 def _written(value: Any) -> Any:
-    """As a column takes it: half a surrogate pair, as file names may have it, is written out."""
-    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+    """As a column takes it."""
+    return in_utf8(value) if isinstance(value, str) else value
 
 
 @lru_cache(maxsize=1024)

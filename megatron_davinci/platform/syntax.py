@@ -28,6 +28,14 @@ def parsed(text: str, mode: Literal["exec", "eval"] = "exec") -> Any:
         return ast.parse(text, mode=mode)
 
 
+def tree_of(text: str) -> ast.Module | None:
+    """A program's tree; None for what is no Python, or more than the parser can take."""
+    try:
+        return parsed(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
 _DEEPEST = 100  # what reads a tree recursively has a stack, which a long sum of terms fills
 _LARGEST = 10**18  # what is longer than some thousand digits cannot be written out again
 

@@ -236,7 +236,7 @@ class TrainingRun:
         timer = Timer()
         self.timers.begin()
         WATCH.begin(self.config.health.grace_seconds)
-        self._evaluate_late(progress, records)
+        self._evaluate_late(progress, records)  # what a start before this one has left undone
         while ahead:
             self.watchdog.beat("step", ahead[0].step)
             agreed = boundary.meet(self.order.edited())
@@ -367,10 +367,10 @@ class TrainingRun:
             progress.message(said)
 
     def _evaluate_late(self, progress: RunProgress, records: Records) -> None:
-        """Evaluate where a stage has ended, as turns out when what was behind it is passed over."""
         records.flush()
         past = self.order.journal, self.consumed_samples, self.directory.evaluations
-        if (plan := distributed.broadcast_object(ended_unevaluated(self.schedule, *past))) is not None:
+        late = ended_unevaluated(self.schedule, *past) if self.is_main else None
+        if plan := distributed.broadcast_object(late):
             self._evaluate(plan, progress, records)
 
     def _decide_again(self, progress: RunProgress) -> None:

@@ -317,10 +317,8 @@ class _Handler(BaseHTTPRequestHandler):
                     self.close_connection = True  # what was sent is not read
                 self._reply(refusal.status, refusal.body, refusal.wait)
                 return
-            except (
-                ValueError,
-                RecursionError,
-            ) as error:  # of this request, which others have nothing to do with
+            except (ValueError, RecursionError) as error:
+                # Of this request: others have nothing to do with it.
                 said = f"The request cannot be answered: {type(error).__name__}: {error}"[:500]
                 self._reply(500, Refusal(500, said, "server_error").body)
                 return
