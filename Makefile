@@ -87,6 +87,7 @@ bench: setup
 	$(BIN)/python benchmarks/health.py --json $(OUT)/health.json
 	$(BIN)/python benchmarks/corruption.py --json $(OUT)/corruption.json
 	$(BIN)/python benchmarks/darwin.py --json $(OUT)/darwin.json
+	$(BIN)/python benchmarks/simulated_worlds.py --json $(OUT)/simulated_worlds.json
 	$(BIN)/python benchmarks/ops_on_off.py --device cpu --json $(OUT)/ops_on_off.json
 	$(BIN)/python benchmarks/precision.py --json $(OUT)/precision.json
 
