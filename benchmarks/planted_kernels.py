@@ -93,10 +93,10 @@ _WRITES = "    write_gradient<kWholeThreads, true>(at, parts, rest, gradient);\n
 _KEPT = "known_global(body.at)[v] = gradient.vector<T>(kept[k]"
 _WAITS = "wait_but<kBehind>()"
 
-_OF_RUN = "for (i64 i = threadIdx.x; i < vectors; i += kThreads)"
-_LAST = "    for (i64 i = vectors * kAtOnce + threadIdx.x; i < span.count; i += kThreads) one(s, span, i);\n"
-
-_NEXT_RUN = "        ask_first(after);\n      u"
+_OF_TILE = "aligned ? end / kAtOnce : 0"
+_LAST = "    for (int i = rest + (int)threadIdx.x; i < end; i += kThreads) one(s, span, i);\n"
+_BACK = "      exchange(held.first);\n      exchange(held.second);\n      put"
+_NEXT_RUN = "        ask_first(after);\n      exchange"
 _NO_GROUPS = "    if (mine >= whole) ask_first(after);\n"
 
 _SUMS_THERE = "    __syncthreads();\n    const int here = kWords"
@@ -132,8 +132,8 @@ FAULTS = [
     _change("logit read after it is overwritten", "cross_entropy.cu", _WRITES,
                    _WRITES + _WANTED + _TARGET),
     _change("bf16 cut off instead of rounded", "portable.h", "  bits += 0x7fffu + ((bits >> 16) & 1u);\n", ""),
-    _change("rows taken twice", "cross_entropy.cu", "r - gridDim.x < rows; r += gridDim.x",
-            "r - gridDim.x < rows; r += 1"),
+    _change("rows taken twice", "cross_entropy.cu", "    r = after;\n    after = (i64)gridDim.x + drawn[place];",
+            "    r = after;\n    after = r + 1;"),
     _change("vectors taken before they have arrived", "cross_entropy.cu", _WAITS, "wait_but<kBehind + 1>()"),
     _change("this row's vectors asked for again", "cross_entropy.cu",
             "if (v < coming) begin_copy(held, v, next.at + v)", "if (v < here) begin_copy(held, v, body.at + v)"),
@@ -153,6 +153,8 @@ FAULTS = [
             "rope"),
     _change("sums read before all are there", "rope.cu", _SUMS_THERE, "    const int here = kWords", "rope"),
     _change("the bias written where warps still read", "rope.cu", _STILL_READ, "", "rope"),
+    _change("the next token in place of this", "rope.cu", "const Token now = next;",
+            "const Token& now = next;", "rope"),
     _change("all heads of a group turned", "rope.cu", "const bool turned = of_group < rotated;",
             "const bool turned = of_group < heads;", "rope"),
     _change("rows counted one at a time", "swiglu.cu", "row += p / packs;", "row += 1;", "swiglu"),
@@ -179,14 +181,19 @@ FAULTS = [
     _of_codes("columns scaled by the rows' scales", "patch.scaled_column(c, of_columns[across * kPatch + c])",
               "patch.scaled_column(c, of_row[c])"),
     _of_adamw("last elements of a run left out", "adamw.cu", _LAST, ""),
-    _of_adamw("one vector of a run too many", "adamw.cu", _OF_RUN, _OF_RUN.replace("<", "<=")),
+    _of_adamw("one vector of a tile too many", "adamw.cu", _OF_TILE, _OF_TILE.replace(" :", " + 1 :")),
+    _of_adamw("a run's last tile left out", "adamw.cu", "begin >= span.count", "begin + kTile > span.count"),
+    _of_adamw("runs drawn a second time", "adamw.cu", "    place ^= 1;\n", ""),
     _of_adamw("a lane left out of a reduction", "moments.h", "bits = kLanes / 2; bits;",
               "bits = kLanes / 2; bits > 1;"),
     _of_adamw("groups of fewer lanes", "adamw.cu", "threadIdx.x % kLanes * kAtOnce",
               "threadIdx.x % (kLanes / 2) * kAtOnce"),
+    _of_adamw("the other four given away", "adamw.cu", "upper ? fours[0] : fours[1]", "upper ? fours[1] : fours[0]"),
+    _of_adamw("first moments not given back", "adamw.cu", _BACK, _BACK.replace("exchange(held.first)", "", 1)),
+    _of_adamw("codes of the warp's other group", "adamw.cu", "group - lane / moments::kLanes", "group"),
     _of_adamw("the next group in place of this", "adamw.cu", "Held held = next;\n", "Held& held = next;\n"),
     _of_adamw("this run's first group in place of the next one's", "adamw.cu", _NEXT_RUN,
-              "        ask(span, mine);\n      u"),
+              _NEXT_RUN.replace("ask_first(after)", "ask(span, mine)")),
     _of_adamw("a warp without groups asks for none of the next run", "adamw.cu", _NO_GROUPS, ""),
     _of_adamw("zeros as the smallest", "moments.h", "smaller(least, size - 1)", "smaller(least, size)"),
     _of_adamw("the gradient not scaled", "adamw.cu", "s.scale * gradient", "gradient"),
@@ -230,18 +237,21 @@ TWINS = [
              "const int mine = r <= rows - 1 ? vectors : 0;"),
     _of_norm("columns of a warp added from the last", "int warp = 0; warp < kThreads / 32; ++warp) sum",
              "int warp = kThreads / 32 - 1; warp >= 0; --warp) sum", "reduce.h"),
-    _change("tokens by warps the other way", "rope.cu", "first = part * kWarps + warp;",
-            "first = part * kWarps + kWarps - 1 - warp;", "rope"),
+    _change("tokens by warps the other way", "rope.cu", "first = part * kWarps + warp,",
+            "first = part * kWarps + kWarps - 1 - warp,", "rope"),
     _change("sums in a part of shared memory at a time", "rope.cu", "room = slots_here(kThreads, kSlots)", "room = 3",
             "rope"),
     _change("two passes over a token's heads", "rope.cu", "kPasses = 5;", "kPasses = 2;", "rope"),
     _change("rows counted by a product", "swiglu.cu", "p %= packs;", "p -= p / packs * packs;", "swiglu"),
     _change("a sequence that begins at less than 1", "documents.cu", "i == 0 ||", "i < 1 ||", "document_bounds"),
     _of_adamw("last elements of a run by other threads", "adamw.cu", _LAST,
-              _LAST.replace("threadIdx.x;", "(kThreads - 1 - threadIdx.x);", 1)),
+              _LAST.replace("(int)threadIdx.x", "kThreads - 1 - (int)threadIdx.x", 1)),
     _of_adamw("no runs in vectors", "adamw.cu", "& 15) == 0 && (row[5] & 7) == 0", "& 15) == 1"),
     _of_adamw("groups from the last on", "adamw.cu", "group = first + mine;",
               "group = first + kStep - 1 - mine;"),
+    _of_adamw("tiles of runs from the last on", "adamw.cu",
+              "unit = blockIdx.x; unit < count * tiles; unit += gridDim.x",
+              "unit = count * tiles - 1 - blockIdx.x; unit >= 0; unit -= gridDim.x"),
     _of_adamw("another lane writes the ranges", "adamw.cu", "threadIdx.x % moments::kLanes == 0 &&",
               "threadIdx.x % moments::kLanes == 1 &&"),
     _of_adamw("the smallest as what is largest upside down", "moments.h",

@@ -3,8 +3,12 @@
 // updated is written beside it where one is wanted.
 //
 // `spans` lists runs of elements, 8 numbers each: addresses of parameter, gradient, first and second moment, ranges of
-// the moments' groups (top and bottom of the first, then of the second), bf16 copy or 0; elements; 0. A run lies in one
-// tensor. Where moments have groups it begins where a group does. Sizes beyond 2^31 are so many runs.
+// the moments' groups (top and bottom of the first, then of the second), bf16 copy or 0; elements, at most `most`; 0. A
+// run lies in one tensor. Where moments have groups it begins where a group does. Sizes beyond 2^31 are so many runs.
+//
+// Multiprocessors are not equally near to memory: where each is dealt the same share, the slowest ends last, on an H200
+// a twelfth later than all would together. So a block with fp32 moments takes a tile of a run and ends, and the next one
+// begins where there is room; with moments in 8 bits, whose blocks go on, they draw their runs.
 #include "moments.h"
 
 namespace davinci {
@@ -12,6 +16,7 @@ namespace adamw {
 
 constexpr int kThreads = 256;
 constexpr int kAtOnce = 4;  // elements that a thread takes together
+constexpr int kVectors = 2;  // of so many, of a thread in a tile of fp32 moments
 
 template <class T>
 __device__ __forceinline__ T* global(i64 address) {
@@ -70,28 +75,40 @@ __device__ __forceinline__ void one(const Settings& s, const Span& span, i64 i) 
   if (span.copy) span.copy[i] = store<bf16>(p);
 }
 
-__device__ __forceinline__ void full(const Settings& s, const i64* spans, i64 count) {
-  for (i64 n = blockIdx.x; n < count; n += gridDim.x) {
-    const Span span(spans + 8 * n);
-    if (!span.aligned || (((u64)span.first | (u64)span.second) & 15)) {
-      for (i64 i = threadIdx.x; i < span.count; i += kThreads) one(s, span, i);
-      continue;
-    }
-    const i64 vectors = span.count / kAtOnce;
-    for (i64 i = threadIdx.x; i < vectors; i += kThreads) {
-      Vector<float> p = reinterpret_cast<Vector<float>*>(span.parameter)[i];
-      const Vector<float> g = reinterpret_cast<const Vector<float>*>(span.gradient)[i];
-      Vector<float> m = reinterpret_cast<Vector<float>*>(span.first)[i];
-      Vector<float> v = reinterpret_cast<Vector<float>*>(span.second)[i];
+__device__ __forceinline__ void full(const Settings& s, const i64* spans, i64 count, i64 most) {
+  constexpr int kTile = kThreads * kAtOnce * kVectors;
+  const u32 tiles = (u32)((most + kTile - 1) / kTile);  // of a run
+  for (i64 unit = blockIdx.x; unit < count * tiles; unit += gridDim.x) {
+    const u32 run = (u32)unit / tiles, begin = ((u32)unit - run * tiles) * kTile;
+    const Span span(spans + 8 * (i64)run);
+    if (begin >= span.count) continue;
+    const int end = (int)(span.count - begin < kTile ? span.count : begin + kTile);
+    const bool aligned = span.aligned && (((u64)span.first | (u64)span.second) & 15) == 0;
+    const int vectors = aligned ? end / kAtOnce : 0, mine = (int)begin / kAtOnce + (int)threadIdx.x;
+    Vector<float> p[kVectors], g[kVectors], m[kVectors], v[kVectors];
 #pragma unroll
-      for (int k = 0; k < kAtOnce; ++k) p.at[k] = updated(s, p.at[k], g.at[k], m.at[k], v.at[k]);
-      reinterpret_cast<Vector<float>*>(span.parameter)[i] = p;
-      reinterpret_cast<Vector<float>*>(span.first)[i] = m;
-      reinterpret_cast<Vector<float>*>(span.second)[i] = v;
-      if (!span.copy) continue;
-      reinterpret_cast<Pack<u32, 2>*>(span.copy)[i] = rounded(p);
+    for (int j = 0; j < kVectors; ++j) {
+      const int i = mine + j * kThreads;
+      if (i >= vectors) continue;
+      p[j] = reinterpret_cast<Vector<float>*>(span.parameter)[i];
+      g[j] = reinterpret_cast<const Vector<float>*>(span.gradient)[i];
+      m[j] = reinterpret_cast<Vector<float>*>(span.first)[i];
+      v[j] = reinterpret_cast<Vector<float>*>(span.second)[i];
     }
-    for (i64 i = vectors * kAtOnce + threadIdx.x; i < span.count; i += kThreads) one(s, span, i);
+#pragma unroll
+    for (int j = 0; j < kVectors; ++j) {
+      const int i = mine + j * kThreads;
+      if (i >= vectors) continue;
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k)
+        p[j].at[k] = updated(s, p[j].at[k], g[j].at[k], m[j].at[k], v[j].at[k]);
+      reinterpret_cast<Vector<float>*>(span.parameter)[i] = p[j];
+      reinterpret_cast<Vector<float>*>(span.first)[i] = m[j];
+      reinterpret_cast<Vector<float>*>(span.second)[i] = v[j];
+      if (span.copy) reinterpret_cast<Pack<u32, 2>*>(span.copy)[i] = rounded(p[j]);
+    }
+    const int rest = vectors * kAtOnce > (int)begin ? vectors * kAtOnce : (int)begin;
+    for (int i = rest + (int)threadIdx.x; i < end; i += kThreads) one(s, span, i);
   }
 }
 
@@ -103,17 +120,36 @@ struct Held {
   u32 first[kFours], second[kFours];
 };
 
+// Codes of a warp's two groups are read and written a group after the other, by all lanes, since memory then moves whole
+// lines of 128 bytes: a lane has four elements of each, where it computes with eight of one.
+static_assert(moments::kLanes == 16 && kFours == 2, "two groups of a warp, of two fours each");
+
+// Where a lane's codes of the warp's first group are.
+__device__ __forceinline__ int codes_of(int group) {
+  const int lane = (int)threadIdx.x % 32;
+  return (group - lane / moments::kLanes) * moments::kGroup + lane * kAtOnce;
+}
+
+// From fours as they are read to fours that are computed with, and back. All lanes of a warp call it.
+__device__ __forceinline__ void exchange(u32 (&fours)[kFours]) {
+  const bool upper = threadIdx.x % 32 >= moments::kLanes;
+  const u32 came = __shfl_xor_sync(kAllLanes, upper ? fours[0] : fours[1], moments::kLanes);
+  fours[0] = upper ? came : fours[0];
+  fours[1] = upper ? fours[1] : came;
+}
+
 // `here`: how many elements there are from `at` on; all of them, each four where one instruction moves them, if kWhole.
 template <bool kWhole>
 __device__ __forceinline__ Held taken(const Span& span, int group, int at, int here) {
   Held held;
   if (kWhole) {
+    const int codes = codes_of(group);
 #pragma unroll
     for (int j = 0; j < kFours; ++j) {
+      held.first[j] = *known_global(reinterpret_cast<const u32*>(span.first + codes + j * moments::kGroup));
+      held.second[j] = *known_global(reinterpret_cast<const u32*>(span.second + codes + j * moments::kGroup));
       held.parameter[j] = *known_global(reinterpret_cast<const Vector<float>*>(span.parameter + at + j * kApart));
       held.gradient[j] = *known_global(reinterpret_cast<const Vector<float>*>(span.gradient + at + j * kApart));
-      held.first[j] = *known_global(reinterpret_cast<const u32*>(span.first + at + j * kApart));
-      held.second[j] = *known_global(reinterpret_cast<const u32*>(span.second + at + j * kApart));
     }
   } else {
 #pragma unroll
@@ -140,11 +176,12 @@ __device__ __forceinline__ void put(const Span& span, int group, int at, int her
   const bool there = kWhole || group * moments::kGroup < span.count;
   if (threadIdx.x % moments::kLanes == 0 && there) span.ranges[group] = held.ranges;
   if (kWhole) {
+    const int codes = codes_of(group);
 #pragma unroll
     for (int j = 0; j < kFours; ++j) {
       *known_global(reinterpret_cast<Vector<float>*>(span.parameter + at + j * kApart)) = held.parameter[j];
-      *known_global(reinterpret_cast<u32*>(span.first + at + j * kApart)) = held.first[j];
-      *known_global(reinterpret_cast<u32*>(span.second + at + j * kApart)) = held.second[j];
+      *known_global(reinterpret_cast<u32*>(span.first + codes + j * moments::kGroup)) = held.first[j];
+      *known_global(reinterpret_cast<u32*>(span.second + codes + j * moments::kGroup)) = held.second[j];
       if (span.copy)
         *known_global(reinterpret_cast<Pack<u32, 2>*>(span.copy + at + j * kApart)) = rounded(held.parameter[j]);
     }
@@ -212,11 +249,15 @@ __device__ __forceinline__ int whole_groups(const Span& span) {
 }
 
 // Blocks go on from run to run, and a warp's next group is on its way while it computes one, that of the next run too.
-__device__ __forceinline__ void eight_bits(const Settings& s, const i64* spans, i64 count) {
+// The first run of a block is that of its number, and `turn`, which begins at 0, says which others have been drawn: one
+// ahead, so that nobody waits for it.
+__device__ __forceinline__ void eight_bits(const Settings& s, const i64* spans, i64 count, u32* turn) {
   using namespace moments;
   constexpr int kStep = kThreads / kLanes;
   DAVINCI_SHARED(float, powers, kPowers);
+  DAVINCI_SHARED(u32, drawn, 2);
   fill<kThreads>(powers);
+  if (threadIdx.x == 0) drawn[1] = atomicAdd(turn, 1u);
   __syncthreads();
   const int mine = threadIdx.x / kLanes, lane_at = threadIdx.x % kLanes * kAtOnce;
   Held next;
@@ -228,10 +269,12 @@ __device__ __forceinline__ void eight_bits(const Settings& s, const i64* spans, 
     const Span span(spans + 8 * run);
     if (mine < whole_groups(span)) ask(span, mine);
   };
-  ask_first(blockIdx.x);
-  for (i64 n = blockIdx.x; n < count; n += gridDim.x) {
+  i64 n = blockIdx.x, after = (i64)gridDim.x + drawn[1];
+  int place = 0;  // each is read before a barrier that comes before it is written again
+  ask_first(n);
+  while (n < count) {
+    if (threadIdx.x == 0) drawn[place] = atomicAdd(turn, 1u);
     const Span span(spans + 8 * n);
-    const i64 after = n + gridDim.x;
     if (after < count) prefetch(spans + 8 * after);
     const int elements = (int)span.count, whole = whole_groups(span);
     int group = mine;
@@ -243,7 +286,11 @@ __device__ __forceinline__ void eight_bits(const Settings& s, const i64* spans, 
         ask(span, group + kStep);
       else
         ask_first(after);
+      exchange(held.first);
+      exchange(held.second);
       update(s, powers, held);
+      exchange(held.first);
+      exchange(held.second);
       put<true>(span, group, group * kGroup + lane_at, kPerLane, held);
     }
     if (mine >= whole) ask_first(after);
@@ -254,21 +301,25 @@ __device__ __forceinline__ void eight_bits(const Settings& s, const i64* spans, 
       update(s, powers, held);
       put<false>(span, group, at, elements - at, held);
     }
+    __syncthreads();
+    n = after;
+    after = (i64)gridDim.x + drawn[place];
+    place ^= 1;
   }
 }
 
 }  // namespace adamw
 }  // namespace davinci
 
-#define DAVINCI_ADAMW(name, bounds, function)                                                                          \
+#define DAVINCI_ADAMW(name, bounds, function, type, last)                                                              \
   DAVINCI_KERNEL_WITHIN(name, davinci::adamw::kThreads, 0, bounds,                                                     \
-                 (const davinci::i64* spans, davinci::i64 count, float scale, float beta1, float rest1, float beta2,   \
-                  float rest2, float epsilon, float step, float correction, float decay),                              \
-                 (spans, count, scale, beta1, rest1, beta2, rest2, epsilon, step, correction, decay)) {                \
+                 (const davinci::i64* spans, davinci::i64 count, type last, float scale, float beta1, float rest1,     \
+                  float beta2, float rest2, float epsilon, float step, float correction, float decay),                 \
+                 (spans, count, last, scale, beta1, rest1, beta2, rest2, epsilon, step, correction, decay)) {          \
     const davinci::adamw::Settings settings{scale, beta1,   rest1, beta2,      rest2,                                  \
                                             epsilon, step, correction, decay};                                         \
-    davinci::adamw::function(settings, spans, count);                                                                  \
+    davinci::adamw::function(settings, spans, count, last);                                                            \
   }
 
-DAVINCI_ADAMW(adamw_fp32, (davinci::adamw::kThreads), full)
-DAVINCI_ADAMW(adamw_fp8_moments_fp32, (davinci::adamw::kThreads, 2), eight_bits)
+DAVINCI_ADAMW(adamw_fp32, (davinci::adamw::kThreads), full, davinci::i64, most)
+DAVINCI_ADAMW(adamw_fp8_moments_fp32, (davinci::adamw::kThreads, 2), eight_bits, davinci::u32*, turn)

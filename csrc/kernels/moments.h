@@ -58,7 +58,7 @@ constexpr int kPowers = 128 * 32;
 template <int kThreads, class Powers>
 __device__ __forceinline__ void fill(Powers& powers) {
   constexpr int kEach = kPowers / kThreads;  // codes that a warp fills in
-  static_assert(kEach <= 32, "a lane takes the logarithm of one code");
+  static_assert(kEach <= 32 && kEach * kThreads == kPowers, "a lane takes the logarithm of a code, and all are taken");
   const int lane = threadIdx.x % 32, from = threadIdx.x / 32 * kEach;
   // The code's bits in a float's places, with its exponent's offset.
   const u32 code = from + lane % kEach;

@@ -304,14 +304,16 @@ __device__ __forceinline__ void backward_any(const T* by_out, const T* by_sum, c
 }  // namespace rms_norm
 }  // namespace davinci
 
-// `one`: rows of up to 256 vectors; forward a warp has one, backward a block, of which four are to have room. `many`: a
-// thread has up to 16 elements, and narrow rows take a warp each. `any`: whatever rows there are.
-#define DAVINCI_RMS_NORM_FORWARD(kind, suffix, type, ...)                                                              \
-  DAVINCI_KERNEL(rms_norm_forward_##kind##_##suffix, davinci::rms_norm::kThreads,                                      \
-                 (const davinci::type* x, const davinci::type* residual, const davinci::type* weight,                  \
-                  davinci::type* sum, davinci::type* out, float* scale, davinci::i64 rows, davinci::i64 width,         \
-                  float eps),                                                                                          \
-                 (x, residual, weight, sum, out, scale, rows, width, eps)) {                                           \
+// `one`: rows of up to 256 vectors; forward a warp has one, and two blocks are to have room (left to itself the compiler
+// saves registers that nobody else can use, and waits for the row before it asks for all of the residual), backward a
+// block, of which four are. `many`: a thread has up to 16 elements, and narrow rows take a warp each. `any`: whatever
+// rows there are.
+#define DAVINCI_RMS_NORM_FORWARD(kind, bounds, suffix, type, ...)                                                      \
+  DAVINCI_KERNEL_WITHIN(rms_norm_forward_##kind##_##suffix, davinci::rms_norm::kThreads, 0, bounds,                    \
+                        (const davinci::type* x, const davinci::type* residual, const davinci::type* weight,           \
+                         davinci::type* sum, davinci::type* out, float* scale, davinci::i64 rows, davinci::i64 width,  \
+                         float eps),                                                                                   \
+                        (x, residual, weight, sum, out, scale, rows, width, eps)) {                                    \
     davinci::rms_norm::__VA_ARGS__(x, residual, weight, sum, out, scale, rows, width, eps);                            \
   }
 #define DAVINCI_RMS_NORM_BACKWARD(kind, bounds, suffix, type, ...)                                                     \
@@ -323,9 +325,10 @@ __device__ __forceinline__ void backward_any(const T* by_out, const T* by_sum, c
     davinci::rms_norm::__VA_ARGS__(by_out, by_sum, x, weight, scale, by_x, shares, rows, width, parts);                \
   }
 #define DAVINCI_RMS_NORM(suffix, type)                                                                                 \
-  DAVINCI_RMS_NORM_FORWARD(one, suffix, type, forward_kept<32, davinci::rms_norm::kThreads / 32>)                      \
-  DAVINCI_RMS_NORM_FORWARD(many, suffix, type, forward_many)                                                           \
-  DAVINCI_RMS_NORM_FORWARD(any, suffix, type, forward_any)                                                             \
+  DAVINCI_RMS_NORM_FORWARD(one, (davinci::rms_norm::kThreads, 2), suffix, type,                                        \
+                           forward_kept<32, davinci::rms_norm::kThreads / 32>)                                         \
+  DAVINCI_RMS_NORM_FORWARD(many, (davinci::rms_norm::kThreads), suffix, type, forward_many)                            \
+  DAVINCI_RMS_NORM_FORWARD(any, (davinci::rms_norm::kThreads), suffix, type, forward_any)                              \
   DAVINCI_RMS_NORM_BACKWARD(one, (davinci::rms_norm::kThreads, 4), suffix, type,                                       \
                             backward_kept<davinci::rms_norm::kThreads, 1>)                                             \
   DAVINCI_RMS_NORM_BACKWARD(many, (davinci::rms_norm::kThreads), suffix, type, backward_many)                          \

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from megatron_davinci.kernels import moments, spans
+from megatron_davinci.kernels.table import KERNELS
 from megatron_davinci.kernels.ways import way_of
 
 OP = "adamw"
+_OF_A_THREAD = 8  # elements of a tile of fp32 moments, as the kernel has them
 
 
 @dataclass(frozen=True)
@@ -175,8 +177,10 @@ def full_(
     way = way_of(OP, *parameters, *gradients, *first, *second, *copies)
     if way.has_kernels:
         rows = spans.table([(parameters, 4), (gradients, 4), (first, 4), (second, 4), ((), 0), (copies, 2)])
+        tiles = -(-spans.ELEMENTS // (_OF_A_THREAD * KERNELS["adamw"].threads))
         if len(rows):
-            way.launch("adamw", len(rows), parameters[0], rows, len(rows), *update.factors())
+            most = spans.ELEMENTS
+            way.launch("adamw", len(rows) * tiles, parameters[0], rows, len(rows), most, *update.factors())
         return
     for number, parameter in enumerate(parameters):
         _move(parameter, gradients[number], first[number], second[number], update)
@@ -213,7 +217,10 @@ def eight_bits_(
         columns = [(parameters, 4), (gradients, 4), (first, 1), (second, 1), (ranges, of_range), (copies, 2)]
         rows = spans.table(columns)
         if len(rows):
-            way.launch("adamw_fp8_moments", len(rows), parameters[0], rows, len(rows), *update.factors())
+            turn = rows.new_zeros(1, dtype=torch.int32)  # runs that have been drawn
+            way.launch(
+                "adamw_fp8_moments", len(rows), parameters[0], rows, len(rows), turn, *update.factors()
+            )
         return
     for number, parameter in enumerate(parameters):
         of_first, of_second = ranges[number].split(2, 1)

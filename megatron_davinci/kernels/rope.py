@@ -19,10 +19,27 @@ from megatron_davinci.kernels.operators import operator
 from megatron_davinci.kernels.ways import Way, way_of
 
 _OP = "rope"
-_PASSES = 5  # of a warp over a token, as the kernel has them
-_TOKENS = 32  # of a block of the kernel that sums nothing: four for each of its warps,
-_LEAST = 264  # or fewer, where blocks would be fewer than an H100 runs at once
 _BLOCKS = 132  # of the kernel that sums, at most: one for each multiprocessor of an H100
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a kernel's work is cut.
+
+    Attributes:
+        passes: Of a warp over a token, as the kernel has them.
+        tokens: Of a block: some for each of its warps,
+        fewest: or fewer, down to one for each,
+        blocks: where blocks would be fewer than an H100 runs at once.
+    """
+
+    passes: int
+    tokens: int
+    fewest: int
+    blocks: int
+
+
+CUTS = {"rope": Cut(5, 8, 8, 264), "rope_bias": Cut(1, 20, 4, 1056), "rope_sums": Cut(5, 8, 8, 132)}
 
 
 @dataclass(frozen=True)
@@ -132,11 +149,11 @@ def rotated_(
     if way.has_kernels:
         if x.numel():
             shape = _Shape(x, table, groups, heads, rotated)
-            chunks = shape.chunks(x, table) if bias is None else shape.chunks(x, table, bias)
-            share = shape.shares(chunks, way)
-            blocks = share * chunks
+            kernel = "rope" if bias is None else "rope_bias"
+            chunks = shape.chunks(kernel, x, table, *(() if bias is None else (bias,)))
+            share = shape.shares(kernel, chunks, way)
             given = (x, x, _or_null(bias), table, _or_null(positions), 0, 1.0, *shape.numbers(), share)
-            way.launch("rope", blocks, x, *given)
+            way.launch(kernel, share * chunks, x, *given)
         return
     wide = x.to(torch.promote_types(x.dtype, torch.float32))  # x itself, where it is as wide
     if bias is not None:
@@ -188,14 +205,15 @@ def backward(
         return by_x, by_out.new_zeros(channels if biased else 0)
     by_bias = by_out.new_empty(channels if biased else 0)
     shape = _Shape(by_out, table, groups, heads, rotated)
-    chunks = shape.chunks(by_out, table)
-    share = shape.shares(chunks, way)
+    kernel = "rope_sums" if biased else "rope"
+    chunks = shape.chunks(kernel, by_out, table)
+    share = shape.shares(kernel, chunks, way)
     shares: Tensor | int = 0
     if biased:
         share = max(1, parts(way, share * chunks, _BLOCKS) // chunks)
         shares = by_out.new_empty((share, channels), dtype=torch.float32)
     given = (by_out, by_x, 0, table, _or_null(positions), shares, -1.0, *shape.numbers(), share)
-    way.launch("rope_sums" if biased else "rope", share * chunks, by_out, *given)
+    way.launch(kernel, share * chunks, by_out, *given)
     if isinstance(shares, Tensor):
         sum_columns(way, shares, by_bias)
     return by_x, by_bias
@@ -236,19 +254,21 @@ class _Shape:
         self._groups, self._heads, self._rotated = groups, heads, rotated
         self._half = table.shape[-1] // 2
 
-    def chunks(self, *tensors: Tensor) -> int:
+    def chunks(self, kernel: str, *tensors: Tensor) -> int:
         """Warps that a token's channels are for."""
         wide = 16 // tensors[0].element_size()
         if self._half % wide or any(one.data_ptr() % 16 for one in tensors):
             wide = 1
         of_head = self._half // wide
-        passes = 1 if wide == 1 or 32 % of_head else _PASSES
+        passes = 1 if wide == 1 or 32 % of_head else CUTS[kernel].passes
         return max(1, -(-self._groups * self._heads * of_head // (32 * passes)))
 
-    def shares(self, chunks: int, way: Way) -> int:
+    def shares(self, kernel: str, chunks: int, way: Way) -> int:
         """How many ways tokens are parted, where nothing is summed."""
-        most = -(-_LEAST // chunks)  # that a smaller part is worth it for
-        found = max(-(-self._tokens // _TOKENS), min(-(-self._tokens // (_TOKENS // 4)), most))
+        cut = CUTS[kernel]
+        found = max(
+            -(-self._tokens // cut.tokens), min(-(-self._tokens // cut.fewest), -(-cut.blocks // chunks))
+        )
         return parts(way, found, found)  # emulated blocks are few
 
     def numbers(self) -> tuple[int, ...]:

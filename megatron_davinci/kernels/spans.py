@@ -1,4 +1,4 @@
-"""Many tensors for one launch: a table, on their device, of runs of elements. A block takes one at a time."""
+"""Many tensors for one launch: a table, on their device, of runs of elements, which blocks take or draw."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 ELEMENTS = 1 << 14
-"""Of a run, at most; a multiple of the groups that 8-bit moments have. Long, since a block begins each by waiting
-(not with moments in 8 bits: those ask for the next run before one ends); no longer, since the blocks at work then
-have fewer places in memory open at once: 5% faster on an H200 than 2^16."""
+"""Of a run, at most; a multiple of the groups that 8-bit moments have, and of the tiles that blocks take. Longer, and
+blocks of the last tiles of short tensors have nothing to do; shorter, and the table is longer to read."""
 
 _COLUMNS = 8
 _COUNT = 6  # the column that has a run's elements
