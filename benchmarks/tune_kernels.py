@@ -239,8 +239,8 @@ def _adamw_variants() -> dict[str, Variant]:
     found = {}
     for threads, blocks in ((256, 2), (512, 1), (128, 4)):
         texts = (
-            ("kThreads = 256;", f"kThreads = {threads};"),
-            ("kThreads, 2), eight_bits", f"kThreads, {blocks}), eight_bits"),
+            ("kThreads = 128;", f"kThreads = {threads};"),
+            ("kThreads, 4), eight_bits", f"kThreads, {blocks}), eight_bits"),
         )
         for power in (12, 13, 14, 15):
             name = f"{blocks} blocks of {threads} threads, runs of 2^{power}"
@@ -255,9 +255,9 @@ def _adamw_full_variants() -> dict[str, Variant]:
         (256, 2, 3), (1024, 2, 1), (512, 1, 2), (256, 4, 2), (128, 2, 6),
     ):  # fmt: skip
         texts = (
-            ("kThreads = 256;", f"kThreads = {threads};"),
+            ("kThreads = 128;", f"kThreads = {threads};"),
             ("kVectors = 2;", f"kVectors = {vectors};"),
-            ("(davinci::adamw::kThreads), full,", f"(davinci::adamw::kThreads, {blocks}), full,"),
+            ("(davinci::adamw::kThreads, 6), full,", f"(davinci::adamw::kThreads, {blocks}), full,"),
         )
         found[f"{blocks} blocks of {threads} threads, {vectors} vectors each"] = Variant(texts, threads)
     return found

@@ -14,7 +14,7 @@
 namespace davinci {
 namespace adamw {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 128;
 constexpr int kAtOnce = 4;  // elements that a thread takes together
 constexpr int kVectors = 2;  // of so many, of a thread in a tile of fp32 moments
 
@@ -321,5 +321,5 @@ __device__ __forceinline__ void eight_bits(const Settings& s, const i64* spans, 
     davinci::adamw::function(settings, spans, count, last);                                                            \
   }
 
-DAVINCI_ADAMW(adamw_fp32, (davinci::adamw::kThreads), full, davinci::i64, most)
-DAVINCI_ADAMW(adamw_fp8_moments_fp32, (davinci::adamw::kThreads, 2), eight_bits, davinci::u32*, turn)
+DAVINCI_ADAMW(adamw_fp32, (davinci::adamw::kThreads, 6), full, davinci::i64, most)
+DAVINCI_ADAMW(adamw_fp8_moments_fp32, (davinci::adamw::kThreads, 4), eight_bits, davinci::u32*, turn)

@@ -214,13 +214,9 @@ __device__ __forceinline__ void gradient(T* logits, const i64* labels, const flo
 // to where it was, and is added up as it comes: memory is never left to wait for a sum. A thread's vectors are nobody
 // else's, so nothing meets for them. What has no room, of rows beyond 155,648 columns of bf16, is read a second time,
 // from the cache.
-//
-// The first row of a block is that of its number, and `turn`, which begins at 0, says which others have been drawn: one
-// ahead, so that nobody waits for it. Multiprocessors are not equally near to memory, and where each is dealt as many
-// rows the slowest ends last.
 template <class T>
-__device__ __forceinline__ void whole(T* logits, const i64* labels, float* log_z, float* target, u32* turn, i64 rows,
-                                      i64 width, i64 tokens, i64 ignored) {
+__device__ __forceinline__ void whole(T* logits, const i64* labels, float* log_z, float* target, i64 rows, i64 width,
+                                      i64 tokens, i64 ignored) {
   constexpr int kWidth = Vector<T>::kWidth;
   // From the first vector on; without any, no row.
   struct Body {
@@ -240,19 +236,14 @@ __device__ __forceinline__ void whole(T* logits, const i64* labels, float* log_z
     const Parts parts(logits + r * width, width);
     return Body{reinterpret_cast<Raw*>(logits + r * width + parts.head), parts.vectors, all_columns - parts.head};
   };
-  DAVINCI_SHARED(u32, drawn, 2);
-  if (threadIdx.x == 0) drawn[1] = atomicAdd(turn, 1u);
-  __syncthreads();
-  i64 r = blockIdx.x, after = (i64)gridDim.x + drawn[1], label = r < rows ? labels[r] : ignored;
-  int place = 0;  // each is read before a barrier that comes before it is written again
-  while (true) {
-    if (threadIdx.x == 0 && r < rows) drawn[place] = atomicAdd(turn, 1u);
+  i64 label = blockIdx.x < rows ? labels[blockIdx.x] : ignored;
+  for (i64 r = blockIdx.x; r - gridDim.x < rows; r += gridDim.x) {
     next = r < rows ? body_of(r) : none;
     // On their way meanwhile: the label's logit, before it is overwritten, and the label of the row after.
     const Row row(label, width, 0, tokens, ignored);
     T wanted{};
     if (row.label >= 0) wanted = logits[r * width + row.label];
-    label = after < rows ? labels[after] : ignored;
+    label = r + gridDim.x < rows ? labels[r + gridDim.x] : ignored;
     // Registers first, which have come when all slots are on their way: the last of those come while they are added.
 #pragma unroll
     for (int k = 0; k < kKept; ++k) {
@@ -306,9 +297,6 @@ __device__ __forceinline__ void whole(T* logits, const i64* labels, float* log_z
     gradient.columns -= parts.head;
     gradient.label -= parts.head;
     sum = no_logits();
-    r = after;
-    after = (i64)gridDim.x + drawn[place];
-    place ^= 1;
   }
 }
 
@@ -359,10 +347,10 @@ __device__ __forceinline__ void backward(T* logits, const i64* labels, const flo
   }                                                                                                                    \
   DAVINCI_KERNEL_OF(cross_entropy_whole_##suffix, davinci::cross_entropy::kWholeThreads,                               \
                  davinci::cross_entropy::kSlots,                                                                       \
-                 (davinci::type* logits, const davinci::i64* labels, float* log_z, float* target, davinci::u32* turn,  \
-                  davinci::i64 rows, davinci::i64 width, davinci::i64 tokens, davinci::i64 ignored),                   \
-                 (logits, labels, log_z, target, turn, rows, width, tokens, ignored)) {                                \
-    davinci::cross_entropy::whole(logits, labels, log_z, target, turn, rows, width, tokens, ignored);                  \
+                 (davinci::type* logits, const davinci::i64* labels, float* log_z, float* target, davinci::i64 rows,   \
+                  davinci::i64 width, davinci::i64 tokens, davinci::i64 ignored),                                      \
+                 (logits, labels, log_z, target, rows, width, tokens, ignored)) {                                      \
+    davinci::cross_entropy::whole(logits, labels, log_z, target, rows, width, tokens, ignored);                        \
   }                                                                                                                    \
   DAVINCI_KERNEL(cross_entropy_scaled_##suffix, davinci::cross_entropy::kThreads,                                      \
                  (davinci::type* gradient, const davinci::i64* labels, const float* scale, const float* shift,         \

@@ -124,8 +124,7 @@ def whole_(logits: Tensor, labels: Tensor, tokens: int, ignored: int) -> tuple[T
     if way.has_kernels:
         log_z, target = (logits.new_empty(rows, dtype=torch.float32) for _ in range(2))
         if rows:
-            turn = logits.new_zeros(1, dtype=torch.int32)  # rows that have been drawn
-            arguments = (logits, labels, log_z, target, turn, rows, width, tokens, ignored)
+            arguments = (logits, labels, log_z, target, rows, width, tokens, ignored)
             way.launch("cross_entropy_whole", rows, logits, *arguments)
         return log_z, target
     largest, total, target = statistics(logits, labels, 0, tokens, ignored)

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ELEMENTS = 1 << 14
-"""Of a run, at most; a multiple of the groups that 8-bit moments have, and of the tiles that blocks take. Longer, and
-blocks of the last tiles of short tensors have nothing to do; shorter, and the table is longer to read."""
+ELEMENTS = 1 << 13
+"""Of a run, at most; a multiple of the groups that 8-bit moments have, and of the tiles that blocks take. AdamW with
+moments in 8 bits takes 5% longer on an H200 with 2^15; with 2^12 it takes as long, and the table is twice as large."""
 
 _COLUMNS = 8
 _COUNT = 6  # the column that has a run's elements

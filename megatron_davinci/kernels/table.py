@@ -40,13 +40,13 @@ _COLUMN_SUMS = Kernel("column_sums", "column_sums.cu", 512, "ppll", _FLOATS)
 
 OPS: dict[str, tuple[Kernel, ...]] = {
     "adamw": (
-        Kernel("adamw", "adamw.cu", 256, "pllfffffffff", ("fp32",)),
-        Kernel("adamw_fp8_moments", "adamw.cu", 256, "plpfffffffff", ("fp32",), resident=2),
+        Kernel("adamw", "adamw.cu", 128, "pllfffffffff", ("fp32",)),
+        Kernel("adamw_fp8_moments", "adamw.cu", 128, "plpfffffffff", ("fp32",), resident=4),
     ),
     "cross_entropy": (
         Kernel("cross_entropy_statistics", "cross_entropy.cu", 512, "ppppplllll", _FLOATS),
         Kernel("cross_entropy_gradient", "cross_entropy.cu", 512, "ppplllll", _FLOATS),
-        Kernel("cross_entropy_whole", "cross_entropy.cu", 1024, "pppppllll", _FLOATS, slots=14),
+        Kernel("cross_entropy_whole", "cross_entropy.cu", 1024, "ppppllll", _FLOATS, slots=14),
         Kernel("cross_entropy_scaled", "cross_entropy.cu", 512, "pppplllll", _FLOATS),
         Kernel("cross_entropy_backward", "cross_entropy.cu", 512, "ppppplllll", _FLOATS),
     ),
