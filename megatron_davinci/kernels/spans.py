@@ -11,7 +11,7 @@ from torch import Tensor
 
 ELEMENTS = 1 << 13
 """Of a run, at most; a multiple of the groups that 8-bit moments have, and of the tiles that blocks take. AdamW with
-moments in 8 bits takes 5% longer on an H200 with 2^15; with 2^12 it takes as long, and the table is twice as large."""
+moments in 8 bits takes 5% longer on an H200 with 2^15; with 2^12 it takes as long, and the table is twice as long."""
 
 _COLUMNS = 8
 _COUNT = 6  # the column that has a run's elements
