@@ -104,6 +104,7 @@ gpu-bench-kernels: setup
 gpu-tune: setup
 	@mkdir -p $(OUT)
 	$(PY) benchmarks/tune_kernels.py --json $(OUT)/kernels_tuned.json
+	$(PY) benchmarks/memory_patterns.py --json $(OUT)/memory_patterns.json
 
 gpu-bench-train: setup
 	@mkdir -p $(OUT)

@@ -1,11 +1,14 @@
 """Variants of kernels that `benchmarks/tune_kernels.py` tries: they can be written, and other numbers are seen."""
 
 import dataclasses
+import re
+import subprocess
 
 import pytest
 
-from benchmarks import tune_kernels
+from benchmarks import memory_patterns, tune_kernels
 from benchmarks.tune_kernels import OPS, Variant
+from megatron_davinci.kernels import compilers
 
 
 def test_every_variant_changes_its_source_and_nothing_else(tmp_path):
@@ -36,3 +39,16 @@ def test_a_variant_with_other_numbers_is_named_and_one_with_the_same_is_not():
     }
     found = tune_kernels.checked(dataclasses.replace(rope, variants=variants), seed=1)
     assert found == {"more": True, "wrong": False}
+
+
+@pytest.mark.needs("nvcc")
+def test_patterns_of_memory_compile_with_the_threads_that_they_are_started_with(tmp_path):
+    source = memory_patterns.ROOT / "benchmarks" / memory_patterns.SOURCE
+    command = [str(compilers.find_nvcc()), "-std=c++17", "-arch=sm_90", "-Xptxas=-v", "-cubin", str(source)]
+    said = subprocess.run(
+        [*command, "-o", str(tmp_path / "code")], capture_output=True, text=True, check=True
+    ).stderr
+    assert set(re.findall(r"function '(\w+)_fp32'", said)) == set(memory_patterns.PATTERNS)
+    assert set(re.findall(r"(\d+) bytes spill", said)) == {"0"}
+    threads = re.findall(r"PATTERN\((\w+), (\d+), (\d+),", source.read_text())
+    assert {name: (int(number), int(room)) for name, number, room in threads} == memory_patterns.PATTERNS
