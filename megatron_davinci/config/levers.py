@@ -37,6 +37,7 @@ def lever_needs(config: RunConfig) -> dict[str, tuple[str, ...]]:
     ours = {
         "train.low_precision.tail_tokens": low.tail_tokens is not None,
         "train.low_precision.activations: fp8": low.activations == "fp8",
+        "train.low_precision.keep_codes": low.keep_codes,
         "model.norm_placement: post": config.model.norm_placement == "post",
         "model.qk_norm_scope: all_heads": config.model.qk_norm_scope == "all_heads",
     }

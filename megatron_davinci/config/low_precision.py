@@ -165,6 +165,11 @@ class LowPrecisionConfig(Section):
         for name in ("backend", "keep_first_layers", "keep_last_layers", "keep_codes", "tail_tokens", "band"):
             if self._says(name) and self.recipe == "none":
                 raise ValueError(f"{name} acts with a recipe; found recipe: none")
+        if self.keep_codes and self.recipe not in NATIVE:
+            raise ValueError(
+                f"keep_codes is of backend: native, which multiplies by recipe: {', '.join(NATIVE)}; found recipe: "
+                f"{self.recipe}"
+            )
         if self.activations == "fp8" and self.recipe not in _OF_TENSORS:
             raise ValueError(
                 f"activations: fp8 keeps what recipe: {' or '.join(_OF_TENSORS)} multiplies; found recipe: "
@@ -189,17 +194,19 @@ def low_precision_problems(config: RunConfig) -> list[str]:
             f"train.low_precision keeps {low.keep_first_layers} first and {low.keep_last_layers} last layers as they "
             f"are, and model.num_layers is {config.model.num_layers}: none is left"
         )
-    if low.backend in ("native", "emulate"):
-        problems += _own_problems(config)
-    elif low.recipe != "bits":
-        problems += _engine_problems(config)
     own = low.backend in ("native", "emulate") or low.recipe == "bits"
+    problems += _own_problems(config) if own else _engine_problems(config)
     problems += size_problems(config, own=own)
     return problems
 
 
 def _own_problems(config: RunConfig) -> list[str]:
     low, problems = config.train.low_precision, []
+    asked = f"backend: {low.backend}" if low.backend in ("native", "emulate") else f"recipe: {low.recipe}"
+    if low.backend == "transformer_engine":
+        problems.append(
+            f"train.low_precision.backend: transformer_engine has no recipe: {low.recipe}: take backend: emulate"
+        )
     if low.backend == "native" and low.recipe not in NATIVE:
         problems.append(
             "train.low_precision.backend: native multiplies by recipe: delayed, current and block; found "
@@ -208,8 +215,7 @@ def _own_problems(config: RunConfig) -> list[str]:
         )
     if config.backends.layers == "transformer_engine":
         problems.append(
-            f"train.low_precision.backend: {low.backend} is in our own layers; found backends.layers: "
-            "transformer_engine"
+            f"train.low_precision.{asked} is in our own layers; found backends.layers: transformer_engine"
         )
     if low.keep_codes and low.backend == "emulate":
         problems.append("train.low_precision.keep_codes is of backend: native; found backend: emulate")
@@ -217,15 +223,22 @@ def _own_problems(config: RunConfig) -> list[str]:
         problems.append(
             f"train.low_precision.parameters is Transformer Engine's; found backend: {low.backend}"
         )
+    return problems + place_problems(config, f"train.low_precision.{asked}")
+
+
+def place_problems(config: RunConfig, said: str) -> list[str]:
+    """Where our own products are not, whatever their sizes; a line each.
+
+    Args:
+        config: The run configuration.
+        said: What of it they are in words.
+    """
+    problems = []
     if config.model.experts is not None:
-        problems.append(
-            f"train.low_precision.backend: {low.backend} is not in experts: take transformer_engine"
-        )
+        others = "" if config.train.low_precision.recipe == "bits" else ": take backend: transformer_engine"
+        problems.append(f"{said} is not in experts{others}")
     if config.train.cuda_graphs:
-        problems.append(
-            f"train.cuda_graphs cannot capture train.low_precision.backend: {low.backend}, which changes "
-            "from step to step"
-        )
+        problems.append(f"train.cuda_graphs cannot capture {said}, which changes from step to step")
     return problems
 
 
@@ -257,6 +270,10 @@ def _engine_problems(config: RunConfig) -> list[str]:
         )
     if low.parameters and not parallel.distributed_optimizer:
         problems.append("train.low_precision.parameters needs parallel.distributed_optimizer: true")
+    if asked and low.keep_codes:
+        problems.append(
+            "train.low_precision.keep_codes is of backend: native; found backend: transformer_engine"
+        )
     if asked and low.recipe == "nvfp4" and low.nvfp4 != NVFP4Config():
         problems.append("train.low_precision.nvfp4 is of our own products: take backend: emulate")
     return problems

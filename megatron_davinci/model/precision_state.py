@@ -14,7 +14,7 @@ from megatron.core.dist_checkpointing import ShardedTensor
 from torch import Tensor
 
 from megatron_davinci.config import RunConfig
-from megatron_davinci.config.low_precision import LowPrecisionConfig, size_problems
+from megatron_davinci.config.low_precision import LowPrecisionConfig, place_problems, size_problems
 from megatron_davinci.errors import EnvironmentProblem
 from megatron_davinci.model.context_parallel import SequencePart
 from megatron_davinci.model.low_precision import (
@@ -69,18 +69,12 @@ class LowPrecision:
         fused_swiglu: Whether MLPs leave their activation to the second linear layer.
 
     Raises:
-        EnvironmentProblem: Blocks do not divide a dimension.
+        EnvironmentProblem: Blocks do not divide a dimension, or the model has what these products are not in.
     """
 
     def __init__(self, chunks: Sequence[Any], config: RunConfig, *, native: bool, fused_swiglu: bool) -> None:
         low = config.train.low_precision
-        if problems := size_problems(config, own=True):
-            raise EnvironmentProblem(
-                "Dimensions are not of whole blocks.",
-                where="train.low_precision",
-                found="\n".join(problems),
-                do="change the sizes that are named, or take recipe: current, which has no blocks",
-            )
+        _refuse(config, "native" if native else "emulate")
         self.config = low
         self.shared = Shared(recipe_of(low, config.run.seed), config.run.seed, config.data.sequence_length)
         self.shared.fp8_activations = low.activations == "fp8"
@@ -238,10 +232,28 @@ class LowPrecision:
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Go on from what `sharded_state` described."""
-        if not self.shared.recipe.delayed:
-            return
+        if not self.shared.recipe.delayed or not self.products:
+            return  # all layers of this pipeline stage may be kept as they are
         self._history = torch.stack([state[product.name].cpu() for product in self.products], 1)
         self._tell()
+
+
+def _refuse(config: RunConfig, backend: str) -> None:
+    """Refuse what the configuration could not know of: `auto` may come to other products than ours."""
+    if problems := place_problems(config, f"train.low_precision.backend: {backend}"):
+        raise EnvironmentProblem(
+            "Products of few bits are not where they are asked for.",
+            where="train.low_precision",
+            found="\n".join(problems),
+            do="take out what is named, or train by Transformer Engine's layers, on GPUs",
+        )
+    if problems := size_problems(config, own=True):
+        raise EnvironmentProblem(
+            "Dimensions are not of whole blocks.",
+            where="train.low_precision",
+            found="\n".join(problems),
+            do="change the sizes that are named, or take recipe: current, which has no blocks",
+        )
 
 
 def low_precision_of(chunks: Sequence[Any]) -> LowPrecision | None:

@@ -58,3 +58,14 @@ def test_a_run_goes_on_with_its_scales_also_on_other_ranks(tmp_path):
     plain["train"]["low_precision"] = {}
     with pytest.raises(CheckpointError, match="recipe: 'delayed' in the checkpoint, 'none' in this run"):
         run_ranks(1, train_here, plain)
+
+
+def test_a_pipeline_stage_whose_layers_are_all_kept_goes_on_too(tmp_path):
+    """It has no scales to take over, where the other stage has."""
+    low = {"keep_first_layers": 1}
+    whole, parts = (
+        [settings(tmp_path, name, stop, {"pipeline": 2}, **low) for stop in stops]
+        for name, stops in (("whole", [3]), ("parts", [2, 3]))
+    )
+    run_ranks(2, train_each, [*whole, *parts])
+    assert lines(tmp_path, "whole") == lines(tmp_path, "parts")
