@@ -237,13 +237,18 @@ def _rope_sums_variants() -> dict[str, Variant]:
 
 def _adamw_variants() -> dict[str, Variant]:
     found = {}
-    for threads, blocks in ((256, 2), (512, 1), (128, 4)):
+    for threads, blocks, together, powers in (
+        (128, 4, "kThreads", (12, 13, 14)), (256, 2, "kThreads", (13, 14)), (512, 1, "kThreads", (14, 15)),
+        (128, 4, "32", (10, 11, 12, 13)), (256, 2, "32", (10, 11, 12)), (512, 1, "32", (11, 12)),
+    ):  # fmt: skip
         texts = (
             ("kThreads = 128;", f"kThreads = {threads};"),
+            ("kTogether = kThreads;", f"kTogether = {together};"),
             ("kThreads, 4), eight_bits", f"kThreads, {blocks}), eight_bits"),
         )
-        for power in (12, 13, 14, 15):
-            name = f"{blocks} blocks of {threads} threads, runs of 2^{power}"
+        for power in powers:
+            who = "warps" if together == "32" else "blocks"
+            name = f"{blocks} blocks of {threads} threads, {who} draw runs of 2^{power}"
             host = ((spans, "ELEMENTS", 1 << power),)
             found[name] = Variant(texts, threads, resident=blocks, host=host)
     return found

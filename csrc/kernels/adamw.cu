@@ -248,18 +248,31 @@ __device__ __forceinline__ int whole_groups(const Span& span) {
   return aligned ? (int)span.count / moments::kGroup / kGroups * kGroups : 0;  // a run is short
 }
 
-// Blocks go on from run to run, and a warp's next group is on its way while it computes one, that of the next run too.
-// The first run of a block is that of its number, and `turn`, which begins at 0, says which others have been drawn: one
+// Those that draw a run together, a block or a warp, and take its groups by turns.
+constexpr int kTogether = kThreads;
+
+__device__ __forceinline__ void meet() {
+  if constexpr (kTogether == kThreads)
+    __syncthreads();
+  else
+    __syncwarp(kAllLanes);
+}
+
+// Who draws goes on from run to run, and a warp's next group is on its way while it computes one, that of the next run
+// too. Each begins with the run of its own number, and `turn`, which begins at 0, says which others have been drawn: one
 // ahead, so that nobody waits for it.
 __device__ __forceinline__ void eight_bits(const Settings& s, const i64* spans, i64 count, u32* turn) {
   using namespace moments;
-  constexpr int kStep = kThreads / kLanes;
+  constexpr int kStep = kTogether / kLanes, kDrawers = kThreads / kTogether;
   DAVINCI_SHARED(float, powers, kPowers);
-  DAVINCI_SHARED(u32, drawn, 2);
+  DAVINCI_SHARED(u32, drawn, 2 * kDrawers);
+  const u32 me = kDrawers == 1 ? threadIdx.x : threadIdx.x % kTogether;
+  const u32 drawer = kDrawers == 1 ? 0 : threadIdx.x / kTogether;
+  const i64 drawers = (i64)gridDim.x * kDrawers;
   fill<kThreads>(powers);
-  if (threadIdx.x == 0) drawn[1] = atomicAdd(turn, 1u);
+  if (me == 0) drawn[drawer * 2 + 1] = atomicAdd(turn, 1u);
   __syncthreads();
-  const int mine = threadIdx.x / kLanes, lane_at = threadIdx.x % kLanes * kAtOnce;
+  const int mine = me / kLanes, lane_at = threadIdx.x % kLanes * kAtOnce;
   Held next;
   const auto ask = [&](const Span& span, int group) {
     next = taken<true>(span, group, group * kGroup + lane_at, kPerLane);
@@ -269,11 +282,11 @@ __device__ __forceinline__ void eight_bits(const Settings& s, const i64* spans, 
     const Span span(spans + 8 * run);
     if (mine < whole_groups(span)) ask(span, mine);
   };
-  i64 n = blockIdx.x, after = (i64)gridDim.x + drawn[1];
+  i64 n = (i64)blockIdx.x * kDrawers + drawer, after = drawers + drawn[drawer * 2 + 1];
   int place = 0;  // each is read before a barrier that comes before it is written again
   ask_first(n);
   while (n < count) {
-    if (threadIdx.x == 0) drawn[place] = atomicAdd(turn, 1u);
+    if (me == 0) drawn[drawer * 2 + place] = atomicAdd(turn, 1u);
     const Span span(spans + 8 * n);
     if (after < count) prefetch(spans + 8 * after);
     const int elements = (int)span.count, whole = whole_groups(span);
@@ -301,9 +314,9 @@ __device__ __forceinline__ void eight_bits(const Settings& s, const i64* spans, 
       update(s, powers, held);
       put<false>(span, group, at, elements - at, held);
     }
-    __syncthreads();
+    meet();
     n = after;
-    after = (i64)gridDim.x + drawn[place];
+    after = drawers + drawn[drawer * 2 + place];
     place ^= 1;
   }
 }
