@@ -52,7 +52,9 @@ class Draw:
         for row, number in enumerate(numbers):
             how = self._samplings[number]
             if how.temperature > 0 and bool(torch.isfinite(best[row])):
-                chosen[row] = self._drawn(logits[row] / how.temperature, how.top_p, number)
+                # Below the largest: divided by a temperature of next to nothing, two that are infinite would be none.
+                below = (logits[row] - best[row]) / how.temperature
+                chosen[row] = self._drawn(below, how.top_p, number)
         return torch.where(torch.isfinite(best), chosen, -1)
 
     def _drawn(self, logits: Tensor, top_p: float, number: int) -> int:

@@ -172,6 +172,8 @@ def test_tokens_come_as_often_as_they_are_likely():
     assert np.abs(np.array(frequencies) - expected).max() < 0.04
     rows[1, 0] = float("nan")
     assert draw([0, 1], rows[:2]).tolist()[1] == -1
+    least = Draw([Sampling(1e-310, 1.0, seed) for seed in range(8)])
+    assert least(range(8), torch.tensor([[5.0, 7.0, 7.0, 1.0]]).repeat(8, 1)).unique().tolist() == [1, 2]
 
 
 @pytest.mark.parametrize(
