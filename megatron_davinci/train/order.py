@@ -189,8 +189,8 @@ class DataOrder:
         if planned == self._planned:
             return False
         stop_reading()
-        if self._mixes:
-            self.curriculum.forget_from(self._mixes[-1].first_sample + 1)
+        # Before the first step nothing is decided, and all that was prepared is only planned.
+        self.curriculum.forget_from(self._mixes[-1].first_sample + 1 if self._mixes else 0)
         self._planned, self._prepared = planned, 0
         return True
 

@@ -100,6 +100,7 @@ class RunDirectory:
         manifest: dict[str, Any] = {"name": self.path.name, "created": _now(), "starts": []}
         if path.exists():
             manifest = json.loads(path.read_text(encoding="utf-8"))
+            manifest.setdefault("created", _now())  # a branch begins with a manifest of its past
         manifest.update(facts)
         manifest["davinci_version"] = __version__
         manifest["packages"] = _versions()

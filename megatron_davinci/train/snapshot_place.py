@@ -34,6 +34,7 @@ def kind_of(config: RunConfig, layout: Layout) -> str:
         "parallel": config.parallel.model_dump(mode="json", exclude={"timeout_seconds"}),
         "model": config.model.model_dump(mode="json"),
         "no_weight_decay": config.optimizer.no_weight_decay,
+        "moments": config.optimizer.moments,
         "precision": config.train.precision,
         "versions": [__version__, importlib.metadata.version("megatron-core"), torch.__version__],
     }

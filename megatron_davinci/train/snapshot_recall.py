@@ -91,7 +91,7 @@ class Recall:
         found = candidates(self._held, self._kind)
         if others and not found:
             self.messages.append(
-                f"Snapshots in memory are of another layout, model, precision or version ({others[0].layout}); "
+                f"Snapshots in memory are of another layout, model, precision, moments or version ({others[0].layout}); "
                 "only the same can go on from them."
             )
         for candidate in found:

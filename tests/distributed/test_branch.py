@@ -82,6 +82,18 @@ def test_a_branch_that_changes_nothing_is_the_same_run(left):
     assert metrics(left / "same") == metrics(left / "run")[:30]
 
 
+def test_a_branch_has_snapshots_of_its_own(left):
+    settings, config = config_of(left, "kept")
+    branch(config, f"{left / 'run'}@24")
+    settings |= {"snapshots": {"every_steps": 1, "keep_alive_seconds": 0}}
+    settings["train"]["stop_after_steps"] = 26
+    run_ranks(1, train_here, settings, parents=True)
+    assert metrics(left / "kept") == metrics(left / "run")[:26]
+    created = json.loads((left / "kept" / "manifest.json").read_text())["created"]
+    run_ranks(1, train_here, {**settings, "train": {**settings["train"], "stop_after_steps": 27}}, parents=True)
+    assert json.loads((left / "kept" / "manifest.json").read_text())["created"] == created
+
+
 def test_what_cannot_be_a_branch_leaves_nothing(left):
     _, config = config_of(left, "none")
     with pytest.raises(CheckpointError, match="those of the steps 8, 16, 24, 32, 36"):

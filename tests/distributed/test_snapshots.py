@@ -289,7 +289,14 @@ def test_another_layout_goes_on_from_disk(dead):
     settings, _ = dead
     step, (said,) = begun({**settings, "parallel": {**settings["parallel"], "tensor": 2}})
     assert step == 8
-    assert "another layout, model, precision or version (TP1 x PP1 x DP2 = 2 ranks)" in said
+    assert "another layout, model, precision, moments or version (TP1 x PP1 x DP2 = 2 ranks)" in said
+
+
+def test_other_moments_go_on_from_disk(dead):
+    settings, _ = dead
+    step, (said,) = begun({**settings, "optimizer": {"moments": "fp8"}})
+    assert step == 8
+    assert "another layout, model, precision, moments or version" in said
 
 
 @pytest.mark.long

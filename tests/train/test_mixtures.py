@@ -9,6 +9,7 @@ import pytest
 
 from megatron_davinci.errors import ConfigError, DataError
 from megatron_davinci.optim.schedule import Schedule
+from megatron_davinci.train.edits import EditFile, Point
 from megatron_davinci.train.forecast import Forecast
 from megatron_davinci.train.order import DataOrder
 from megatron_davinci.train.planned import open_sources, pool_sizes, stage_record
@@ -78,6 +79,23 @@ def test_a_run_that_would_pass_a_cap_does_not_start(tmp_path, settings):
         with pytest.raises(ConfigError, match=r"(?s)repeat a source.*curriculum.1.max_epochs.c: by the end"):
             DataOrder(config, schedule, sources, RunDirectory(tmp_path / "run"))
     assert not (tmp_path / "journal.jsonl").exists()
+
+
+def test_a_change_that_is_asked_for_while_a_run_starts_governs_its_first_step(tmp_path):
+    config = tiny_config(tmp_path)
+    schedule = Schedule(config.curriculum, LENGTH)
+    (tmp_path / "run").mkdir()
+    order = DataOrder(config, schedule, open_sources(config), RunDirectory(tmp_path / "run"))
+    order.seal()
+    for sample in (0, 4, 8):  # read ahead, and nothing is decided
+        order.prepare(schedule.at(sample))
+    EditFile(tmp_path / "run" / "edits.jsonl").add(Point(), {"b": "1"}, "early")
+    first = schedule.at(0)
+    assert order.edited() and order.revise(first, lambda: None, edited=True)
+    order.prepare(first)
+    order.commit(first)
+    assert [(mix.first_sample, mix.origin) for mix in order.journal.mixes] == [(0, "edit-1")]
+    assert order.curriculum.consumed(12) == {"a": 0, "b": 12}
 
 
 def test_a_stage_s_weight_decay_and_evaluations_take_effect(tmp_path):
