@@ -1,5 +1,6 @@
 """Policies: whatever they wish, shares stay within bounds and sum to 1 exactly, and nothing follows from a NaN."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -81,6 +82,38 @@ def test_a_wish_alone_would_leave_the_bounds():
     assert within_bounds({"b": 1.0}, present, bounds) == {"a": Fraction(2, 5), "b": Fraction(3, 5)}
     third = {"a": Fraction(1, 3), "b": Fraction(2, 3)}
     assert within_bounds({"a": 1 / 3, "b": 2 / 3}, third, bounds) == third, "an unchanged share stays exact"
+
+
+@settings(max_examples=100, deadline=None)
+@given(bounded_mixtures(), st.data())
+def test_a_mixture_that_an_edit_took_out_of_its_bounds_comes_back_to_them(case, data):
+    inside, bounds, wish = case
+    bounds = replace(bounds, maximum_change=max(bounds.maximum_change, Fraction(1, 20)))
+    names = list(inside)
+    parts = data.draw(st.lists(st.integers(1, 1000), min_size=len(names), max_size=len(names)))
+    present = {name: Fraction(part, sum(parts)) for name, part in zip(names, parts)}
+
+    def outside(name, share):
+        return max(bounds.floors[name] - share, share - bounds.ceilings[name], Fraction(0))
+
+    found = within_bounds(wish, present, bounds)
+    assert sum(found.values()) == 1
+    for name, share in found.items():
+        assert outside(name, share) <= outside(name, present[name]) + Fraction(1, UNITS)
+        assert abs(share - present[name]) <= bounds.maximum_change
+    for _ in range(3 + int(len(names) / bounds.maximum_change)):
+        if not any(outside(name, share) for name, share in found.items()):
+            break
+        found = within_bounds(wish, found, bounds)
+    assert found == present or not any(outside(name, share) for name, share in found.items())
+
+
+def test_a_mixture_out_of_its_bounds_moves_by_the_largest_change():
+    present = {"a": Fraction(0), "b": Fraction(1)}
+    bounds = Bounds({"a": Fraction(1, 5)}, {}, Fraction(1, 10))
+    once = within_bounds({"a": 0.1, "b": 0.9}, present, bounds)
+    assert once == {"a": Fraction(1, 10), "b": Fraction(9, 10)}
+    assert within_bounds({"a": 0.15, "b": 0.85}, once, bounds) == {"a": Fraction(1, 5), "b": Fraction(4, 5)}
 
 
 @pytest.mark.parametrize("wish", [{"a": float("nan")}, {"a": -1.0, "b": 2.0}, {}, {"a": 0.5, "c": 0.5}])

@@ -61,7 +61,8 @@ def within_bounds(
 
     Args:
         wish: Share by unit; scaled to sum to 1.
-        present: Share by unit, within floors and ceilings; sums to 1.
+        present: Share by unit; sums to 1. One that lies outside of its floor or ceiling, where an edit has put it,
+            goes back to it by what the largest change allows, and no further away.
         bounds: How far shares may go.
 
     Returns:
@@ -81,12 +82,13 @@ def within_bounds(
         )
     if all(abs(value / total - float(present[name])) < 0.5 / UNITS for name, value in zip(names, values)):
         return dict(present)
+    floors = [bounds.floors.get(name, Fraction(0)) for name in names]
+    ceilings = [bounds.ceilings.get(name, Fraction(1)) for name in names]
     lows, highs = [], []
-    for name in names:
-        least = max(bounds.floors.get(name, Fraction(0)), present[name] - bounds.maximum_change)
-        most = min(bounds.ceilings.get(name, Fraction(1)), present[name] + bounds.maximum_change)
-        lows.append(ceil(least * UNITS))
-        highs.append(floor(most * UNITS))
+    for name, least, most in zip(names, floors, ceilings, strict=True):
+        now, change = present[name], bounds.maximum_change
+        lows.append(ceil(max(least, now - change) * UNITS) if least <= now else floor(now * UNITS))
+        highs.append(floor(min(most, now + change) * UNITS) if now <= most else ceil(now * UNITS))
     if any(low > high for low, high in zip(lows, highs)) or not sum(lows) <= UNITS <= sum(highs):
         raise DataError(
             "The bounds of the controller leave no mixture that can be reached from the present one.",
@@ -95,6 +97,11 @@ def within_bounds(
             do="mend the bounds so that the present mixture lies within them",
         )
     wanted = [value / total * UNITS for value in values]
+    if any(not least <= present[name] <= most for name, least, most in zip(names, floors, ceilings)):
+        # Of what the largest change allows, the nearest to where it is to come to.
+        inside = [ceil(least * UNITS) for least in floors], [floor(most * UNITS) for most in ceilings]
+        if sum(inside[0]) <= UNITS <= sum(inside[1]):
+            wanted = [float(share) for share in _nearest(wanted, *inside)]
     return {
         name: Fraction(share, UNITS) for name, share in zip(names, _nearest(wanted, lows, highs), strict=True)
     }
