@@ -19,6 +19,7 @@ from megatron_davinci.data.source import Source
 from megatron_davinci.data.transforms import SampleTransforms, as_seen, stage_transforms
 from megatron_davinci.errors import ConfigError, DataError
 from megatron_davinci.train.forecast import Forecast
+from megatron_davinci.train.outlook import widened
 
 if TYPE_CHECKING:
     from megatron_davinci.data.tokenizer import Tokenizer
@@ -129,7 +130,9 @@ class Teller:
 
     @cached_property
     def _transforms(self) -> list[SampleTransforms | None]:
-        return stage_transforms(self._forecast.config, self._forecast.sources)
+        forecast = self._forecast
+        config = widened(forecast.config, [governing.record for governing in forecast.records])
+        return stage_transforms(config, forecast.sources)
 
     def _transformed(self, n: int, facts: WindowFacts) -> dict[str, Any]:
         """What is done to a sample on its way to the model, and what becomes of it."""

@@ -17,7 +17,7 @@ from megatron_davinci.errors import CheckpointError, DavinciError
 from megatron_davinci.optim.schedule import Schedule, StepPlan
 from megatron_davinci.platform.distributed import broadcast_object
 from megatron_davinci.train.edits import EditFile
-from megatron_davinci.train.outlook import Outlook, edit_problem, look_ahead
+from megatron_davinci.train.outlook import Outlook, edit_problem, look_ahead, transforms_of
 from megatron_davinci.train.past import Past, shares
 from megatron_davinci.train.planned import mixture_at, open_sources, planned_records, pool_sizes
 from megatron_davinci.train.repetition import check_caps
@@ -154,12 +154,9 @@ class DataOrder:
         decided = self._mixes[-1].first_sample if self._mixes else -1
         if first_sample <= decided or first_sample >= self.schedule.total_samples:
             return None
-        record = replace(
-            mixture_at(self._config, self.schedule, self._pools, first_sample),
-            weights=dict(weights),
-            origin=origin,
-            reason=reason,
-        )
+        own = mixture_at(self._config, self.schedule, self._pools, first_sample)
+        transforms = transforms_of(self._config, own.stage, weights)
+        record = replace(own, weights=dict(weights), transforms=transforms, origin=origin, reason=reason)
         self.curriculum.check_mixture(record)
         self._proposed = record
         return record

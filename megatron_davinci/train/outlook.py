@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from megatron_davinci.config import RunConfig
 from megatron_davinci.config.source_weights import source_weights
@@ -177,8 +177,26 @@ def exact(weights: Mapping[str, str]) -> dict[str, object]:
     return {name: exact_weight(weight) for name, weight in weights.items() if exact_weight(weight) > 0}
 
 
+def transforms_of(config: RunConfig, stage: str, weights: Mapping[str, str]) -> dict[str, Any]:
+    """What a stage does to the samples of its own sources and of a mixture's, as the journal keeps it.
+
+    Args:
+        config: The configuration.
+        stage: The stage's name.
+        weights: The mixture.
+    """
+    settings = next(one for one in config.curriculum if one.name == stage)
+    used = {name: "1" for name, weight in weights.items() if exact_weight(weight) > 0}
+    return recorded(settings.model_copy(update={"mixture": {**settings.mixture, **used}}), config.data)
+
+
 def widened(config: RunConfig, records: Sequence[MixRecord]) -> RunConfig:
-    """The configuration as if each stage mixed every source that a record of it does, to make transforms for all."""
+    """The configuration as if each stage mixed every source that it may come to mix, to make transforms for all.
+
+    These are the sources of its records, and all that there are where a controller may bring in any: what is done to
+    their samples must not wait for the next start.
+    """
+    controller = config.controller
     stages = []
     for stage in config.curriculum:
         more = {
@@ -188,6 +206,8 @@ def widened(config: RunConfig, records: Sequence[MixRecord]) -> RunConfig:
             for name, weight in record.weights.items()
             if exact_weight(weight) > 0
         }
+        if controller.mode == "apply" and (controller.stages is None or stage.name in controller.stages):
+            more |= set(config.data.sources)
         stages.append(
             stage.model_copy(update={"mixture": {**stage.mixture, **dict.fromkeys(sorted(more), "1")}})
         )

@@ -199,3 +199,29 @@ def test_what_was_done_to_samples_is_not_changed_under_a_run(root, tmp_path):
     settings["data"]["sources"]["web"] = {**settings["data"]["sources"]["web"], "metadata": "other"}
     with pytest.raises(DataError, match="its transforms cannot change"):
         run_ranks(1, train_here, settings)
+
+
+def test_what_a_controller_brings_in_is_transformed_from_its_first_sample_on(root, tmp_path):
+    transforms = {"metadata_prefix": {"fraction": 1.0}}
+    settings = settings_of(root, tmp_path, transforms)
+    settings["curriculum"][1]["mixture"] = {"qa": 0.5, "web": 0.5}
+    settings["evaluation"] = {"every_steps": 4, "sequences": 4}
+    settings["data"]["validation"] = {name: str(root / "data" / name) for name in ("code", "qa", "web")}
+    settings["controller"] = {
+        "mode": "apply",
+        "policy": "loss_weighted",
+        "maximum_change": 0.4,
+        "loss_weighted": {"reference": dict.fromkeys(("code", "qa", "web"), 9.0), "smoothing": 0.99},
+    }
+    run_ranks(1, train_watched, settings, tmp_path / "seen")
+    sources = open_sources(validate(settings, where="test"))
+    records = Journal.open(tmp_path / "run" / "journal.jsonl").mixes
+    begins, came = [(mix.first_sample, mix.transforms) for mix in records if mix.stage == "changed"][:2]
+    curriculum = Curriculum({name: s.num_windows for name, s in sources.items()}, 7, records)
+    numbers = [n for n in range(came[0], STEPS * 8) if curriculum.locate(n).source == "code"]
+    samples = seen(tmp_path)
+    assert len(numbers) > 8
+    for n in numbers:
+        assert samples[n] == by_hand(sources, curriculum, n, transforms, 7)[:2]
+    assert set(begins[1]["metadata_prefix"]["metadata"]) == {"web"}
+    assert set(came[1]["metadata_prefix"]["metadata"]) == {"code", "web"}
