@@ -138,6 +138,8 @@ def controller_problems(
                 f"controller.policy: {controller.policy} looks at held-out loss ({what}): data.validation lacks "
                 + ", ".join(missing)
             )
+    elif not validated:
+        yield "controller.mode: decisions are made at evaluations, and data.validation is empty: nothing is evaluated"
     if every_steps is None and not any(stage.evaluate_every_steps for stage in curriculum):
         yield "controller.mode: decisions are made at evaluations within stages: set evaluation.every_steps"
     yield from _policy_problems(controller, units, stages)

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from fractions import Fraction
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
 from megatron_davinci.config import RunConfig
+from megatron_davinci.config.controller import UNITS
 from megatron_davinci.config.mixture import exact_share
 from megatron_davinci.config.source_weights import exact_text
+from megatron_davinci.data.curriculum import Curriculum
 from megatron_davinci.errors import DavinciError
 from megatron_davinci.optim.schedule import StepPlan
 from megatron_davinci.platform.distributed import broadcast_object
@@ -25,6 +29,7 @@ from megatron_davinci.train.order import DataOrder
 from megatron_davinci.train.policies import make_policy
 from megatron_davinci.train.policies.bounded import Decision, as_text, decide
 from megatron_davinci.train.policies.situation import Bounds, Evaluation, Situation
+from megatron_davinci.train.repetition import cap_problems, most_shares
 from megatron_davinci.train.run_directory import RunDirectory, append_line, read_lines
 from megatron_davinci.train.source_losses import loss_by_domain
 
@@ -93,7 +98,10 @@ class Controller:
     def _decide(self, plan: StepPlan, end: int) -> tuple[dict[str, str], str] | None:
         """The weights by source, empty where the mixture stays, and why; None if no decision is due."""
         evaluations = self._evaluations(plan.step)
-        if not evaluations or len(evaluations) % self._settings.every_evaluations:
+        # A start whose configuration evaluates at other steps may go on from one that was not evaluated.
+        if not evaluations or evaluations[-1].step != plan.step:
+            return None
+        if len(evaluations) % self._settings.every_evaluations:
             return None
         record = self._order.mixture_at(end - 1)
         sources = {name: exact_share(name, text) for name, text in record.weights.items()}
@@ -103,11 +111,16 @@ class Controller:
             present[unit] += sources.get(name, Fraction(0))
             pools[unit] += self._order.sources[name].num_tokens
         length = self._config.data.sequence_length
+        parts = {unit: self._parts(unit, share, sources) for unit, share in present.items()}
+        bounds = self._bounds_within_caps(end, present, parts)
         situation = Situation(
-            evaluations, present, self._bounds, self._order.schedule.total_samples * length, pools
+            evaluations, present, bounds, self._order.schedule.total_samples * length, pools
         )
         decision = decide(self._policy, situation)
-        weights = self._divided(decision.mixture, present, sources) if decision.changes else {}
+        weights = _divided(decision.mixture, parts) if decision.changes else {}
+        if weights and cap_problems(self._config, self._order.schedule, self._planned(end, weights)):
+            said = f"{decision.reason}; it stays, since a source would be repeated more often than its cap allows"
+            decision, weights = replace(decision, mixture=present, reason=said, changes=False), {}
         self._write(plan, end, present, decision, weights)
         return weights, f"{self._settings.policy}: {decision.reason}"
 
@@ -136,26 +149,46 @@ class Controller:
             )
         return tuple(found)
 
-    def _divided(
-        self,
-        mixture: Mapping[str, Fraction],
-        present: Mapping[str, Fraction],
-        sources: Mapping[str, Fraction],
-    ) -> dict[str, str]:
-        """The weight of each source: inside a unit as it is now, by windows where the unit has no share now."""
-        weights: dict[str, str] = {}
-        for unit, share in mixture.items():
-            members = [name for name, its in self._unit_of.items() if its == unit]
-            if present[unit]:
-                parts = {name: sources.get(name, Fraction(0)) / present[unit] for name in members}
-            else:
-                windows = {name: self._order.sources[name].num_windows for name in members}
-                total = max(sum(windows.values()), 1)
-                parts = {name: Fraction(count, total) for name, count in windows.items()}
-            for name, part in parts.items():
-                if share * part:
-                    weights[name] = exact_text(share * part)
-        return dict(sorted(weights.items()))
+    def _parts(self, unit: str, present: Fraction, sources: Mapping[str, Fraction]) -> dict[str, Fraction]:
+        """What each source has of its unit: as it is now, by windows where the unit has no share now."""
+        members = [name for name, its in self._unit_of.items() if its == unit]
+        if present:
+            return {name: sources.get(name, Fraction(0)) / present for name in members}
+        windows = {name: self._order.sources[name].num_windows for name in members}
+        total = max(sum(windows.values()), 1)
+        return {name: Fraction(count, total) for name, count in windows.items()}
+
+    def _bounds_within_caps(
+        self, end: int, present: Mapping[str, Fraction], parts: Mapping[str, Mapping[str, Fraction]]
+    ) -> Bounds:
+        """The bounds, with lower ceilings where a cap on repetition would not hold else.
+
+        What a unit has now it may keep: that is planned, and a plan that breaks a cap does not start.
+        """
+        most: dict[str, Fraction] = {}
+        if any(stage.max_epochs for stage in self._config.curriculum):
+            planned = self._planned(end)
+            total = self._order.schedule.total_samples
+            until = next((first for first in planned.first_samples if first > end), total)
+            most = most_shares(self._config, self._order.schedule, planned, end, until)
+        ceilings = dict(self._bounds.ceilings)
+        for unit, share in present.items():
+            limits = [most[name] / part for name, part in parts[unit].items() if part and name in most]
+            if limits:
+                kept = max(min(limits), Fraction(ceil(share * UNITS), UNITS))
+                ceilings[unit] = min(ceilings.get(unit, Fraction(1)), kept)
+        return replace(self._bounds, ceilings=ceilings)
+
+    def _planned(self, end: int, weights: Mapping[str, str] | None = None) -> Curriculum:
+        """The data order to the run's end, as it was planned before a decision, or with other weights from it on."""
+        order = self._order
+        records = [one for one in order.records if one.first_sample < end or one.origin != ORIGIN]
+        if weights:
+            others = [one for one in records if one.first_sample != end]
+            changed = replace(order.mixture_at(end), first_sample=end, weights=weights)
+            records = sorted([*others, changed], key=lambda one: one.first_sample)
+        windows = {name: source.num_windows for name, source in order.sources.items()}
+        return Curriculum(windows, self._config.run.seed, records)
 
     def _write(
         self,
@@ -183,3 +216,9 @@ class Controller:
             "details": json.loads(json.dumps(decision.details)),
         }
         append_line(path, record)
+
+
+def _divided(mixture: Mapping[str, Fraction], parts: Mapping[str, Mapping[str, Fraction]]) -> dict[str, str]:
+    """The weight of each source that has one."""
+    shares = {name: share * part for unit, share in mixture.items() for name, part in parts[unit].items()}
+    return {name: exact_text(share) for name, share in sorted(shares.items()) if share}

@@ -35,6 +35,37 @@ def cap_problems(config: RunConfig, schedule: Schedule, curriculum: Curriculum) 
     return found
 
 
+def most_shares(
+    config: RunConfig, schedule: Schedule, curriculum: Curriculum, first_sample: int, end_sample: int
+) -> dict[str, Fraction]:
+    """The largest share of some samples that each source may have, if all others stay as they are planned.
+
+    Args:
+        config: The run configuration.
+        schedule: Its schedule.
+        curriculum: The data order, with every record that governs the run to its end.
+        first_sample: The first of the samples, which are of one stage.
+        end_sample: The first after them.
+
+    Returns:
+        By source, from 0 on; a source that no cap reaches is missing.
+    """
+    before, after = curriculum.consumed(first_sample), curriculum.consumed(end_sample)
+    slack = 2 + len(before).bit_length()  # samples that a source may have above its share
+    found: dict[str, Fraction] = {}
+    for number, stage in enumerate(config.curriculum):
+        segments = schedule.stage_segments(number)
+        if not stage.max_epochs or not segments or segments[-1].end_sample <= first_sample:
+            continue
+        taken = curriculum.consumed(segments[-1].end_sample)
+        for source, windows in curriculum.windows.items():
+            if (cap := epoch_cap(stage, config.data, source)) is not None:
+                others = taken[source] - (after[source] - before[source])
+                share = (cap[1] * windows - others - slack) / (end_sample - first_sample)
+                found[source] = min(found.get(source, share), max(share, Fraction(0)))
+    return found
+
+
 def check_caps(config: RunConfig, schedule: Schedule, curriculum: Curriculum) -> None:
     """Refuse a data order that takes more of a source than its cap allows. Arguments as of `cap_problems`.
 

@@ -91,8 +91,8 @@ class Recall:
         found = candidates(self._held, self._kind)
         if others and not found:
             self.messages.append(
-                f"Snapshots in memory are of another layout, model, precision, moments or version ({others[0].layout}); "
-                "only the same can go on from them."
+                "Snapshots in memory are of another layout, model, precision, moments or version "
+                f"({others[0].layout}); only the same can go on from them."
             )
         for candidate in found:
             recalled, problem = self._recall(candidate)

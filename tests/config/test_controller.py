@@ -62,5 +62,13 @@ def test_a_policy_that_looks_at_losses_needs_them():
     assert "data.validation lacks code" in refusal(made)
 
 
+def test_a_policy_that_looks_at_none_decides_at_evaluations_too():
+    upsampling = {"mixture": {"web": 0.5, "code": 0.5}}
+    made = settings(policy="domain_upsampling", domain_upsampling=upsampling)
+    validate(made, where="test")
+    made["data"]["validation"] = {}
+    assert "data.validation is empty: nothing is evaluated" in refusal(made)
+
+
 def test_off_may_be_written_as_yaml_reads_it():
     assert validate(settings(mode=False), where="test").controller.mode == "off"

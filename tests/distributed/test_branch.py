@@ -90,7 +90,9 @@ def test_a_branch_has_snapshots_of_its_own(left):
     run_ranks(1, train_here, settings, parents=True)
     assert metrics(left / "kept") == metrics(left / "run")[:26]
     created = json.loads((left / "kept" / "manifest.json").read_text())["created"]
-    run_ranks(1, train_here, {**settings, "train": {**settings["train"], "stop_after_steps": 27}}, parents=True)
+    run_ranks(
+        1, train_here, {**settings, "train": {**settings["train"], "stop_after_steps": 27}}, parents=True
+    )
     assert json.loads((left / "kept" / "manifest.json").read_text())["created"] == created
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from fractions import Fraction
 
 import pytest
 
-from megatron_davinci.data import Journal
+from megatron_davinci.config import validate
+from megatron_davinci.data import Curriculum, Journal
+from megatron_davinci.train.planned import open_sources
 from tests.ranks import run_ranks
 from tests.tiny import LENGTH, tiny_settings, train_here
 
@@ -103,6 +106,32 @@ def test_advice_is_written_and_changes_nothing(applied, tmp_path):
     run_ranks(1, train_here, settings_of(tmp_path, "run", mode="advise", stop_after_steps=8))
     assert [p["step"] for p in lines(tmp_path / "run" / "proposals.jsonl")] == [3, 6]
     assert len(Journal.open(tmp_path / "run" / "journal.jsonl").mixes) == 1
+
+
+def test_a_decision_keeps_the_caps_on_repetition_so_that_the_run_may_go_on(applied, tmp_path):
+    shutil.copytree(applied / "data", tmp_path / "data")
+    settings = settings_of(tmp_path, "run", stop_after_steps=12)
+    settings["controller"]["loss_weighted"] = {"reference": {"a": 9.0, "b": 0.5}}
+    windows = open_sources(validate(settings, where="test"))["b"].num_windows
+    # As planned b gives 20 of the stage's 80 samples, and 28 if its share rises by 0.05 at each evaluation.
+    settings["curriculum"][0]["max_epochs"] = {"b": 26 / windows + 1e-9}
+    run_ranks(1, train_here, settings)
+    del settings["train"]["stop_after_steps"]
+    run_ranks(1, train_here, settings)
+    mixes = Journal.open(tmp_path / "run" / "journal.jsonl").mixes
+    given = Curriculum({"a": 10**6, "b": windows}, 7, mixes).consumed(80)["b"]
+    assert 20 < given <= 26
+    first = [Fraction(mix.weights["b"]) for mix in mixes if mix.stage == "first"]
+    assert Fraction(1, 4) < first[1] < Fraction(3, 10), "as far as the cap allows"
+
+
+def test_a_step_that_was_not_evaluated_decides_nothing(applied, tmp_path):
+    shutil.copytree(applied / "data", tmp_path / "data")
+    settings = settings_of(tmp_path, "run", stop_after_steps=6)
+    settings["evaluation"] = {"every_steps": 5, "sequences": 4}
+    run_ranks(1, train_here, settings)
+    run_ranks(1, train_here, settings_of(tmp_path, "run", stop_after_steps=9))
+    assert [p["step"] for p in lines(tmp_path / "run" / "proposals.jsonl")] == [5, 9]
 
 
 def train_with_nan(settings):
