@@ -299,7 +299,8 @@ class Journal:
         with disk_errors(path, "writing the mixture journal"):
             path.parent.mkdir(parents=True, exist_ok=True)
             is_new = not path.exists()
-            with open(path, "ab") as file:
+            # Unbuffered: what a buffer still holds of a line that failed would be written as the file is closed.
+            with open(path, "ab", buffering=0) as file:
                 if (size := file.tell()) != self._file_bytes:
                     raise DataError(
                         "Something else wrote to the journal.",
@@ -310,14 +311,15 @@ class Journal:
                     )
                 # Whatever follows the last whole record is a line that a crash cut short.
                 file.truncate(self._whole_bytes)
+                self._file_bytes = self._whole_bytes
                 written = b"\n" + line if self._lacks_newline else line
                 try:
-                    file.write(written)
-                    file.flush()
+                    left = memoryview(written)
+                    while left:
+                        left = left[file.write(left) :]
                     os.fsync(file.fileno())
                 except OSError:
-                    os.truncate(path, self._whole_bytes)
-                    self._file_bytes = self._whole_bytes
+                    file.truncate(self._whole_bytes)
                     raise
             if is_new:
                 fsync_folder(path.parent)

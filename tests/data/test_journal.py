@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -184,6 +186,28 @@ class TestDamage:
         assert path.read_bytes() == whole
         assert journal.records == (WARM, MATH, SPIKE)
         assert journal.append(LATE)
+        assert Journal.open(path).records == (WARM, MATH, SPIKE, LATE)
+
+    def test_a_disk_that_takes_half_of_a_line_leaves_nothing_of_it(self, path):
+        """In a process of its own: a limit on the size of files stands for the disk, and cuts a write short."""
+        program = f"""
+import resource
+from megatron_davinci.data.journal import Journal, MixRecord
+from megatron_davinci.errors import EnvironmentProblem
+journal, late = Journal.open({str(path)!r}), MixRecord(2000, "2.1", {{"maths": "1"}})
+_, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({path.stat().st_size + 90}, most))
+try:
+    journal.append(late)
+except EnvironmentProblem:
+    print(open({str(path)!r}, "rb").read().endswith(b"}}\\n"), len(journal.records))
+resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+print(journal.append(late))
+"""
+        whole = path.read_bytes()
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        assert done.stdout.split() == ["True", "3", "True"], done.stderr
+        assert path.read_bytes().startswith(whole)
         assert Journal.open(path).records == (WARM, MATH, SPIKE, LATE)
 
     def test_two_runs_in_one_folder_do_not_overwrite_each_other(self, path):
