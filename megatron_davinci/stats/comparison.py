@@ -144,9 +144,9 @@ def power(effect: float, deviation: float, pairs: int, alpha: float = 0.05) -> f
     if deviation == 0:
         return 1.0 if effect else alpha
     bound, shift = float(t.ppf(1 - alpha / 2, pairs - 1)), abs(effect) * sqrt(pairs) / deviation
-    found = float(nct.sf(bound, pairs - 1, shift)) + float(nct.cdf(-bound, pairs - 1, shift))
-    # Far out in the tail the noncentral t is not computed; the test finds the effect there.
-    return found if np.isfinite(found) else 1.0
+    above, below = float(nct.sf(bound, pairs - 1, shift)), float(nct.cdf(-bound, pairs - 1, shift))
+    # Far out in a tail the noncentral t is not computed: there the test finds the effect, and never its reverse.
+    return (above if isfinite(above) else 1.0) + (below if isfinite(below) else 0.0)
 
 
 def pairs_needed(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import integrate, stats
 
 from megatron_davinci.stats.comparison import holm, paired, pairs_needed, pooled_deviation, power
 
@@ -48,6 +48,20 @@ def test_power_is_how_often_the_test_finds_it(effect, pairs):
     noise = np.random.default_rng(pairs).normal(size=(20_000, pairs)) + effect
     found = (stats.ttest_1samp(noise, 0.0, axis=1).pvalue < 0.05).mean()
     assert power(effect, 1.0, pairs) == pytest.approx(found, abs=0.012)
+
+
+@pytest.mark.parametrize(
+    ("effect", "pairs", "alpha"), [(8.0, 2, 0.05), (38.0, 2, 0.01), (5.0, 3, 0.01), (2.0, 16, 1e-4)]
+)
+def test_power_of_few_pairs_and_large_effects(effect, pairs, alpha):
+    bound = stats.t.ppf(1 - alpha / 2, pairs - 1)
+
+    def of_scatter(share):
+        scatter = np.sqrt(stats.chi2.ppf(share, pairs - 1) / (pairs - 1))
+        return stats.norm.sf(bound * scatter - effect * np.sqrt(pairs))
+
+    expected = integrate.quad(of_scatter, 0, 1, limit=400)[0]
+    assert power(effect, 1.0, pairs, alpha) == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_fewest_pairs_that_are_enough():
