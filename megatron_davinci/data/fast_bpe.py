@@ -102,10 +102,13 @@ class FastEncoder:
                 do="use backend auto or tokenizers",
             )
         content = json.loads(tokenizer.content)
-        ordinary = [token for token in content["added_tokens"] if not token.get("special")]
+        ordinary = [token for token in content.get("added_tokens") or [] if not token.get("special")]
         names = [token["content"] for token in ordinary if token["content"] != tokenizer.eod_token]
-        self._added = re.compile("|".join(map(re.escape, names))) if names else None
         self._normalizes = content.get("normalizer") is not None
+        if self._normalizes:
+            # The reference composes a token's name as it does the text that it looks in.
+            names = list(dict.fromkeys([*names, *(unicodedata.normalize("NFC", name) for name in names)]))
+        self._added = re.compile("|".join(map(re.escape, names))) if names else None
         # Ids above those of the vocabulary belong to added tokens; without them nothing gives such an id.
         self._json = json.dumps(content | {"added_tokens": [], "post_processor": None}, ensure_ascii=False)
         self._vocab_size = tokenizer.vocab_size

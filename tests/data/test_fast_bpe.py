@@ -207,6 +207,29 @@ def test_an_added_token_that_is_not_special_is_found_in_text_as_the_reference_fi
     assert tokenizer.eod_id not in fast.encode(texts).ids
 
 
+def test_an_added_token_whose_name_is_not_composed_is_found_where_it_is(tmp_path: Path) -> None:
+    content = json.loads((telling_tokenizer(tmp_path) / "tokenizer.json").read_text())
+    entry = THINK | {"id": 701, "content": "<e\u0301>", "normalized": True}
+    content["model"]["vocab"] |= {EOD: 700, entry["content"]: 701}
+    content["added_tokens"] = [{"id": 700, **EOD_ENTRY}, entry]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    tokenizer = Tokenizer.load(tmp_path)
+    fast = FastEncoder(tokenizer)
+    same(fast, ReferenceEncoder(tokenizer), ["a<\u00e9>b", "a<e\u0301>b", "a<e>b"])
+    assert 701 in fast.encode(["a<\u00e9>b"]).ids
+
+
+def test_a_tokenizer_file_need_not_list_added_tokens(tmp_path: Path) -> None:
+    content = json.loads((telling_tokenizer(tmp_path) / "tokenizer.json").read_text())
+    content["model"]["vocab"][EOD] = 700
+    del content["added_tokens"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    tokenizer = Tokenizer.load(tmp_path)
+    fast, reason = choose(tokenizer)
+    assert isinstance(fast, FastEncoder) and reason is None
+    same(fast, ReferenceEncoder(tokenizer), [f"a{EOD}b", ""])
+
+
 @given(mixed, mixed)
 @settings(max_examples=30)
 def test_a_special_token_in_a_text_is_its_characters(
