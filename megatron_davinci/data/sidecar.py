@@ -178,23 +178,42 @@ def _rows(pieces: Sequence[Piece], fields: _Wide) -> Iterator[dict[str, Any]]:
 
 def _row(content: bytes | dict[str, Any], corpus: str | None) -> dict[str, Any]:
     record = json.loads(content) if isinstance(content, bytes) else content
-    darwin = record.get("darwin")
-    if isinstance(darwin, str):
-        darwin = json.loads(darwin)
-    if not isinstance(darwin, dict):
+    darwin = _object(record.get("darwin"))
+    if not darwin:
         return dict.fromkeys(_COLUMNS)
-    origin = darwin.get("origin", {})
+    origin = _object(darwin.get("origin"))
     return {
-        **{name: _written(record.get(name)) for name in ("id", "source", "licence")},
-        "level": darwin.get("level"),
-        **{name: _written(origin.get(name)) for name in ("path", "format", "row", "first", "bytes")},
+        **{name: _text(record.get(name)) for name in ("id", "source", "licence")},
+        "level": _number(darwin.get("level"), 7),
+        **{name: _text(origin.get(name)) for name in ("path", "format")},
+        **{name: _number(origin.get(name), 63) for name in ("row", "first", "bytes")},
         "corpus": corpus,
     }
 
 
-def _written(value: Any) -> Any:
-    """As a column takes it."""
-    return in_utf8(value) if isinstance(value, str) else value
+def _object(value: Any) -> dict[str, Any]:
+    """An object, also one written as JSON, as tables have it; empty for anything else.
+
+    Others may have fields of these names too, and mean by them what they like.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _text(value: Any) -> str | None:
+    """As a column of texts takes it."""
+    if value is None:
+        return None
+    return in_utf8(value if isinstance(value, str) else json.dumps(value, default=repr))
+
+
+def _number(value: Any, bits: int) -> int | None:
+    """As a column of whole numbers takes it."""
+    return value if type(value) is int and -(1 << bits) <= value < 1 << bits else None
 
 
 @lru_cache(maxsize=1024)

@@ -62,6 +62,43 @@ def test_row_i_is_where_sequence_i_is_from(folder, corpus, tokenizer, tmp_path, 
         sidecar.origin_of(prefix, len(dataset))
 
 
+@pytest.mark.parametrize(
+    "darwin",
+    ["Charles", {"origin": "Galapagos"}, {"origin": None}, "[1]", 1859],
+    ids=lambda value: str(value),
+)
+def test_a_field_of_that_name_may_be_somebody_elses(tokenizer, tmp_path, darwin):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "one", "darwin": darwin}) + "\n")
+    tokenize([tmp_path / "a.jsonl"], tokenizer, tmp_path / "out", "a", "a", workers=1)
+    assert Manifest.load(tmp_path / "out").documents == 1
+    assert sidecar.origin_of(tmp_path / "out" / "shard-00000", 0) is None
+
+
+def test_documents_of_others_may_follow_with_values_of_any_kind(tokenizer, tmp_path):
+    ours = {
+        "text": "one",
+        "id": "x",
+        "darwin": {"level": 3, "origin": {"path": "p", "format": "jsonl", "row": 7}},
+    }
+    theirs = {
+        "text": "two",
+        "id": 5,
+        "source": ["web"],
+        "darwin": {"level": "L3", "origin": {"path": 1, "row": "7"}},
+    }
+    lines = [ours, {"text": "three", "darwin": "Charles"}, theirs]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    tokenize([tmp_path / "a.jsonl"], tokenizer, tmp_path / "out", "a", "a", workers=1)
+    found = [sidecar.origin_of(tmp_path / "out" / "shard-00000", number) for number in range(3)]
+    assert [row["id"] for row in found] == ["x", None, "5"]
+    assert [(row["level"], row["path"], row["row"]) for row in found] == [
+        (3, "p", 7),
+        (None,) * 3,
+        (None, "1", None),
+    ]
+    assert found[2]["source"] == '["web"]'
+
+
 def test_where_nothing_is_known_there_is_no_sidecar(corpus, tokenizer, tmp_path):
     (tmp_path / "plain.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
     tokenize([tmp_path / "plain.jsonl"], tokenizer, tmp_path / "plain", "a", "a", workers=1)
