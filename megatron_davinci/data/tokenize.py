@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -13,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_davinci.data import tokenize_job
+from megatron_davinci.data import finished, tokenize_job
 from megatron_davinci.data.encode_part import OnError
 from megatron_davinci.data.fast_bpe import Backend, Encoder, choose, first_difference, nasty_texts
+from megatron_davinci.data.finished import Tokenized as Tokenized
 from megatron_davinci.data.indexed import dtype_for_vocab
 from megatron_davinci.data.job_plan import Plan, describe
 from megatron_davinci.data.jsonl import Fields, document_of
-from megatron_davinci.data.manifest import FILE_NAME, Manifest, Shard
-from megatron_davinci.data.parts import read_record
+from megatron_davinci.data.manifest import Manifest, Shard
 from megatron_davinci.data.proof import NotTheReference, Proof
 from megatron_davinci.data.sidecar import write_sidecars
 from megatron_davinci.data.text_inputs import PIECE_BYTES, Piece, find, pieces_of, read
@@ -87,25 +86,6 @@ class Options:
             )
 
 
-@dataclass(frozen=True)
-class Tokenized:
-    """What a job has made.
-
-    Attributes:
-        manifest: The source's.
-        encoder: Library and version that made the ids.
-        empty: Records whose text is empty.
-        bad: Records that could not be read; they are in `quarantine.jsonl` in the source's folder.
-        cut: Files that end early, so that nobody knows how many records of theirs are missing; they are there too.
-    """
-
-    manifest: Manifest
-    encoder: str
-    empty: int
-    bad: int
-    cut: int
-
-
 def tokenize(
     inputs: Sequence[str | os.PathLike[str]],
     tokenizer: Tokenizer,
@@ -165,8 +145,12 @@ def tokenize(
         )
     folder = out_folder.with_name(f".{out_folder.name}.tokenizing")
     files = find(inputs)
-    if _is_finished(folder, out_folder):
-        return _tidied(folder, out_folder)
+    dtype = np.dtype(options.dtype) if options.dtype else dtype_for_vocab(tokenizer.vocab_size - 1)
+    done = finished.found(folder, out_folder, name, domain, _plan(files, tokenizer, "", dtype, options))
+    if done is not None:
+        with opened(folder, restart=False):
+            finished.remove(folder)
+        return done
     if out_folder.exists() and not (out_folder.is_dir() and not any(out_folder.iterdir())):
         raise DataError(
             "The place for a source is taken.",
@@ -179,7 +163,6 @@ def tokenize(
         small = sum(piece.size for piece in pieces) < ALONE_BYTES
         workers = 1 if small else len(os.sched_getaffinity(0))
     workers = min(workers, len(pieces))
-    dtype = np.dtype(options.dtype) if options.dtype else dtype_for_vocab(tokenizer.vocab_size - 1)
     work = _Work(folder, tokenizer, backend, pieces, options, workers, on_error, progress, say)
     with opened(folder, restart):
         # A job that goes on trusts its encoder only after it has been compared once more.
@@ -215,7 +198,8 @@ def tokenize(
             if options.pack is None and not options.keep_empty:
                 write_sidecars(folder / "out", manifest, pieces, options.fields, options.shuffle)
             manifest.save(folder / "out")
-            manifest.save(folder)
+            made = Tokenized(manifest, encoder, sum(part.empty for part in job.parts.values()), bad, cut)
+            finished.note(folder, job.plan, made)
             with disk_errors(out_folder, "naming a source"):
                 fsync_folder(folder / "out")
                 os.replace(folder / "out", out_folder)
@@ -229,8 +213,8 @@ def tokenize(
             raise
         finally:
             work.close()
-        shutil.rmtree(folder)
-    return Tokenized(manifest, encoder, sum(part.empty for part in job.parts.values()), bad, cut)
+        finished.remove(folder)
+    return made
 
 
 @dataclass
@@ -351,29 +335,6 @@ def _plan(
         shuffle=options.shuffle,
         pack=options.pack,
     )
-
-
-def _is_finished(folder: Path, out_folder: Path) -> bool:
-    try:
-        return (folder / FILE_NAME).read_bytes() == (out_folder / FILE_NAME).read_bytes()
-    except OSError:
-        return False
-
-
-def _tidied(folder: Path, out_folder: Path) -> Tokenized:
-    """What a job has made that was killed between its last rename and tidying up."""
-    with opened(folder, restart=False):
-        encoder = Plan.load(folder).encoder
-        records = [
-            read_record(folder / "parts", int(path.stem)) for path in (folder / "parts").glob("*.json")
-        ]
-        parts = [record for record in records if record is not None]
-        shutil.rmtree(folder)
-    quarantine = out_folder / tokenize_job.QUARANTINE
-    lines = quarantine.read_text(encoding="utf-8").splitlines() if quarantine.exists() else []
-    cut = sum("rest_of_file" in json.loads(line) for line in lines)
-    empty = sum(part.empty for part in parts)
-    return Tokenized(Manifest.load(out_folder), encoder, empty, len(lines) - cut, cut)
 
 
 def _difference(

@@ -6,6 +6,7 @@ The job's folder lies beside the source that it makes, under `.NAME.tokenizing`:
     parts/                      a part for each piece that is done (`data.parts`)
     shards/NNNNN.json           an entry of the manifest for each shard that is done
     out/                        the shards; gets the source's name at the end
+    finished.json               what the source is, until this folder is gone (`data.finished`)
 
 Which bytes are written follows from the plan alone, not from who does what when.
 """

@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megatron_davinci.data import encode_part, tokenize, tokenize_worker
+from megatron_davinci.data import encode_part, finished, tokenize, tokenize_worker
 from megatron_davinci.data.indexed import IndexedDataset
 from megatron_davinci.data.jsonl import Fields
-from megatron_davinci.data.manifest import Manifest
 from megatron_davinci.data.mask import mask_blocks
 from megatron_davinci.data.tokenize import Options, Tokenized
 from megatron_davinci.data.tokenize_job import Job, opened
@@ -233,22 +232,27 @@ def test_a_job_whose_folder_was_meddled_with_is_not_gone_on_with(folder: Path) -
 
 
 @pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("gone", ["", "plan.json", "parts", "parts/0000000.json", "lock"])
 def test_a_job_killed_after_its_last_rename_is_finished(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, gone: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(folder, "late")
+    whole = run(folder, "late")
     with pytest.raises(DataError, match="taken"):
         run(folder, "late")
     shutil.rmtree(folder / "late")
     with monkeypatch.context() as patch:
-        patch.setattr(tokenize.shutil, "rmtree", lambda folder: (_ for _ in ()).throw(Stop))
+        patch.setattr(finished, "remove", lambda folder: (_ for _ in ()).throw(Stop))
         with pytest.raises(Stop):
             run(folder, "late")
-    before = content(folder / "late")
-    made = run(folder, "late")
-    assert made.manifest == Manifest.load(folder / "late")
+    before, work = content(folder / "late"), folder / ".late.tokenizing"
+    if gone:
+        shutil.rmtree(work / gone) if (work / gone).is_dir() else (work / gone).unlink()
+    for other in ({"pack": 8}, {"shuffle": 1}):
+        with pytest.raises(DataError, match="taken"):
+            run(folder, "late", **other)
+    assert run(folder, "late") == whole
     assert content(folder / "late") == before
-    assert not (folder / ".late.tokenizing").exists()
+    assert not work.exists()
 
 
 @pytest.mark.usefixtures("small")
