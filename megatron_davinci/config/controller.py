@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from megatron_davinci.config.curriculum import Stage
 from megatron_davinci.config.data import DataConfig
@@ -97,11 +97,6 @@ class ControllerConfig(Section):
     specialised: SpecialisedPolicy = SpecialisedPolicy()
     loss_weighted: LossWeightedPolicy = LossWeightedPolicy()
 
-    @field_validator("mode", mode="before")
-    @classmethod
-    def _yaml_s_off_is_false(cls, value: Any) -> Any:
-        return "off" if value is False else value
-
 
 def controller_problems(
     controller: ControllerConfig, curriculum: Sequence[Stage], data: DataConfig, every_steps: int | None
@@ -140,8 +135,13 @@ def controller_problems(
             )
     elif not validated:
         yield "controller.mode: decisions are made at evaluations, and data.validation is empty: nothing is evaluated"
-    if every_steps is None and not any(stage.evaluate_every_steps for stage in curriculum):
-        yield "controller.mode: decisions are made at evaluations within stages: set evaluation.every_steps"
+    named = [stage for stage in curriculum if controller.stages is None or stage.name in controller.stages]
+    own = [stage.evaluate_every_steps for stage in named]
+    if not any(every_steps if every is None else every for every in own):
+        yield (
+            "controller.mode: decisions are made at evaluations within stages, and there are none: set "
+            "evaluation.every_steps, or evaluate_every_steps of a stage"
+        )
     yield from _policy_problems(controller, units, stages)
 
 

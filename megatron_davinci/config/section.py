@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import reprlib
-from typing import Any, get_args
+import types
+from collections.abc import Iterator
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
@@ -21,11 +23,35 @@ class Section(BaseModel):
     @classmethod
     def _a_truth_value_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
         # YAML reads `yes` and `on` as true, which pydantic would take for 1.
-        if isinstance(value, bool) and info.field_name is not None:
-            annotation = cls.model_fields[info.field_name].annotation
-            if {annotation, *get_args(annotation)} & {int, float}:
-                raise ValueError(f"should be a number; found {value}")
+        if info.field_name is None:
+            return value
+        annotation = cls.model_fields[info.field_name].annotation
+        if isinstance(value, bool) and {annotation, *get_args(annotation)} & {int, float}:
+            raise ValueError(f"should be a number; found {value}")
+        if isinstance(value, list | dict) and {int, float} & set(_held(annotation)):
+            for name, one in value.items() if isinstance(value, dict) else enumerate(value):
+                if isinstance(one, bool):
+                    raise ValueError(f"{name} should be a number; found {one}")
         return value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: Any, info: ValidationInfo) -> Any:
+        # Which YAML reads as false.
+        if value is False and info.field_name is not None:
+            annotation = cls.model_fields[info.field_name].annotation
+            return "off" if "off" in get_args(annotation) else value
+        return value
+
+
+def _held(annotation: Any) -> Iterator[type]:
+    """Of what types a list's elements and a mapping's values are; nothing of what is neither."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        for one in get_args(annotation):
+            yield from _held(one)
+    elif get_origin(annotation) in (list, dict):
+        inner = get_args(annotation)[-1]
+        yield get_args(inner)[0] if get_origin(inner) is Annotated else inner
 
 
 def shown(value: object) -> str:

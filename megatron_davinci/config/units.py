@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from typing import Annotated
 
@@ -33,7 +33,10 @@ def parse_tokens(value: object) -> int:
     match = _PATTERN.fullmatch(str(value)) if plain else None
     if match is None:
         raise ValueError(f"a token count is a number or text like 4T, 100B, 2.5M; found {shown(value)}")
-    number = Decimal(match[1].replace("_", ""))
+    try:
+        number = Decimal(match[1].replace("_", ""))
+    except InvalidOperation:  # an exponent beyond those of decimals
+        number = Decimal("inf")
     # Compared before it is multiplied out: 1e999999999 would not end.
     if number > LARGEST or Fraction(number) * _SCALE[match[2].lower()] > LARGEST:
         raise ValueError(f"a token count is at most 10^18; found {shown(value)}")

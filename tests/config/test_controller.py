@@ -56,6 +56,23 @@ def test_every_problem_is_said_at_once():
     assert "sum to 1.4" in said and "names c" in said and "evaluation.every_steps" in said
 
 
+@pytest.mark.parametrize(
+    ("stages", "every"),
+    [(None, {"one": 0, "two": 0}), (["one"], {"two": 3}), (["one"], {"one": 0, "two": 3})],
+)
+def test_it_decides_at_evaluations_of_its_stages(stages, every):
+    made = settings(stages=stages)
+    second = {**made["curriculum"][0], "name": "two"}
+    made["curriculum"].append(second)
+    if "one" not in every:
+        made["evaluation"] = {}
+    for stage in made["curriculum"]:
+        stage["evaluate_every_steps"] = every.get(stage["name"])
+    assert "evaluation.every_steps" in refusal(made)
+    made["curriculum"][0]["evaluate_every_steps"] = 2
+    validate(made, where="test")
+
+
 def test_a_policy_that_looks_at_losses_needs_them():
     made = settings()
     made["data"]["validation"] = {"web": "valid/a"}

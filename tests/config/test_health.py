@@ -1,6 +1,7 @@
 """The section `health`: what it refuses, and how."""
 
 import pytest
+import yaml
 
 from megatron_davinci.config import validate
 from megatron_davinci.errors import ConfigError
@@ -28,6 +29,11 @@ def test_what_it_refuses_is_named(health, says, tmp_path):
     with pytest.raises(ConfigError) as error:
         validate(tiny_settings(tmp_path, health=health), "config.yaml")
     assert says in str(error.value)
+
+
+def test_off_may_be_written_as_yaml_reads_it(tmp_path):
+    health = yaml.safe_load("spikes: {policy: off}")
+    assert validate(tiny_settings(tmp_path, health=health), "config.yaml").health.spikes.policy == "off"
 
 
 def test_hangs_may_be_left_to_the_collectives(tmp_path):

@@ -126,6 +126,18 @@ def test_a_truth_value_is_no_number(tmp_path, key, written):
 
 
 @pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("curriculum.0.max_epochs={web: on}", "web should be a number; found True"),
+        ("parallel.pipeline_layers=[1, yes]", "1 should be a number; found True"),
+        ("profile.steps=[on]", "0 should be a number; found True"),
+    ],
+)
+def test_nor_is_one_among_several(tmp_path, override, said):
+    assert f"(command line): {said}" in refused(small.write(tmp_path), override)
+
+
+@pytest.mark.parametrize(
     ("mixture", "message"),
     [
         ({"web": 0.5, "code": 0.4}, "the weights sum to 0.9, not to 1"),

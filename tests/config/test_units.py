@@ -62,7 +62,7 @@ def test_rounding_carries_into_the_next_unit():
     "junk",
     [
         "", "T", "4 parsecs", "-1", -1, "1..5", "1e-3", "0x10", "٤T", "4TT", "nan", "inf", float("nan"), float("inf"),
-        True, None, [4], {"tokens": 4}, "1e400", "1e999999999", 10**19,
+        True, None, [4], {"tokens": 4}, "1e400", "1e999999999", "1e9999999999999999999", 10**19,
     ],
 )  # fmt: skip
 def test_what_is_not_a_count_is_refused_at_once(junk):
