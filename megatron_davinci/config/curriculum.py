@@ -74,6 +74,10 @@ class LearningRate(Section):
     def _one_length_each(self) -> LearningRate:
         if self.warmup_steps and self.warmup_tokens is not None:
             raise ValueError("a warm-up has `warmup_steps` or `warmup_tokens`, not both")
+        if self.warmup_from and not self.warmup_steps and self.warmup_tokens is None:
+            raise ValueError(
+                "`warmup_from` says where a warm-up begins; it needs `warmup_steps` or `warmup_tokens`"
+            )
         told = [key for key in ("decay_steps", "decay_tokens") if getattr(self, key) is not None]
         if self.shape == "wsd" and len(told) != 1:
             raise ValueError(

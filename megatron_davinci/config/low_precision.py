@@ -194,6 +194,12 @@ def low_precision_problems(config: RunConfig) -> list[str]:
             f"train.low_precision keeps {low.keep_first_layers} first and {low.keep_last_layers} last layers as they "
             f"are, and model.num_layers is {config.model.num_layers}: none is left"
         )
+    whole = sum(stage.tokens for stage in config.curriculum)
+    if low.tail_tokens is not None and low.tail_tokens >= whole and low.tail == "all":
+        problems.append(
+            f"train.low_precision.tail_tokens ({low.tail_tokens:,}) is all of the curriculum's {whole:,} tokens: "
+            f"nothing would be multiplied by recipe: {low.recipe}"
+        )
     own = low.backend in ("native", "emulate") or low.recipe == "bits"
     problems += _own_problems(config) if own else _engine_problems(config)
     problems += size_problems(config, own=own)

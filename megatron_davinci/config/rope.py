@@ -27,6 +27,13 @@ class RopeScaling(Section):
     )
 
     @model_validator(mode="after")
+    def _only_what_acts(self) -> RopeScaling:
+        for name in ("low_freq_factor", "high_freq_factor", "original_max_sequence_length"):
+            if self.kind == "linear" and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} acts with kind: llama3; found kind: linear")
+        return self
+
+    @model_validator(mode="after")
     def _low_is_below_high(self) -> RopeScaling:
         if self.kind == "llama3" and self.low_freq_factor >= self.high_freq_factor:
             raise ValueError(

@@ -88,7 +88,9 @@ class RunConfig(Section):
 
     def _retention_problems(self) -> Iterator[str]:
         kept, domains = self.checkpoint, list(self.data.validation)
-        if kept.keep_best and not domains:
+        if not kept.keep_best and kept.best_by != "mean":
+            yield f"checkpoint.best_by: {kept.best_by} acts with keep_best; found keep_best: 0"
+        elif kept.keep_best and not domains:
             yield "checkpoint.keep_best: which is best is not measured, since data.validation is empty"
         elif kept.keep_best and kept.best_by not in ("mean", *domains):
             yield (

@@ -172,3 +172,12 @@ class LoggingConfig(Section):
     sharpness_epsilon: float = Field(
         default=1e-3, gt=0, le=1, description="Half the width, relative, of the box that is looked at"
     )
+
+    @model_validator(mode="after")
+    def _only_what_acts(self) -> LoggingConfig:
+        default = type(self).model_fields["sharpness_epsilon"].default
+        if self.sharpness_every_steps is None and self.sharpness_epsilon != default:
+            raise ValueError(
+                "sharpness_epsilon acts with sharpness_every_steps; found sharpness_every_steps: null"
+            )
+        return self

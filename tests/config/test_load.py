@@ -69,6 +69,7 @@ def test_a_key_that_is_like_no_other_gets_the_list(tmp_path):
 
 
 def test_the_best_checkpoints_are_those_by_a_loss_that_is_measured(tmp_path):
+    assert "code acts with keep_best" in refused(small.write(tmp_path), "checkpoint.best_by=code")
     best = {"keep_best": 2, "best_by": "code"}
     assert "checkpoint.keep_best" in (text := refused(small.write(tmp_path, small.settings(checkpoint=best))))
     assert "data.validation is empty" in text
@@ -210,6 +211,7 @@ def test_batch_sizes_that_cannot_be(tmp_path, phases, message):
             {"peak": 1, "warmup_steps": 2, "warmup_tokens": "1k"},
             "`warmup_steps` or `warmup_tokens`, not both",
         ),
+        ({"peak": 1, "warmup_from": 0.1}, "it needs `warmup_steps` or `warmup_tokens`"),
         ({"peak": 1, "warmup_tokens": "1k"}, "warm-up and decay take 1,000 tokens, and the stage has 256"),
         ({"peak": 1, "shape": "wsd", "end": 0, "warmup_tokens": 200, "decay_tokens": 57}, "take 257 tokens"),
         ({"peak": float("nan")}, "finite"),
@@ -228,6 +230,17 @@ def test_what_needs_two_sections_is_checked_too(tmp_path):
     text = refused(small.write(tmp_path, whole))
     assert "two stages of the curriculum have one name: one, one" in text
     assert "data.sequence_length (17) exceeds model.max_sequence_length (16)" in text
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("model.rope_scaling={kind: linear, factor: 2, low_freq_factor: 2}", "low_freq_factor acts with kind"),
+        ("logging.sharpness_epsilon=0.01", "sharpness_epsilon acts with sharpness_every_steps"),
+    ],
+)  # fmt: skip
+def test_what_would_not_act_is_refused(tmp_path, key, said):
+    assert said in refused(small.write(tmp_path), key)
 
 
 def test_overrides_win_and_reach_everything(tmp_path):

@@ -29,6 +29,7 @@ def settings(low, *, precision="fp32", model=None, **sections):
         ({"recipe": "bits"}, {"backends": {"layers": "transformer_engine"}}, "recipe: bits is in our own layers"),
         ({"recipe": "bits"}, {"train": {"cuda_graphs": True}}, "cannot capture train.low_precision.recipe: bits"),
         ({"recipe": "bits", "keep_codes": True}, {}, "found recipe: bits"),
+        ({"recipe": "current", "tail_tokens": 256}, {}, "is all of the curriculum's 256 tokens"),
         ({"recipe": "mxfp8", "keep_codes": True}, {}, "found recipe: mxfp8"),
         ({"recipe": "current", "backend": "transformer_engine", "keep_codes": True}, {"precision": "bf16"},
          "keep_codes is of backend: native; found backend: transformer_engine"),

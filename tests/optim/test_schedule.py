@@ -123,7 +123,11 @@ shapes = st.one_of(
     ),
 )
 rates = st.tuples(shapes, lengths, st.floats(0.001, 2), st.floats(0, 2)).map(
-    lambda drawn: {**drawn[0], **drawn[1], "peak": drawn[2], "warmup_from": drawn[3]}
+    # Without a warm-up there is nothing to begin.
+    lambda drawn: (
+        {**drawn[0], **drawn[1], "peak": drawn[2]}
+        | ({"warmup_from": drawn[3]} if any(drawn[1].values()) else {})
+    )
 )
 batches = st.tuples(
     st.lists(
