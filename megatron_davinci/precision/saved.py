@@ -79,7 +79,8 @@ def keeping(forward: Callable[..., Any], when: Callable[[], bool]) -> Callable[.
 
 
 def _keep(x: Tensor) -> Tensor | Packed:
-    weight = x.is_leaf and x.requires_grad
+    # No weight, though a leaf: what a layer is given by another pipeline stage, or as it is computed again.
+    weight = isinstance(x, torch.nn.Parameter)
     if weight or x.dtype not in (torch.bfloat16, torch.float32) or x.dim() < 2 or x.shape[-1] % GROUP:
         return x
     return pack(x)
