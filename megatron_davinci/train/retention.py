@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,9 @@ class Retention:
         kept = set(there[: max(1, self.newest)])
         if self.every is not None:
             kept |= {step for step in there if step % self.every == 0}
-        # Of equal ones the newer: it has seen more.
-        measured = sorted((step for step in there if step in losses), key=lambda step: (losses[step], -step))
+        # Of equal ones the newer: it has seen more. One that is no number is not measured, and would spoil the order.
+        measured = [step for step in there if isfinite(losses.get(step, inf))]
+        measured.sort(key=lambda step: (losses[step], -step))
         return kept | set(measured[: self.best])
 
 

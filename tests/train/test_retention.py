@@ -1,5 +1,7 @@
 """Which checkpoints stay, and that the newest always does."""
 
+from math import inf, isfinite, nan
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,6 +36,13 @@ def test_every_nth_stays_forever_and_the_best_stay_while_they_are(tmp_path):
         prune(tmp_path, Retention(2, every=4, best=2), newest=step, losses=lambda: losses)
     # The newest two, the fourth, the eighth, and the two that were measured best.
     assert there(tmp_path) == [9, 8, 5, 4, 3]
+
+
+def test_a_loss_that_is_no_number_is_never_the_best():
+    for losses in ({1: 1.0, 2: nan, 3: 2.0}, {1: nan, 2: 1.0, 3: 2.0}, {1: 1.0, 2: inf, 3: nan}):
+        best = min(losses, key=lambda step: losses[step] if isfinite(losses[step]) else inf)
+        assert Retention(1, best=1).kept(range(1, 6), losses) == {5, best}
+    assert Retention(1, best=2).kept(range(1, 6), {1: nan, 2: 4.0}) == {5, 2}
 
 
 def test_when_nobody_knows_which_is_best_all_stay(tmp_path):
