@@ -121,6 +121,7 @@ class Controller:
         if weights and cap_problems(self._config, self._order.schedule, self._planned(end, weights)):
             said = f"{decision.reason}; it stays, since a source would be repeated more often than its cap allows"
             decision, weights = replace(decision, mixture=present, reason=said, changes=False), {}
+        decision, weights = self._replayed(end, present, decision, weights)
         self._write(plan, end, present, decision, weights)
         return weights, f"{self._settings.policy}: {decision.reason}"
 
@@ -189,6 +190,26 @@ class Controller:
             records = sorted([*others, changed], key=lambda one: one.first_sample)
         windows = {name: source.num_windows for name, source in order.sources.items()}
         return Curriculum(windows, self._config.run.seed, records)
+
+    def _replayed(
+        self, end: int, present: Mapping[str, Fraction], decision: Decision, weights: dict[str, str]
+    ) -> tuple[Decision, dict[str, str]]:
+        """What the journal has decided already, in place of another decision that would come to nothing.
+
+        A run that turned back, or goes on with another policy or layout, may measure or decide otherwise than before.
+        """
+        mixes = self._order.journal.mixes
+        if self._settings.mode != "apply" or not mixes or mixes[-1].first_sample < end:
+            return decision, weights
+        record = next((mix for mix in mixes if mix.first_sample == end), None)
+        had = {} if record is None else dict(record.weights)
+        if had == weights or (record is not None and record.origin != ORIGIN):
+            return decision, weights
+        mixture = dict(present) if not had else dict.fromkeys(present, Fraction(0))
+        for name, text in had.items():
+            mixture[self._unit_of[name]] += exact_share(name, text)
+        said = f"as the journal has it, which is replayed; now it would be otherwise: {decision.reason}"
+        return replace(decision, mixture=mixture, reason=said, changes=bool(had)), had
 
     def _write(
         self,

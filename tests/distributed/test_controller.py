@@ -125,6 +125,27 @@ def test_a_decision_keeps_the_caps_on_repetition_so_that_the_run_may_go_on(appli
     assert Fraction(1, 4) < first[1] < Fraction(3, 10), "as far as the cap allows"
 
 
+def test_what_the_journal_has_decided_is_what_is_said_of_it(applied, tmp_path):
+    shutil.copytree(applied / "data", tmp_path / "data")
+    settings, run = settings_of(tmp_path, "run", stop_after_steps=12), tmp_path / "run"
+    settings["controller"]["maximum_change"] = 0.02
+    run_ranks(1, train_here, settings)
+    shutil.rmtree(run / "checkpoints" / "step-00000012")
+    before = lines(run / "proposals.jsonl")
+    settings["controller"]["loss_weighted"] = {"reference": {"a": 9.0, "b": 0.5}}  # the other way
+    run_ranks(1, train_here, settings)
+    after = lines(run / "proposals.jsonl")
+    mixes = {mix.first_sample: dict(mix.weights) for mix in Journal.open(run / "journal.jsonl").mixes}
+    assert [p["step"] for p in after] == [3, 6, 9, 12]
+    assert [p["weights"] for p in after[:3]] == [p["weights"] for p in before[:3]]
+    assert all(p["weights"] == mixes[p["consumed_samples"]] for p in after[:3])
+    assert after[2]["mixture"] == before[2]["mixture"] == {"a": "0.81", "b": "0.19"}
+    assert "which is replayed" in after[2]["reason"]
+    assert float(after[3]["mixture"]["b"]) > float(after[3]["present"]["b"]), (
+        "here nothing was decided before"
+    )
+
+
 def test_a_step_that_was_not_evaluated_decides_nothing(applied, tmp_path):
     shutil.copytree(applied / "data", tmp_path / "data")
     settings = settings_of(tmp_path, "run", stop_after_steps=6)
