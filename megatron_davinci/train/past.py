@@ -26,7 +26,7 @@ from megatron_davinci.train.edits import EditFile, Edits
 from megatron_davinci.train.planned import stage_record, where_change_begins
 from megatron_davinci.train.run_directory import RunDirectory
 
-_TAIL = 1 << 16  # bytes of metrics.jsonl that hold its last line
+_TAIL = 1 << 16  # bytes of metrics.jsonl that mostly hold its last line
 _MOST_PROBLEMS = 12
 
 
@@ -343,18 +343,25 @@ def _samples_saved(checkpoints: Path) -> int:
 
 def _samples_done(metrics: Path) -> int | None:
     """Samples consumed by the last step on record. Its line may be half-written at this moment."""
+    tail = _TAIL
     try:
         with open(metrics, "rb") as file:
             size = file.seek(0, 2)
-            file.seek(max(0, size - _TAIL))
-            lines = file.read().split(b"\n")[:-1]
+            while True:
+                file.seek(max(0, size - tail))
+                for line in reversed(file.read(tail).split(b"\n")[:-1]):
+                    if (consumed := _consumed(line)) is not None:
+                        return consumed
+                if tail >= size:
+                    return None
+                tail *= 4  # a line of a run with hundreds of sources is long
     except OSError:
         return None
-    for line in reversed(lines):
-        try:
-            consumed = json.loads(line)["consumed_samples"]
-        except (ValueError, KeyError, TypeError):
-            continue
-        if isinstance(consumed, int):
-            return consumed
-    return None
+
+
+def _consumed(line: bytes) -> int | None:
+    try:
+        consumed = json.loads(line)["consumed_samples"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return consumed if isinstance(consumed, int) else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from megatron_davinci.config import dump_config
@@ -53,6 +55,16 @@ def test_another_mixture_of_the_stage_that_the_run_is_in_begins_with_the_present
         reason="the configuration had a 0.75, b 0.25 before",
     )
     assert second.first_sample == 192 and second.origin == ""
+
+
+def test_steps_of_hundreds_of_sources_are_on_record_however_long_their_lines(root):
+    path = root / "run" / "metrics.jsonl"
+    told = {f"source-{n}": {"loss": 5.0, "tokens": 32, "weight": 32, "epoch": 0.1} for n in range(900)}
+    lines = [{**json.loads(line), "sources": told} for line in path.read_text().splitlines()]
+    whole = "".join(json.dumps(line) + "\n" for line in lines)
+    for half in ("", whole[: len(whole) // 40]):  # of a line that is being written
+        path.write_text(whole + half)
+        assert ahead(changed(root, first={"mixture": {"a": 0.5, "b": 0.5}}))[0].first_sample == 112
 
 
 def test_the_same_mixture_in_other_words_is_no_change(root):
