@@ -299,20 +299,18 @@ def last_lines(path: Path, count: int) -> list[dict[str, Any]]:
     """The last lines of a file of JSON lines, however long it is; without one that is being written."""
     try:
         with open(path, "rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - _TAIL))
-            lines = file.read().split(b"\n")[:-1]
+            size, tail, lines = file.seek(0, 2), 0, list[bytes]()
+            while len(lines) <= count and tail < size:  # the first may be cut
+                tail = 4 * tail or _TAIL
+                file.seek(max(0, size - tail))
+                lines = file.read().split(b"\n")[:-1]
     except OSError:
         return []
-    found: list[dict[str, Any]] = []
-    for line in reversed(lines):
-        if len(found) == count:
-            break
+    found = []
+    for line in lines:
         with suppress(ValueError):
-            value = json.loads(line)
-            if isinstance(value, dict):
-                found.insert(0, value)
-    return found
+            found.append(json.loads(line))
+    return [value for value in found if isinstance(value, dict)][-count:]
 
 
 # ---- what follows from it --------------------------------------------------------------------------------
