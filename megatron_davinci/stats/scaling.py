@@ -31,6 +31,8 @@ _TRIED = 3  # of the starts: those that are nearest by least squares
 _PRIOR = (np.log(0.3), 0.8)  # of an exponent's logarithm; published ones lie between 0.05 and 0.6
 _GRID = (0.02, 2.0)
 _NODES = {1: 120, 2: 32}  # by the number of exponents
+_TURNS = 6  # of the grid, each finer than the one before
+_TOLD_BY = 12  # nodes of an exponent that have weight: fewer are too coarse for quantiles
 _OUTLIER = 3.0  # standard deviations
 _DRAWS = 4000
 _TOGETHER = 0.97  # a correlation of log N and log D from which on their parts cannot be told apart
@@ -261,14 +263,19 @@ def _draws(
     """[k, 5] laws by their probability, and the relative noise."""
     count, log_sizes = len(columns), [np.log(one) for one in columns]
     axes = [np.linspace(np.log(_GRID[0]), np.log(_GRID[1]), _NODES[count])] * count
-    for last in (False, True):
+    for turn in range(_TURNS):
         nodes = np.exp(np.array(np.meshgrid(*axes, indexing="ij")).reshape(count, -1).T)  # [g, count]
         inverse, best, error, log_weight, spans = _weighed(log_sizes, y, weight, nodes)
-        if not last:
-            # A good ladder's exponents lie within one cell of a coarse grid: a fine one where the weight is.
-            there = np.log(nodes[log_weight > log_weight.max() - 14])
-            step = axes[0][1] - axes[0][0]
-            axes = [np.linspace(one.min() - step, one.max() + step, _NODES[count]) for one in there.T]
+        # A good ladder's exponents lie within one cell of a coarse grid: a fine one where the weight is, and a finer
+        # one in that while the weight still lies on a few of its nodes.
+        there = np.log(nodes[log_weight > log_weight.max() - 14])
+        if turn and min(len(np.unique(one)) for one in there.T) >= _TOLD_BY:
+            break
+        steps = [axis[1] - axis[0] for axis in axes]
+        axes = [
+            np.linspace(one.min() - step, one.max() + step, _NODES[count])
+            for one, step in zip(there.T, steps, strict=True)
+        ]
     free = len(y) - 1 - count
     share = np.exp(log_weight - log_weight.max())
     share /= share.sum()

@@ -32,6 +32,19 @@ def test_one_bad_run_does_not_move_it():
     assert fit_scaling_law(n, y).exponent == pytest.approx(0.35, abs=0.03)
 
 
+def test_intervals_of_a_ladder_with_little_noise_hold_the_law():
+    n, d = (one.ravel() for one in np.meshgrid(SIZES, np.geomspace(2e7, 6e8, 5)))
+    held = []
+    for seed in range(5):
+        noise = 1 + 1e-4 * np.random.default_rng(seed).normal(size=len(n))
+        law = fit_scaling_law(n, (1.7 + 400 * n**-0.35 + 900 * d**-0.4) * noise, d)
+        for name, true in (("exponent", 0.35), ("data_exponent", 0.4), ("floor", 1.7)):
+            found = law.interval(name)
+            assert found.low < found.value < found.high
+            held.append(found.low < true < found.high)
+    assert sum(held) >= 12
+
+
 def test_coverage_is_what_is_stated():
     found = scaling_laws.laws(200 if is_long() else 6, 5, of_data=False)
     if is_long():
