@@ -82,7 +82,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(folder: Path, out: str, **given: Any) -> Tokenized:
     """The script's job, or one that differs in what is given, in this process."""
     fields = given.pop("fields", QA)
-    kept = {name: given.pop(name) for name in ("shuffle", "pack", "shard_tokens") if name in given}
+    kept = {name: given.pop(name) for name in ("shuffle", "pack", "shard_tokens", "dtype") if name in given}
     options = Options(fields, **{"shard_tokens": SHARD} | kept)
     inputs = given.pop("inputs", [folder / "*.jsonl"])
     tokenizer = given.pop("tokenizer", None) or Tokenizer.load(folder)
@@ -327,6 +327,10 @@ def test_options_that_cannot_be(folder: Path) -> None:
             run(folder, "no", workers=workers)
     with pytest.raises(ConfigError, match="Questions have answers"):
         run(folder, "no", fields=Fields("text", "prompt"))
+    for dtype in ("int8", "float32", "uint32", "words"):
+        with pytest.raises(ConfigError, match="in this dtype"):
+            run(folder, "no", dtype=dtype)
+    assert not (folder / ".no.tokenizing").exists()
 
 
 @pytest.mark.usefixtures("small")
