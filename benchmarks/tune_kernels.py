@@ -151,7 +151,9 @@ def rotated(
     def backward() -> Result:
         return rope.backward(x, turns, None, *heads, biased)
 
-    return backward if back else forward, 2 * x.nbytes
+    # In place without a bias, heads that do not turn stay where they are.
+    moved = 2 * x.nbytes * (1 if back or biased else heads[2] / heads[1])
+    return backward if back else forward, int(moved)
 
 
 def _updated(device: torch.device, small: bool, coded: bool) -> tuple[Callable[[], Result], int]:
