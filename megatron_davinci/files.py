@@ -16,6 +16,8 @@ from typing import Any
 
 from megatron_davinci.errors import EnvironmentProblem
 
+_AT_ONCE = 1 << 16  # bytes that are read of a file from its end
+
 _CHUNK = 8 * 1024 * 1024
 
 
@@ -138,6 +140,27 @@ def write_json(path: Path, value: Any) -> None:
 def in_utf8(text: str) -> str:
     """A text that UTF-8 can hold: half a surrogate pair, as names of files may have it, is written out."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def lines_from_the_end(path: Path) -> Iterator[bytes]:
+    """Whole lines of a file, however long, the last one first; one that is being written is none yet.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with open(path, "rb") as file:
+        begin, cut, ended = file.seek(0, 2), b"", False
+        while begin:
+            size = min(_AT_ONCE, begin)
+            begin -= size
+            file.seek(begin)
+            cut, *lines = (file.read(size) + cut).split(b"\n")
+            if lines and not ended:
+                lines.pop()  # what lies behind the last line's end
+                ended = True
+            yield from reversed(lines)
+        if ended:
+            yield cut
 
 
 def file_digest(path: Path, *, from_disk: bool = False) -> str:

@@ -20,13 +20,13 @@ from megatron_davinci.data.apportion import exact_weight
 from megatron_davinci.data.journal import Journal, MixRecord
 from megatron_davinci.data.source import Source
 from megatron_davinci.errors import ConfigError, DataError, DavinciError
+from megatron_davinci.files import lines_from_the_end
 from megatron_davinci.optim.schedule import Schedule
 from megatron_davinci.train import checkpoint_files
 from megatron_davinci.train.edits import EditFile, Edits
 from megatron_davinci.train.planned import stage_record, where_change_begins
 from megatron_davinci.train.run_directory import RunDirectory
 
-_TAIL = 1 << 16  # bytes of metrics.jsonl that mostly hold its last line
 _MOST_PROBLEMS = 12
 
 
@@ -343,18 +343,9 @@ def _samples_saved(checkpoints: Path) -> int:
 
 def _samples_done(metrics: Path) -> int | None:
     """Samples consumed by the last step on record. Its line may be half-written at this moment."""
-    tail = _TAIL
     try:
-        with open(metrics, "rb") as file:
-            size = file.seek(0, 2)
-            while True:
-                file.seek(max(0, size - tail))
-                for line in reversed(file.read(tail).split(b"\n")[:-1]):
-                    if (consumed := _consumed(line)) is not None:
-                        return consumed
-                if tail >= size:
-                    return None
-                tail *= 4  # a line of a run with hundreds of sources is long
+        consumed = (_consumed(line) for line in lines_from_the_end(metrics))
+        return next((samples for samples in consumed if samples is not None), None)
     except OSError:
         return None
 

@@ -17,7 +17,7 @@ from typing import Any
 from megatron_davinci.config import RunConfig, load_config
 from megatron_davinci.data.journal import Journal
 from megatron_davinci.errors import AGAIN, CORRUPT, HANG, LOST_PEER, MEND, UNHEALTHY, DavinciError
-from megatron_davinci.files import free_bytes
+from megatron_davinci.files import free_bytes, lines_from_the_end
 from megatron_davinci.optim.schedule import Schedule
 from megatron_davinci.train import checkpoint_files
 from megatron_davinci.train.health_records import turned_back
@@ -26,7 +26,6 @@ from megatron_davinci.train.left import steps_left
 from megatron_davinci.train.run_directory import RunDirectory
 from megatron_davinci.train.snapshots_here import HeldHere, held_here
 
-_TAIL = 1 << 16
 LOCK, STALE_SECONDS = "lock", 45.0  # as in `run_lock`, which imports torch
 # What tells most of why a run ended comes first; a rank that lost another, or was ended with it, tells least.
 _TELLING = (CORRUPT, UNHEALTHY, HANG, MEND, 1)
@@ -297,20 +296,18 @@ def killed_for_memory(run: Path) -> list[str]:
 
 def last_lines(path: Path, count: int) -> list[dict[str, Any]]:
     """The last lines of a file of JSON lines, however long it is; without one that is being written."""
+    found: list[dict[str, Any]] = []
     try:
-        with open(path, "rb") as file:
-            size, tail, lines = file.seek(0, 2), 0, list[bytes]()
-            while len(lines) <= count and tail < size:  # the first may be cut
-                tail = 4 * tail or _TAIL
-                file.seek(max(0, size - tail))
-                lines = file.read().split(b"\n")[:-1]
+        for line in lines_from_the_end(path):
+            with suppress(ValueError):
+                value = json.loads(line)
+                if isinstance(value, dict):
+                    found.append(value)
+            if len(found) == count:
+                break
     except OSError:
         return []
-    found = []
-    for line in lines:
-        with suppress(ValueError):
-            found.append(json.loads(line))
-    return [value for value in found if isinstance(value, dict)][-count:]
+    return found[::-1]
 
 
 # ---- what follows from it --------------------------------------------------------------------------------

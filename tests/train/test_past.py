@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from megatron_davinci import files
 from megatron_davinci.config import dump_config
 from megatron_davinci.data import Journal, MixRecord
 from megatron_davinci.errors import ConfigError, DataError
@@ -293,3 +296,12 @@ def test_the_configuration_that_was_edited_is_the_one_to_compare_with_next(root)
 
 def seeded(root, seed):
     return tiny_config(root, run={"seed": seed}).run
+
+
+@given(st.binary(max_size=40).map(lambda text: bytes(b"ab\n"[byte % 3] for byte in text)), st.integers(1, 9))
+def test_lines_from_the_end_are_those_of_the_file_whatever_is_read_at_once(tmp_path_factory, text, at_once):
+    path = tmp_path_factory.getbasetemp() / "lines"
+    path.write_bytes(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "_AT_ONCE", at_once)
+        assert list(files.lines_from_the_end(path)) == text.split(b"\n")[-2::-1]
