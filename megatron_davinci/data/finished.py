@@ -6,7 +6,6 @@ found finished by the same command, however much of its folder is left; to anoth
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -17,7 +16,7 @@ from typing import Any
 from megatron_davinci.data import manifest as manifests
 from megatron_davinci.data.job_plan import Plan
 from megatron_davinci.data.manifest import Manifest
-from megatron_davinci.files import write_json
+from megatron_davinci.files import file_digest, write_json
 
 FILE_NAME = "finished.json"
 
@@ -49,7 +48,7 @@ def note(folder: Path, plan: Plan, made: Tokenized) -> None:
     """
     counts = {"encoder": made.encoder, "empty": made.empty, "bad": made.bad, "cut": made.cut}
     asked = _asked(made.manifest.name, made.manifest.domain, plan)
-    sha256 = _manifest_sha256(folder / "out")
+    sha256 = file_digest(folder / "out" / manifests.FILE_NAME)
     write_json(folder / FILE_NAME, {"asked": asked, "manifest_sha256": sha256, "counts": counts})
 
 
@@ -70,7 +69,7 @@ def found(folder: Path, out_folder: Path, name: str, domain: str, plan: Plan) ->
         said = json.loads((folder / FILE_NAME).read_bytes())
         if (said["asked"], said["manifest_sha256"]) != (
             _asked(name, domain, plan),
-            _manifest_sha256(out_folder),
+            file_digest(out_folder / manifests.FILE_NAME),
         ):
             return None
         counts = said["counts"]
@@ -92,7 +91,3 @@ def _asked(name: str, domain: str, plan: Plan) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(json.dumps(asdict(plan) | {"name": name, "domain": domain}))
     del content["encoder"]
     return content
-
-
-def _manifest_sha256(folder: Path) -> str:
-    return hashlib.sha256((folder / manifests.FILE_NAME).read_bytes()).hexdigest()

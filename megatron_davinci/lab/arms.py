@@ -16,6 +16,7 @@ import yaml
 from megatron_davinci.config import RunConfig, load_config
 from megatron_davinci.data.manifest import FILE_NAME
 from megatron_davinci.errors import ConfigError
+from megatron_davinci.files import file_digest
 from megatron_davinci.lab.design import Design, Setting
 from megatron_davinci.version import __version__
 
@@ -213,7 +214,7 @@ def identity(config: RunConfig, origin: str = "") -> str:
 def _checkpoint(folder: Path) -> str:
     """A digest of a checkpoint: its manifest, which has digests of its files; else its name."""
     manifest = folder / "manifest.json"
-    return hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else str(folder)
+    return file_digest(manifest) if manifest.is_file() else str(folder)
 
 
 @cache
@@ -222,5 +223,5 @@ def _content(path: str) -> str:
     place = Path(path)
     for file in (place / FILE_NAME, Path(f"{path}.idx")):
         if "://" not in path and file.is_file():
-            return hashlib.sha256(file.read_bytes()).hexdigest()
+            return file_digest(file)
     return path
