@@ -138,6 +138,26 @@ def test_without_any_way_nothing_is_run(monkeypatch):
         run_python("print(1)")
 
 
+BARE = """
+import struct
+from megatron_davinci.platform import sandbox
+from megatron_davinci.platform.jail import system
+# landlock_create_ruleset is answered by ENOSYS, as by a kernel that has none.
+steps = [(0x20, 0, 0, 0), (0x15, 0, 1, system.LANDLOCK_CREATE), (6, 0, 0, 0x50026), (6, 0, 0, 0x7FFF0000)]
+system.gain_nothing()
+system.install_filter(b"".join(struct.pack("HBBI", *step) for step in steps))
+print(sandbox._try("landlock", "denied"))
+"""
+
+
+def test_without_landlock_there_is_no_such_way():
+    """Not the way without the rule, which would let a program write wherever its user may."""
+    done = subprocess.run(
+        [sys.executable, "-c", BARE], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
+    assert "no Landlock" in done.stdout, done.stderr
+
+
 ORDINARY = """
 import sys
 from megatron_davinci.platform import sandbox
@@ -187,10 +207,12 @@ def test_an_ordinary_user_has_it_too(tmp_path):
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_the_filter_answers_as_the_kernel_reads_it(machine):
-    program = calls.program(machine, families=[1], alone=False, signals=False, writes=False, own_pid=77)
+    strict = calls.program(
+        machine, families=[1], alone=False, signals=False, writes=False, truncates=False, own_pid=77
+    )
     column = ("x86_64", "aarch64").index(machine)
 
-    def answer(name: str, *arguments: int, architecture: int | None = None) -> int:
+    def answer(name: str, *arguments: int, architecture: int | None = None, program: bytes = strict) -> int:
         number = calls._CALLS[name][column] if name in calls._CALLS else 1_000
         architecture = architecture or {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}[machine]
         data = {0: number, 4: architecture} | {16 + 8 * at: value for at, value in enumerate(arguments)}
@@ -206,7 +228,14 @@ def test_the_filter_answers_as_the_kernel_reads_it(machine):
     assert answer("tgkill", 77, 77, 6) == allow and answer("tgkill", 78, 78, 6) == 0x50000 | 1
     assert answer("openat", 3, 0, 0o2000000) == allow and answer("openat", 3, 0, 0o101) == 0x50000 | 13
     assert answer("prlimit64", 0, 7) == allow and answer("prlimit64", 5, 7) == 0x50000 | 1
-    assert len(program) // 8 < 4096, "as many instructions as the kernel takes"
+    early = calls.program(
+        machine, families=[1], alone=False, signals=False, writes=True, truncates=False, own_pid=77
+    )
+    assert answer("truncate", program=early) == 0x50000 | 13
+    assert answer("openat2", program=early) == 0x50000 | 38
+    for flags, allowed in ((0, True), (0o1101, True), (0o1102, True), (0o1000, False), (0o1003, False)):
+        assert (answer("openat", 3, 0, flags, program=early) == allow) == allowed, oct(flags)
+    assert len(strict) // 8 < 4096, "as many instructions as the kernel takes"
     numbers = [pair[column] for pair in calls._CALLS.values() if pair[column] is not None]
     assert len(numbers) == len(set(numbers)), "no number stands for two calls"
 

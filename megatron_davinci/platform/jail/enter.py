@@ -111,17 +111,17 @@ def become_program(
     system.end_with_parent(signal.SIGKILL)  # a change of user takes it back, so it comes after
     system.keep_only(keep)
     system.gain_nothing()
-    scoped = False
-    if spec.way != SECCOMP and landlock.version():
+    has = landlock.version() if spec.way != SECCOMP else 0
+    if has or spec.way == LANDLOCK:  # in namespaces it is one wall more, here the only one
         landlock.restrict(["/"] if alone else [*readable, *_OF_PROC], [home], list(DEVICES), spec.network)
-        scoped = landlock.version() >= landlock.SIGNALS
     system.install_filter(
         calls.program(
             system.MACHINE,
             families=calls.families(unix=alone, network=spec.network),
             alone=alone,
-            signals=alone or scoped,
+            signals=alone or has >= landlock.SIGNALS,
             writes=spec.way != SECCOMP,
+            truncates=alone or has >= landlock.TRUNCATES,
             own_pid=os.getpid(),
         )
     )

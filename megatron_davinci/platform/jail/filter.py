@@ -67,7 +67,8 @@ _CHANGING = """chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat utim
 lsetxattr fsetxattr removexattr lremovexattr fremovexattr setxattrat removexattrat""".split()
 _WRITING = """openat2 creat mkdir mkdirat rmdir rename renameat renameat2 link linkat unlink unlinkat symlink
 symlinkat mknod mknodat truncate ftruncate fallocate""".split()
-_WRITE_FLAGS = 0o1 | 0o2 | 0o100 | 0o1000  # O_WRONLY, O_RDWR, O_CREAT, O_TRUNC
+_O_TRUNC = 0o1000
+_WRITE_FLAGS = 0o1 | 0o2 | 0o100 | _O_TRUNC  # O_WRONLY, O_RDWR, O_CREAT
 _NEW_NAMESPACES = 0x7E020000  # the CLONE_NEW* flags; that of time is for clone3 and unshare only
 
 _LOAD, _EQUAL, _ABOVE, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
@@ -88,7 +89,14 @@ def _instruction(code: int, value: int, yes: int = 0, no: int = 0) -> bytes:
 
 
 def program(
-    machine: str, *, families: Sequence[int], alone: bool, signals: bool, writes: bool, own_pid: int
+    machine: str,
+    *,
+    families: Sequence[int],
+    alone: bool,
+    signals: bool,
+    writes: bool,
+    truncates: bool,
+    own_pid: int,
 ) -> bytes:
     """The filter for a program.
 
@@ -98,6 +106,7 @@ def program(
         alone: Whether it sees no processes but its own (a namespace), so that what concerns processes may stay.
         signals: Whether the kernel itself keeps its signals from others (a namespace, or Landlock's scope).
         writes: Whether it may write files at all; something else says where.
+        truncates: Whether what says so says it of cutting a file, too, where no right to write is asked for.
         own_pid: Its process number, as it sees it.
 
     Returns:
@@ -137,6 +146,14 @@ def program(
             _instruction(_RETURN, answer), _instruction(_RETURN, _ALLOW),
         )  # fmt: skip
 
+    def cutting_only_to_write(name: str, place: int) -> None:
+        """O_TRUNC with O_WRONLY or O_RDWR alone, not with O_RDONLY (0) and not with 3, which opens for neither."""
+        rule(
+            name, _instruction(_LOAD, _argument(place)), _instruction(_ANY_BIT, _O_TRUNC, 0, 3),
+            _instruction(_ANY_BIT, 1, 0, 1), _instruction(_ANY_BIT, 2, 2, 1), _instruction(_ANY_BIT, 2, 0, 1),
+            _instruction(_RETURN, _ALLOW), _instruction(_RETURN, _error(errno.EACCES)),
+        )  # fmt: skip
+
     always(_ENDED, _END)
     always(_ABSENT, _error(errno.ENOSYS))
     always(_REFUSED, _error(errno.EPERM))
@@ -154,6 +171,11 @@ def program(
         always(_WRITING, _error(errno.EACCES))
         without("open", 1, _WRITE_FLAGS, _error(errno.EACCES))
         without("openat", 2, _WRITE_FLAGS, _error(errno.EACCES))
+    elif not truncates:
+        always(["truncate"], _error(errno.EACCES))
+        always(["openat2"], _error(errno.ENOSYS))  # its flags lie in memory, where no filter sees them
+        cutting_only_to_write("open", 1)
+        cutting_only_to_write("openat", 2)
     return b"".join([*made, _instruction(_RETURN, _ALLOW)])
 
 

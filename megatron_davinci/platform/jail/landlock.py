@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ _ALL = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}
 _TRUNCATE, _IOCTL = 1 << 14, 1 << 15
 _TCP = 3  # bind and connect, version 4
 _SCOPE_ABSTRACT_UNIX, _SCOPE_SIGNAL = 1, 2  # version 6
+TRUNCATES = 3  # the version that says which files may be cut
 SIGNALS = 6  # the version that keeps signals inside
 
 
@@ -38,9 +40,10 @@ def restrict(readable: Sequence[str], writable: Sequence[str], devices: Sequence
         network: Whether TCP may be used (said from version 4 on).
 
     Raises:
-        OSError: The kernel refused.
+        OSError: The kernel refused, or has none.
     """
-    has = version()
+    if not (has := version()):
+        raise OSError(errno.ENOSYS, "this kernel has no Landlock, or lets nobody have it")
     handled = _ALL[max(key for key in _ALL if key <= has)]
     attributes = struct.pack("Q", handled)
     if has >= 4:
