@@ -233,6 +233,8 @@ def hostile(seed: int, host: Host) -> Iterator[Case]:
         """
         attempt("memfd", lambda: os.memfd_create("held"))
         attempt("shared", lambda: libc.shmget(0, 1 << 28, 0o1600) >= 0)
+        attempt("shared pages", lambda: __import__("mmap").mmap(-1, 1 << 28))
+        attempt("zeros", lambda: open("/dev/zero", "r+b"))
     """,
     )
     yield case(

@@ -105,14 +105,16 @@ def test_what_a_program_is_given_and_what_it_says(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     ran = run_python(
         "import os, sys\nprint(sys.stdin.read(), open('a/b.txt').read(), os.environ['WORD'])\n"
+        "import resource\nprint(open('half', 'rb').read(), resource.getrlimit(resource.RLIMIT_CPU))\n"
         "print('é', file=sys.stderr)\nprint(sorted(os.environ)[:2])\nraise SystemExit(7)",
         stdin="in",
-        files={"a/b.txt": "file"},
+        files={"a/b.txt": "file", "half": "\ud800"},
         environment={"WORD": "variable"},
         packages=False,
     )
     assert (ran.status, ran.code) == ("failed", 7) and not ran.ok
-    assert ran.stdout.startswith("in file variable\n") and ran.stderr == "é\n"
+    assert ran.stdout.startswith("in file variable\nb'\\xed\\xa0\\x80' ") and ran.stderr == "é\n"
+    assert "(10, 11)" in ran.stdout, "SIGXCPU says that its time is over before SIGKILL ends it"
     assert 0 < ran.cpu_seconds < 10 and 0 < ran.wall_seconds < 10 and ran.peak_bytes > 1e6
     assert ran.isolation["way"] in sandbox.WAYS and ran.isolation["calls"] == "seccomp"
     if os.geteuid() == 0 and ran.isolation["way"] == "namespaces":
@@ -172,6 +174,13 @@ with Host() as host:
                 ran, wrong = judged(case, host, way)
                 print(way, case.kind, wrong or "as it should be")
 """
+
+
+@pytest.mark.skipif("namespaces" not in WAYS, reason="no namespaces here")
+def test_no_signal_of_a_program_reaches_the_first_process_of_its_namespace():
+    """The kernel keeps from it what it has no handler for. With one, a program could end it."""
+    ran = run_python("print(open('/proc/1/status').read())", packages=False, way="namespaces")
+    assert re.search(r"^SigCgt:\s+0+$", ran.stdout, re.MULTILINE), ran
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the other tests are an ordinary user's already")
@@ -235,6 +244,15 @@ def test_the_filter_answers_as_the_kernel_reads_it(machine):
     assert answer("openat2", program=early) == 0x50000 | 38
     for flags, allowed in ((0, True), (0o1101, True), (0o1102, True), (0o1000, False), (0o1003, False)):
         assert (answer("openat", 3, 0, flags, program=early) == allow) == allowed, oct(flags)
+    alone = calls.program(
+        machine, families=[1], alone=True, signals=True, writes=True, truncates=True, own_pid=2
+    )
+    assert answer("mmap", 0, 4096, 3, 0x22) == allow and answer("mmap", 0, 4096, 3, 0x01) == allow
+    assert {answer("mmap", 0, 4096, 3, flags, program=alone) for flags in (0x21, 0x4021)} == {0x50000 | 1}
+    assert answer("fcntl", 3, 4) == allow and answer("fcntl", 3, 8) == answer("fcntl", 3, 15) == 0x50000 | 1
+    assert answer("ioctl", 3, 0x5401) == allow and answer("ioctl", 3, 0x8901) == 0x50000 | 1
+    assert answer("socketpair", 1, 0o2000001) == allow and answer("socketpair", 1, 0o2000002) == 0x50000 | 13
+    assert answer("fcntl", 3, 8, program=alone) == answer("socketpair", 1, 2, program=alone) == allow
     assert len(strict) // 8 < 4096, "as many instructions as the kernel takes"
     numbers = [pair[column] for pair in calls._CALLS.values() if pair[column] is not None]
     assert len(numbers) == len(set(numbers)), "no number stands for two calls"

@@ -46,7 +46,7 @@ def limit(spec: Spec, before: int) -> None:
     cpu = max(1, int(spec.cpu + 0.999))
     for kind, value in (
         (resource.RLIMIT_AS, spec.memory),
-        (resource.RLIMIT_CPU, cpu),
+        (resource.RLIMIT_CPU, cpu + 1),
         (resource.RLIMIT_FSIZE, spec.file_size),
         (resource.RLIMIT_NOFILE, spec.open_files),
         (resource.RLIMIT_NPROC, spec.processes + before),
@@ -57,7 +57,9 @@ def limit(spec: Spec, before: int) -> None:
     ):
         _, hard = resource.getrlimit(kind)
         top = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (top, top))
+        # SIGXCPU says what ended a program; at the hard limit it would be SIGKILL, which says nothing.
+        soft = min(cpu, top) if kind == resource.RLIMIT_CPU else top
+        resource.setrlimit(kind, (soft, top))
 
 
 def reachable(paths: list[str]) -> bool:

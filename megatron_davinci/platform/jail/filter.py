@@ -38,7 +38,8 @@ _CALLS: dict[str, tuple[int | None, int | None]] = {
     "rt_tgsigqueueinfo": (297, 240), "pidfd_send_signal": (424, 424), "process_madvise": (440, 440),
     "process_mrelease": (448, 448), "setpriority": (141, 140), "ioprio_set": (251, 30),
     "sched_setscheduler": (144, 119), "sched_setattr": (314, 274), "sched_setparam": (142, 118),
-    "sched_setaffinity": (203, 122),
+    "sched_setaffinity": (203, 122), "fcntl": (72, 25), "ioctl": (16, 29), "socketpair": (53, 199),
+    "mmap": (9, 222),
     "open": (2, None), "openat": (257, 56), "openat2": (437, 437), "creat": (85, None), "mkdir": (83, None),
     "mkdirat": (258, 34), "rmdir": (84, None), "rename": (82, None), "renameat": (264, 38),
     "renameat2": (316, 276), "link": (86, None), "linkat": (265, 37), "unlink": (87, None),
@@ -69,6 +70,10 @@ _WRITING = """openat2 creat mkdir mkdirat rmdir rename renameat renameat2 link l
 symlinkat mknod mknodat truncate ftruncate fallocate""".split()
 _O_TRUNC = 0o1000
 _WRITE_FLAGS = 0o1 | 0o2 | 0o100 | _O_TRUNC  # O_WRONLY, O_RDWR, O_CREAT
+# Who is sent a signal when something can be read: anybody of the same user, as by kill(2).
+_F_SETOWN, _F_SETOWN_EX, _FIOSETOWN, _SIOCSPGRP = 8, 15, 0x8901, 0x8902
+_DATAGRAM = 2  # the bit that SOCK_DGRAM and SOCK_RAW have, and SOCK_STREAM and SOCK_SEQPACKET have not
+_MAP_SHARED, _MAP_ANONYMOUS = 0x01, 0x20
 _NEW_NAMESPACES = 0x7E020000  # the CLONE_NEW* flags; that of time is for clone3 and unshare only
 
 _LOAD, _EQUAL, _ABOVE, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
@@ -146,6 +151,14 @@ def program(
             _instruction(_RETURN, answer), _instruction(_RETURN, _ALLOW),
         )  # fmt: skip
 
+    def never(name: str, place: int, values: Sequence[int], answer: int) -> None:
+        """Allowed with any but these values of an argument."""
+        tests = [_instruction(_EQUAL, value, len(values) - at, 0) for at, value in enumerate(values)]
+        rule(
+            name, _instruction(_LOAD, _argument(place)), *tests,
+            _instruction(_RETURN, _ALLOW), _instruction(_RETURN, answer),
+        )  # fmt: skip
+
     def cutting_only_to_write(name: str, place: int) -> None:
         """O_TRUNC with O_WRONLY or O_RDWR alone, not with O_RDONLY (0) and not with 3, which opens for neither."""
         rule(
@@ -160,13 +173,22 @@ def program(
     without("clone", 0, _NEW_NAMESPACES, _END)
     unless("socket", 0, families, _error(errno.EACCES))
     unless("prlimit64", 0, [0], _error(errno.EPERM))
+    # Such memory stays, whole, for as long as a page of it is mapped somewhere: no limit of a process holds it.
+    rule(
+        "mmap", _instruction(_LOAD, _argument(3)), _instruction(_ANY_BIT, _MAP_ANONYMOUS, 0, 2),
+        _instruction(_ANY_BIT, _MAP_SHARED, 0, 1), _instruction(_RETURN, _error(errno.EPERM)),
+        _instruction(_RETURN, _ALLOW),
+    )  # fmt: skip
     if not alone:
         always(_OF_OTHERS, _error(errno.EPERM))
     if not signals:
         always(["kill", "tkill"], _error(errno.EPERM))
         unless("tgkill", 0, [own_pid], _error(errno.EPERM))  # abort() and raise()
+        never("fcntl", 1, [_F_SETOWN, _F_SETOWN_EX], _error(errno.EPERM))
+        never("ioctl", 1, [_FIOSETOWN, _SIOCSPGRP], _error(errno.EPERM))
     if not alone:
         always(_CHANGING, _error(errno.EPERM))
+        without("socketpair", 1, _DATAGRAM, _error(errno.EACCES))  # one of datagrams sends to any name
     if not writes:
         always(_WRITING, _error(errno.EACCES))
         without("open", 1, _WRITE_FLAGS, _error(errno.EACCES))

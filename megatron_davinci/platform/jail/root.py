@@ -12,7 +12,8 @@ from megatron_davinci.platform.jail import system
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store", "/etc/ld.so.cache", "/etc/ld.so.conf",
           "/etc/ld.so.conf.d", "/etc/alternatives", "/etc/localtime", "/etc/ssl", "/etc/pki")  # fmt: skip
 NETWORK = ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/services", "/etc/protocols")
-DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+# Without /dev/zero: mapped, it is memory that no limit of a process holds.
+DEVICES = ("/dev/null", "/dev/full", "/dev/random", "/dev/urandom")
 HOME = "/tmp"
 
 

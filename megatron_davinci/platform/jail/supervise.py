@@ -115,8 +115,8 @@ class _Jail:
         for name, text in self.spec.files.items():
             path = os.path.join(folder, name)
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
-                file.write(text)
+            with open(path, "wb") as file:
+                file.write(_encoded(text))
         if self.user is not None and not self.namespaces:
             for at, folders, files in os.walk(folder):
                 for name in (".", *folders, *files):
@@ -126,7 +126,11 @@ class _Jail:
         """The program itself, or the first process of its namespace. Does not return."""
         spec = self.spec
         try:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            for number in (
+                signal.SIGTERM,
+                signal.SIGINT,
+            ):  # handlers of Python's: a first process has to have none
+                signal.signal(number, signal.SIG_DFL)
             home = spec.scratch
             if self.namespaces:
                 system.end_with_parent(signal.SIGKILL)
@@ -160,7 +164,7 @@ class _Jail:
     def _watch(self, child: int, out: int, err: int, word: int, given: int) -> None:
         spec, said = self.spec, self.said
         began = time.monotonic()
-        stdin = spec.stdin.encode("utf-8", "surrogateescape")
+        stdin = _encoded(spec.stdin)
         os.set_blocking(given, False)
         parts: dict[int, bytearray] = {out: bytearray(), err: bytearray(), word: bytearray()}
         poll = select.poll()
@@ -292,6 +296,14 @@ class _Jail:
                 "network": network or "no sockets",
             }
         self.said.facts["calls"] = "seccomp"
+
+
+def _encoded(text: str) -> bytes:
+    """A text as UTF-8; half a surrogate pair, as JSON may have it, is for the program to be wrong about."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
 
 
 def _drain(descriptor: int, into: bytearray, most: int) -> None:
