@@ -47,11 +47,26 @@ def smooth(y: Floats, window: int) -> Floats:
     if half == 0:
         return np.where(np.isfinite(y), y, np.nan)
     usable = np.isfinite(y)
-    # Not by differences of a running sum: one loss of 1e20 would wipe out every digit after it.
-    kernel = np.ones(2 * half + 1)
-    total = np.convolve(np.where(usable, y, 0.0), kernel)[half : half + len(y)]
-    count = np.rint(np.convolve(usable.astype(np.float64), kernel)[half : half + len(y)])
+    total = _window_sums(np.where(usable, y, 0.0), half)
+    count = np.rint(_window_sums(usable.astype(np.float64), half))
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _window_sums(y: Floats, half: int) -> Floats:
+    """The sum of up to `half` values before each, itself, and as many after it.
+
+    From sums over 1, 2, 4, ... values: a convolution takes as many additions as a window has values, which is hours for
+    a million steps, and differences of a running sum let one loss of 1e20 wipe out every digit after it.
+    """
+    sums, size = np.pad(y, half), 1
+    total, begun, width = np.zeros(len(y)), 0, 2 * half + 1
+    while size <= width:
+        if width & size:
+            total += sums[begun : begun + len(y)]
+            begun += size
+        sums = sums[:-size] + sums[size:]
+        size *= 2
+    return total
 
 
 def spread(wanted: list[float], gap: float, low: float, high: float) -> list[float]:

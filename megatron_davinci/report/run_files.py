@@ -317,8 +317,9 @@ def _source_loss(records: list[dict[str, Any]]) -> dict[str, NDArray[np.float64]
         for name, said in sources.items() if isinstance(sources, dict) else ():
             numbers = numbers_of(said)
             if "loss" in numbers and numbers.get("weight", 0.0) > 0:
-                column = found.setdefault(str(name), np.zeros((len(records), 2)))
-                column[row] = numbers["loss"], numbers["weight"]
+                if name not in found:
+                    found[name] = np.zeros((len(records), 2))
+                found[name][row] = numbers["loss"], numbers["weight"]
     return found
 
 

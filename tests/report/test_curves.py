@@ -56,6 +56,13 @@ def test_smoothing_steps_over_missing_values_and_over_a_huge_one() -> None:
     assert mean[20:] == pytest.approx(1.0)
 
 
+def test_smoothing_a_million_steps_over_ten_thousand_takes_no_longer_than_a_moment() -> None:
+    y = np.random.default_rng(3).normal(size=1_000_000)
+    mean = smooth(y, 10_001)
+    for at in (0, 4_000, 5_000, 500_000, 999_999):
+        assert mean[at] == pytest.approx(y[max(0, at - 5_000) : at + 5_001].mean(), abs=1e-12)
+
+
 @given(wanted=st.lists(st.floats(-50, 150), max_size=12), gap=st.floats(0.5, 8))
 def test_labels_are_apart_inside_and_in_order(wanted: list[float], gap: float) -> None:
     placed = spread(wanted, gap, 0.0, 100.0)
