@@ -53,6 +53,13 @@ def test_the_last_record_of_a_checkpoint_counts_and_what_has_no_result_is_left_o
     assert len(header) == len(rows[0])
 
 
+def test_bytes_that_are_no_text_leave_the_other_lines(tmp_path):
+    (tmp_path / "evals").mkdir()
+    lines = record(100, "a", "likelihood", {"acc,none": 0.5}).encode()
+    (tmp_path / "evals/results.jsonl").write_bytes(b'{"task": "caf\xe9", "tok\n' + lines + b'{"task": "\xc3')
+    assert [line.task for line in read_tasks(tmp_path)] == ["a"]
+
+
 def test_a_look_at_a_few_items_hides_no_full_result_and_is_called_one(tmp_path):
     (tmp_path / "evals").mkdir()
     acc = {"acc,none": 0.5}
