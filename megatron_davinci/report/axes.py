@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from megatron_davinci.report import canvas
 from megatron_davinci.report.canvas import LINE_HEIGHT, Box
-from megatron_davinci.report.numbers import number, quantity, scientific, tick
+from megatron_davinci.report.numbers import number, quantity, scientific, tick_labels
+
+_STAGE_ROWS = 4  # of names above the axes: the plot needs its height
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,10 @@ class Axis:
     @property
     def caption(self) -> str:
         """Label and unit: "training loss, nats per token"."""
-        return f"{self.label}, {self.unit}" if self.unit and self.unit not in self.label else self.label
+        said = (
+            f" {self.unit} " in f" {self.label} "
+        )  # a word of it: "s" is in "time of a step" as a letter only
+        return f"{self.label}, {self.unit}" if self.unit and not said else self.label
 
     def write(self, value: float) -> str:
         """A value of this axis, in text."""
@@ -133,7 +138,7 @@ class Frame:
         drawn, box = self.drawn, self.box
         height_left = box.height - (90 if title else 70)
         y_ticks = ticks(self.y, self.y_range, max(3, int(height_left / 26)))
-        left = max((canvas.text_width(drawn, tick(value)) for value in y_ticks), default=0.0) + 7
+        left = max((canvas.text_width(drawn, text) for text in tick_labels(y_ticks)), default=0.0) + 7
         names = max((canvas.text_width(drawn, name, bold=True) for name in self.names.values()), default=0.0)
         right = names + 20 if names else 14.0
         width = box.width - left - right
@@ -198,7 +203,7 @@ class Frame:
         axes.set_yscale("log" if self.y.log else "linear")
         for axis, places in ((axes.xaxis, self.x_ticks), (axes.yaxis, y_ticks)):
             axis.set_major_locator(FixedLocator(places))
-            axis.set_major_formatter(FixedFormatter([tick(value) for value in places]))
+            axis.set_major_formatter(FixedFormatter(tick_labels(places)))
             axis.set_minor_locator(NullLocator())
         axes.tick_params(axis="both", length=0, pad=5, labelcolor=canvas.colour("muted"))
         axes.tick_params(axis="x", length=3, color=canvas.colour("muted"))
@@ -219,7 +224,10 @@ class Frame:
     def _stage_rows(
         self, stages: Sequence[Stage], left: float, width: float
     ) -> list[tuple[Stage, float, int]]:
-        """Where each stage's name goes: the middle of its range and the first row it does not touch another in."""
+        """Where each stage's name goes: the middle of its range and the first row it does not touch another in.
+
+        The row is -1 where all of `_STAGE_ROWS` are taken: of many short stages in one place, some have no name.
+        """
         placed: list[tuple[Stage, float, int]] = []
         filled: list[float] = []
         for stage in stages:
@@ -230,15 +238,17 @@ class Frame:
             half = canvas.text_width(self.drawn, stage.name) / 2
             middle = min(max(left + width * (start + end) / 2, left + half), left + width - half)
             row = next((row for row, until in enumerate(filled) if middle - half >= until), len(filled))
-            filled[row : row + 1] = [middle + half + 6]
-            placed.append((stage, middle, row))
+            if row < _STAGE_ROWS:
+                filled[row : row + 1] = [middle + half + 6]
+            placed.append((stage, middle, row if row < _STAGE_ROWS else -1))
         return placed
 
     def _stages(self, stages: Sequence[Stage], rows: Sequence[tuple[Stage, float, int]]) -> None:
         inner = self.inner
         for stage, middle, row in rows:
             height = inner.top + 8 + row * LINE_HEIGHT
-            canvas.write(self.drawn, middle, height, stage.name, slot="ink", align="center")
+            if row >= 0:
+                canvas.write(self.drawn, middle, height, stage.name, slot="ink", align="center")
             x, _ = self._at(stage.start, self.y_range[0])
             if stage is not stages[0] and inner.left < x < inner.right:
                 canvas.rule(self.drawn, [(x, inner.bottom), (x, inner.top + 3)], slot="muted", alpha=0.7)

@@ -55,8 +55,8 @@ def smooth(y: Floats, window: int) -> Floats:
 def _window_sums(y: Floats, half: int) -> Floats:
     """The sum of up to `half` values before each, itself, and as many after it.
 
-    From sums over 1, 2, 4, ... values: a convolution takes as many additions as a window has values, which is hours for
-    a million steps, and differences of a running sum let one loss of 1e20 wipe out every digit after it.
+    From sums over 1, 2, 4, ... values: a convolution takes as many additions as a window has values, which is minutes
+    for a million steps, and differences of a running sum let one loss of 1e20 wipe out every digit after it.
     """
     sums, size = np.pad(y, half), 1
     total, begun, width = np.zeros(len(y)), 0, 2 * half + 1

@@ -10,7 +10,7 @@ from typing import Any
 from megatron_davinci.report import canvas
 from megatron_davinci.report.axes import Axis, ticks
 from megatron_davinci.report.canvas import LINE_HEIGHT, Box
-from megatron_davinci.report.numbers import NOTHING, tick
+from megatron_davinci.report.numbers import NOTHING, tick_labels
 from megatron_davinci.report.plots import Plot, Table
 
 
@@ -72,9 +72,10 @@ class Forest(Plot):
             canvas.write(drawn, box.left, top - 8, self.title, slot="ink", bold=True, size=canvas.TITLE_SIZE)
             top -= 20
         words = [canvas.shorten(drawn, row.words, 0.36 * box.width) for row in self.rows]
+        names = [canvas.shorten(drawn, row.name, 0.36 * box.width, bold=True) for row in self.rows]
         named = [
-            max(canvas.text_width(drawn, row.name, bold=True), canvas.text_width(drawn, text))
-            for row, text in zip(self.rows, words)
+            max(canvas.text_width(drawn, name, bold=True), canvas.text_width(drawn, text))
+            for name, text in zip(names, words)
         ]
         texts = [self.write(row.value) for row in self.rows]
         left = box.left + max(named, default=0.0) + 16
@@ -98,9 +99,10 @@ class Forest(Plot):
         if self.note:
             canvas.write(drawn, box.right, top - 6, self.note, align="right")
         self._sides(drawn, at, top - 6 - LINE_HEIGHT - 3, (left, right))
-        for value in ticks(self.axis, (low, high), max(3, int((right - left) / 70))):
+        places = ticks(self.axis, (low, high), max(3, int((right - left) / 70)))
+        for value, text in zip(places, tick_labels(places)):
             canvas.rule(drawn, [(at(value), y), (at(value), bottom)], slot="rule")
-            canvas.write(drawn, at(value), bottom - 8, tick(value), align="center")
+            canvas.write(drawn, at(value), bottom - 8, text, align="center")
         canvas.rule(drawn, [(at(0.0), y), (at(0.0), bottom)], slot="ink", width=1.1)
         for index, (row, text) in enumerate(zip(self.rows, texts)):
             middle = y - (index + 0.5) * self._step
@@ -109,7 +111,7 @@ class Forest(Plot):
                 drawn,
                 box.left,
                 middle + lift,
-                row.name,
+                names[index],
                 slot=row.colour,
                 bold=True,
                 vertical="center_baseline",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 _SUFFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 NOTHING = "–"
@@ -86,13 +86,22 @@ def duration(seconds: float) -> str:
     return f"{whole} s"
 
 
-def tick(value: float) -> str:
+def tick_labels(values: Sequence[float]) -> list[str]:
+    """Tick labels, alike in their digits: as many as tell all of them apart, four at least."""
+    for digits in range(4, 14):
+        labels = [tick(value, digits) for value in values]
+        if len({*labels}) == len({*values}):
+            break
+    return labels
+
+
+def tick(value: float, digits: int = 4) -> str:
     """A tick label: counts from a thousand get a suffix, values below a thousandth an exponent."""
     if value and abs(value) < 1e-3:
-        return scientific(value)
+        return scientific(value, digits - 1)
     if abs(value) >= 1000:
-        return quantity(value, 4)
-    return _signed(f"{value:.6g}")
+        return quantity(value, digits)
+    return _signed(f"{value:.{digits + 2}g}")
 
 
 def _significant(value: float, digits: int) -> str:

@@ -98,7 +98,7 @@ class Series:
     Args:
         name: Written at the line's end (nothing is written where it is empty).
         x: `[n]`, not decreasing, in the unit of the x axis.
-        y: `[n]`, in the unit of the y axis; points that are not finite are not drawn.
+        y: `[n]`, in the unit of the y axis; at points that are not finite the line has a gap.
         colour: A key of `colors.SERIES`.
         faint: `[n]` or None: the raw values that `y` is a mean of, drawn faintly behind it.
         level: A constant to compare with, drawn as a dashed line of the same colour.
@@ -181,7 +181,7 @@ class LinePlot(Plot):
             ink = canvas.colour(one.colour)
             if faint is not None:
                 kept = downsample(x, faint, MAX_POINTS, log_x=self.x.log)
-                frame.axes.plot(x[kept], faint[kept], color=ink, alpha=0.22, linewidth=0.7, **style)
+                frame.axes.plot(*_with_gaps(x, faint, kept), color=ink, alpha=0.22, linewidth=0.7, **style)
             if one.level is not None:
                 frame.axes.axhline(one.level, color=ink, linewidth=1.1, dashes=(4, 3), alpha=0.8)
             kept = downsample(x, y, MAX_POINTS, log_x=self.x.log)
@@ -192,9 +192,15 @@ class LinePlot(Plot):
                 low, high = y[kept] - half, y[kept] + half
                 frame.axes.fill_between(x[kept], low, high, color=ink, alpha=0.13, linewidth=0)
             few = (len(kept) <= 40 and not self.steps) or len(kept) == 1
+            drawn_x, drawn_y = _with_gaps(x, y, kept)
             frame.axes.plot(
-                x[kept], y[kept], color=ink, linewidth=1.7, marker="o" if few else None, markersize=3, **style
+                drawn_x, drawn_y, color=ink, linewidth=1.7, marker="o" if few else None, markersize=3, **style
             )
+            alone = np.isnan(np.r_[np.nan, drawn_y[:-1]]) & np.isnan(np.r_[drawn_y[1:], np.nan])
+            if not few and alone.any():
+                frame.axes.plot(
+                    drawn_x[alone], drawn_y[alone], color=ink, linestyle="", marker="o", markersize=1.7
+                )
             last = float(x[kept[-1]]), float(y[kept[-1]])
             if few and last[1] <= frame.y_range[1]:
                 # On the right edge the axes would cut it in half.
@@ -378,6 +384,15 @@ class Bars(Plot):
             for bar in self.bars
         ]
         return f"{self.title}, {self.value.caption}: " + "; ".join(parts) + "."
+
+
+def _with_gaps(
+    x: NDArray[np.float64], y: NDArray[np.float64], kept: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The kept points, with one that is not a number wherever `y` has such between two: a line ends there."""
+    missing = np.cumsum(~np.isfinite(y))[kept]
+    gaps = np.flatnonzero(np.diff(missing)) + 1
+    return np.insert(x[kept], gaps, np.nan), np.insert(y[kept], gaps, np.nan)
 
 
 def _highest(arrays: Sequence[NDArray[np.float64]]) -> float:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_davinci.report.numbers import duration, number, percent, quantity, scientific, tick
+from megatron_davinci.report.numbers import duration, number, percent, quantity, scientific, tick, tick_labels
 
 
 @pytest.mark.parametrize(
@@ -71,3 +71,10 @@ def test_shares_and_ticks() -> None:
     assert percent(0.682) == "68.2%"
     assert percent(math.nan) == "–"
     assert [tick(v) for v in (0, 0.5, 3e-4, 2500, 2e9)] == ["0", "0.5", "3e-4", "2.5k", "2B"]
+
+
+def test_no_two_ticks_are_labelled_alike() -> None:
+    assert tick_labels([0, 0.5, 3e-4, 2500, 2e9]) == ["0", "0.5", "3e-4", "2.5k", "2B"]
+    assert tick_labels([21500, 21500.5, 21501]) == ["21.5k", "21.5005k", "21.501k"]
+    assert tick_labels([1e-4, 1.0002e-4, 1.0004e-4]) == ["1e-4", "1.0002e-4", "1.0004e-4"]
+    assert tick_labels([3.0, 3.0000002]) == ["3", "3.0000002"]

@@ -3,6 +3,7 @@
 import io
 import re
 import xml.etree.ElementTree as ET
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from PIL import Image
 
 from megatron_davinci.report.axes import Axis, Stage, ticks
 from megatron_davinci.report.colors import ALL
+from megatron_davinci.report.forest import Forest, Row
+from megatron_davinci.report.numbers import signed
 from megatron_davinci.report.plots import Bar, Bars, LinePlot, Plot, Series, StackedArea, grid_png
 
 TOKENS = Axis("tokens consumed", "tokens", zero=True)
@@ -196,3 +199,37 @@ def test_a_log_axis_has_at_least_two_ticks_and_not_too_many(limits: tuple[float,
     found = ticks(Axis("x", "", log=True), limits, 6)
     assert 2 <= len(found) <= 8
     assert all(limits[0] <= value <= limits[1] for value in found)
+
+
+def test_a_unit_is_left_out_only_where_the_label_says_the_word() -> None:
+    assert Axis("time of a step", "s").caption == "time of a step, s"
+    assert Axis("tokens consumed", "tokens").caption == "tokens consumed"
+
+
+def test_a_line_ends_where_its_values_do_and_a_point_alone_is_a_point() -> None:
+    x, y = np.linspace(0, 1e9, 100), np.full(100, 3.0)
+    y[40:60] = np.nan
+    path = re.findall(r' d="([^"]+)"', line_plot(series=[Series(name="", x=x, y=y)], stages=()).svg())
+    assert any(one.count("M") == 2 for one in path)
+    y[10::2] = np.nan
+    assert line_plot(series=[Series(name="", x=x, y=y)], stages=()).svg().count("<use ") > 20
+
+
+def test_many_stages_in_one_place_leave_the_plot_its_height() -> None:
+    edges = [*np.linspace(0, 4e7, 31), 4e9]
+    stages = [Stage(f"stage {i}", a, b) for i, (a, b) in enumerate(pairwise(edges))]
+    found = texts(line_plot(stages=stages, half=True).svg())
+    up = {
+        float(text): float(one.get("y", "nan"))
+        for text, one in found.items()
+        if re.fullmatch(r"[3-9][.\d]*", text)
+    }
+    assert up[min(up)] - up[max(up)] > 30
+    assert {"stage 0", "stage 30"} <= set(found)
+
+
+def test_a_long_name_leaves_a_forest_its_room() -> None:
+    rows = [Row("an arm of many words, " * 9, 0.1, 0.0, 0.2, [0.1], "blue", "equivalent")]
+    svg = Forest(title="Differences", axis=LOSS, rows=rows, write=signed).svg()
+    places = {text: float(element.get("x", "nan")) for text, element in texts(svg).items()}
+    assert places["0"] < places["0.1"] < places["0.2"]
