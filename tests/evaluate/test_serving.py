@@ -18,12 +18,17 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import tokenizers
 import torch
+from tokenizers import pre_tokenizers
 
 from megatron_davinci.cli import serve
 from megatron_davinci.cli.convert_to_hf import export
 from megatron_davinci.cli.main import main
+from megatron_davinci.data.tokenizer import Tokenizer
+from megatron_davinci.evaluate.endings import ends
 from megatron_davinci.evaluate.sampling import Draw, Sampling
+from megatron_davinci.evaluate.serving.pieces import text_of
 from megatron_davinci.evaluate.serving.requests import Refusal, asked
 from megatron_davinci.evaluate.serving.server import Server, Settings
 from tests.evaluate import models
@@ -120,6 +125,19 @@ def test_a_text_ends_where_it_was_asked_to(served):
         "choices"
     ]
     assert choice["text"] == whole[: whole.index(stop)] and choice["finish_reason"] == "stop"
+
+
+def test_a_special_token_ends_a_text_by_its_name(tmp_path):
+    alphabet = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(alphabet, []))
+    made.decoder = tokenizers.decoders.ByteLevel()
+    made.add_special_tokens(["<|endoftext|>", "<|im_end|>"])
+    made.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(tmp_path)
+    tokens = [alphabet["a"], alphabet["b"], tokenizer.id_of("<|im_end|>")]
+    assert ends(tokenizer, tokens, ["<|im_end|>"])
+    assert text_of(tokenizer, tokens, ["<|im_end|>"]) == ("ab", "stop")
+    assert text_of(tokenizer, tokens, ["x"]) == ("ab", "length")
 
 
 def test_an_export_says_what_its_checkpoint_says(served, exported):
@@ -234,6 +252,32 @@ def test_bodies_and_paths_that_are_none(served):
         assert post(served, "chat/completions", messages=messages).status_code == 400
     nobody_measured = httpx.post(f"{served.url}/completions", content=iter([b"{}"]))
     assert nobody_measured.status_code == 411
+    most = post(
+        served, "chat/completions", messages=[{"role": "user", "content": "x"}], max_completion_tokens=0
+    )
+    assert most.json()["error"]["param"] == "max_completion_tokens"
+    for refused in (httpx.put(f"{served.url}/models"), httpx.options(f"{served.url}/models")):
+        assert refused.status_code == 501 and "method" in refused.json()["error"]["message"]
+    for path in ("models?limit=1", "models/%74iny"):
+        assert httpx.get(f"{served.url}/{path}").status_code == 200
+
+
+def spoken(server: Server, raw: bytes) -> bytes:
+    """What the server answers until it closes the connection."""
+    with socket.create_connection(server._http.server_address, timeout=30) as connection:
+        connection.sendall(raw)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def test_who_speaks_an_older_http_is_understood(served):
+    body = json.dumps({"model": "tiny", "prompt": "x", "max_tokens": 2, "stream": True}).encode()
+    head = b"POST /v1/completions HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: %d\r\n\r\n" % len(
+        body
+    )
+    head, _, said = spoken(served, head + body).partition(b"\r\n\r\n")
+    assert b"chunked" not in head and said.startswith(b"data: {") and said.endswith(b"data: [DONE]\n\n")
+    error = spoken(served, b"POST /v1/completions HTTP/1.1\r\nContent-Length: \xb2\r\n\r\n")
+    assert error.startswith(b"HTTP/1.1 411") and b"Connection: close" in error
 
 
 def events(server: Server, path: str = "completions", **body) -> list[dict]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from megatron_davinci.data.tokenizer import Tokenizer
+from megatron_davinci.evaluate.endings import ends
 
 
 def text_of(tokenizer: Tokenizer, tokens: Sequence[int], until: Sequence[str]) -> tuple[str, str]:
@@ -20,7 +21,8 @@ def text_of(tokenizer: Tokenizer, tokens: Sequence[int], until: Sequence[str]) -
     """
     text = tokenizer.decode(tokens, special=False)
     places = [place for stop in until if (place := text.find(stop)) >= 0]
-    ended = tokens[-1] == tokenizer.eod_id or bool(places)
+    # A special token's name may be such a string: it ends the text, and is nowhere in it.
+    ended = bool(places) or ends(tokenizer, tokens, until)
     return text[: min(places)] if places else text, "stop" if ended else "length"
 
 

@@ -161,9 +161,10 @@ def asked(
     seed = _integer(body, "seed", None)
     until, form = _stops(body.get("stop")), form_of(body)
     names = ("max_completion_tokens", "max_tokens") if chat else ("max_tokens",)
-    most = next((body[name] for name in names if body.get(name) is not None), None)
+    name = next((name for name in names if body.get(name) is not None), names[-1])
+    most = body.get(name)
     if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
-        raise Refusal(400, f"{names[-1]} should be an integer from 1 on; found {most!r}", param=names[-1])
+        raise Refusal(400, f"{name} should be an integer from 1 on; found {most!r}", param=name)
     if most is None and not chat:
         most = _DEFAULT_COMPLETION
     prompts = [_chat_text(body.get("messages"))] if chat else _prompts(body.get("prompt"))

@@ -20,6 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from queue import SimpleQueue
 from threading import Condition, Thread
 from typing import Any
+from urllib.parse import unquote
 
 from megatron_davinci.errors import EnvironmentProblem
 from megatron_davinci.evaluate.serving.forms import UNFIT
@@ -287,16 +288,21 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: questions may hold what is private."""
 
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What http.server refuses by itself, in OpenAI's form too."""
+        self.close_connection = True
+        self._reply(code, Refusal(code, message or "This is no request of HTTP.").body)
+
     def do_GET(self) -> None:
         """`/v1/models`, `/health`."""
-        served = self.server.served
-        if self.path == "/health":
+        served, path = self.server.served, unquote(self.path.split("?")[0])
+        if path == "/health":
             self._reply(200, {"status": "ok"})
-        elif self.path in ("/v1/models", f"/v1/models/{served.settings.name}"):
+        elif path in ("/v1/models", f"/v1/models/{served.settings.name}"):
             listed = served.models()
-            self._guarded(lambda: listed if self.path == "/v1/models" else listed["data"][0])
+            self._guarded(lambda: listed if path == "/v1/models" else listed["data"][0])
         else:
-            self._reply(404, Refusal(404, f"There is no {self.path}; there is /v1/models").body)
+            self._reply(404, Refusal(404, f"There is no {path}; there is /v1/models").body)
 
     def do_POST(self) -> None:
         """`/v1/chat/completions`, `/v1/completions`."""
@@ -329,10 +335,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _stream(self, events: Iterator[dict[str, Any]]) -> None:
         """Server-sent events, in chunks of HTTP/1.1; `[DONE]` is the last, unless one of them is an error."""
+        if self.request_version == "HTTP/1.0":
+            self.close_connection = True  # it knows no chunks: the end is where the connection's is
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Cache-Control", "no-cache")
-        self.send_header("Transfer-Encoding", "chunked")
+        if self.request_version != "HTTP/1.0":
+            self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         failed = False
         for event in events:
@@ -343,7 +352,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._chunk(b"")
 
     def _chunk(self, raw: bytes) -> None:
-        self.wfile.write(b"%x\r\n%b\r\n" % (len(raw), raw))
+        self.wfile.write(raw if self.request_version == "HTTP/1.0" else b"%x\r\n%b\r\n" % (len(raw), raw))
 
     def _authorise(self) -> None:
         key = self.server.served.settings.key
@@ -357,7 +366,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _body(self) -> bytes:
         length, most = self.headers.get("Content-Length", ""), self.server.served.settings.body_bytes
-        if not length.isdigit():
+        if not length.isdecimal():
             raise Refusal(411, "A request needs a Content-Length.")
         if int(length) > most:
             raise Refusal(413, f"The body has {int(length):,} bytes, of at most {most:,}.")
@@ -382,4 +391,5 @@ class _Handler(BaseHTTPRequestHandler):
         if self.close_connection:
             self.send_header("Connection", "close")
         self.end_headers()
-        self.wfile.write(raw)
+        if self.command != "HEAD":
+            self.wfile.write(raw)
