@@ -72,15 +72,22 @@ def read_metadata(path: Path) -> metadata.Metadata:
     with open(path, "rb") as file:
         # What a planner has left there is passed over.
         found = read_plain(file.read(), known, states, lambda name: name.startswith(_PLANNERS))
-    if type(found) is not metadata.Metadata or not isinstance(found.state_dict_metadata, dict):
+    said, storage = (getattr(found, name, None) for name in ("state_dict_metadata", "storage_data"))
+    if (
+        type(found) is not metadata.Metadata
+        or not isinstance(said, dict)
+        or not isinstance(storage, dict | None)
+    ):
         raise NotPlain(f"a {type(found).__name__}, where a checkpoint's metadata was expected")
     kinds = (metadata.TensorStorageMetadata, metadata.BytesStorageMetadata)
-    if not all(type(entry) in kinds for entry in found.state_dict_metadata.values()):
+    if not all(type(entry) in kinds for entry in said.values()):
         raise NotPlain("an entry that is neither a tensor nor bytes")
     # What a file's entries point to lies beside it. A path that leads elsewhere would have other files read.
-    for entry in (found.storage_data or {}).values():
-        name = Path(getattr(entry, "relative_path", ""))
-        if type(entry) is not _StorageInfo or name.is_absolute() or ".." in name.parts:
+    for entry in (storage or {}).values():
+        name = getattr(entry, "relative_path", None)
+        if type(entry) is not _StorageInfo or not isinstance(name, str):
+            raise NotPlain("an entry that does not say where it is stored")
+        if Path(name).is_absolute() or ".." in Path(name).parts:
             raise NotPlain(f"an entry that is stored in {name}")
     return found
 
@@ -135,4 +142,7 @@ def _layout(name: str) -> torch.layout:
 
 
 def _path(*parts: str) -> str:
-    return str(pathlib.PurePosixPath(*map(str, parts)))
+    # Texts only: a tuple of itself and itself, and so on, is a small pickle and an endless text.
+    if not all(isinstance(part, str) for part in parts):
+        raise NotPlain("a path of anything but text")
+    return str(pathlib.PurePosixPath(*parts))
