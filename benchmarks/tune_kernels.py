@@ -13,6 +13,7 @@ Figures: for each op `OP_as_it_is_ms`, `OP_best_ms`, `OP_best_fraction_of_copy`;
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -47,10 +48,11 @@ class Variant:
     Attributes:
         texts: What is exchanged for what in the op's source.
         threads: Of a block, where they are others than the table's.
-        slots: Likewise, of kernels that have any.
+        slots: Likewise.
         resident: Blocks for each multiprocessor that are started at most, which then go on until all is done.
         cut: How rotary positions are cut, where it is another way than the op's.
         host: Other attributes of modules, and their values.
+        beside: A header in `benchmarks/` that the texts include.
     """
 
     texts: tuple[tuple[str, str], ...] = ()
@@ -59,6 +61,7 @@ class Variant:
     resident: int | None = None
     cut: rope.Cut | None = None
     host: tuple[tuple[Any, str, int], ...] = ()
+    beside: str | None = None
 
     def written(self, source: str, folder: Path) -> Path:
         """The sources with it, in a folder.
@@ -72,6 +75,8 @@ class Variant:
                     raise ValueError(f"{source} has no {old!r}")
                 text = text.replace(old, new, 1)
             (folder / name).write_text(text)
+        if self.beside:
+            shutil.copy(Path(__file__).parent / self.beside, folder)
         return folder
 
     def of(self, kernel: table.Kernel) -> table.Kernel:
@@ -79,7 +84,7 @@ class Variant:
         return replace(
             kernel,
             threads=self.threads or kernel.threads,
-            slots=self.slots or kernel.slots if kernel.slots else 0,
+            slots=self.slots or kernel.slots,
             resident=self.resident or kernel.resident,
         )
 
@@ -234,6 +239,19 @@ def _rope_sums_variants() -> dict[str, Variant]:
         for sets in (128, 132):
             name = f"{threads} threads, {what} ahead, {sets} sets of tokens"
             found[name] = Variant(texts, threads, host=((rope, "_BLOCKS", sets),))
+    # Small sums leave room for several blocks, of which one adds its warps' while others read.
+    for threads, blocks in ((512, 2), (256, 4), (128, 8)):
+        texts = (
+            (
+                "rope_sums, davinci::rope::kThreads, davinci::rope::kPasses, true, false, davinci::rope::kSlots, 1,",
+                f"rope_sums, {threads}, 1, true, false, 4, {blocks},",
+            ),
+        )
+        for sets in (64, 128, 256):
+            name = f"a pass, {blocks} blocks of {threads} threads, {sets} sets of tokens"
+            host = ((rope, "_BLOCKS", 5 * sets),)
+            cut = rope.Cut(1, 8, 8, 132)
+            found[name] = Variant(texts, threads, 4, 5 * sets, cut, host)
     return found
 
 
@@ -253,6 +271,28 @@ def _adamw_variants() -> dict[str, Variant]:
             name = f"{blocks} blocks of {threads} threads, {who} draw runs of 2^{power}"
             host = ((spans, "ELEMENTS", 1 << power),)
             found[name] = Variant(texts, threads, resident=blocks, host=host)
+    for threads, stages, powers in (
+        (512, 2, (12,)),
+        (512, 3, (11, 12)),
+        (640, 2, (12,)),
+        (640, 3, (11, 12, 13)),
+    ):
+        texts = (
+            ("kThreads = 128;", f"kThreads = {threads};"),
+            ("constexpr int kThreads", f"#define DAVINCI_STAGES {stages}\nconstexpr int kThreads"),
+            ("  fill<kThreads>(powers);", ""),  # of the other way, which is for powers of two
+            ("#define DAVINCI_ADAMW(", '#include "adamw_ahead.h"\n#define DAVINCI_ADAMW('),
+            (
+                "davinci::adamw::kThreads, 0, bounds",
+                "davinci::adamw::kThreads, davinci::adamw::kSlots, bounds",
+            ),
+            ("kThreads, 4), eight_bits", "kThreads, 1), ahead"),
+        )
+        for power in powers:
+            name = f"{stages} tiles of each of {threads // 32} warps in slots, runs of 2^{power}"
+            host = ((spans, "ELEMENTS", 1 << power),)
+            slots = 5 * stages + 1
+            found[name] = Variant(texts, threads, slots, resident=1, host=host, beside="adamw_ahead.h")
     return found
 
 

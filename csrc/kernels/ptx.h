@@ -173,8 +173,9 @@ inline Bits op_mul_wide<u32>(Bits x, Bits y) {
 }
 template <class T>
 inline Bits op_mul_hi(Bits x, Bits y) {
-  static_assert(sizeof(C<T>) <= 4, "a product of 128 bits");
-  using Wide = std::conditional_t<std::is_signed_v<C<T>>, int64_t, uint64_t>;
+  using Short = std::conditional_t<std::is_signed_v<C<T>>, int64_t, uint64_t>;
+  using Long = std::conditional_t<std::is_signed_v<C<T>>, __int128, unsigned __int128>;
+  using Wide = std::conditional_t<sizeof(C<T>) == 8, Long, Short>;
   return bits((C<T>)((Wide)value<T>(x) * (Wide)value<T>(y) >> 8 * sizeof(C<T>)));
 }
 template <class T>

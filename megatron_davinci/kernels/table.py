@@ -16,7 +16,7 @@ class Kernel:
         arguments: A letter for each: `p` pointer, `l` 64-bit integer, `f` float.
         suffixes: The dtypes that it is there for: `fp32`, `bf16`.
         slots: Of 16 bytes of shared memory that a thread takes at most. A block that takes any has a multiprocessor
-            to itself, and no more of them are started than there are multiprocessors.
+            to itself, and no more of them are started than there are multiprocessors, or `resident` times as many.
         resident: Blocks that a multiprocessor has room for, where no more are started than there is room, since a
             block reads for its next tile while it computes one; 0 for as many as there is work.
     """

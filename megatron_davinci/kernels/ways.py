@@ -149,7 +149,7 @@ class _RunTime(Way):
 
 
 def _limited(blocks: int, kernel: Kernel, device: torch.device, most: int) -> int:
-    resident = 1 if kernel.slots else kernel.resident
+    resident = kernel.resident or (1 if kernel.slots else 0)
     if resident and device.type == "cuda":
         most = min(most, resident * cuda_launch.multiprocessors(device))
     return max(1, min(blocks, most))
