@@ -103,7 +103,7 @@ class Teller:
     def _sample(self, n: int) -> dict[str, Any]:
         forecast = self._forecast
         located = forecast.curriculum.locate(n)
-        governing, skip = forecast.governing(n), forecast.skipped(n)
+        governing = forecast.governing(n)
         weight = Fraction(governing.record.weights[located.source])
         facts = self._explainer.window(located.source, located.window)
         return {
@@ -116,7 +116,6 @@ class Teller:
                 "weights": dict(governing.record.weights),
                 "transforms": dict(governing.record.transforms),
             },
-            "left_out": None if skip is None else {"record": skip[0], "reason": skip[1].reason},
             "source": {
                 "name": located.source,
                 "share": float(weight),
@@ -152,7 +151,7 @@ class Teller:
         }
 
     def _when(self, n: int) -> dict[str, Any]:
-        seat = self._forecast.seat(n)
+        seat, skip = self._forecast.seat(n), self._forecast.skipped(n)
         return {
             "n": n,
             "tokens_before": n * self._forecast.config.data.sequence_length,
@@ -166,6 +165,7 @@ class Teller:
                 "row": seat.micro_row,
             },
             "done": self._forecast.is_done(n),
+            "left_out": None if skip is None else {"record": skip[0], "reason": skip[1].reason},
         }
 
     def _window_facts(self, facts: WindowFacts) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def _sample(screen: Screen, run: Answer, sample: Answer) -> None:
             f" is window {window['number']:,} of ",
             (screen.safe(source["name"]), "bold cyan"),
             f", read in step {sample['step']:,} of {run['steps']:,}",
-            (f" ({_done(sample['done'])})" if sample["done"] is not None else ""),
+            (f" ({_state(sample)})" if sample["done"] is not None else ""),
         )
     )
     rows = [
@@ -247,7 +247,7 @@ def _finding(screen: Screen, answer: Answer) -> None:
     if run["done_samples"] is not None:
         title += f"; the run has done {run['done_samples']:,} of {run['samples']:,}"
         columns.append(("", "left"))
-        table = [[*row, _done(one["done"])] for row, one in zip(table, seen, strict=True)]
+        table = [[*row, _state(one)] for row, one in zip(table, seen, strict=True)]
     screen.table(title, columns, table)
     if times > len(seen):
         how = f"; --count {times} has all" if times <= MOST else ""
@@ -286,5 +286,5 @@ def _range(pair: list[int]) -> str:
     return f"{pair[0]:,} to {pair[1]:,}"
 
 
-def _done(done: bool | None) -> str:
-    return {True: "done", False: "to come", None: ""}[done]
+def _state(sample: Answer) -> str:
+    return "left out" if sample["left_out"] else {True: "done", False: "to come", None: ""}[sample["done"]]

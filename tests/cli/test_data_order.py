@@ -175,7 +175,15 @@ def test_a_skip_is_said(copied, tmp_path):
     left = [sample["n"] for sample in samples if sample["left_out"]]
     assert left == list(range(300, 310))
     assert samples[2]["left_out"] == {"record": 2, "reason": "a spike"}
-    assert "by record 2 of the journal: a spike" in order(*copied, "--at", 300).out
+    screen = order(*copied, "--at", 300).out
+    assert "by record 2 of the journal: a spike" in screen and "(left out)" in screen
+    window = "{name}:{number}".format(**samples[2]["source"], number=samples[2]["window"]["number"])
+    found = {one["n"]: one["left_out"] for one in answer(*copied, "--find", window)["seen"]}
+    assert (
+        found[300] == {"record": 2, "reason": "a spike"}
+        and list(found.values()).count(None) == len(found) - 1
+    )
+    assert "left out" in order(*copied, "--find", window).out
 
 
 def test_later_records_of_the_journal_govern(fresh, tmp_path):
@@ -348,8 +356,8 @@ def test_the_values_of_an_answer(trained):
     }  # fmt: skip
     assert (one["run"]["samples"], one["run"]["steps"], one["run"]["done_samples"]) == (TOTAL, 50, DONE)
     (sample,) = one["samples"]
-    when = {"n", "tokens_before", "stage", "step", "learning_rate", "batch", "rank", "done"}
-    assert set(sample) == when | {"record", "left_out", "source", "window", "transforms"}
+    when = {"n", "tokens_before", "stage", "step", "learning_rate", "batch", "rank", "done", "left_out"}
+    assert set(sample) == when | {"record", "source", "window", "transforms"}
     assert set(sample["source"]) == {"name", "share", "position", "epoch", "windows"}
     assert set(sample["window"]) == {
         "number", "shard", "shards", "file", "bytes", "tokens", "dtype", "documents", "labels", "labels_with_loss",
