@@ -58,7 +58,7 @@ def _show(arguments: argparse.Namespace, course: Course) -> int:
     elif arguments.json:
         import json
 
-        print(json.dumps(as_json(course), indent=2, ensure_ascii=False))
+        print(json.dumps(as_json(course), indent=2))
     else:
         curriculum_screen.show(course)
     return 0

@@ -60,7 +60,7 @@ def _sandbox(arguments: argparse.Namespace) -> int:
     chosen = next((way for way, why in ways.items() if why is None), None)
     facts = {} if chosen is None else run_python("", packages=False, way=chosen).isolation
     if arguments.json:
-        print(json.dumps({"ways": ways, "chosen": chosen, "isolation": facts}, indent=2, ensure_ascii=False))
+        print(json.dumps({"ways": ways, "chosen": chosen, "isolation": facts}, indent=2))
     else:
         screen = Screen()
         rows = [[way, "yes" if why is None else "no", why or ""] for way, why in ways.items()]
@@ -77,7 +77,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     found = examine(arguments.run, verify=not arguments.no_verify)
     if arguments.json:
-        print(json.dumps(doctor_screen.as_json(found), indent=2, ensure_ascii=False))
+        print(json.dumps(doctor_screen.as_json(found), indent=2))
     else:
         doctor_screen.show(found)
     return found.code
@@ -89,7 +89,7 @@ def _kernels(arguments: argparse.Namespace) -> int:
 
     found = kernel_report()
     if arguments.json:
-        print(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
+        print(json.dumps(found.as_json(), indent=2))
     else:
         screen = Screen()
         rows = [[op.device, op.op, op.way or "none", ", ".join(op.dtypes), op.why] for op in found.ops]

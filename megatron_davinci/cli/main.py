@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 import time
@@ -41,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0; the code of an error that the user can mend, with one screen on stderr that says it; 130 after Ctrl-C.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # As stderr is: a terminal without a character of a table or a name is shown its number, not a traceback.
+        sys.stdout.reconfigure(errors="backslashreplace")
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
         prog="davinci",
