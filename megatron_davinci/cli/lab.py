@@ -14,8 +14,7 @@ _ARMS_ACROSS = 4  # with more than these, arms are rows of a table: columns woul
 
 TEMPLATE = """\
 # A design: a question, arms that differ in one thing, and what decides (docs/concepts/lab.md).
-question: {question}
-base: {base}
+{head}
 # Keys that the arms may differ in; a difference in any other is refused.
 varies: [curriculum.0.learning_rate]
 arms:
@@ -120,6 +119,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _new(arguments: argparse.Namespace) -> int:
+    import yaml
+
     from megatron_davinci.errors import ConfigError
     from megatron_davinci.files import write_atomically
 
@@ -127,7 +128,9 @@ def _new(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             "There is a file already.", where=arguments.design, do="give another name, or remove it"
         )
-    text = TEMPLATE.format(question=arguments.question, base=arguments.base)
+    said = {"question": arguments.question, "base": arguments.base}
+    head = yaml.safe_dump(said, allow_unicode=True, sort_keys=False, width=math.inf)
+    text = TEMPLATE.format(head=head.rstrip())
     write_atomically(arguments.design, text)
     print(f"Written: {arguments.design}. Fill it in, then: davinci lab check {arguments.design}")
     return 0
@@ -148,8 +151,8 @@ def _check(arguments: argparse.Namespace) -> int:
     design = load_design(arguments.design)
     arms = arms_of(design)
     refuse(design, arms, arguments.design)
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"[bold]{design.question}[/bold]")
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    console.print(design.question, style="bold")
     first = [arm for arm in arms if arm.size == arms[0].size]
     differ = differences(first)
     across = len(first) <= _ARMS_ACROSS

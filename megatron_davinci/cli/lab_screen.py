@@ -69,7 +69,7 @@ class Screen(AbstractContextManager["Screen"]):
     def __init__(self, root: Path, runs: Sequence[Run], metric: str, console: Console | None = None) -> None:
         self._root, self._runs, self._metric = root, runs, metric
         self._shown = "heldout_loss.mean" if metric.startswith((TASK, "train_loss")) else metric
-        self._console = console or Console(highlight=False)
+        self._console = console or Console(highlight=False, markup=False, emoji=False)
         self._ended: dict[str, Outcome] = {}
         self._looked, self._begun, self._table = -LOOK_SECONDS, time.monotonic(), Table()
         self._live = Live(get_renderable=self.table, console=self._console, refresh_per_second=1)

@@ -26,7 +26,8 @@ class Screen:
 
     def __init__(self) -> None:
         wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-        self.console = Console(highlight=False, width=_WIDE if wide else None)
+        # No markup: what is shown has brackets and colons of its own.
+        self.console = Console(highlight=False, markup=False, emoji=False, width=_WIDE if wide else None)
 
     def safe(self, text: object, *, lines: bool = False) -> str:
         """Text without what a terminal would obey."""
@@ -45,7 +46,8 @@ class Screen:
         """A table of numbers and names, whose last column is text and gives way when there is no room."""
         cells = [[self.safe(cell) for cell in row] for row in rows]
         widths = [max(cell_len(cell) for cell in column) for column in zip(*cells, strict=True)]
-        widths = [max(cell_len(name), width) for (name, _), width in zip(columns, widths, strict=True)]
+        heads = [(self.safe(name), justify) for name, justify in columns]
+        widths = [max(cell_len(name), width) for (name, _), width in zip(heads, widths, strict=True)]
         longest = _NAME if self.console.width >= 100 else _NAME // 2
         widths[:-1] = [
             min(width, longest if justify == "left" else _NUMBER)
@@ -56,7 +58,7 @@ class Screen:
         table = Table(
             title=title, title_justify="left", header_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
         )  # fmt: skip
-        for (name, justify), width in zip(columns, widths, strict=True):
+        for (name, justify), width in zip(heads, widths, strict=True):
             table.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis", width=width)
         for row in cells:
             table.add_row(*(Text(cell) for cell in row))

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
@@ -63,7 +64,7 @@ class RunProgress:
         self._heldout: dict[str, float] = {}
         self._live: Live | None = None
         self._bars = Progress(
-            TextColumn("{task.description:>12}"),
+            TextColumn("{task.description:>12}", markup=False),
             BarColumn(bar_width=44),
             TextColumn("{task.percentage:>3.0f}%"),
             TextColumn("[dim]{task.fields[note]}"),
@@ -147,7 +148,7 @@ class RunProgress:
         table = Table.grid(padding=(0, 3))
         table.add_row(
             f"step [b]{r['step']}[/b]/{self.schedule.total_steps}",
-            f"stage [b]{r['stage']}[/b]",
+            f"stage [b]{escape(r['stage'])}[/b]",
             f"loss [b]{r['loss']:.4f}[/b]",
             f"grad norm {r['grad_norm']:.2f}",
         )

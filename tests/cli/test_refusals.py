@@ -32,6 +32,12 @@ def test_a_mistyped_key(config, command):
     assert "model.hiden_size" in text and "did you mean hidden_size?" in text
 
 
+@pytest.mark.parametrize("stage", ["x[/]", "[warm] up", "a:warning:b"])
+def test_a_stage_is_shown_by_its_name(config, stage):
+    screen = davinci("plan", config, f"curriculum.0.name='{stage}'")
+    assert screen.code == 0 and any("taken" in line and stage in line for line in screen.out.splitlines())
+
+
 def test_a_mixture_that_does_not_sum_to_one(config):
     text = davinci("plan", config, "curriculum.0.mixture={a: 0.5, b: 0.4}").refusal()
     assert "sum to 0.9, not to 1" in text

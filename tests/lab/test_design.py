@@ -183,3 +183,13 @@ def test_a_template_is_a_design(tmp_path):
     design = load_design(tmp_path / "new.yaml")
     assert check(design, arms_of(design)) == []
     assert davinci("lab", "new", tmp_path / "new.yaml").code == 2
+
+
+@pytest.mark.parametrize(
+    "question", ["GQA: does it help? # of heads", "Does [WSD] beat [/cosine] :smile: now?"]
+)
+def test_a_question_is_shown_as_it_was_asked(tmp_path, question):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(base()))
+    assert davinci("lab", "new", tmp_path / "new.yaml", "--question", question).code == 0
+    shown = davinci("lab", "check", tmp_path / "new.yaml")
+    assert shown.code == 0 and shown.out.startswith(question + "\n")

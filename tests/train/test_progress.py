@@ -13,16 +13,16 @@ def schedule():
     return Schedule(
         [
             Stage(name=name, tokens="1k", mixture={"a": 1}, global_batch_size=4, learning_rate={"peak": 1e-3})
-            for name in ("1-1", "1-2")
+            for name in ("1-1", "[x] [/]")
         ],
         16,
     )
 
 
-def record(step):
+def record(step, stage="1-1"):
     return {
         "step": step,
-        "stage": "1-1",
+        "stage": stage,
         "consumed_samples": 4 * step,
         "consumed_tokens": 64 * step,
         "loss": 5.25,
@@ -42,7 +42,7 @@ def shown(mode, terminal):
     console = Console(file=out, force_terminal=terminal, width=100, color_system=None, highlight=False)
     with RunProgress(schedule(), mode, 2, console, domains={"a": "code"}) as progress:
         for step in (1, 2, 3):
-            progress.step(record(step))
+            progress.step(record(step, stage="1-1" if step < 3 else "[x] [/]"))
         progress.heldout(3, {"code": 4.5})
     return out.getvalue()
 
@@ -60,7 +60,7 @@ def test_a_panel_on_a_terminal():
     for part in (
         "davinci train",
         "stage 1-1",
-        "stage 1-2",
+        "stage [x] [/]",
         "5.2500",
         "640",
         "42% of matmul peak",
