@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from megatron_davinci.config import RunConfig
+from megatron_davinci.config.curriculum import Stage
+from megatron_davinci.config.data import DataConfig
 from megatron_davinci.config.source_weights import mixed_sources
 from megatron_davinci.data.document_ends import check_first_document
 from megatron_davinci.data.source import Source
-from megatron_davinci.errors import DataError
+from megatron_davinci.errors import DataError, DavinciError
 from megatron_davinci.model.documents import DocumentMask
 
 
@@ -42,6 +44,29 @@ def document_masks(config: RunConfig, sources: Mapping[str, Source]) -> list[Doc
         DocumentMask(eod_id, stage.transforms.reset_positions) if stage.transforms.document_mask else None
         for stage in config.curriculum
     ]
+
+
+def mask_problem(
+    stage: Stage, data: DataConfig, others: Iterable[str], sources: Mapping[str, Source]
+) -> str | None:
+    """Why a stage's document mask cannot take sources in that others bring; None where it can, or there is none.
+
+    Args:
+        stage: The stage.
+        data: Its sources' settings.
+        others: Names of the sources.
+        sources: The training sources, open.
+    """
+    if not stage.transforms.document_mask:
+        return None
+    names = [*mixed_sources(stage, data), *others]
+    try:
+        end = common_end({name: sources[name].eod_id for name in names})
+        for name in names:
+            check_first_document(sources[name], end, "document_mask")
+    except DavinciError as error:
+        return f"the document mask of stage {stage.name} does not allow it: {error.found}"
+    return None
 
 
 def common_end(ends: Mapping[str, int | None]) -> int:

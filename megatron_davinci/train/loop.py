@@ -78,9 +78,9 @@ class TrainingRun:
         self.directory = RunDirectory(config.run.directory)
         self.is_main = dist.get_rank() == 0
         self.sources: dict[str, Source] = verified_sources(config)
-        self.document_masks = document_masks(config, self.sources)
         self.order = DataOrder(config, self.schedule, self.sources, self.directory)
-        self.transforms = stage_transforms(widened(config, self.order.records), self.sources)
+        self.document_masks = document_masks(wide := widened(config, self.order.records), self.sources)
+        self.transforms = stage_transforms(wide, self.sources)
         self.controller = Controller(config, self.order, self.directory)
         self.chunks = build_model(config, platform)
         self.snapshots = Snapshots(config, self.layout, self.directory, platform)

@@ -10,16 +10,18 @@ from typing import Any
 import torch.distributed as dist
 
 from megatron_davinci.config import RunConfig
+from megatron_davinci.data.apportion import exact_weight
 from megatron_davinci.data.curriculum import Curriculum
 from megatron_davinci.data.journal import Journal, MixRecord, SkipRecord
 from megatron_davinci.data.source import Source
 from megatron_davinci.errors import CheckpointError, DavinciError
 from megatron_davinci.optim.schedule import Schedule, StepPlan
 from megatron_davinci.platform.distributed import broadcast_object
-from megatron_davinci.train.edits import EditFile
+from megatron_davinci.train.documents import mask_problem
+from megatron_davinci.train.edits import Edit, EditFile
 from megatron_davinci.train.outlook import Outlook, edit_problem, look_ahead, transforms_of
 from megatron_davinci.train.past import Past, shares
-from megatron_davinci.train.planned import mixture_at, open_sources, planned_records, pool_sizes
+from megatron_davinci.train.planned import mixture_at, open_sources, place_of, planned_records, pool_sizes
 from megatron_davinci.train.repetition import check_caps
 from megatron_davinci.train.run_directory import RunDirectory
 
@@ -206,7 +208,7 @@ class DataOrder:
             return self._planned
         fit = []
         for edit in edits.pending(self._mixes):
-            problem = edit_problem(edit, self._config, self._windows)
+            problem = edit_problem(edit, self._config, self._windows) or self._mask_problem(edit, plan)
             if problem is None:
                 fit.append(edit)
             else:
@@ -219,6 +221,14 @@ class DataOrder:
             fit,
             consumed=plan.first_sample,
         )
+
+    def _mask_problem(self, edit: Edit, plan: StepPlan) -> str | None:
+        sample = place_of(edit, self.schedule, plan.first_sample)
+        if sample is None:
+            return None
+        stage = self._config.curriculum[self.schedule.at(sample).stage]
+        used = [name for name, weight in edit.weights.items() if exact_weight(weight) > 0]
+        return mask_problem(stage, self._config.data, used, self.sources)
 
     def messages(self) -> list[str]:
         """What there is to say of changes since the last time."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,13 @@ import torch
 from megatron_davinci.data import IndexedDatasetWriter, Manifest, Shard, Source
 from megatron_davinci.errors import ConfigError, DataError
 from megatron_davinci.model.documents import DocumentMask
+from megatron_davinci.optim.schedule import Schedule
 from megatron_davinci.train import micro_batches
 from megatron_davinci.train.documents import document_masks, uses_documents
+from megatron_davinci.train.edits import EditFile, Point
+from megatron_davinci.train.order import DataOrder
+from megatron_davinci.train.outlook import widened
+from megatron_davinci.train.run_directory import RunDirectory
 from tests.tiny import LENGTH, tiny_config, tiny_settings
 
 
@@ -69,6 +76,29 @@ def test_sources_that_disagree_are_listed(tmp_path, sources):
     with pytest.raises(DataError) as caught:
         document_masks(config(tmp_path, {"document_mask": True}), sources(a=4, b=5))
     assert "a: 4, b: 5" in str(caught.value)
+
+
+def test_what_an_edit_brings_into_a_masked_stage_ends_its_documents_alike(tmp_path, sources):
+    asked = config(tmp_path, {"document_mask": True}, mixture={"a": 1})
+    opened = sources(a=5, b=4)
+    schedule, directory = Schedule(asked.curriculum, LENGTH), RunDirectory(tmp_path / "run")
+    directory.path.mkdir()
+    order = DataOrder(asked, schedule, opened, directory)
+    begin = schedule.stage_first_sample(1)
+    file = EditFile(directory.edits)
+    file.add(Point(sample=begin), {"b": "1"}, "to see it refused")
+    assert not order.revise(schedule.at(0), lambda: None, edited=True)
+    assert order.messages() == [
+        "edit-1 is left out: the document mask of stage second does not allow it: a: 5, b: 4."
+    ]
+    file.add(Point(sample=0), {"b": "1"}, "where no documents are masked")
+    assert order.revise(schedule.at(0), lambda: None, edited=True)
+    [changed] = [record for record in order.records if record.origin == "edit-2"]
+    assert changed.first_sample < begin
+    # A start is refused where the record says that such a stage has such a source.
+    brought = widened(asked, [replace(changed, stage="second")])
+    with pytest.raises(DataError, match="a: 5, b: 4"):
+        document_masks(brought, opened)
 
 
 def test_positions_do_not_restart_where_attention_goes_on(tmp_path):
