@@ -65,7 +65,9 @@ class Keeper:
         """Whether the keeper is alive; it never speaks unasked, so what can be read is its end."""
         if self._connection is None:
             return False
-        return not select.select([self._connection], [], [], 0)[0]
+        look = select.poll()  # select() knows descriptors below 1,024 only, and a corpus has more shards
+        look.register(self._connection, select.POLLIN)
+        return not look.poll(0)
 
     def names(self) -> dict[str, int]:
         """What it holds, in bytes by name."""

@@ -1,6 +1,8 @@
 """The keeper holds memory for a trainer that dies, frees it for one that does not come back, and leaves nothing."""
 
+import fcntl
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -106,6 +108,22 @@ def test_a_keeper_that_is_killed_is_noticed_and_its_memory_is_gone(address):
     assert is_gone(address)
     assert not keeper.is_there
     assert Keeper(address, 60.0).names() == {}
+
+
+def test_a_keeper_is_asked_after_however_many_files_are_open(address):
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(before[0], 2048), before[1]))
+    try:
+        keeper = Keeper(address, 0.0)
+        low = keeper._connection
+        keeper._connection = socket.socket(fileno=fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 1500))
+        low.close()
+        assert keeper.is_there
+        processes(address)[0].kill()
+        assert is_gone(address) and not keeper.is_there
+        keeper.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_what_is_no_message_ends_the_connection_and_not_the_keeper(address):
