@@ -94,6 +94,13 @@ def import_model(
             where="--vocab-multiple",
             found=vocab_multiple,
         )
+    if extend_with is None and new_tokens != "mean":
+        raise ConfigError(
+            "New tokens come from a tokenizer that has them.",
+            where="--new-tokens",
+            found=new_tokens,
+            do="name the tokenizer with --extend-with, or leave --new-tokens out",
+        )
     new = _new_tokens(folder, extend_with, new_tokens, seed) if extend_with else NewTokens()
     found = HFModel.of(folder, dtype=dtype, vocab_multiple=vocab_multiple, new=new)
     temporary = checkpoint_files.begin(out.parent, 0)

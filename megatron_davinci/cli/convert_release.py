@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from megatron_davinci.errors import ConfigError, DavinciError, EnvironmentProblem
+from megatron_davinci.errors import CheckpointError, ConfigError, DavinciError, EnvironmentProblem
 from megatron_davinci.files import write_json
 
 REVISIONS = "revisions.json"
@@ -116,7 +116,7 @@ def upload(
         A line for each revision.
 
     Raises:
-        CheckpointError: A folder is no whole model.
+        CheckpointError: A folder is no whole model, or the list of revisions is none.
         ConfigError: The repository's name is none.
         EnvironmentProblem: The hub refused.
     """
@@ -129,8 +129,17 @@ def upload(
         )
     revisions = [(revision, folder)]
     if (folder / REVISIONS).exists():
-        listed = json.loads((folder / REVISIONS).read_bytes())
-        revisions = [(one["revision"], folder / one["folder"]) for one in listed]
+        try:
+            listed = json.loads((folder / REVISIONS).read_bytes())
+            revisions = [(str(one["revision"]), folder / one["folder"]) for one in listed]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                "A release's list of revisions cannot be read.",
+                where=folder / REVISIONS,
+                found=f"{type(error).__name__}: {error}",
+                expected="a list of objects with revision and folder",
+                do="start the same davinci convert release again: it writes the list anew",
+            ) from error
     for _, one in revisions:
         read_config(one)
         Tensors(one)

@@ -141,7 +141,15 @@ def export(
             "A conversion needs a thread.", where="--threads", found=threads, expected="1 or more"
         )
     found = find(run_name)
-    if of_run is not None and found.run is None:
+    if of_run is not None:
+        if found.run is not None:
+            raise ConfigError(
+                "A run's own checkpoint is of no other run.",
+                where="--run",
+                found=of_run,
+                expected=f"a checkpoint's folder before it, where there is {run_name}",
+                do="leave --run out",
+            )
         found = Found(found.checkpoint, of_run, load_config(of_run / "config.yaml"))
     if out is None:
         if found.run is None:

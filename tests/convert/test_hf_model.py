@@ -306,6 +306,11 @@ def test_a_vocabulary_is_extended(copy, tmp_path, how):
             assert len(now[99:].unique(dim=0)) == 3
 
 
+def test_new_tokens_without_a_tokenizer_that_has_them(copy, tmp_path):
+    with pytest.raises(ConfigError, match="--extend-with"):
+        import_model(copy, tmp_path / "ours", new_tokens="subwords")
+
+
 def test_a_tokenizer_that_does_not_extend_the_models_own(copy, tmp_path):
     write_tokenizer(copy, ["a", "b", "c"])
     new = write_tokenizer(tmp_path / "new", ["a", "c", "b", "d"])

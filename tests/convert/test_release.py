@@ -170,6 +170,20 @@ def test_nothing_is_uploaded_of_a_release_with_a_broken_part(released, tmp_path)
     assert not api.method_calls
 
 
+@pytest.mark.parametrize(
+    "listed", ["{", '[{"folder": "step-00000008"}]', "[1]", '[{"revision": "main", "folder": 5}]']
+)
+def test_a_list_of_revisions_that_is_none(tmp_path, listed):
+    (tmp_path / "revisions.json").write_text(listed)
+    with pytest.raises(CheckpointError, match=r"revisions\.json"):
+        convert_release.upload(tmp_path, "lab/model", hub())
+
+
+def test_a_run_of_a_run_is_refused(run, tmp_path, capsys):
+    assert main(["convert", "to-hf", str(run), str(tmp_path / "out"), "--run", str(tmp_path)]) == 2
+    assert "leave --run out" in capsys.readouterr().err
+
+
 def test_what_the_hub_refuses_is_said_and_a_token_is_needed(released, monkeypatch, tmp_path):
     api = hub()
     api.upload_folder.side_effect = OSError("403 Forbidden")
