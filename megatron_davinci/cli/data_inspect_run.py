@@ -28,6 +28,7 @@ from megatron_davinci.data.transforms import SampleTransforms, as_seen, stage_tr
 from megatron_davinci.errors import DavinciError
 from megatron_davinci.optim.schedule import Schedule
 from megatron_davinci.train.forecast import Forecast
+from megatron_davinci.train.outlook import widened
 from megatron_davinci.train.planned import Governing, governing_records, planned_records, pool_sizes
 from megatron_davinci.train.run_directory import RunDirectory
 
@@ -236,7 +237,8 @@ class _Run:
         reader, config = SampleReader(self._sources, self._tokenizer, self._asked), self._config
         transforms: dict[str, SampleTransforms | None] | None = None
         if len(self._sources) == len(config.data.sources):
-            made = self._tried(lambda: stage_transforms(config, self._sources))
+            wide = widened(config, [governing.record for governing in self._records])
+            made = self._tried(lambda: stage_transforms(wide, self._sources))
             if made is not None:
                 names = (stage.name for stage in config.curriculum)
                 transforms = dict(zip(names, made, strict=True))

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from megatron_davinci.data import IndexedDatasetWriter, Journal, Manifest, MixRe
 from megatron_davinci.data.source import Source
 from megatron_davinci.data.tokenizer import Tokenizer, train_bpe
 from megatron_davinci.train.forecast import Forecast
+from megatron_davinci.train.outlook import transforms_of
 from tests.cli.screen import Screen, davinci
 from tests.data.s3_server import proxy, store
 from tests.report.test_page import fetches
@@ -493,23 +495,32 @@ def test_samples_of_a_run_are_those_of_its_order(config, tmp_path):
     assert f"sample {drawn[0]:,}, stage" in inspect(config, "--samples", 30, "--seed", 4).out
 
 
-def test_samples_of_a_run_are_as_the_model_sees_them(config, texts, tmp_path):
+@pytest.mark.parametrize("brought", [False, True], ids=["configured", "brought in by a record"])
+def test_samples_of_a_run_are_as_the_model_sees_them(brought, config, texts, tmp_path):
     """As `data order` says, which is held to the trainer's; and no token of the metadata is learnt."""
     settings_ = yaml.safe_load(config.read_text())
     settings_["data"]["tokenizer"] = str(texts / "tokenizer")
     settings_["data"]["sources"]["qa"] = {"path": str(texts / "qa"), "metadata": "URL: qa.org "}
+    settings_["data"]["sources"]["more"] = {"path": str(texts / "qa"), "metadata": "URL: more.org "}
     settings_["data"]["sequence_length"] = settings_["model"]["max_sequence_length"] = 96
     settings_["model"]["vocab_size"] = 300
     second = settings_["curriculum"][1]
     settings_["curriculum"] = [
-        {**second, "mixture": {"qa": 1}, "transforms": {
+        {**second, "mixture": {"more" if brought else "qa": 1}, "transforms": {
             "metadata_prefix": {}, "document_mask": True, "prompt_loss_weight": 0.5,
         }}
     ]  # fmt: skip
     config.write_text(yaml.safe_dump(settings_))
-    found = answer(tmp_path, config, "--at", 0, "--samples", 8, "--full-text")
+    if brought:
+        loaded, weights = load_config(config), {"qa": "1"}
+        first = Forecast.read(loaded).records[0].record
+        done = transforms_of(loaded, second["name"], weights)
+        journal = Journal.open(tmp_path / "run" / "journal.jsonl")
+        journal.append(first)
+        journal.append(replace(first, first_sample=8, weights=weights, transforms=done, origin="edit-1"))
+    found = answer(tmp_path, config, "--at", 8, "--samples", 8, "--full-text")
     assert "before the stages" not in str(found["notes"])
-    order = davinci("data", "order", config, "--at", 0, "--count", 8, "--full-text", "--json")
+    order = davinci("data", "order", config, "--at", 8, "--count", 8, "--full-text", "--json")
     for sample, said in zip(found["samples"], json.loads(order.out)["samples"], strict=True):
         parts = from_values(sample["spans"])
         transforms = said["transforms"]
@@ -523,7 +534,7 @@ def test_samples_of_a_run_are_as_the_model_sees_them(config, texts, tmp_path):
         assert sum(span.tokens for span in parts) == 97
         for before, after in itertools.pairwise([span for span in parts if span.kind != "edge"]):
             assert before.kind != "end" or not after.loss, "no label is in another document than its input"
-    out = inspect(config, "--at", 0).out
+    out = inspect(config, "--at", 8).out
     assert "labels carry loss; " in out and "document mask" in out
 
 
