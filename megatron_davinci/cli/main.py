@@ -6,6 +6,8 @@ import argparse
 import importlib
 import io
 import os
+import select
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -40,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        0; the code of an error that the user can mend, with one screen on stderr that says it; 130 after Ctrl-C.
+        0; the code of an error that the user can mend, with one screen on stderr that says it; 130 after Ctrl-C; 141
+        where nobody reads what is printed.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         # As stderr is: a terminal without a character of a table or a name is shown its number, not a traceback.
@@ -66,7 +69,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parser.parse_args(argv)
     else:
         arguments.overrides += rest
-    return guarded(lambda: importlib.import_module(COMMANDS[arguments.command][0]).run(arguments))
+    try:
+        code = guarded(lambda: importlib.import_module(COMMANDS[arguments.command][0]).run(arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        # Python would say so once more when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    return code
+
+
+def _nobody_reads() -> bool:
+    """Whether who reads what is printed has had enough, as `head` has after its lines."""
+    look = select.poll()
+    look.register(sys.stdout.fileno(), 0)
+    return any(found & select.POLLERR for _, found in look.poll(0))
 
 
 def guarded(

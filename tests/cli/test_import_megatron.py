@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from megatron_davinci.cli.main import main
 from megatron_davinci.config import load_config
 from tests.cli.screen import davinci
 
@@ -38,6 +42,15 @@ def test_without_out_the_yaml_alone_is_on_standard_output(tmp_path):
     assert load_config(tmp_path / "config.yaml").model.num_layers == 32
     assert screen.out.startswith("# Made by")
     assert yaml.safe_load(screen.out)["data"]["sources"]["web"] == {"path": "/d/web_text_document"}
+
+
+def test_who_stops_reading_is_told_nothing(capsys, monkeypatch):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as nobody:
+        monkeypatch.setattr(sys, "stdout", nobody)
+        assert main(["import-megatron", str(MISTRAL)]) == 128 + signal.SIGPIPE
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_strict_ends_with_2_and_writes_all_the_same(tmp_path):
