@@ -19,8 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     show = actions.add_parser("show", help="draw past and planned mixture, epochs and what is left")
     show.add_argument("run", type=Path, help="run directory")
-    show.add_argument("--json", action="store_true", help="the same as JSON")
-    show.add_argument("--plot", type=Path, metavar="FILE", help="draw it: .png a picture, .html a page")
+    how = show.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="the same as JSON")
+    how.add_argument("--plot", type=Path, metavar="FILE", help="draw it: .png a picture, .html a page")
     edit = actions.add_parser("edit", help="change the mixture of a run from a point ahead on")
     edit.add_argument("run", type=Path, help="run directory; the run may be at work")
     edit.add_argument(

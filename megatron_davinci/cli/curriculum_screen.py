@@ -158,13 +158,16 @@ def _chart(course: Course, screen: Screen) -> None:
             at = min(width - 1, first * width // total)
             for offset, letter in enumerate(f"|{screen.safe(stage.name)}"[: width - at]):
                 stages[at + offset] = letter
+    # A controller may have left hundreds of records, each of dozens of sources.
+    shares = [(first, last, _percents(record.weights)) for first, last, record in held]
     for name in names:
         cells = []
         for column in range(width):
             begin, end = column * total / width, (column + 1) * total / width
             share = sum(
-                max(0.0, min(end, last) - max(begin, first)) * _percent(record.weights, name)
-                for first, last, record in held
+                (min(end, last) - max(begin, first)) * percent[name]
+                for first, last, percent in shares
+                if first < end and last > begin and name in percent
             ) / (100 * (end - begin))
             # What has a share shows, however small it is.
             cells.append(bars[max(1, round(share * (len(bars) - 1)))] if share else bars[0])
@@ -200,7 +203,7 @@ def _changes(course: Course, screen: Screen) -> None:
         screen.console.print(line)
         for text in (_mixture(record.weights, before), record.reason):
             if text:
-                screen.console.print(Padding(Text(screen.safe(text)), (0, 0, 0, 4)))
+                screen.console.print(Padding(Text(screen.safe(text)), (0, 0, 0, 4), expand=False))
         before = record
 
 
@@ -210,9 +213,10 @@ def _whose(record: MixRecord) -> str:
 
 def _mixture(weights: Mapping[str, str], before: MixRecord | None) -> str:
     parts = []
-    for name in sorted({*weights, *(before.weights if before else ())}):
-        share = _percent(weights, name)
-        was = _percent(before.weights, name) if before else share
+    shares = _percents(weights)
+    earlier = _percents(before.weights) if before else shares
+    for name in sorted({*shares, *earlier}):
+        share, was = shares.get(name, 0.0), earlier.get(name, 0.0)
         if share or was:
             parts.append(
                 f"{name} {share:.4g}%" + (f" ({share - was:+.3g})" if abs(share - was) > 5e-4 else "")
@@ -221,8 +225,13 @@ def _mixture(weights: Mapping[str, str], before: MixRecord | None) -> str:
 
 
 def _percent(weights: Mapping[str, str], name: str) -> float:
-    whole = sum(exact_weight(weight) for weight in weights.values())
-    return float(100 * exact_weight(weights.get(name, "0")) / whole)
+    return _percents(weights).get(name, 0.0)
+
+
+def _percents(weights: Mapping[str, str]) -> dict[str, float]:
+    exact = {name: exact_weight(weight) for name, weight in weights.items()}
+    whole = sum(exact.values())
+    return {name: float(100 * weight / whole) for name, weight in exact.items()}
 
 
 def _epochs(given: int, windows: int) -> str:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
+from types import SimpleNamespace
 
 import pytest
 
+from megatron_davinci.cli.curriculum_screen import _chart
+from megatron_davinci.cli.screen import Screen
 from megatron_davinci.data import Journal, MixRecord
 from tests.cli.screen import davinci
 from tests.tiny import tiny_config, tiny_settings
@@ -164,3 +168,22 @@ def test_the_plots_are_a_picture_and_a_page(run, tmp_path):
     page = (tmp_path / "mixture.html").read_text()
     assert "&lt;b&gt; is best" in page and "edit-1" in page and "planned" in page
     assert ".png or .html" in davinci("curriculum", "show", run, "--plot", tmp_path / "x.pdf").refusal()
+    assert (
+        "not allowed" in davinci("curriculum", "show", run, "--json", "--plot", tmp_path / "x.png").refusal()
+    )
+    piped = davinci("curriculum", "show", run).out.splitlines()
+    assert "    <b> is best" in piped and max(map(len, piped)) < 200, "nothing is filled up with spaces"
+
+
+def test_a_run_of_hundreds_of_edits_is_shown_in_a_moment():
+    weights = {f"s{n}": "0.02" for n in range(50)}
+    course = SimpleNamespace(
+        records=[(MixRecord(4 * n, "one", weights), n) for n in range(200)],
+        total=800,
+        now=400,
+        uses=lambda: [SimpleNamespace(source=name, planned=1) for name in weights],
+        config=SimpleNamespace(curriculum=[]),
+    )
+    began = time.process_time()
+    _chart(course, Screen())
+    assert time.process_time() - began < 5
