@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_davinci.cli.eval_plan import SUITES, Planned
 from megatron_davinci.cli.model_options import add_model_options
 from megatron_davinci.config import check_layout
-from megatron_davinci.errors import MEND, DataError, EnvironmentProblem
+from megatron_davinci.errors import MEND, ConfigError, DataError, EnvironmentProblem
 from megatron_davinci.files import disk_errors, write_atomically
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
     from megatron_davinci.train.launch import Watched, inside_launcher, launch
 
     _offline(arguments.download)
+    _refuse_unused(arguments)
     check(arguments)
     if arguments.follow and not inside_launcher():
         from megatron_davinci.cli.eval_follow import follow_run
@@ -155,25 +156,16 @@ def lead(
     file = out / "answers" / f"{found.checkpoint.folder.name}.jsonl" if out is not None else None
     if file is not None and arguments.again:
         file.unlink(missing_ok=True)
+    about: dict[str, Any] = {"suite": arguments.suite, "limit": arguments.limit, "identity": identity}
+    about |= {"formats": True} if arguments.formats else {}
+    about |= {"given": given} if (given := _given(arguments)) else {}
     if arguments.suite == "contamination":
         from megatron_davinci.cli.eval_contamination import contamination
 
         found_out = contamination(arguments, found, leader, tokenizer, identity["length"], out)
         if out is not None:
-            append(
-                out,
-                {
-                    **_point(found),
-                    "suite": arguments.suite,
-                    **found_out,
-                    "limit": arguments.limit,
-                    "identity": identity,
-                },
-            )
+            append(out, {**_point(found), **found_out, **about})
         return 0
-    about = {"suite": arguments.suite, "limit": arguments.limit, "identity": identity}
-    about |= {"formats": True} if arguments.formats else {}
-    about |= {"given": given} if (given := _given(arguments)) else {}
     results = []
     with tempfile.TemporaryDirectory(prefix="davinci-eval-") as scratch, progress() as told:
         planned = plan(arguments, found, tokenizer, (out or Path(scratch)) / "local")
@@ -325,6 +317,27 @@ def _check_installed() -> None:
         raise EnvironmentProblem(
             "lm-eval is not installed.", where="davinci eval", do="pip install 'megatron-davinci[eval]'"
         )
+
+
+def _refuse_unused(arguments: argparse.Namespace) -> None:
+    """Refuse options that nothing of what is asked would look at, though the record would name them."""
+    asked = "--tasks" if arguments.suite is None else f"--suite {arguments.suite}"
+    for name, goes_with in (
+        ("shots", ("--tasks",)),
+        ("both_ways", ("--tasks", "--suite local")),  # which always is
+        ("include_path", ("--tasks",)),
+        ("texts", ("--suite local", "--suite contamination")),
+        ("samples", ("--suite contamination",)),
+        ("formats", ("--tasks", "--suite local", "--suite davinci19")),
+    ):
+        if getattr(arguments, name) not in (None, False, []) and asked not in goes_with:
+            raise ConfigError(
+                "This option says nothing about what is asked.",
+                where=f"--{name.replace('_', '-')}",
+                found=asked,
+                expected=" or ".join(goes_with),
+                do="leave it out",
+            )
 
 
 def _words(arguments: argparse.Namespace) -> list[str]:

@@ -30,7 +30,7 @@ def follow_run(
 
     Each checkpoint is evaluated by a process of its own, of the lowest priority: nothing is left of one when the next
     comes, and training keeps its cores. A checkpoint that is on record is left out, so the command may be stopped and
-    started again; one that the run has removed in the meantime is passed over.
+    started again, and --again asks it anew; one that the run has removed in the meantime is passed over.
 
     Args:
         arguments: The command's.
@@ -54,7 +54,8 @@ def follow_run(
     tried: set[int] = set()
     while True:
         there = [checkpoint_files.step_of(path) for path in checkpoint_files.steps(run / "checkpoints")]
-        fresh = sorted({*there} - on_record(out, arguments) - tried)
+        done = set() if arguments.again else on_record(out, arguments)
+        fresh = sorted({*there} - done - tried)
         for step in fresh:
             if not checkpoint_files.step_folder(run / "checkpoints", step).exists():
                 continue
@@ -82,6 +83,7 @@ def on_record(out: Path, arguments: argparse.Namespace) -> set[int]:
             record.get("suite") == arguments.suite
             and record.get("limit") == arguments.limit
             and record.get("formats", False) >= arguments.formats
+            and (record.get("given") or {}).get("texts", []) == list(arguments.texts)
             and (arguments.suite or _shots(record, arguments.shots))
         ):
             found.setdefault(record["step"], []).append(record)

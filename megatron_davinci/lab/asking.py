@@ -36,7 +36,7 @@ def command_of(evaluate: Evaluate, folder: Path) -> list[str]:
         command += ["--data", str(evaluate.data)]
     if evaluate.limit is not None:
         command += ["--limit", str(evaluate.limit)]
-    return command + ["--both-ways"] * evaluate.both_ways
+    return command + ["--both-ways"] * (evaluate.both_ways and evaluate.suite is None)
 
 
 def missing(design: Design, root: Path, run: Run) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,32 @@ def test_a_configuration_that_is_not_there(tmp_path, command):
 def test_a_mistyped_key(config, command):
     text = davinci(command, config, "model.hiden_size=32").refusal()
     assert "model.hiden_size" in text and "did you mean hidden_size?" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (("--suite", "davinci19", "--shots", 5), "--shots"),
+        (("--suite", "local", "--include-path", "mine"), "--include-path"),
+        (("--suite", "davinci19", "--both-ways"), "--both-ways"),
+        (("--tasks", "a", "--texts", "a=a.jsonl"), "--texts"),
+        (("--tasks", "a", "--samples", "0:9"), "--samples"),
+        (("--suite", "contamination", "--texts", "a=a.jsonl", "--formats"), "--formats"),
+    ],
+)
+def test_an_option_that_an_evaluation_would_not_look_at(tmp_path, words, option):
+    text = davinci("eval", tmp_path, *words).refusal()
+    assert "says nothing about what is asked" in text and option in text
+
+
+def test_a_terminal_without_a_character(config, monkeypatch):
+    from megatron_davinci.cli.main import main
+
+    screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", screen)
+    assert main(["plan", str(config), "curriculum.0.name=é"]) == 0
+    screen.flush()
+    assert rb"\xe9" in screen.buffer.getvalue()
 
 
 @pytest.mark.parametrize("stage", ["x[/]", "[warm] up", "a:warning:b"])

@@ -50,6 +50,8 @@ class Run:
             "shots": None,
             "both_ways": False,
             "formats": False,
+            "texts": [],
+            "again": False,
         }
         arguments = argparse.Namespace(run=str(self.folder), out=None, **asked | other)
         return eval_follow.follow_run(arguments, ["--tasks", "a"], evaluate=self.evaluate, wait=self.wait)
@@ -77,6 +79,16 @@ def test_what_had_no_result_or_other_examples_is_asked_again(tmp_path):
     assert run.follow(shots=5) == 0 and run.asked[3:] == [10, 20]
 
 
+def test_other_texts_and_what_is_asked_anew_are_not_on_record(tmp_path):
+    run = Run(tmp_path / "run", [])
+    run.save(10)
+    assert run.follow() == 0 and run.follow() == 0 and run.asked == [10]
+    assert run.follow(again=True) == 0 and run.asked == [10, 10]
+    run.problems = {10: {"given": {"texts": ["t=t.jsonl"]}}}
+    assert run.follow(texts=["t=t.jsonl"]) == 0 and run.asked == [10, 10, 10]
+    assert run.follow(texts=["t=t.jsonl"]) == 0 and run.follow() == 0 and run.asked == [10, 10, 10]
+
+
 @pytest.mark.parametrize(
     ("lines", "there"),
     [
@@ -90,7 +102,7 @@ def test_a_suite_is_on_record_when_it_came_to_its_end_and_all_of_it_has_a_result
     about = {"step": 10, "suite": "davinci19", "limit": None}
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(about | line) + "\n" for line in lines))
     asked = argparse.Namespace(
-        tasks=None, suite="davinci19", limit=None, shots=None, both_ways=False, formats=False
+        tasks=None, suite="davinci19", limit=None, shots=None, both_ways=False, formats=False, texts=[]
     )
     assert eval_follow.on_record(tmp_path, asked) == ({10} if there else set())
 
