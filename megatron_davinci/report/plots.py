@@ -159,11 +159,6 @@ class LinePlot(Plot):
                 half = np.asarray(one.band, dtype=np.float64)
                 lasting += [(y - half)[x >= cut_before], (y + half)[x >= cut_before]]
         y_range = self.y.range(np.concatenate(lasting or [np.empty(0)]))
-        note, highest = self.note, _highest(everything)
-        if highest > y_range[1]:
-            note = "; ".join(
-                part for part in (note, f"the start, up to {number(highest, 3)}, is cut off") if part
-            )
         names = [(one.name, one.colour) for one in self.series if one.name]
         frame = drawing.Frame(
             drawn,
@@ -174,6 +169,11 @@ class LinePlot(Plot):
             y_range=y_range,
             names=[name for name, _ in names],
         )
+        note, highest = self.note, _highest(everything)
+        if highest > frame.y_range[1]:
+            note = "; ".join(
+                part for part in (note, f"the start, up to {number(highest, 3)}, is cut off") if part
+            )
         frame.head(self.title if titled else "", note, self.stages)
         style: dict[str, Any] = {"drawstyle": "steps-post"} if self.steps else {}
         ends = []

@@ -96,7 +96,9 @@ def _key_figures(page: Page, story: RunStory) -> None:
                 f"{steps:,} step{'' if steps == 1 else 's'}",
             ),
             KeyFigure("Parameters", quantity(as_number(model.get("parameters"))), ", ".join(shape)),
-            KeyFigure("Wall time", duration(story.seconds), _rate(story)),
+            KeyFigure(
+                "Wall time" if story.is_timed else "Time in steps", duration(story.seconds), _rate(story)
+            ),
             KeyFigure(
                 "Tokens per second",
                 quantity(_median(speed)),
@@ -141,8 +143,13 @@ def _against_bigram(loss: float, bigram: float | None) -> str:
 def _notices(page: Page, story: RunStory) -> None:
     if not len(story.metrics):
         page.notice("No step has been recorded yet.")
-    elif not story.files.summary:
-        page.notice("There is no summary.json: the run is still going, or was stopped before its end.")
+    elif not (story.files.summary or story.consumed_tokens >= story.files.planned_tokens):
+        planned = story.files.planned_tokens
+        of = f" of {quantity(planned)}" if np.isfinite(planned) else ""
+        page.notice(
+            f"It has taken {quantity(story.consumed_tokens)}{of} tokens: the run is still going, or was stopped "
+            "before its end."
+        )
     for what, column in (("loss", "loss"), ("gradient norm", "grad_norm")):
         values = story.metrics[column]
         # A column that was never recorded is missing, not infinite.

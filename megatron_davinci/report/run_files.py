@@ -128,6 +128,17 @@ class RunFiles:
         ratio = ratio[np.isfinite(ratio) & (ratio > 0)]
         return float(ratio[-1]) if len(ratio) else float("nan")
 
+    @property
+    def planned_tokens(self) -> float:
+        """Tokens of all stages, by the config; not a number if unknown."""
+        stages = self.config.get("curriculum")
+        found = (
+            [as_number(stage.get("tokens")) for stage in stages if isinstance(stage, dict)]
+            if isinstance(stages, list)
+            else []
+        )
+        return sum(found) if found else float("nan")
+
     def domain_numbers(self, key: str) -> dict[str, float]:
         """A `{domain: number}` of `summary.json`; empty where there is none."""
         return numbers_of(self.summary.get(key))

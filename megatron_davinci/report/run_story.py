@@ -80,11 +80,15 @@ class RunStory:
         return float(self.tokens[-1]) if len(self.tokens) else 0.0
 
     @property
+    def is_timed(self) -> bool:
+        """Whether the run gives a figure of its own, which has evaluations and saves in it."""
+        return isinstance(self.files.summary.get("seconds"), int | float)
+
+    @property
     def seconds(self) -> float:
-        """Time in the steps that count, or the run's own figure where it gives one; not a number if unknown."""
-        total = self.files.summary.get("seconds")
-        if isinstance(total, int | float):
-            return float(total)
+        """The run's own figure where it gives one, or time in the steps that count; not a number if unknown."""
+        if self.is_timed:
+            return float(self.files.summary["seconds"])
         seconds = self.metrics["seconds"]
         return float(np.nansum(seconds)) if np.isfinite(seconds).any() else float("nan")
 

@@ -130,6 +130,10 @@ def test_what_a_plot_cuts_off_it_says() -> None:
     whole = texts(line_plot(series=falling).svg())
     cut = texts(line_plot(series=falling, skip_start=0.1).svg())
     assert not any("cut off" in text for text in whole)
+    little = [Series(name="", x=x, y=np.where(x < 1e7, 4.05, 3 + x / 1e9))]
+    assert not any("cut off" in text for text in texts(line_plot(series=little, skip_start=0.1).svg())), (
+        "it fits"
+    )
     assert any("up to 11.0, is cut off" in text for text in cut)
 
 

@@ -264,6 +264,21 @@ def test_no_file_can_keep_the_page_from_being_written(tmp_path: Path, file: str,
     assert Outline(page_of(folder)).open == []
 
 
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        (9000, []),
+        (10**6, ["It has taken 365k of 1M tokens: the run is still going, or was stopped before its end."]),
+    ],
+)
+def test_a_run_that_has_taken_all_of_its_tokens_is_not_called_stopped(tmp_path, tokens, said) -> None:
+    folder = write_fake_run(tmp_path / "run", steps=30, evaluations=0, finished=False)
+    append(folder / "config.yaml", f"curriculum:\n- tokens: {tokens - 100}\n- tokens: 100\n")
+    html = page_of(folder)
+    assert re.findall(r'class="notice"[^>]*>([^<]*)', html) == said
+    assert "Time in steps" in html and "Wall time" not in html  # evaluations and saves are in no step
+
+
 def test_a_folder_that_is_not_there_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no-such-run"):
         write_run_report(tmp_path / "no-such-run")
