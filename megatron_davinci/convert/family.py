@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from megatron_davinci.convert.rope import rope_from_hf, rope_to_hf
@@ -41,6 +41,12 @@ KEYS = (
     Key("initializer_range", "init_std", 0.02),
     Key("tie_word_embeddings", "tie_embeddings", False),
 )
+
+
+def defaulting(**defaults: Any) -> tuple[Key, ...]:
+    """`KEYS`, where a family's class takes other values than most do for keys that `config.json` has not."""
+    return tuple(replace(key, default=defaults.get(key.hf, key.default)) for key in KEYS)
+
 
 _USUAL = {"norm_placement": "pre", "qk_norm_scope": "head"}
 """What `model` settings are in families that do not say otherwise."""
@@ -167,9 +173,10 @@ class Family:
         rope, rope_problems = rope_from_hf(config)
         section |= rope
         problems += rope_problems
-        # Where the key is absent transformers takes a window of 4096 for families that have one by themselves.
-        window = config.get("sliding_window", 4096 if self.windowed else None)
-        if window and (self.windowed or config.get("use_sliding_window")):
+        windowed = self.windowed or config.get("use_sliding_window")
+        # Where the key is absent transformers takes a window of 4096.
+        window = config.get("sliding_window", 4096) if windowed else None
+        if window:
             length = section.get("max_sequence_length")
             if isinstance(length, int) and isinstance(window, int) and window < length:
                 section["max_sequence_length"] = window

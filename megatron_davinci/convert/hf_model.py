@@ -88,8 +88,7 @@ class HFModel:
         plain = _validated(section, folder / "config.json")
         tensors = Tensors(folder)
         _check_tensors(tensors, family, plain, dtype)
-        if not new.count:
-            _check_tokenizer(folder, plain)
+        _check_tokenizer(folder, plain)
         tokens = max(plain["vocab_size"], new.first + new.count)
         padding = -tokens % vocab_multiple
         model = plain | {"vocab_size": tokens + padding, "vocab_padding": padding}

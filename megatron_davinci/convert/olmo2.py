@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from megatron_davinci.convert.decoder import (
     DOWN,
     EMBEDDING,
@@ -16,7 +14,7 @@ from megatron_davinci.convert.decoder import (
     QKV,
     qkv_bias,
 )
-from megatron_davinci.convert.family import KEYS, Family
+from megatron_davinci.convert.family import Family, defaulting
 from megatron_davinci.convert.llama import OUTPUT_BIAS
 from megatron_davinci.convert.rules import Rule
 
@@ -46,7 +44,6 @@ OLMO2 = Family(
         OUTPUT,
     ),
     switches={"qk_norm": True, "qk_norm_scope": "all_heads", "norm_placement": "post"},
-    # Where config.json has none, the class takes another one than the other families' do.
-    keys=tuple(replace(key, default=1e-5) if key.hf == "rms_norm_eps" else key for key in KEYS),
+    keys=defaulting(rms_norm_eps=1e-5),
     zeros=(OUTPUT_BIAS,),
 )

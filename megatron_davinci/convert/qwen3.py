@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from megatron_davinci.convert.decoder import HF, MC, decoder, qkv_bias
-from megatron_davinci.convert.family import KEYS, Family
+from megatron_davinci.convert.family import Family, defaulting
 from megatron_davinci.convert.llama import OUTPUT_BIAS
 from megatron_davinci.convert.rules import Rule
 
@@ -18,8 +16,8 @@ QWEN3 = Family(
         Rule(MC + "self_attention.k_layernorm.weight", (HF + "self_attn.k_norm.weight",), ("dim",)),
     ),
     switches={"qk_norm": True},
-    # Where config.json has no head_dim, the class takes 128 and not what divides the hidden size.
-    keys=tuple(replace(key, default=128) if key.hf == "head_dim" else key for key in KEYS),
+    # Not what divides the hidden size.
+    keys=defaulting(num_key_value_heads=32, head_dim=128),
     written={"use_sliding_window": False},
     zeros=(OUTPUT_BIAS,),
 )

@@ -127,13 +127,13 @@ def _files_of(folder: Path) -> tuple[list[str], dict[str, str] | None]:
         try:
             weight_map = json.loads((folder / INDEX).read_bytes())["weight_map"]
             names = sorted(set(weight_map.values()))
-            if any(Path(name).name != name for name in names):
+            if any(Path(name).name != name or name in ("", "..") for name in names):
                 raise ValueError("a file outside of the folder")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 "The index of the tensors cannot be read.", where=folder / INDEX, found=error, do=_AGAIN
             ) from error
-        missing = [name for name in names if not (folder / name).exists()]
+        missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise CheckpointError(
                 "Files of the model are missing.",
@@ -143,7 +143,7 @@ def _files_of(folder: Path) -> tuple[list[str], dict[str, str] | None]:
                 do="download the rest of the model",
             )
         return names, weight_map
-    if (folder / SINGLE).exists():
+    if (folder / SINGLE).is_file():
         return [SINGLE], None
     others = sorted(
         path.name

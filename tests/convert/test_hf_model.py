@@ -12,9 +12,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 from megatron_davinci.cli.convert_from_hf import import_model
 from megatron_davinci.cli.convert_to_hf import export
+from megatron_davinci.convert.families import FAMILIES
 from megatron_davinci.convert.hf_model import HFModel
 from megatron_davinci.errors import CheckpointError, ConfigError, DataError
 from megatron_davinci.train import checkpoint_files
@@ -234,9 +236,16 @@ def test_a_file_of_weights_that_is_none(copy, content, said):
     assert said in refused(CheckpointError, copy)
 
 
-def test_an_index_that_leads_out_of_the_folder(copy):
-    (copy / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../../etc/passwd"}}')
+@pytest.mark.parametrize("name", ["../../etc/passwd", "..", "."])
+def test_an_index_that_leads_out_of_the_folder(copy, name):
+    (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
     assert "outside of the folder" in refused(CheckpointError, copy)
+
+
+def test_a_folder_where_a_file_of_weights_should_be(copy):
+    (copy / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}')
+    (copy / "model-1.safetensors").mkdir()
+    assert "model-1.safetensors: missing" in refused(CheckpointError, copy)
 
 
 def test_pickled_weights_are_not_read(copy):
@@ -261,6 +270,31 @@ def test_a_window_limits_the_length(copy, given, window):
     assert found.model["max_sequence_length"] == window and f"sliding_window ({window})" in found.left[0]
 
 
+@pytest.mark.parametrize("said", [{}, {"use_sliding_window": True}, {"num_key_value_heads": None}])
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama", "olmo2", "mistral"])
+def test_what_config_json_does_not_say_is_what_transformers_takes(family, said):
+    sizes = {"vocab_size": 100, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    given = {
+        "model_type": family,
+        **sizes,
+        "num_attention_heads": 64,
+        "max_position_embeddings": 8192,
+        **said,
+    }
+    if family == "mistral" and None in said.values():
+        given["num_key_value_heads"] = 64  # its class takes no null
+    theirs = AutoConfig.for_model(**given)
+    ours, _, problems = FAMILIES[family].model(given)
+    assert not problems
+    assert ours["num_query_groups"] == theirs.num_key_value_heads
+    assert ours["head_dim"] in (None, getattr(theirs, "head_dim", None))
+    assert ours["norm_epsilon"] == theirs.rms_norm_eps
+    assert ours["tie_embeddings"] == theirs.tie_word_embeddings
+    assert ours["rope_base"] == theirs.rope_parameters["rope_theta"]
+    if family in ("qwen2", "qwen3", "mistral"):
+        assert ours["max_sequence_length"] == (theirs.sliding_window or 8192)
+
+
 # ---- tokens
 
 
@@ -279,6 +313,9 @@ def test_a_tokenizer_that_is_larger_than_the_embedding(copy):
     write_tokenizer(copy, [f"t{n}" for n in range(105)])
     text = refused(ConfigError, copy)
     assert "ids up to 104" in text and "ids up to 100" in text
+    # Extended, ids 101 to 104 would be tokens with rows that nobody has written.
+    new = write_tokenizer(copy.parent / "new", [f"t{n}" for n in range(107)])
+    assert "ids up to 104" in refused(ConfigError, copy, extend_with=new)
 
 
 @pytest.mark.parametrize("how", ["mean", "normal", "subwords", "zeros"])
