@@ -143,6 +143,9 @@ class Frame:
         right = names + 20 if names else 14.0
         width = box.width - left - right
         self.x_ticks = ticks(self.x, self.x_range, max(4, int(width / 54)))
+        low, high = self.x_range
+        # Elsewhere a run goes on beyond what a plot shows of it.
+        stages = [stage for stage in stages if stage.end > low and stage.start < high]
         rows = self._stage_rows(stages, box.left + left, width)
         deepest = 1 + max((row for _, _, row in rows), default=-1)
         top = LINE_HEIGHT + (20 if title else 0) + deepest * LINE_HEIGHT + 4

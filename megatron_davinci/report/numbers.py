@@ -10,9 +10,11 @@ NOTHING = "–"
 
 
 def quantity(value: float, digits: int = 3) -> str:
-    """A count with `digits` significant digits: 950, 10k, 2M, 1.25B, 4T. Not a number: an en dash."""
+    """A count with `digits` significant digits: 950, 10k, 2M, 1.25B, 4T, 3e38. Not a number: an en dash."""
     if not math.isfinite(value):
         return NOTHING
+    if abs(value) >= 1e16:  # what has gone wrong, not what is counted
+        return scientific(value, digits)
     for index, (unit, suffix) in enumerate(_SUFFIXES):
         if abs(value) < unit * (1 - 0.5 * 10**-digits):
             continue

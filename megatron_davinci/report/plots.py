@@ -72,22 +72,23 @@ class Plot(ABC):
 
 
 def grid_png(plots: Sequence[Plot], *, columns: int, heading: str = "") -> bytes:
-    """Several plots (at least one) in one PNG, row by row; each cell has the first plot's size."""
-    width, height = plots[0].size
-    height += canvas.LINE_HEIGHT * 2
+    """Several plots (at least one) in one PNG, row by row; the first says how wide all are."""
+    width = plots[0].size[0]
+    rows = [plots[first : first + columns] for first in range(0, len(plots), columns)]
+    heights = [max(plot.size[1] for plot in row) + canvas.LINE_HEIGHT * 2 for row in rows]
     margin, top = 14.0, 30.0 if heading else 0.0
-    rows = -(-len(plots) // columns)
     full_width = columns * width + (columns + 1) * margin
-    full_height = rows * height + (rows + 1) * margin + top
+    full_height = sum(heights) + (len(rows) + 1) * margin + top
     with canvas.figure(full_width, full_height) as drawn:
         if heading:
             text = canvas.shorten(drawn, heading, (full_width - 2 * margin) / 1.6, bold=True)
             canvas.write(drawn, margin, full_height - 24, text, slot="ink", bold=True, size=14)
-        for index, plot in enumerate(plots):
-            row, column = divmod(index, columns)
-            left = margin + column * (width + margin)
-            bottom = full_height - top - (row + 1) * (height + margin)
-            plot.draw(drawn, Box(left, bottom, width, height), titled=True)
+        bottom = full_height - top
+        for row, height in zip(rows, heights):
+            bottom -= height + margin
+            for column, plot in enumerate(row):
+                left = margin + column * (width + margin)
+                plot.draw(drawn, Box(left, bottom, width, height), titled=True)
         return canvas.to_png(drawn)
 
 
@@ -259,6 +260,12 @@ class StackedArea(Plot):
     edges: ArrayLike
     bands: Sequence[tuple[str, str, ArrayLike]]
     stages: Sequence[Stage] = ()
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """As high as the names of its bands need, one above the other."""
+        width, height = super().size
+        return width, max(height, 80.0 + canvas.LINE_HEIGHT * len(self.bands))
 
     def _shares(self) -> NDArray[np.float64]:
         return np.array([np.asarray(values, dtype=np.float64) for _, _, values in self.bands])

@@ -40,11 +40,9 @@ AT_ONCE = 6  # lines of a plot
 NORMAL = 1.96  # standard errors of a 95% band
 MOST_BANDS = 2  # of a plot: more lie over each other, and none can be told from the next
 
+_SHARES = ("acc_norm", "acc", "exact_match", "pass@1", "pass_at_1")  # fractions of 1
 # What counts of a task, the first that is there; the rest is in the file.
-_MAIN = (
-    "acc_norm", "acc", "exact_match", "pass@1", "pass_at_1", "bits_per_byte", "bits_per_parameter",
-    "log_probability", "rank_me",
-)  # fmt: skip
+_MAIN = (*_SHARES, "bits_per_byte", "bits_per_parameter", "log_probability", "rank_me")
 
 
 @dataclass(frozen=True)
@@ -166,8 +164,22 @@ def task_plots(lines: Sequence[TaskLine], stages: Sequence[Stage]) -> list[Plot]
         "mean": ("Means of the suite", Axis("score", "")),
     }
     plots: list[Plot] = []
-    for protocol, (title, axis) in titles.items():
-        chosen = [line for line in lines if line.protocol == protocol and len(line.tokens) > 1]
+    kinds = [(protocol, "", title, axis) for protocol, (title, axis) in titles.items()]
+    # A user's task may count in a measure of its own: BLEU is no share of items.
+    others = {line.metric: None for line in lines if _is_other(line)}
+    kinds[2:2] = [
+        (protocol, metric, f"{titles[protocol][0]}: {metric}", Axis(metric, ""))
+        for metric in others
+        for protocol in ("likelihood", "generation")
+    ]
+    for protocol, metric, title, axis in kinds:
+        chosen = [
+            line
+            for line in lines
+            if line.protocol == protocol
+            and len(line.tokens) > 1
+            and (line.metric == metric if metric else not _is_other(line))
+        ]
         banded = any(np.isfinite(line.errors).any() for line in chosen)
         at_once = MOST_BANDS if banded else AT_ONCE
         for first in range(0, len(chosen), at_once):
@@ -188,6 +200,10 @@ def task_plots(lines: Sequence[TaskLine], stages: Sequence[Stage]) -> list[Plot]
                 )
             )
     return plots
+
+
+def _is_other(line: TaskLine) -> bool:
+    return line.protocol in ("likelihood", "generation") and line.metric not in _SHARES
 
 
 def task_table(lines: Sequence[TaskLine], worth: Worth | None) -> tuple[list[str], list[list[str]]]:

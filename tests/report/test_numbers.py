@@ -24,6 +24,7 @@ from megatron_davinci.report.numbers import duration, number, percent, quantity,
         (8.04e12, "8.04T"),
         (-2500, "−2.5k"),
         (1e15, "1000T"),
+        (3e38, "3e38"),
         (math.nan, "–"),
     ],
 )

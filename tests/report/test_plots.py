@@ -232,6 +232,21 @@ def test_many_stages_in_one_place_leave_the_plot_its_height() -> None:
     assert {"stage 0", "stage 30"} <= set(found)
 
 
+def test_a_stage_beyond_what_is_shown_is_not_named() -> None:
+    stages = [Stage("1-1", 0, 2e9), Stage("1-2", 2e9, 5e9), Stage("2-1", 5e9, 9e9)]
+    found = texts(line_plot(stages=stages).svg())
+    assert {"1-1", "1-2"} <= set(found) and "2-1" not in found
+
+
+def test_names_of_many_bands_do_not_touch() -> None:
+    bands = [(f"source {i}", "blue", [1 / 40]) for i in range(40)]
+    many = StackedArea(title="Mixture", x=TOKENS, edges=[0, 1e9], bands=bands)
+    at = sorted(float(one.get("y", "nan")) for name, one in texts(many.svg()).items() if "source" in name)
+    assert min(np.diff(at)) >= 12
+    one, two = (Image.open(io.BytesIO(grid_png(plots, columns=1))) for plots in ([many], [many, bars()]))
+    assert one.height < two.height < 1.6 * one.height
+
+
 def test_a_long_name_leaves_a_forest_its_room() -> None:
     rows = [Row("an arm of many words, " * 9, 0.1, 0.0, 0.2, [0.1], "blue", "equivalent")]
     svg = Forest(title="Differences", axis=LOSS, rows=rows, write=signed).svg()

@@ -60,6 +60,21 @@ def test_bytes_that_are_no_text_leave_the_other_lines(tmp_path):
     assert [line.task for line in read_tasks(tmp_path)] == ["a"]
 
 
+def test_a_measure_that_is_no_share_of_items_has_a_plot_of_its_own(tmp_path):
+    (tmp_path / "evals").mkdir()
+    (tmp_path / "evals/results.jsonl").write_text(
+        "".join(
+            record(tokens, "a", "generation", {"exact_match,none": 0.5})
+            + record(tokens, "b", "generation", {"bleu,none": 21.5})
+            for tokens in (100, 200)
+        )
+    )
+    shares, bleu = task_plots(read_tasks(tmp_path), [])
+    assert (shares.y.unit, list(shares.series[0].y)) == ("%", [50, 50])
+    assert (bleu.y.caption, list(bleu.series[0].y)) == ("bleu", [21.5, 21.5])
+    assert bleu.title == "Benchmarks, by generation: bleu"
+
+
 def test_a_look_at_a_few_items_hides_no_full_result_and_is_called_one(tmp_path):
     (tmp_path / "evals").mkdir()
     acc = {"acc,none": 0.5}
