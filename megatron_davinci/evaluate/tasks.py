@@ -304,10 +304,12 @@ def _problem_of_choice(task: Any, item: dict[str, Any], text: Any, target: Any) 
         return "it has fewer than two options"
     if empty := [number for number, choice in enumerate(choices) if not str(choice).strip()]:
         return f"option {empty[0]} is empty"
-    if isinstance(target, int) and not 0 <= target < len(choices):
-        return f"its answer is option {target}, of {len(choices)}"
-    if isinstance(target, str) and target not in choices:
-        return f"its answer, {target!r:.40}, is none of its options"
+    # Where options are what comes before a common end, as in WinoGrande, the text is the answer's number.
+    answer = text if task.multiple_input else target
+    if isinstance(answer, int) and not 0 <= answer < len(choices):
+        return f"its answer is option {answer}, of {len(choices)}"
+    if isinstance(answer, str) and answer not in choices:
+        return f"its answer, {answer!r:.40}, is none of its options"
     return None
 
 

@@ -299,3 +299,41 @@ def test_logits_that_are_not_numbers_give_no_score_whatever_is_asked(root, name)
     result = run_task(lm, name, lambda: manager.load([name]))
     assert result.metrics == {}
     assert result.problem == "12 of 12 items: logits that are not numbers"
+
+
+class AtMost:
+    """Ranks whose model finds nothing likely but what follows few tokens."""
+
+    def log_likelihoods(self, requests):
+        return [Likelihood(-float(len(before)), False) for before, _ in requests]
+
+
+def test_contexts_as_options_have_their_number_as_text(root, tmp_path):
+    """As in WinoGrande: what stands before a common end differs."""
+    from lm_eval.tasks import TaskManager
+
+    from megatron_davinci.evaluate.answers import Answers
+    from megatron_davinci.evaluate.harness import NativeLM
+    from megatron_davinci.evaluate.tasks import run_task
+
+
+    def asked(answers: list[int]):
+        rows = [{"which": n, "options": ["It was a", "It was not a"], "end": "dog."} for n in answers]
+        (tmp_path / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        task = {
+            "task": "common_end",
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": {"test": str(tmp_path / "items.jsonl")}},
+            "test_split": "test",
+            "output_type": "multiple_choice",
+            "doc_to_text": "{{which}}",
+            "doc_to_choice": "{{options}}",
+            "doc_to_target": "{{end}}",
+            "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+        }
+        lm = NativeLM(AtMost(), Tokenizer.load(root / "tokenizer"), models.LENGTH, Answers(None, {}))
+        return run_task(lm, "common_end", lambda: TaskManager(include_defaults=False).load([task]))
+
+    found = asked([0, 1, 0, 0])
+    assert found.problem is None and found.metrics["acc,none"] == 0.75
+    assert "its answer is option 2, of 2" in str(asked([0, 2]).problem)
