@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_davinci.cli.eval_plan import SUITES, Planned
+from megatron_davinci.cli.eval_plan import SUITES, Planned, given_in
 from megatron_davinci.cli.model_options import add_model_options
 from megatron_davinci.config import check_layout
 from megatron_davinci.errors import MEND, ConfigError, DataError, EnvironmentProblem
@@ -158,7 +158,7 @@ def lead(
         file.unlink(missing_ok=True)
     about: dict[str, Any] = {"suite": arguments.suite, "limit": arguments.limit, "identity": identity}
     about |= {"formats": True} if arguments.formats else {}
-    about |= {"given": given} if (given := _given(arguments)) else {}
+    about |= {"given": given} if (given := given_in(arguments)) else {}
     if arguments.suite == "contamination":
         from megatron_davinci.cli.eval_contamination import contamination
 
@@ -270,27 +270,17 @@ def keep(out: Path, found: Found, result: TaskResult, about: dict[str, Any]) -> 
     append(out, {**_point(found), **result.record(), **where, **about})
 
 
-def _given(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What was said beside suite, tasks and limit: whoever did not say it has not measured this."""
-    said = {
-        "overrides": list(arguments.overrides),
-        "shots": arguments.shots,
-        "texts": list(arguments.texts),
-        "include_path": [str(path.resolve()) for path in arguments.include_path],
-        "tokenizer": None if arguments.tokenizer is None else str(arguments.tokenizer.resolve()),
-        "data": None if arguments.data is None else str(arguments.data.resolve()),
-    }
-    return {name: value for name, value in said.items() if value not in (None, [])}
-
-
 def append(out: Path, record: dict[str, Any]) -> None:
     """Append a line to `results.jsonl`."""
     with disk_errors(out, "keeping results"):
         out.mkdir(parents=True, exist_ok=True)
-        with open(out / "results.jsonl", "a", encoding="utf-8") as file:
-            file.write(
-                json.dumps({**record, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}) + "\n"
-            )
+        with open(out / "results.jsonl", "a+b") as file:
+            line = json.dumps({**record, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}) + "\n"
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                # A line without an end was being written when it stopped. This one is none of it.
+                line = line if file.read(1) == b"\n" else "\n" + line
+            file.write(line.encode())
 
 
 def _point(found: Found) -> dict[str, Any]:

@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_davinci.cli.eval_plan import given_in
 from megatron_davinci.errors import MEND, ConfigError
+from megatron_davinci.evaluate.answers import digest_of_folder
 from megatron_davinci.evaluate.naming import generated
 from megatron_davinci.evaluate.results import read_records, unmeasured
 
@@ -51,15 +53,19 @@ def follow_run(
     evaluate = evaluate or _in_a_process
     out = arguments.out or run / "evals"
     code, quiet = 0, 0.0
-    tried: set[int] = set()
+    tried: set[tuple[int, str | None]] = set()
     while True:
-        there = [checkpoint_files.step_of(path) for path in checkpoint_files.steps(run / "checkpoints")]
-        done = set() if arguments.again else on_record(out, arguments)
-        fresh = sorted({*there} - done - tried)
+        # By their digests too: a run that turned back takes a step again, and saves another checkpoint of it.
+        there = {
+            checkpoint_files.step_of(path): digest_of_folder(path)
+            for path in checkpoint_files.steps(run / "checkpoints")
+        }
+        done = set() if arguments.again else on_record(out, arguments, there)
+        fresh = sorted(step for step in {*there} - done if (step, there[step]) not in tried)
         for step in fresh:
             if not checkpoint_files.step_folder(run / "checkpoints", step).exists():
                 continue
-            tried.add(step)
+            tried.add((step, there[step]))
             print(f"step {step}", flush=True)
             if evaluate([f"{run}@{step}", *words]):
                 code = MEND
@@ -72,8 +78,15 @@ def follow_run(
             quiet = 0.0
 
 
-def on_record(out: Path, arguments: argparse.Namespace) -> set[int]:
-    """Steps at which everything that is asked for has a result; what had a problem is asked again."""
+def on_record(out: Path, arguments: argparse.Namespace, there: Mapping[int, str | None]) -> set[int]:
+    """Steps at which everything that is asked for has a result; what had a problem is asked again.
+
+    Args:
+        out: Where results are.
+        arguments: What is asked for, and how.
+        there: Digests of the checkpoints that there are, by step; None where one is not known.
+    """
+    given = _beside_shots(given_in(arguments))
     wanted = set(arguments.tasks.split(",")) - {""} if arguments.tasks else set()
     if arguments.both_ways:
         wanted |= {generated(name) for name in wanted}
@@ -83,11 +96,17 @@ def on_record(out: Path, arguments: argparse.Namespace) -> set[int]:
             record.get("suite") == arguments.suite
             and record.get("limit") == arguments.limit
             and record.get("formats", False) >= arguments.formats
-            and (record.get("given") or {}).get("texts", []) == list(arguments.texts)
+            and _beside_shots(record.get("given") or {}) == given
+            and (digest := there.get(record["step"]))
+            in (None, (record.get("identity") or {}).get("checkpoint", digest))
             and (arguments.suite or _shots(record, arguments.shots))
         ):
             found.setdefault(record["step"], []).append(record)
     return {step for step, records in found.items() if not unmeasured(records, arguments.suite, wanted)}
+
+
+def _beside_shots(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if name != "shots"}
 
 
 def _shots(record: dict[str, Any], wanted: int | None) -> bool:

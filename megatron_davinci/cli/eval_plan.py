@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -46,6 +47,19 @@ class Planned:
     help: str | None = None
     entry: Entry | None = None
     texts: bool = False
+
+
+def given_in(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was said beside suite, tasks and limit: whoever did not say it has not measured this."""
+    said = {
+        "overrides": list(arguments.overrides),
+        "shots": arguments.shots,
+        "texts": list(arguments.texts),
+        "include_path": [str(path.resolve()) for path in arguments.include_path],
+        "tokenizer": None if arguments.tokenizer is None else str(arguments.tokenizer.resolve()),
+        "data": None if arguments.data is None else str(arguments.data.resolve()),
+    }
+    return {name: value for name, value in said.items() if value not in (None, [])}
 
 
 def by_name(

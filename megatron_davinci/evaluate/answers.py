@@ -24,6 +24,14 @@ def digest_of_checkpoint(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
+def digest_of_folder(folder: Path) -> str | None:
+    """The digest of the checkpoint in a folder; None where it cannot be read."""
+    try:
+        return digest_of_checkpoint(json.loads((folder / "manifest.json").read_bytes()))
+    except (OSError, ValueError):
+        return None
+
+
 class Answers:
     """Answers by request.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_davinci.data.journal import Journal
-from megatron_davinci.evaluate.answers import digest_of_checkpoint
+from megatron_davinci.evaluate.answers import digest_of_folder
 from megatron_davinci.evaluate.results import read_records
 from megatron_davinci.lab.arms import Run
 from megatron_davinci.lab.design import Evaluate
@@ -178,7 +178,7 @@ def results_of(folder: Path, step: int, evaluate: Evaluate) -> list[dict[str, An
         evaluate: What the design asks.
     """
     given = {} if evaluate.data is None else {"data": str(evaluate.data.resolve())}
-    checkpoint = _digest_of(folder / "checkpoints" / f"step-{step:08d}")
+    checkpoint = digest_of_folder(folder / "checkpoints" / f"step-{step:08d}")
     return [
         record
         for record in read_records(folder / "evals")
@@ -189,14 +189,6 @@ def results_of(folder: Path, step: int, evaluate: Evaluate) -> list[dict[str, An
         and (evaluate.suite is not None or record.get("task") in evaluate.names)
         and checkpoint in (None, (record.get("identity") or {}).get("checkpoint", checkpoint))
     ]
-
-
-def _digest_of(folder: Path) -> str | None:
-    """The digest by which answers of a checkpoint are known; None where it cannot be read."""
-    try:
-        return digest_of_checkpoint(json.loads((folder / "manifest.json").read_bytes()))
-    except (OSError, ValueError):
-        return None
 
 
 def _scores(records: Sequence[dict[str, Any]]) -> dict[str, Score]:

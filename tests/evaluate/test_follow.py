@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 
 from megatron_davinci.cli import eval_follow
+from megatron_davinci.cli.eval import append
 from megatron_davinci.errors import ConfigError
+from megatron_davinci.evaluate.answers import digest_of_checkpoint
+from megatron_davinci.evaluate.results import read_records
+
+NOTHING_BESIDE = {"overrides": [], "texts": [], "include_path": [], "tokenizer": None, "data": None}
 
 
 class Run:
@@ -26,7 +31,7 @@ class Run:
     def save(self, step: int) -> None:
         folder = self.folder / "checkpoints" / f"step-{step:08d}"
         folder.mkdir()
-        (folder / "manifest.json").write_text("{}")
+        (folder / "manifest.json").write_text(json.dumps({"step": step}))
 
     def evaluate(self, words: list[str]) -> int:
         step = int(words[0].rpartition("@")[2])
@@ -50,10 +55,9 @@ class Run:
             "shots": None,
             "both_ways": False,
             "formats": False,
-            "texts": [],
             "again": False,
         }
-        arguments = argparse.Namespace(run=str(self.folder), out=None, **asked | other)
+        arguments = argparse.Namespace(run=str(self.folder), out=None, **NOTHING_BESIDE | asked | other)
         return eval_follow.follow_run(arguments, ["--tasks", "a"], evaluate=self.evaluate, wait=self.wait)
 
 
@@ -101,10 +105,51 @@ def test_other_texts_and_what_is_asked_anew_are_not_on_record(tmp_path):
 def test_a_suite_is_on_record_when_it_came_to_its_end_and_all_of_it_has_a_result(lines, there, tmp_path):
     about = {"step": 10, "suite": "davinci19", "limit": None}
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(about | line) + "\n" for line in lines))
-    asked = argparse.Namespace(
-        tasks=None, suite="davinci19", limit=None, shots=None, both_ways=False, formats=False, texts=[]
-    )
-    assert eval_follow.on_record(tmp_path, asked) == ({10} if there else set())
+    said = {"tasks": None, "suite": "davinci19", "limit": None, "shots": None}
+    asked = argparse.Namespace(**NOTHING_BESIDE | said, both_ways=False, formats=False)
+    assert eval_follow.on_record(tmp_path, asked, {10: "abc"}) == ({10} if there else set())
+
+
+def test_a_step_that_the_run_took_again_is_another_checkpoint(tmp_path):
+    run = Run(tmp_path / "run", [])
+    run.save(10)
+    run.save(20)
+    manifest = run.folder / "checkpoints/step-00000020/manifest.json"
+
+    def digest() -> str:
+        return str(digest_of_checkpoint(json.loads(manifest.read_text())))
+
+    before = digest()
+    run.problems = {20: {"identity": {"checkpoint": before}}}
+
+    def wait(seconds: float) -> None:
+        if digest() == before:  # once it was asked
+            manifest.write_text(json.dumps({"step": 20, "again": True}))
+            run.problems = {20: {"identity": {"checkpoint": digest()}}}
+
+    run.wait = wait
+    assert run.follow() == 0 and run.asked == [10, 20, 20]
+    assert run.follow() == 0 and run.asked[3:] == []
+    manifest.write_text(json.dumps({"step": 20, "again": "and again"}))
+    assert run.follow() == 0 and run.asked[3:] == [20]
+
+
+def test_what_was_computed_or_said_otherwise_is_asked_again(tmp_path):
+    run = Run(tmp_path / "run", [])
+    run.save(10)
+    assert run.follow() == 0 and run.asked == [10]
+    run.problems = {10: {"given": {"overrides": ["train.precision=fp32"]}}}
+    assert run.follow(overrides=["train.precision=fp32"]) == 0 and run.asked == [10, 10]
+    assert run.follow(overrides=["train.precision=fp32"]) == 0 and run.asked == [10, 10]
+
+
+def test_a_result_is_none_of_a_line_that_was_never_ended(tmp_path):
+    append(tmp_path, {"step": 1})
+    with open(tmp_path / "results.jsonl", "a") as file:
+        file.write('{"step": 2, "ta')
+    append(tmp_path, {"step": 3})
+    append(tmp_path, {"step": 4})
+    assert [record["step"] for record in read_records(tmp_path)] == [1, 3, 4]
 
 
 def test_it_stays_while_a_trainer_is_at_work(tmp_path, monkeypatch):

@@ -316,7 +316,6 @@ def test_contexts_as_options_have_their_number_as_text(root, tmp_path):
     from megatron_davinci.evaluate.harness import NativeLM
     from megatron_davinci.evaluate.tasks import run_task
 
-
     def asked(answers: list[int]):
         rows = [{"which": n, "options": ["It was a", "It was not a"], "end": "dog."} for n in answers]
         (tmp_path / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
