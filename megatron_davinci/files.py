@@ -61,13 +61,19 @@ def free_bytes(path: Path) -> int:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make renames and new names in `folder` durable. Not every network file system lets a folder be opened."""
+    """Make renames and new names in `folder` durable, where the file system lets a folder be opened and synced.
+
+    Some network file systems and folders that a virtual machine shares do not; what is written there is still whole.
+    """
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
         return
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # fsync(2): it does not support synchronisation
+            raise
     finally:
         os.close(descriptor)
 
