@@ -13,7 +13,7 @@ from megatron_davinci.platform.sandbox import Limits, run_python
 from megatron_davinci.platform.syntax import parsed
 
 PASSED, WRONG, ERROR, EARLY = "passed", "wrong", "error", "early"
-VERSION = 1  # raised whenever the same program and tests would come to something else
+VERSION = 2  # raised whenever the same program and tests would come to something else
 
 
 @dataclass(frozen=True)
