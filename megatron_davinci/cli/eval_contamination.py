@@ -12,7 +12,7 @@ import numpy as np
 
 from megatron_davinci.cli.eval_plan import given_texts
 from megatron_davinci.cli.screen import Screen
-from megatron_davinci.errors import ConfigError
+from megatron_davinci.errors import ConfigError, DataError
 from megatron_davinci.evaluate.results import samples_folder
 from megatron_davinci.files import write_atomically
 
@@ -58,6 +58,15 @@ def contamination(
         )
     names = [(name, number) for name, of in texts.items() for number in range(len(of))]
     encoded = tokenizer.encode_batch([text for of in texts.values() for text in of])
+    for (name, number), tokens in zip(names, encoded, strict=True):
+        if not len(tokens):
+            raise DataError(
+                "A text cannot be scored.",
+                where=f"--texts {name}, record {number + 1}",
+                found="no tokens",
+                expected="one at least",
+                do="leave it out",
+            )
     # The end of a document before each, as in training.
     ids = [[tokenizer.eod_id, *one.tolist()][: longest + 1] for one in encoded]
     reference, seen = None, None
@@ -138,6 +147,13 @@ def _samples(found: Found, span: str | None) -> Iterator[tuple[int, np.ndarray]]
         if len(parts) != 2 or not all(part.isdecimal() for part in parts):
             raise ConfigError("Samples are given as FIRST:END.", where="--samples", found=span)
         first, end = int(parts[0]), min(end, int(parts[1]))
+        if first >= end:
+            raise ConfigError(
+                "The checkpoint was trained on no such samples.",
+                where="--samples",
+                found=span,
+                expected=f"FIRST below END, of 0:{found.checkpoint.consumed_samples}",
+            )
     forecast = _forecast(found)
     for n in range(first, end):
         if forecast.skipped(n) is None:

@@ -16,7 +16,7 @@ from megatron_davinci.data.jsonl import Fields
 from megatron_davinci.data.places import S3Options
 from megatron_davinci.data.text_inputs import read_documents
 from megatron_davinci.data.tokenizer import Tokenizer
-from megatron_davinci.errors import ConfigError
+from megatron_davinci.errors import ConfigError, DataError
 from megatron_davinci.files import write_atomically
 
 if TYPE_CHECKING:
@@ -223,15 +223,21 @@ def given_texts(given: Sequence[str], most: int) -> dict[str, list[str]]:
     """Texts of files, by `NAME=FILE`.
 
     Raises:
-        ConfigError: One is not of that form.
-        DataError: A file cannot be read, or has a record without text.
+        ConfigError: One is not of that form, or a name is given twice.
+        DataError: A file cannot be read, has a record without text, or none at all.
     """
     texts = {}
     for one in given:
         name, _, file = one.partition("=")
         if not name or not file:
             raise ConfigError("Texts are given as NAME=FILE.", where="--texts", found=one)
+        if name in texts:
+            raise ConfigError(
+                "A name is given to two files.", where="--texts", found=one, do="give another name"
+            )
         texts[name] = [document.text for document in islice(read_documents(Path(file), Fields("text")), most)]
+        if not texts[name]:
+            raise DataError("A file has no texts.", where=file, found="no record", expected="one at least")
     return texts
 
 

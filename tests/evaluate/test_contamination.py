@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -117,3 +118,35 @@ def test_runs_of_training_samples_are_found_and_the_samples_named():
 def test_a_run_has_a_length():
     with pytest.raises(ConfigError, match="one token at least"):
         overlap([[1]], [], 0)
+
+
+def test_texts_that_are_not_there_are_refused_by_name(tmp_path):
+    from megatron_davinci.cli.eval_plan import given_texts
+
+    (tmp_path / "none.jsonl").write_text("\n")
+    with pytest.raises(DataError, match="no texts") as refused:
+        given_texts([f"a={tmp_path / 'none.jsonl'}"], 9)
+    assert "none.jsonl" in str(refused.value)
+    (tmp_path / "one.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(ConfigError, match="two files"):
+        given_texts([f"a={tmp_path / 'one.jsonl'}"] * 2, 9)
+
+
+def test_samples_that_a_checkpoint_was_not_trained_on_are_refused(monkeypatch):
+    from megatron_davinci.cli import eval_contamination
+
+    monkeypatch.setattr(eval_contamination, "_forecast", lambda found: None)
+    found = SimpleNamespace(checkpoint=SimpleNamespace(consumed_samples=100))
+    for span in ("100:200", "9:9", "9:3"):
+        with pytest.raises(ConfigError, match="no such samples"):
+            next(eval_contamination._samples(found, span))
+
+
+def test_a_text_without_tokens_is_named(tmp_path):
+    from megatron_davinci.cli import eval_contamination
+
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": ""}\n')
+    asked = SimpleNamespace(texts=[f"a={tmp_path / 'a.jsonl'}"], limit=None, samples=None)
+    tokenizer = SimpleNamespace(encode_batch=lambda texts: [list(text) for text in texts])
+    with pytest.raises(DataError, match="record 2"):
+        eval_contamination.contamination(asked, None, None, tokenizer, 8, None)
