@@ -25,12 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Compare, print, and write the JSON file that was asked for."""
     from megatron_davinci.cli.compare_screen import show
-    from megatron_davinci.errors import DataError
+    from megatron_davinci.errors import ConfigError, DataError
     from megatron_davinci.evaluate.comparing import compare
     from megatron_davinci.evaluate.item_scores import read_item_scores
     from megatron_davinci.evaluate.naming import stem_of
     from megatron_davinci.files import write_atomically
 
+    if arguments.seed < 0:
+        raise ConfigError("This is no seed.", where="--seed", found=arguments.seed, expected="0 or more")
     tasks = read_item_scores(arguments.runs)
     known = sorted({stem_of(task.task) for task in tasks})
     if arguments.tasks:

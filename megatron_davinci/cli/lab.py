@@ -297,6 +297,7 @@ def _mixture(arguments: argparse.Namespace) -> int:
 
 def _ratio(arguments: argparse.Namespace) -> int:
     from megatron_davinci.config.units import parse_tokens
+    from megatron_davinci.errors import ConfigError
     from megatron_davinci.lab.arms import arms_of, runs_of
     from megatron_davinci.lab.control import refuse
     from megatron_davinci.lab.design import load_design
@@ -306,7 +307,10 @@ def _ratio(arguments: argparse.Namespace) -> int:
     design = load_design(arguments.design)
     arms = arms_of(design)
     refuse(design, arms, arguments.design)
-    tokens = parse_tokens(arguments.tokens)
+    try:
+        tokens = parse_tokens(arguments.tokens)
+    except ValueError as error:
+        raise ConfigError("This is no token count.", where="--tokens", found=error) from None
     asked = Question(arguments.stage, arguments.domain, arguments.general, tokens, arguments.tolerance)
     outcomes = [outcome_of(arguments.out, run) for run in runs_of(design, arms)]
     found = answer(arms, outcomes, asked, arguments.design)

@@ -90,7 +90,7 @@ def read_item_scores(runs: Sequence[str]) -> list[ItemScores]:
         runs: Run directories, `RUN@STEP` for one checkpoint, or folders with `results.jsonl`.
 
     Raises:
-        DataError: A folder has no results, or a task's items are not the same in two models.
+        DataError: A folder has no results, or none of a step, or a task's items are not the same in two models.
     """
     found: dict[tuple[str, str], dict[_Model, dict[Key, _Asked]]] = {}
     metrics: dict[tuple[str, str], str] = {}
@@ -151,11 +151,18 @@ def _folder(run: str) -> tuple[Path, str, int | None]:
 
 def _counting(folder: Path, only: int | None) -> list[dict[str, Any]]:
     """The records with metrics that count of each task and checkpoint, by step."""
-    measured = [
-        record
-        for record in read_records(folder)
-        if record.get("metrics") and "task" in record and (only is None or record["step"] == only)
-    ]
+    measured = [record for record in read_records(folder) if record.get("metrics") and "task" in record]
+    if only is not None:
+        steps = sorted({record["step"] for record in measured})
+        if only not in steps:
+            raise DataError(
+                "Nothing has been measured at this step.",
+                where=folder / "results.jsonl",
+                found=f"steps {', '.join(map(str, steps))}" if steps else "no result",
+                expected=f"step {only}",
+                do="name one of these, or ask it first: davinci eval RUN@STEP",
+            )
+        measured = [record for record in measured if record["step"] == only]
     return sorted(fullest(measured, "step"), key=lambda record: int(record["step"]))
 
 

@@ -197,6 +197,13 @@ def test_other_items_are_refused_and_so_is_a_folder_without_results(run, tmp_pat
     assert "of words" in capsys.readouterr().err
 
 
+def test_a_step_that_was_not_measured_and_a_seed_that_is_none_are_refused(run, capsys):
+    assert main(["compare", f"{run}@25"]) == 2
+    assert "found:    steps 10, 20, 30" in capsys.readouterr().err
+    assert main(["compare", str(run), "--seed", "-1"]) == 2
+    assert "--seed" in capsys.readouterr().err
+
+
 def test_a_format_says_the_same_in_other_words():
     put = {form.name: form.put("Question: Which?\nAnswer:", [" one", " two"]) for form in FORMATS}
     assert put["question"] == ("Question: Which?\nAnswer:", ["one", "two"])

@@ -193,3 +193,8 @@ def test_a_question_is_shown_as_it_was_asked(tmp_path, question):
     assert davinci("lab", "new", tmp_path / "new.yaml", "--question", question).code == 0
     shown = davinci("lab", "check", tmp_path / "new.yaml")
     assert shown.code == 0 and shown.out.startswith(question + "\n")
+
+
+def test_tokens_of_a_ratio_that_are_none_are_refused(tmp_path):
+    words = ("--stage", "1-1", "--domain", "a", "--general", "b", "--tokens", "4 mice")
+    assert "no token count" in davinci("lab", "ratio", written(tmp_path), *words).refusal()
