@@ -59,8 +59,10 @@ def test_all_steps_equal_those_of_one_rank(name, one_rank, tmp_path):
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [((2, {"context": 2}), (1, {})), ((2, {"tensor": 2}), (2, {"context": 2}))],
-    ids=["CP2 to one rank", "TP2 to CP2"],
+    [
+        pytest.param((2, {"context": 2}), (1, {}), id="CP2 to one rank"),
+        pytest.param((2, {"tensor": 2}), (2, {"context": 2}), id="TP2 to CP2", marks=pytest.mark.long),
+    ],
 )
 def test_resume_on_another_layout(before, after, one_rank, tmp_path):
     for (ranks, parallel), stop in ((before, 8), (after, 14)):

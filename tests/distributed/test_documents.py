@@ -205,7 +205,17 @@ def one_rank(root):
     return run_ranks(1, everything, model_settings(root))
 
 
-@pytest.fixture(scope="module", params=["one rank", *LAYOUTS])
+# What differs in each is in others too.
+LATE = ("TP2", "CP2xTP2+SP")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        "one rank",
+        *(pytest.param(name, marks=pytest.mark.long if name in LATE else ()) for name in LAYOUTS),
+    ],
+)
 def layout(request, root, one_rank):
     if request.param == "one rank":
         return one_rank

@@ -10,7 +10,7 @@ from megatron_davinci.data import Journal
 from megatron_davinci.errors import Unhealthy
 from tests.distributed.planted import planted
 from tests.ranks import RankFailed, run_ranks
-from tests.tiny import tiny_settings, train_here
+from tests.tiny import LENGTH, tiny_settings, train_here
 
 # Batches are of 4 until step 12: step 6 has samples 20 to 23, of which the second data-parallel rank has 22 and 23.
 STEP_SIX = (20, 24)
@@ -94,11 +94,17 @@ def test_a_poisoned_sample_is_passed_over_and_named_also_by_a_run_that_dies_over
 
 
 def test_a_stage_whose_last_step_is_passed_over_is_evaluated_at_the_one_before(tmp_path):
-    plant = {"poison": [190]}  # step 30, with which the first stage ends
+    plant = {"poison": [22]}  # step 6, with which the first stage ends
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run_ranks(2, planted, {**settings_of(tmp_path, whole, stop=31), "evaluation": NEVER}, plant)
-    assert skips(whole) == [(184, 192)] and [e["step"] for e in lines(whole, "evals")] == [29]
-    settings = {**settings_of(tmp_path, killed, stop=31), "evaluation": NEVER}
+
+    def ending(run):
+        settings = {**settings_of(tmp_path, run, stop=7), "evaluation": NEVER}
+        settings["curriculum"][0]["tokens"] = 24 * LENGTH
+        return settings
+
+    run_ranks(2, planted, ending(whole), plant)
+    assert skips(whole) == [STEP_SIX] and [e["step"] for e in lines(whole, "evals")] == [5]
+    settings = ending(killed)
     die(settings, **plant, die="after")
     assert lines(killed, "evals") == []
     run_ranks(2, planted, settings, plant)

@@ -57,6 +57,7 @@ def held(settings):
     return sum(p.numel() for group in optimizer.param_groups for p in group["params"])
 
 
+@pytest.mark.long
 def test_each_of_two_instances_has_the_whole_state_among_its_ranks():
     one, two = (run_ranks(4, held, whole(optimizer_instances=n)) for n in (1, 2))
     assert sum(two) == pytest.approx(2 * sum(one), rel=0.05)

@@ -82,7 +82,7 @@ LAYOUTS = {
     "TP2xPP2": (4, {"tensor": 2, "sequence": True, "pipeline": 2}),
     "TP2xDP2, sharded optimizer": (4, {"tensor": 2, "distributed_optimizer": True}),
 }
-SHORT = ("TP2", "TP2+SP")
+SHORT = ("TP2+SP",)
 
 
 def take(settings: dict[str, Any]) -> Any:

@@ -157,7 +157,7 @@ def test_every_layout_is_given_the_same(parallel, root, whole, tmp_path):
         assert ours[2] == pytest.approx(theirs[2], rel=1e-4)
 
 
-@pytest.mark.parametrize("prefetch_steps", [1, 3])
+@pytest.mark.parametrize("prefetch_steps", [pytest.param(1, marks=pytest.mark.long), 3])
 def test_whoever_reads_and_however_far_ahead_it_is_the_same_run(prefetch_steps, root, whole, tmp_path):
     loader = {"workers": 2 if prefetch_steps == 3 else 0, "prefetch_steps": prefetch_steps}
     lines, samples = trained(root, tmp_path, loader=loader)

@@ -172,11 +172,12 @@ class Undisturbed:
     Args:
         root: A folder for it and the runs that are held against it.
         layout: Of its ranks.
+        short: Whether it and the others are short.
     """
 
-    def __init__(self, root: Path, layout: str) -> None:
-        self.root, self.layout = root, layout
-        settings = settings_of(root, "undisturbed", layout)
+    def __init__(self, root: Path, layout: str, *, short: bool = False) -> None:
+        self.root, self.layout, self.short = root, layout, short
+        settings = settings_of(root, "undisturbed", layout, short=short)
         run_ranks(RANKS, train_here, settings, parents=True)
         run = root / "undisturbed"
         self.steps, self.evaluations, self.state = steps_of(run), evaluations_of(run), state_of(run)
@@ -246,7 +247,9 @@ def chain(
     mutant: str = "",
 ) -> Chain:
     """Kill a run again and again, at most so many times, then let it end, and hold it against the undisturbed one."""
-    settings = settings_of(undisturbed.root, name, undisturbed.layout, snapshots=snapshots)
+    settings = settings_of(
+        undisturbed.root, name, undisturbed.layout, snapshots=snapshots, short=undisturbed.short
+    )
     run, result = undisturbed.root / name, Chain(undisturbed.layout)
     shutil.rmtree(run, ignore_errors=True)
     waiting: Kill | None = None

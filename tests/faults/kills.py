@@ -41,8 +41,13 @@ SURVIVORS_SECONDS = 20.0
 """How long it may take to end in all; what is there then is ended, and counted."""
 
 
-def settings_of(root: Path, name: str, layout: str, *, snapshots: bool = False) -> dict[str, Any]:
-    """A run of 50 steps in two stages, with dropout, data workers, evaluations, and checkpoints in the background."""
+def settings_of(
+    root: Path, name: str, layout: str, *, snapshots: bool = False, short: bool = False
+) -> dict[str, Any]:
+    """A run of 50 steps in two stages, with dropout, data workers, evaluations, and checkpoints in the background.
+
+    `short`: of 20 steps.
+    """
     settings = tiny_settings(
         root,
         run={"directory": str(root / name), "seed": 7},
@@ -52,6 +57,9 @@ def settings_of(root: Path, name: str, layout: str, *, snapshots: bool = False) 
         evaluation={"every_steps": 6, "sequences": 8},
         logging={"token_digest": True},
     )
+    if short:
+        for stage in settings["curriculum"]:
+            stage["tokens"] //= 3
     settings["data"]["loader"] = {"workers": 1, "prefetch_steps": 3}
     if snapshots:
         settings["snapshots"] = {"every_steps": 3, "keep_alive_seconds": 60}
