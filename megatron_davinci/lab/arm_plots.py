@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -61,10 +62,15 @@ def curves(design: Design, runs: Sequence[Run], outcomes: Sequence[Outcome], siz
 
 
 def ends_of(runs: Sequence[Run], outcomes: Sequence[Outcome]) -> Ends:
-    """Held-out losses by domain at the end of every run that is done: `{(size, arm): {seed: {domain: loss}}}`."""
+    """Held-out losses by domain at the end of every run that is done: `{(size, arm): {seed: {domain: loss}}}`.
+
+    A run that has diverged is left out: there is no mean over it.
+    """
     found: dict[tuple[str, str], dict[int, Mapping[str, float]]] = {}
     for run, one in zip(runs, outcomes, strict=True):
-        if one.state == "done" and one.evaluations:
+        if one.state != "done" or not one.evaluations:
+            continue
+        if all(map(math.isfinite, one.evaluations[-1]["heldout_loss"].values())):
             found.setdefault((run.arm.size, run.arm.name), {})[run.seed] = one.evaluations[-1]["heldout_loss"]
     return found
 

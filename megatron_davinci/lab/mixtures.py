@@ -253,7 +253,7 @@ def _measured(
     for one in outcomes:
         value = one.metric(search.metric)
         if value is None:
-            lost.append(f"{one.run.label}: {one.state}")
+            lost.append(f"{one.run.label}: {'diverged' if one.diverged(search.metric) else one.state}")
         else:
             by_arm.setdefault(one.run.arm.name, []).append(value)
     rows, values = [], []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,11 +77,20 @@ class Outcome:
     scores: dict[str, Score] = field(default_factory=dict)
 
     def metric(self, name: str) -> float | None:
-        """A metric at the end; None where the run is not done or lacks it."""
+        """A metric at the end; None where the run is not done or lacks it, or where it is no number."""
         if name.startswith(TASK):
             score = self.score(name)
             return None if score is None else score.value
-        return self.curve(name)[1][-1] if self.state == "done" and self.curve(name)[1] else None
+        return (
+            None
+            if self.diverged(name) or self.state != "done"
+            else next(iter(self.curve(name)[1][-1:]), None)
+        )
+
+    def diverged(self, name: str) -> bool:
+        """Whether the run is done, and a metric is no number at its end."""
+        values = self.curve(name)[1] if self.state == "done" and not name.startswith(TASK) else []
+        return bool(values) and not math.isfinite(values[-1])
 
     def score(self, name: str) -> Score | None:
         """A task's metric with what was asked; None where the run is not done or was not asked it."""

@@ -159,17 +159,17 @@ def _draft(
     shared = [seed for seed in shared if seed not in unlike]
     why = ""
     if missing:
-        ended = [
-            one
-            for seed in missing
-            for one in (ours.get(seed), theirs.get(seed))
-            if one and one.state != "done"
-        ]
+        ended = [one for seed in missing for one in _of(seed, ours, theirs) if one.state != "done"]
         named = ", ".join(map(str, missing))
         why = f"no pair of runs with seed {named} has come to its end"
         if metric.name.startswith(TASK) and not ended:
             why = f"{metric.name} is not known of a pair of runs with seed {named}: they have not been asked"
         stopped = [seed for seed in missing if seed in ours and ours[seed].state == "stopped"]
+        broken = [
+            seed for seed in missing if any(one.diverged(metric.name) for one in _of(seed, ours, theirs))
+        ]
+        if broken:
+            why = f"with seed {', '.join(map(str, broken))} {metric.name} is no number at the end: a run has diverged"
         if stopped:
             named = ", ".join(map(str, stopped))
             why += f"; with seed {named} it was stopped by the design's rule: {ours[stopped[0]].why}"
@@ -181,6 +181,10 @@ def _draft(
     found = paired({seed: values[seed] for seed in shared}, control) if shared else None
     word: Word = "refused" if why else "not enough evidence"
     return Comparison(arm.name, arm.against, arm.size, metric, values, control, found, word, why)
+
+
+def _of(seed: int, *arms: Mapping[int, Outcome]) -> list[Outcome]:
+    return [outcomes[seed] for outcomes in arms if seed in outcomes]
 
 
 def _unlike(metric: Metric, ours: Outcome, theirs: Outcome) -> str:

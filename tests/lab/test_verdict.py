@@ -258,3 +258,14 @@ def test_verdicts_are_as_right_as_they_say():
     assert found["false_verdict_fraction"] <= 0.06
     assert found["power"] >= 0.8
     assert 0.9 <= found["coverage"] <= 0.98
+
+
+def test_a_run_that_has_diverged_is_named_and_the_page_is_drawn(tmp_path):
+    design, arms, runs, outcomes, _ = judged(tmp_path, {})
+    outcomes[-1].evaluations[-1]["heldout_loss"]["a"] = float("nan")
+    verdict = judge(design, arms, runs, outcomes)
+    [one] = verdict.deciding
+    assert one.word == "refused" and f"with seed {runs[-1].seed} " in one.why and "diverged" in one.why
+    assert one.found.pairs == 2
+    page = write_report(tmp_path / "page", design, arms, runs, outcomes, verdict)
+    assert "a run has diverged" in page.read_text()
