@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -167,9 +168,12 @@ def _cloze(documents: Sequence[str], items: int, generator: np.random.Generator)
     vocabulary = sorted(set(_words(documents)))
     made = 0
     for text in documents:
+        if made == items:
+            return
         places = [match for match in _WORD.finditer(text) if text[match.start() - 1 : match.start()] == " "]
-        before = [match for match in places if len(text[: match.start()].split()) >= _BEFORE[0]]
-        if not before or made == items:
+        # Words before a place grow with it: each text would be split once a word otherwise.
+        before = places[bisect_left(places, _BEFORE[0], key=lambda at: len(text[: at.start()].split())) :]
+        if not before:
             continue
         hidden = before[int(generator.integers(len(before)))]
         word = hidden[0]

@@ -27,7 +27,7 @@ from megatron_davinci.files import write_atomically, write_json
 from megatron_davinci.lab.arms import Arm, arms_of, as_override, runs_of
 from megatron_davinci.lab.control import refuse
 from megatron_davinci.lab.design import Branch, Budget, Design, Metric, Setting, read_as
-from megatron_davinci.lab.outcomes import Outcome
+from megatron_davinci.lab.outcomes import TASK, Outcome
 from megatron_davinci.lab.runner import carry_out
 from megatron_davinci.report.axes import Axis
 from megatron_davinci.report.colors import assign
@@ -65,6 +65,10 @@ class Search(Section):
         if min(self.rounds) < 1 or self.rounds[0] < LEAST_MIXTURES:
             raise ValueError(
                 f"rounds: the first should have {LEAST_MIXTURES} mixtures or more, others one; found {self.rounds}"
+            )
+        if self.metric.startswith(TASK):
+            raise ValueError(
+                f"metric should be a loss, since a search asks no tasks; found {shown(self.metric)}"
             )
         return self
 
@@ -204,7 +208,7 @@ def look(
             expected=f"at most {search.budget.runs}",
             do="fewer or smaller rounds, fewer seeds, or a larger budget",
         )
-    proposed: list[dict[str, float]] = _read(folder / "proposed.json", space.domains)
+    proposed: list[dict[str, float]] = _read(folder / "proposed.json", space)
     tried, losses = np.empty((0, len(space.domains))), np.empty(0)
     lost: list[str] = []
     for number in range(len(search.rounds)):
@@ -232,15 +236,22 @@ def _refuse_confounds(design: Design, arms: Sequence[Arm], where: Path) -> None:
     refuse(design.model_copy(update={"seeds": seeds}), list(arms), where)
 
 
-def _read(path: Path, domains: Sequence[str]) -> list[dict[str, float]]:
+def _read(path: Path, space: Space) -> list[dict[str, float]]:
     if not path.exists():
         return []
     found = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(found, list) or any(list(one) != list(domains) for one in found):
+    do = "give the search's file another name, or remove the folder"
+    if not isinstance(found, list) or any(list(one) != list(space.domains) for one in found):
+        raise DataError("What was proposed before is of other domains.", where=path, do=do)
+    base = space.written(space.base)
+    if found and found[0] != base:
+        # The first is what gains are counted from, and it would not be the base's any more.
         raise DataError(
-            "What was proposed before is of other domains.",
+            "What was proposed before began at another mixture.",
             where=path,
-            do="give the search's file another name, or remove the folder",
+            found=f"{found[0]}",
+            expected=f"{base}, which the base has",
+            do=do,
         )
     return [dict(one) for one in found]
 

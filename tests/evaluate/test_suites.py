@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from megatron_davinci.cli.main import main
 from megatron_davinci.evaluate.local import local_tasks
 from megatron_davinci.evaluate.suites import DAVINCI19, averages
 from tests.evaluate import native, trained
-from tests.evaluate.models import sentence
+from tests.evaluate.models import WORDS, sentence
 from tests.ranks import run_ranks
 
 
@@ -176,6 +177,16 @@ def test_local_items_follow_from_the_texts_alone_and_have_one_right_option():
         a, sign, b, _ = item["text"].split()
         right = {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b)}[sign]
         assert item["options"][item["answer"]] == f" {right}" == f" {item['said']}"
+
+
+def test_items_of_long_texts_are_made_in_no_time():
+    generator = np.random.default_rng(0)
+    texts = {"a": [" ".join(generator.choice(WORDS, 6000)) for _ in range(10)]}
+    began = time.process_time()
+    tasks = {task.name: task for task in local_tasks(texts, 5)}
+    assert time.process_time() - began < 5.0  # where texts are split once a word it takes a minute
+    items = tasks["cloze_a_likelihood"].items
+    assert len(items) == 5 and all(len(item["text"].split()) >= 12 for item in items)
 
 
 def test_a_difference_on_the_same_items_has_the_error_of_pairs():

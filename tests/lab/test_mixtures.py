@@ -100,6 +100,15 @@ def test_a_search_writes_a_curriculum_and_goes_on_with_what_it_proposed(tmp_path
     before = list(asked)
     look(search, path, tmp_path / "lab", parallel=1)
     assert asked[2:] == before
+    settings["curriculum"] = base()["curriculum"] * 2
+    settings["curriculum"][1] = {
+        **settings["curriculum"][1],
+        "name": "end",
+        "mixture": {"a": 0.25, "b": 0.75},
+    }
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(DataError, match="began at another mixture"):
+        look(search, path, tmp_path / "lab", parallel=1)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +118,7 @@ def test_a_search_writes_a_curriculum_and_goes_on_with_what_it_proposed(tmp_path
         ({"stage": "nowhere"}, "no such stage"),
         ({"floor": {"c": 0.1}}, "does not mix"),
         ({"budget": {"runs": 3}}, "more than its budget"),
+        ({"metric": "task.arithmetic.acc,none"}, "a search asks no tasks"),
         ({"steps": 1}, "(line 7): unknown key"),
     ],
 )
