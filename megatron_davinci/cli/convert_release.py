@@ -39,6 +39,7 @@ def add_push_arguments(parser: argparse.ArgumentParser) -> None:
 def release(arguments: argparse.Namespace) -> int:
     """Export every checkpoint that a run has kept, the newest first; those that are there already are left."""
     from megatron_davinci.cli.convert_to_hf import export
+    from megatron_davinci.convert.origin import is_of_another
     from megatron_davinci.train import checkpoint_files
 
     steps = checkpoint_files.steps(arguments.run / "checkpoints")
@@ -62,6 +63,13 @@ def release(arguments: argparse.Namespace) -> int:
                     family=arguments.family,
                     verify=not arguments.skip_verify,
                     licence=arguments.licence,
+                )
+            elif is_of_another(target, checkpoint_files.read(folder, verify=False).manifest):
+                raise CheckpointError(
+                    "An export that is there was made of another checkpoint of this step.",
+                    where=target,
+                    found="the run turned back, or was trained anew, and has saved the step again",
+                    do="remove that folder, or name another one to release to",
                 )
             manifest = json.loads((target / "training_manifest.json").read_bytes())
         except (DavinciError, OSError, ValueError) as error:

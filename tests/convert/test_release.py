@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 from unittest.mock import create_autospec
@@ -116,8 +117,6 @@ def test_a_check_that_was_skipped_is_said(run, tmp_path):
 
 
 def test_a_damaged_checkpoint_does_not_keep_the_others(run, tmp_path):
-    import shutil
-
     copy = shutil.copytree(run, tmp_path / "run")
     (copy / "checkpoints" / "step-00000016" / "manifest.json").write_text("{}")
     given = argparse.Namespace(
@@ -132,6 +131,21 @@ def test_a_damaged_checkpoint_does_not_keep_the_others(run, tmp_path):
     with pytest.raises(EnvironmentProblem, match="step-00000016"):
         convert_release.release(given)
     revisions = json.loads((tmp_path / "out" / "revisions.json").read_text())
+    assert [one["revision"] for one in revisions] == ["main", "step8"]
+
+
+def test_a_step_that_was_saved_anew_is_not_released_as_it_was(run, released, tmp_path):
+    out = shutil.copytree(released, tmp_path / "out")
+    path = out / "step-00000016" / "training_manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["checkpoint"]["sha256"] = "0" * 64  # of what was there before
+    path.write_text(json.dumps(manifest))
+    given = argparse.Namespace(
+        run=run, out=out, dtype=None, tokenizer=None, family=None, licence=None, skip_verify=True
+    )
+    with pytest.raises(EnvironmentProblem, match="another checkpoint of this step"):
+        convert_release.release(given)
+    revisions = json.loads((out / "revisions.json").read_text())
     assert [one["revision"] for one in revisions] == ["main", "step8"]
 
 
