@@ -14,7 +14,8 @@ from megatron_davinci.convert.origin import MANIFEST, digest_of
 from megatron_davinci.files import file_digest, write_atomically, write_json
 from megatron_davinci.report.numbers import number, percent, quantity
 from megatron_davinci.report.plots import grid_png
-from megatron_davinci.report.run_files import Evaluation, Metrics, RunFiles, read_run
+from megatron_davinci.report.run_files import Evaluation, RunFiles, read_run
+from megatron_davinci.report.run_metrics import Metrics
 from megatron_davinci.report.run_plots import overview_plots
 from megatron_davinci.report.run_story import RunStory
 from megatron_davinci.version import __version__

@@ -15,7 +15,8 @@ from megatron_davinci.report import phase_plots, precision_plots, run_plots, run
 from megatron_davinci.report.numbers import NOTHING, duration, number, percent, quantity, scientific
 from megatron_davinci.report.page import KeyFigure, Page
 from megatron_davinci.report.plots import Plot, grid_png
-from megatron_davinci.report.run_files import as_number, read_run
+from megatron_davinci.report.run_files import read_run
+from megatron_davinci.report.run_metrics import as_number
 from megatron_davinci.report.run_story import RunStory
 
 

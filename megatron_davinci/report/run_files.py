@@ -7,7 +7,7 @@ missing or unreadable is left out and said in `RunFiles.problems`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -17,52 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_davinci.errors import DataError
-
-_NUMBERS = (
-    "consumed_samples",
-    "consumed_tokens",
-    "loss",
-    "grad_norm",
-    "learning_rate",
-    "global_batch_size",
-    "tokens_per_second",
-    "seconds",
-    "flops_utilization",
-    "logit_sharpness",
-    "reference_gap",
-)
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """`metrics.jsonl` as columns; where a value is missing it is not a number.
-
-    Args:
-        step: `[n]` int64, increasing.
-        stage: The stage of each step, `n` names.
-        columns: `{name: [n] float64}` of the numbers of the contract.
-        phases: `{phase: [n] float64}`, seconds of each step in it, 0 where a step has no such phase.
-        slowest: `{phase: (least, most)}`, seconds a step of the ranks that it took least and most, the mean over
-            the run; empty on one rank.
-        source_loss: `{source: [n, 2] float64}`, the training loss of each step's samples of it, nats a token, and
-            what their labels weigh; 0 and 0 where a step has none.
-        low_precision: `{row: {linear layer: {operand: {figure: number}}}}` of the rows that say what products of few
-            bits lost; an operand that is there has `amax`, `scale`, `underflow` and `overflow`.
-    """
-
-    step: NDArray[np.int64]
-    stage: list[str]
-    columns: dict[str, NDArray[np.float64]]
-    phases: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    slowest: dict[str, tuple[float, float]] = field(default_factory=dict)
-    source_loss: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    low_precision: dict[int, dict[str, dict[str, dict[str, float]]]] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.step)
-
-    def __getitem__(self, name: str) -> NDArray[np.float64]:
-        return self.columns[name]
+from megatron_davinci.report.run_metrics import Metrics, as_number, metrics_of, numbers_of, place_of
 
 
 @dataclass(frozen=True)
@@ -162,7 +117,7 @@ def read_run(run_dir: Path) -> RunFiles:
     problems: list[str] = []
     manifest = _document(run_dir / "manifest.json", dict, problems)
     config = _document(run_dir / "config.yaml", dict, problems, parse=_yaml)
-    metrics = _metrics(_lines(run_dir / "metrics.jsonl", problems))
+    metrics = metrics_of(_lines(run_dir / "metrics.jsonl", problems))
     evaluations = _evaluations(_lines(run_dir / "evals.jsonl", problems))
     mixes = _mixes(_lines(run_dir / "journal.jsonl", problems))
     proposals = run_dir / "proposals.jsonl"
@@ -186,19 +141,6 @@ def read_run(run_dir: Path) -> RunFiles:
         problems=problems,
         proposals=proposed,
     )
-
-
-def as_number(value: object) -> float:
-    """A JSON value as a float; not a number for anything else than a number."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float("nan")
-
-
-def numbers_of(value: object) -> dict[str, float]:
-    """The `{name: number}` that a JSON value is; what is not a finite number is left out."""
-    if not isinstance(value, dict):
-        return {}
-    numbers = {str(name): as_number(number) for name, number in value.items()}
-    return {name: number for name, number in numbers.items() if np.isfinite(number)}
 
 
 def _yaml(text: str) -> Any:
@@ -234,17 +176,16 @@ def _document(
     return value
 
 
-def _lines(path: Path, problems: list[str]) -> list[dict[str, Any]]:
+def _lines(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
     """The objects of a JSON-lines file. The last line may be half written: a run is at work, or was stopped."""
     try:
         file = path.open("rb")
     except FileNotFoundError:
         problems.append(f"{path.name} is not there.")
-        return []
+        return
     except OSError as error:
         problems.append(f"{path.name} could not be read: {error}")
-        return []
-    records: list[dict[str, Any]] = []
+        return
     damaged: list[int] = []
     with file:
         for number, line in enumerate(file, start=1):
@@ -257,7 +198,7 @@ def _lines(path: Path, problems: list[str]) -> list[dict[str, Any]]:
                     damaged.append(number)
                 continue
             if isinstance(record, dict):
-                records.append(record)
+                yield record
             else:
                 damaged.append(number)
     if damaged:
@@ -265,7 +206,6 @@ def _lines(path: Path, problems: list[str]) -> list[dict[str, Any]]:
         problems.append(
             f"{path.name}: {lines} could not be read and are left out, the first is line {damaged[0]}."
         )
-    return records
 
 
 def _last_attempt(clock: Iterable[int]) -> NDArray[np.int64]:
@@ -280,82 +220,10 @@ def _last_attempt(clock: Iterable[int]) -> NDArray[np.int64]:
     return np.flatnonzero(places < earliest_after)
 
 
-def _place(record: dict[str, Any], key: str) -> int | None:
-    value = as_number(record.get(key))
-    return int(value) if 0 <= value < 2**62 else None
-
-
-def _metrics(records: list[dict[str, Any]]) -> Metrics:
-    records = [record for record in records if _place(record, "step") is not None]
-    steps = [int(record["step"]) for record in records]
-    kept = _last_attempt(steps)
-    records = [records[i] for i in kept]
-    return Metrics(
-        step=np.array([steps[i] for i in kept], dtype=np.int64),
-        stage=[str(record.get("stage", "")) for record in records],
-        columns={
-            name: np.array([as_number(record.get(name)) for record in records], dtype=np.float64)
-            for name in _NUMBERS
-        },
-        phases=_phases(records),
-        slowest=_slowest(records),
-        source_loss=_source_loss(records),
-        low_precision={row: found for row, record in enumerate(records) if (found := _low_precision(record))},
-    )
-
-
-_LOST = {"amax", "scale", "underflow", "overflow"}
-
-
-def _low_precision(record: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
-    said = record.get("low_precision")
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for name, operands in said.items() if isinstance(said, dict) else ():
-        ours = {
-            str(operand): numbers
-            for operand, one in (operands.items() if isinstance(operands, dict) else ())
-            if set(numbers := numbers_of(one)) >= _LOST
-        }
-        if ours:
-            found[str(name)] = ours
-    return found
-
-
-def _source_loss(records: list[dict[str, Any]]) -> dict[str, NDArray[np.float64]]:
-    found: dict[str, NDArray[np.float64]] = {}
-    for row, record in enumerate(records):
-        sources = record.get("sources")
-        for name, said in sources.items() if isinstance(sources, dict) else ():
-            numbers = numbers_of(said)
-            if "loss" in numbers and numbers.get("weight", 0.0) > 0:
-                if name not in found:
-                    found[name] = np.zeros((len(records), 2))
-                found[name][row] = numbers["loss"], numbers["weight"]
-    return found
-
-
-def _phases(records: list[dict[str, Any]]) -> dict[str, NDArray[np.float64]]:
-    """Seconds by phase, the phases in the order in which they are first named."""
-    rows = [numbers_of(record.get("phases")) for record in records]
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: np.array([row.get(name, 0.0) for row in rows], dtype=np.float64) for name in names}
-
-
-def _slowest(records: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
-    found: dict[str, list[tuple[float, float]]] = {}
-    for record in records:
-        spread = record.get("phases_by_rank")
-        for name, said in spread.items() if isinstance(spread, dict) else ():
-            ends = numbers_of(said)
-            if "least" in ends and "most" in ends:
-                found.setdefault(str(name), []).append((ends["least"], ends["most"]))
-    return {name: tuple(np.mean(ends, axis=0).tolist()) for name, ends in found.items()}
-
-
-def _evaluations(records: list[dict[str, Any]]) -> list[Evaluation]:
+def _evaluations(records: Iterable[dict[str, Any]]) -> list[Evaluation]:
     found = []
     for record in records:
-        step = _place(record, "step")
+        step = place_of(record, "step")
         tokens = as_number(record.get("consumed_tokens"))
         if step is not None and np.isfinite(tokens):
             losses, bits = (numbers_of(record.get(f"heldout_{what}")) for what in ("loss", "bits_per_byte"))
@@ -363,10 +231,10 @@ def _evaluations(records: list[dict[str, Any]]) -> list[Evaluation]:
     return [found[i] for i in _last_attempt(one.step for one in found)]
 
 
-def _mixes(records: list[dict[str, Any]]) -> list[Mix]:
+def _mixes(records: Iterable[dict[str, Any]]) -> list[Mix]:
     found = []
     for record in records:
-        first = _place(record, "first_sample")
+        first = place_of(record, "first_sample")
         if record.get("kind") != "mix" or first is None or not isinstance(record.get("weights"), dict):
             continue
         weights = {str(source): _share(weight) for source, weight in record["weights"].items()}
@@ -377,7 +245,7 @@ def _mixes(records: list[dict[str, Any]]) -> list[Mix]:
     return [found[i] for i in _last_attempt(one.first_sample for one in found)]
 
 
-def _proposals(records: list[dict[str, Any]]) -> list[Proposal]:
+def _proposals(records: Iterable[dict[str, Any]]) -> list[Proposal]:
     def shares(value: object) -> dict[str, float]:
         return {str(unit): _share(share) for unit, share in value.items()} if isinstance(value, dict) else {}
 

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from megatron_davinci.report.axes import Stage
 from megatron_davinci.report.colors import assign
-from megatron_davinci.report.run_files import Metrics, RunFiles
+from megatron_davinci.report.run_files import RunFiles
+from megatron_davinci.report.run_metrics import Metrics
 
 _RECIPE_ORDER = ("general", "code", "science", "math", "qa")
 
