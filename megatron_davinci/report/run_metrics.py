@@ -82,7 +82,9 @@ def metrics_of(records: Iterable[dict[str, Any]]) -> Metrics:
 def as_number(value: object) -> float:
     """A JSON value as a float; not a number for anything else than a number."""
     try:
-        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float("nan")
+        return (
+            float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float("nan")
+        )
     except OverflowError:  # of an integer, which JSON may have of any length
         return float("nan")
 

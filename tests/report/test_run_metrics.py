@@ -1,4 +1,4 @@
-"""The steps of a run as columns: the last attempt at each, whatever was taken before, and nothing of lines is kept."""
+"""The steps of a run as columns: the last attempt at each, whatever was taken before; lines are not kept."""
 
 import tracemalloc
 from dataclasses import fields
@@ -35,7 +35,9 @@ def same(a, b):
 
 @given(st.lists(line, max_size=30))
 def test_a_step_taken_again_takes_the_place_of_all_from_it_on(lines):
-    kept = [one for at, one in enumerate(lines) if all(one["step"] < later["step"] for later in lines[at + 1 :])]
+    kept = [
+        one for at, one in enumerate(lines) if all(one["step"] < later["step"] for later in lines[at + 1 :])
+    ]
     found = metrics_of(iter(lines))
     same(found, metrics_of(kept))
     assert found.step.tolist() == [one["step"] for one in kept]
