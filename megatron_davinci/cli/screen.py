@@ -15,7 +15,7 @@ from rich.text import Text
 from megatron_davinci.data.explain import printable
 
 _WIDE = 4000  # columns of a file or a pipe
-_NAME = 24  # columns for a name that someone made very long; half of it on a narrow screen
+_NAME = 40  # columns for a name that someone made very long
 _NUMBER = 32  # columns for numbers, of which nothing may be cut, and for the names above them
 _WORD = 8  # columns that text has at least
 Answer = dict[str, Any]
@@ -43,23 +43,34 @@ class Screen:
         self.console.print(grid)
 
     def table(self, title: str, columns: list[tuple[str, JustifyMethod]], rows: list[list[str]]) -> None:
-        """A table of numbers and names, whose last column is text and gives way when there is no room."""
+        """A table of numbers and names. Where there is no room, text goes on in the next line, the longest first."""
         cells = [[self.safe(cell) for cell in row] for row in rows]
-        widths = [max(cell_len(cell) for cell in column) for column in zip(*cells, strict=True)]
         heads = [(self.safe(name), justify) for name, justify in columns]
-        widths = [max(cell_len(name), width) for (name, _), width in zip(heads, widths, strict=True)]
-        longest = _NAME if self.console.width >= 100 else _NAME // 2
-        widths[:-1] = [
-            min(width, longest if justify == "left" else _NUMBER)
-            for (_, justify), width in zip(columns[:-1], widths, strict=False)
+        contents = list(zip(*([name for name, _ in heads], *cells), strict=True))
+        widths = [max(cell_len(cell) for cell in column) for column in contents]
+        words = [max(cell_len(word) for cell in column for word in cell.split(" ")) for column in contents]
+        last = len(heads) - 1
+        texts = [at for at, (_, justify) in enumerate(heads) if justify == "left" or at == last]
+        widths = [
+            width if at == last else min(width, _NAME if at in texts else _NUMBER)
+            for at, width in enumerate(widths)
         ]
-        room = self.console.width - sum(widths[:-1]) - 2 * len(widths)
-        widths[-1] = min(widths[-1], max(_WORD, room))
+        # rich leaves two columns behind the last one too.
+        room = self.console.width - 2 * len(widths)
+        for least in (words, [_WORD] * len(words)):  # a word is taken apart where nothing else helps
+            while sum(widths) > room and (wide := [at for at in texts if widths[at] > least[at]]):
+                widths[max(wide, key=lambda at: widths[at])] -= 1
         table = Table(
             title=title, title_justify="left", header_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
         )  # fmt: skip
-        for (name, justify), width in zip(heads, widths, strict=True):
-            table.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis", width=width)
+        for at, ((name, justify), width) in enumerate(zip(heads, widths, strict=True)):
+            table.add_column(
+                name,
+                justify=justify,
+                no_wrap=at not in texts,
+                overflow="fold" if at in texts else "ellipsis",
+                width=width,
+            )
         for row in cells:
             table.add_row(*(Text(cell) for cell in row))
         self.console.print(table)

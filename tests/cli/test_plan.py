@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,17 @@ def test_the_plan_of_the_davinci_recipe(tmp_path):
         "GiB",
     ):
         assert shown in screen.out
+
+
+def test_on_80_columns_nothing_is_cut(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    out = davinci("plan", RECIPE, "--ranks", 256, "--suggest").out
+    assert max(map(len, out.splitlines())) <= 80 and "…" not in out
+    for name in load_config(RECIPE).data.sources:
+        assert re.search(rf"^{name} ", out, re.MULTILINE)
+    for row in ("1.5e-7 to 3e-4, constant", "general 18.84%, code 2.61%, science 8.55%, qa 70%"):
+        assert all(word in out.split() for word in row.split())
+    assert "parallel.virtual_pipeline=3\n" in re.sub(" +\n", "\n", out)
 
 
 def test_overrides_may_stand_before_and_after_options(tmp_path):
