@@ -141,6 +141,7 @@ class ExtractLatex(Extract):
     """LaTeX as text: markup goes, mathematics stays as it is written."""
 
     name = "extract_latex"
+    version = 2
     format = "latex"
     empty = "no_text_in_latex"
     about = "LaTeX sources as text by pylatexenc: markup and comments go, mathematics stays as LaTeX"
@@ -160,8 +161,8 @@ class ExtractLatex(Extract):
 
 
 _BODY = re.compile(r"\\begin\s*\{document\}(.*?)(?:\\end\s*\{document\}|\Z)", re.DOTALL)
-_PREAMBLE = re.compile(r"\\(title|author)\s*(?:\[[^\]]*\])?\s*\{")
-_VERBATIM = r"(?:verbatim|lstlisting|minted|alltt)\*?"
+# Not behind the sign that makes the rest of a line a comment.
+_TITLE = re.compile(r"^(?:[^%\n\\]|\\.)*?\\title\s*(?:\[[^\]]*\])?\s*\{", re.MULTILINE)
 
 
 def latex_text(source: str) -> str:
@@ -169,13 +170,15 @@ def latex_text(source: str) -> str:
 
     Files that it takes in by `\\input` are documents of their own. Macros of the author's are not expanded.
     """
-    from pylatexenc.latex2text import LatexNodes2Text
+    from pylatexenc.latex2text import LatexNodes2Text, MacroTextSpec, get_default_latex_context_db
 
-    convert = LatexNodes2Text(math_mode="verbatim", keep_comments=False, strict_latex_spaces=False)
-    body = _BODY.search(source)
-    title = ""
-    if body and (found := _PREAMBLE.search(source[: body.start()])) and found[1] == "title":
-        title = _braced(source, found.end() - 1)
+    macros = get_default_latex_context_db()
+    # The library would write the day on which it runs, and that there is no title or author.
+    silent = [MacroTextSpec(name, simplify_repl="") for name in ("maketitle", "today")]
+    macros.add_context_category("silent", prepend=True, macros=silent)
+    convert = LatexNodes2Text(macros, math_mode="verbatim", keep_comments=False, strict_latex_spaces=False)
+    body, found = _BODY.search(source), _TITLE.search(source)
+    title = _braced(source, found.end() - 1) if found else ""
     text = convert.latex_to_text(body[1] if body else source)
     heading = convert.latex_to_text(title).strip()
     text = re.sub(r"\n[ \t]*\n\s*\n", "\n\n", text).strip()
@@ -195,6 +198,7 @@ class ExtractThread(Extract):
     """A question with its answers, as Stack Exchange gives them: title, question, the accepted answer, the others."""
 
     name = "extract_thread"
+    version = 2
     format = "thread"
     empty = "no_text_in_thread"
     about = "threads of Stack Exchange dumps: the question, the accepted answer, the others by their votes"
@@ -221,7 +225,7 @@ def thread_text(rows: str) -> str:
     """
     from xml.etree.ElementTree import fromstring
 
-    question, *answers = [fromstring(row).attrib for row in rows.splitlines() if row.strip()]
+    question, *answers = [fromstring(row).attrib for row in rows.split("\n") if row.strip()]
     accepted = question.get("AcceptedAnswerId")
     answers.sort(key=lambda post: (post["Id"] != accepted, -int(post.get("Score") or 0), int(post["Id"])))
     parts = [f"# {question['Title']}"] if question.get("Title") else []

@@ -15,9 +15,8 @@ from megatron_davinci.darwin.step import KEEP, Outcome, Step, StepParameters
 
 # What no text needs: control characters (but tab and newline), half surrogates, non-characters.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
-_PAGE = re.compile("\n*[ \t]*\x0c[ \t]*\n*")  # a form feed parts pages
 # Vertical tabs and separators of files, groups, records and units part what must not become one word.
-_LINE_ENDS = re.compile("\r\n?|[\x0b\x1c-\x1f\u2028\u0085]")
+_LINE_ENDS = re.compile("\r\n?|[\x0b\x1c-\x1f\u2028\u2029\u0085]")
 _INVISIBLE = re.compile(
     "[\u00ad\u200b\u2060\ufeff]"
 )  # soft hyphen, zero-width space, word joiner, byte-order mark
@@ -29,7 +28,7 @@ class NormaliseText(Step):
 
     name = "normalise_text"
     level = 1
-    version = 2
+    version = 3
     edits = True
     about = "Unicode NFC, one kind of line end, no control characters; indentation and words stay as they are"
 
@@ -51,7 +50,13 @@ class NormaliseText(Step):
         text, controls = document.text, 0
         if not text.isascii() or _CONTROL.search(text) or "\r" in text or "\x0c" in text:
             text = _LINE_ENDS.sub("\n", text)
-            text = _PAGE.sub("\n\n", text)
+            if (
+                "\x0c" in text
+            ):  # a form feed parts pages; a regular expression would try each blank of a long run
+                pages = [
+                    page.lstrip(" \t").lstrip("\n").rstrip(" \t").rstrip("\n") for page in text.split("\x0c")
+                ]
+                text = "\n\n".join(pages)
             text, controls = _CONTROL.subn("", text)
             text = _INVISIBLE.sub("", text)
             if self.parameters.unicode == "NFC":

@@ -145,6 +145,13 @@ def test_c4_takes_lines_out_and_drops_what_is_no_prose():
     assert judged("c4", good + "\nThen comes lorem ipsum and no more.").drop == "lorem_ipsum"
 
 
+def test_ends_of_lines_paragraphs_and_pages_are_of_one_kind_and_long_blanks_take_no_time():
+    assert judged("normalise_text", "a\u2029b\u2028c\r\nd").text == "a\nb\nc\nd"
+    assert judged("normalise_text", "a \n\n\x0c \x0c\nb\x0c").text == "a\n\n\nb"
+    assert judged("normalise_text", "é" + " " * 200_000 + "a").text is None
+    assert judged("normalise_text", "é" + "\n" * 200_000 + "a").text == "é\n\n\na"
+
+
 def test_normal_text_is_left_and_normalising_again_changes_nothing():
     step = STEPS["normalise_text"](STEPS["normalise_text"].Parameters())
     odd = [

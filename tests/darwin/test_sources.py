@@ -14,7 +14,7 @@ import pytest
 from megatron_davinci.darwin import formats
 from megatron_davinci.darwin.acquire import read_file
 from megatron_davinci.darwin.catalogue import STEPS
-from megatron_davinci.darwin.formats import latex_text, notebook_text, pdf_text
+from megatron_davinci.darwin.formats import latex_text, notebook_text, pdf_text, thread_text
 from megatron_davinci.darwin.inventory import InputFile
 from megatron_davinci.darwin.lineage import events, find
 from megatron_davinci.darwin.recipe import SourceRecipe
@@ -181,6 +181,16 @@ def test_pdf_notebooks_and_latex_are_text(corpus):
     assert "newcommand" not in paper and r"\section" not in paper
     assert notebook_text(notebook(), outputs=True).endswith("```\n\n```\n4\n```")
     assert latex_text(r"no \textbf{document} here") == "no document here"
+    author, body = r"\author{Ann}", r"\begin{document}\maketitle Of \today{} it speaks.\end{document}"
+    for preamble in (
+        rf"\title{{On Sums}}{author}",
+        rf"{author}\title{{On Sums}}",
+        "% \\title{Old}\n\\title{On Sums}",
+    ):
+        assert (
+            latex_text(preamble + body) == "On Sums\n\nOf  it speaks."
+        )  # and nothing of the day it is read on
+    assert latex_text(r"\begin{document}\title{On Sums}\maketitle Text.\end{document}") == "On Sums\n\nText."
     assert pdf_text(pdf(["a"]).decode("latin-1")) == "a"
 
 
@@ -197,6 +207,8 @@ def test_threads_have_the_accepted_answer_first(corpus):
     )
     assert "if a < b:\n  x" in text
     assert found["threads/raw/Posts.xml#3"] == "# Alone\n\nNo answer yet."
+    ends = "one\u2028two\u0085three"  # which XML takes for characters, and Python for ends of lines
+    assert "one" in thread_text(f'<row Id="1" Title="A" Body="{ends}" />')
 
 
 def test_rows_of_a_dataset_and_files_of_repositories_carry_what_is_known(corpus):
