@@ -25,16 +25,20 @@ from megatron_davinci.darwin.step import KEEP, Outcome, Step, StepParameters
 Kind = Literal["email", "ip", "phone", "key"]
 Replaced = tuple[str, int]
 
-_LOCAL = r"A-Za-z0-9.!#$%&'*+/=?^_`{|}~-"
 # RFC 5321: at most 64 characters before the sign, labels of at most 63. The bounds also keep the search linear.
+# Of the marks that RFC 5322 lets stand before it, those are left out that stand around addresses: quotes, `=`, `/`.
 _EMAIL = re.compile(
-    rf"(?<![{_LOCAL}])[{_LOCAL}]{{0,63}}[A-Za-z0-9_+-]@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{{0,61}}[A-Za-z0-9])?\.){{1,8}}"
-    r"[A-Za-z]{2,24}(?![A-Za-z0-9-])"
+    r"(?<![A-Za-z0-9_])[A-Za-z0-9_](?:[A-Za-z0-9._%+-]{0,62}[A-Za-z0-9_+-])?@"
+    r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}[A-Za-z]{2,24}(?!-?[A-Za-z0-9])"
 )
 _IPV4 = re.compile(r"(?<![\w.])(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![\w]|\.[0-9])")
 _VERSION = 31  # four parts up to this are a version or a section: of addresses one in 4,096 is such
-_IPV6 = re.compile(r"(?<![\w:.])[0-9A-Fa-f]{1,4}:[0-9A-Fa-f:]{2,34}(?![\w:])")
+# A colon behind it is a sentence's, but for two of them.
+_IPV6 = re.compile(
+    r"(?<![\w:.])[0-9A-Fa-f]{1,4}:[0-9A-Fa-f:]{1,33}(?:[0-9A-Fa-f]|(?<=::))(?!\w|:[0-9A-Fa-f:])"
+)
 _GLOBAL_IPV6 = ipaddress.IPv6Network("2000::/3")  # what is given out; `a::b` of a program is outside
+_PART = re.compile(r"(?:\S*\) )?\S+")  # of what blanks part
 _DATE = re.compile(r"(?:19|20)[0-9]{2}[-./ ][01]?[0-9][-./ ][0-3]?[0-9]")
 # With a country's code, in any grouping; without, in groups, since plain digits are most often something else.
 _PHONE = re.compile(
@@ -52,7 +56,7 @@ class Pii(Step):
 
     name = "pii"
     level = 2
-    version = 2
+    version = 3
     edits = True
     about = "mail and public IP addresses, telephone numbers, keys and passwords, replaced by marks such as <EMAIL>"
 
@@ -119,6 +123,8 @@ def _replace_ips(text: str, public_only: bool) -> Replaced:
 def _replace_phones(text: str, regions: list[str]) -> Replaced:
     import phonenumbers
 
+    count = 0
+
     def valid(number: str, regions: Sequence[str | None]) -> bool:
         for region in regions:
             try:
@@ -128,14 +134,31 @@ def _replace_phones(text: str, regions: list[str]) -> Replaced:
                 pass
         return False
 
-    def judge(found: re.Match[str]) -> bool:
-        if _DATE.match(found[0]):
-            return False
-        return valid(found[0], [None] if found[0].startswith("+") else regions)
+    def judge(number: str) -> bool:
+        return not _DATE.match(number) and valid(number, [None] if number.startswith("+") else regions)
 
-    count = 0
+    def longest(found: re.Match[str]) -> str:
+        """A number may have another behind it: what is none with it may be one without."""
+        nonlocal count
+        number = found[0]
+        if not number.startswith("+") and not judge(number):
+            # Without blanks in it: rows of numbers are no telephone numbers.
+            return _PART.sub(lambda part: single(part[0]), number)
+        while not judge(number):
+            if " " not in number:
+                return found[0]
+            number = number[: number.rindex(" ")]
+        count += 1
+        return "<PHONE>" + found[0][len(number) :]
+
+    def single(part: str) -> str:
+        nonlocal count
+        if not (_PHONE.fullmatch(part) and judge(part)):
+            return part
+        count += 1
+        return "<PHONE>"
+
     dialled = [region for region in regions if phonenumbers.country_code_for_region(region) == 1]
     if dialled:
         text, count = replace(_LONG_DISTANCE, "<PHONE>", text, lambda found: valid(found[0], dialled))
-    text, more = replace(_PHONE, "<PHONE>", text, judge)
-    return text, count + more
+    return _PHONE.sub(longest, text), count

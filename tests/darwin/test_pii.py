@@ -29,12 +29,18 @@ KEYS = {
     "text, expected",
     [
         ("write to bob.smith+x@mail.example.co.uk.", "write to <EMAIL>."),
+        ("x='a@b.org', `a@b.org` |a@b.org| c@d.org--", "x='<EMAIL>', `<EMAIL>` |<EMAIL>| <EMAIL>--"),
+        (f"//x.org/?u={'7' * 70}&mail=a@b.org", f"//x.org/?u={'7' * 70}&mail=<EMAIL>"),
         ("npm i react@18.2.0 @types/node, @media print", None),
         ("from 93.184.216.34, not 192.168.0.1", "from <IP>, not 192.168.0.1"),
         ("section 3.0.5.30 of version 1.22.3.4, and 200.1.2.3.4", None),
         ("at [2001:4860:4860::8888]:53", "at [<IP>]:53"),
+        ("2a00:1450:4001:81b::200e: refused, 2001:470::/32", "<IP>: refused, <IP>/32"),
         ("std::dec, a::b, dead::beef, 12:34:56, ::1", None),
         ("call (202) 555-0143 or +44 20 7946 0958 today", "call <PHONE> or <PHONE> today"),
+        ("212-736-5000 24 hours, 212-736-5000 212-736-5001", "<PHONE> 24 hours, <PHONE> <PHONE>"),
+        ("(212) 736-5000 5 days, +1 212 736 5000 5 days", "<PHONE> 5 days, <PHONE> 5 days"),
+        ("2019-05-12 212-736-5000, 310 212 736 5000 99", "2019-05-12 <PHONE>, 310 212 736 5000 99"),
         (
             "1-800-356-9377, 1-415-555-2671, 1 (415) 555-2671; 1.415.555.2671.",
             "<PHONE>, <PHONE>, <PHONE>; <PHONE>.",
