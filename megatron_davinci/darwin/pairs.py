@@ -163,7 +163,8 @@ class WritePairs(Chunked):
         asked = [
             ("judged_not_alone", self.judges[0].messages(question=pair.question)),
             ("judged_not_supported", self.judges[1].messages(
-                passage=passage, mark=mark_for(passage), question=pair.question, answer=pair.answer)),
+                passage=passage, mark=mark_for(passage, pair.question, pair.answer),
+                question=pair.question, answer=pair.answer)),
         ]  # fmt: skip
         for name, messages in asked:
             try:

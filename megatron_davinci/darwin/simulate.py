@@ -291,7 +291,8 @@ class Simulate(Trying):
     async def _judged(self, world: World, spent: Counter[str]) -> str:
         """Why the judge refuses; empty where it does not. An answer that is no YES refuses too."""
         for law in world.laws:
-            slots = {"passage": law.source, "mark": mark_for(law.source), "quotation": law.quotation}
+            mark = mark_for(law.source, law.quotation)
+            slots = {"passage": law.source, "mark": mark, "quotation": law.quotation}
             try:
                 said = (await self.answer(self.judge.messages(**slots), 0, spent, forms.YES_OR_NO)).text
             except Trouble as trouble:
@@ -330,9 +331,9 @@ class Simulate(Trying):
         """What a model does; None where it says nothing that can be done."""
         assert self.agent is not None
         so_far = world_texts.course_text(world, episode, None)
-        mark = mark_for(so_far, *possible)
         listed = "\n".join(f"- {action}" for action in possible)
         state = world_texts.state_text(episode["states"][-1])
+        mark = mark_for(so_far, state, aim.text, listed)
         slots = {"passage": so_far, "state": state, "mark": mark, "aim": aim.text, "actions": listed}
         messages = self.agent.messages(**slots)
         for attempt in range(self.parameters.tries):
