@@ -18,7 +18,7 @@ from megatron_davinci.darwin.streams import Unreadable, lines, opened, whole
 from megatron_davinci.darwin.threads import read_thread_at, read_threads
 from megatron_davinci.darwin.warc import read_warc, read_warc_at
 
-VERSION = 3
+VERSION = 4
 
 
 def read_file(file: InputFile, source: SourceRecipe, limit: int) -> Iterator[Raw]:
@@ -149,7 +149,12 @@ def _table(path: Path, name: str, origin: dict[str, Any], source: SourceRecipe, 
                 yield Raw("", f"{name}#{place['row']}", place, fault="too_large", said=said)
             else:
                 yield _record(record, f"{name}#{place['row']}", place, source)
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
+    except (
+        OSError,
+        ValueError,
+        OverflowError,
+        pyarrow.ArrowException,
+    ) as error:  # a date of the year 150,000
         fault = f"broken_{origin['format']}"
         yield Raw(
             "", f"{name}#{row}-rest", origin | {"row": row}, fault=fault, said=f"from row {row} on: {error}"

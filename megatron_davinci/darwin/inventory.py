@@ -106,9 +106,7 @@ def _of_repositories(source: SourceRecipe, loaded: LoadedRecipe, where: str) -> 
     found: list[InputFile] = []
     for repository in read_repositories(loaded.base / str(source.repositories)):
         folder = os.path.abspath(repository.folder)
-        paths = {
-            path for pattern in source.paths for path in _matching(source, os.path.join(folder, pattern))
-        }
+        paths = {path for pattern in source.paths for path in _matching(source, folder, pattern)}
         about: dict[str, Any] = {"fields": repository.fields}
         if repository.licence:
             about["licence"] = repository.licence
@@ -123,15 +121,21 @@ def _of_repositories(source: SourceRecipe, loaded: LoadedRecipe, where: str) -> 
 
 def _files(source: SourceRecipe, base: Path, where: str) -> Iterator[str]:
     for number, pattern in enumerate(source.paths):
-        absolute = os.path.join(os.path.abspath(base), os.path.expanduser(pattern))
-        files = _matching(source, absolute)
+        folder, pattern = os.path.abspath(base), os.path.expanduser(pattern)
+        files = _matching(source, folder, pattern)
         if not files:
-            raise _no_file(source, f"{where}.paths.{number}", absolute)
+            raise _no_file(source, f"{where}.paths.{number}", os.path.join(folder, pattern))
         yield from files
 
 
-def _matching(source: SourceRecipe, pattern: str) -> list[str]:
-    paths = [pattern] if os.path.isfile(pattern) else glob.glob(pattern, recursive=True)
+def _matching(source: SourceRecipe, folder: str, pattern: str) -> list[str]:
+    """Files that a pattern names, which counts from a folder; brackets in the folder's own name are no pattern."""
+    file = os.path.join(folder, pattern)
+    paths = (
+        [file]
+        if os.path.isfile(file)
+        else glob.glob(os.path.join(glob.escape(folder), pattern), recursive=True)
+    )
     return [
         os.path.normpath(path)
         for path in paths

@@ -19,13 +19,17 @@ from megatron_davinci.darwin.step import KEEP, Outcome, Step, StepParameters
 
 _HEAD = 6000  # characters of a source file that a header lies in
 _TEXT = 60_000  # bytes of a file of a licence that are looked at
-_SPDX = re.compile(r"SPDX-License-Identifier:\s*([A-Za-z0-9.+() \t-]{2,200})")
+_ID = r"[A-Za-z0-9](?:[A-Za-z0-9.+-]{0,98}[A-Za-z0-9+])?"
+_SPDX = re.compile(
+    rf"SPDX-License-Identifier:[ \t]*([( \t]*{_ID}(?:[) \t]*[ \t](?i:AND|OR|WITH)[ \t][( \t]*{_ID})*(?:[ \t]*\))*)"
+)
 _FILE = re.compile(r"(?i)(?:licen[cs]e|copying|unlicense)(?:[._-][\w.-]*)?\Z")
 _MODULE = re.compile(r"\.(?:pyi?|rs|js|ts|go|c|h|cc|hpp|java|rb)\Z")
 # Sentences that only one licence has, of which blanks and line marks are taken out first; the more special go first.
 _SENTENCES: tuple[tuple[str, str], ...] = (
     ("Apache-2.0", r"apache license,? version 2\.0"),
     ("MPL-2.0", r"mozilla public license,? (?:version|v\.?) ?2\.0"),
+    ("EPL-2.0", r"eclipse public license,? (?:-? ?v(?:ersion)? ?)?2\.0"),
     ("AGPL-3.0", r"gnu affero general public license(?:,? version 3| as published by the free software foundation)"),
     ("LGPL-3.0", r"gnu lesser general public license,? (?:as published by the free software foundation[,;]? "
                  r"either )?version 3"),
@@ -36,7 +40,6 @@ _SENTENCES: tuple[tuple[str, str], ...] = (
                 r"version 3"),
     ("GPL-2.0", r"gnu general public license,? (?:as published by the free software foundation[,;]? (?:either )?)?"
                 r"version 2"),
-    ("EPL-2.0", r"eclipse public license,? (?:-? ?v(?:ersion)? ?)?2\.0"),
     ("BSL-1.0", r"boost software license,? (?:-? ?version )?1\.0"),
     ("CC0-1.0", r"cc0 1\.0 universal"),
     ("CC-BY-NC-SA-4.0", r"attribution-noncommercial-sharealike 4\.0"),
@@ -47,8 +50,14 @@ _SENTENCES: tuple[tuple[str, str], ...] = (
     ("Unlicense", r"this is free and unencumbered software released into the public domain"),
     ("Zlib", r"this software is provided 'as-is', without any express or implied warranty.{0,700}?"
              r"altered source versions"),
-    ("BSD-3-Clause", r"redistribution and use in source and binary forms.{0,1500}?neither the names? of"),
-    ("BSD-2-Clause", r"redistribution and use in source and binary forms"),
+    ("BSD-4-Clause", r"redistribution and use in source and binary forms.{0,1500}?all advertising materials "
+                     r"mentioning"),
+    ("Apache-1.1", r"redistribution and use in source and binary forms.{0,2500}?apache software foundation must not"),
+    ("BSD-3-Clause", r"redistribution and use in source and binary forms.{0,1500}?"
+                     r"(?:neither the names? of|may not be used to endorse)"),
+    ("BSD-2-Clause", r"redistribution and use in source and binary forms(?!.{0,2500}? to endorse or promote)"),
+    ("0BSD", r"permission to use, copy, modify, and(?:/or)? distribute this software for any purpose with or "
+             r"without fee is hereby granted\."),
     ("ISC", r"permission to use, copy, modify, and(?:/or)? distribute this software for any purpose with or "
             r"without fee"),
     ("MIT", r"permission is hereby granted, free of charge, to any person obtaining a copy"),
@@ -60,7 +69,7 @@ _LINE_MARKS = re.compile(r"(?m)^[ \t]*(?:#+|//+!?|/\*+|\*+/?|;+|--+|%+|>+|\.\.|\
 def licence_of_text(text: str) -> str | None:
     """The licence whose words a text holds, by its SPDX name; None if it is none of the known ones."""
     if found := _SPDX.search(text):
-        return found[1].strip(" \t-")
+        return found[1].strip()
     plain = " ".join(_LINE_MARKS.sub(" ", text).replace('"', "").split()).lower()
     return next((name for name, pattern in _PATTERNS if pattern.search(plain)), None)
 
@@ -87,6 +96,7 @@ class FindLicence(Step):
 
     name = "find_licence"
     level = 2
+    version = 2
     about = "the licence of a source file, by its SPDX line or header, else by the licence file of a folder above it"
 
     class Parameters(StepParameters):
@@ -178,7 +188,7 @@ def allowed(expression: str, judge: Callable[[str], bool]) -> bool:
         return judge(" ".join(word for word in words if word not in "()"))
     try:
         value, rest = _either(words, judge)
-    except IndexError:
+    except (IndexError, RecursionError):  # a thousand brackets are no expression
         return judge(expression)
     return value if not rest else judge(expression)
 

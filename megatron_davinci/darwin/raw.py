@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from megatron_davinci.darwin.streams import Unreadable
@@ -10,7 +11,12 @@ from megatron_davinci.darwin.streams import Unreadable
 _DECLARED = re.compile(
     rb"""<(?:meta|\?xml)[^>]{0,200}?(?:charset|encoding)\s*=\s*["']?\s*([A-Za-z0-9._-]+)""", re.IGNORECASE
 )
-_MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+# The mark of UTF-32 begins with that of UTF-16.
+_MARKS = (
+    (b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"),
+    (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"),
+)  # fmt: skip
+_SHIFTS = (b"\x1b$", b"\x1b(")  # of ISO 2022, whose bytes are all ASCII
 
 
 class Raw(NamedTuple):
@@ -56,12 +62,18 @@ def decode(content: bytes, markup: bool = False, header: str | None = None) -> t
             return _strictly(content, encoding)
     if b"\0" in content[:8192]:
         raise Unreadable("binary", "a zero byte")
+    declared = _DECLARED.search(content[:4096]) if markup else None
+    named = [each for each in (header, declared and declared[1].decode("ascii")) if each]
+    if any(shift in content for shift in _SHIFTS):
+        for encoding in named:
+            if encoding.lower().startswith("iso-2022-"):
+                with suppress(LookupError, Unreadable):
+                    return _strictly(content, encoding)
     try:
         return content.decode("utf-8"), "utf-8"
     except UnicodeDecodeError as error:
         damage = f"byte 0x{content[error.start]:02x} at byte {error.start + 1}"
-    declared = _DECLARED.search(content[:4096]) if markup else None
-    for encoding in filter(None, (header, declared and declared[1].decode("ascii"))):
+    for encoding in named:
         try:
             return _strictly(content, encoding)
         except (LookupError, Unreadable):

@@ -40,6 +40,38 @@ def test_an_expression_is_judged_by_its_parts(expression, expected):
     assert allowed(expression, lambda licence: licence == "A") is expected
 
 
+def test_what_is_no_expression_is_one_name():
+    assert allowed("(" * 3000 + "A AND B" + ")" * 3000, lambda licence: licence != "A") is True
+
+
+FORMS = "Redistribution and use in source and binary forms are permitted: "
+
+
+@pytest.mark.parametrize(
+    "text, name",
+    [
+        (
+            "Eclipse Public License - v 2.0. Or the GNU General Public License, version 2.0, or later",
+            "EPL-2.0",
+        ),
+        (FORMS + "retain the notice", "BSD-2-Clause"),
+        (FORMS + "the name of the author may not be used to endorse or promote products", "BSD-3-Clause"),
+        (FORMS + "All advertising materials mentioning features. Neither the name of", "BSD-4-Clause"),
+        (FORMS + '"Apache Software Foundation" must not be used to endorse or promote', "Apache-1.1"),
+        (FORMS + "our name must not be used to endorse or promote", None),
+        ("SPDX-License-Identifier: MIT. See LICENSE (in this folder)", "MIT"),
+        ("SPDX-License-Identifier: MIT License", "MIT"),
+        (
+            "<!-- SPDX-License-Identifier: (MIT OR GPL-2.0 WITH x-note) AND ISC -->",
+            "(MIT OR GPL-2.0 WITH x-note) AND ISC",
+        ),
+        ("SPDX-License-Identifier:\n\nThis is a text", None),
+    ],
+)
+def test_words_that_several_licences_have_are_no_sign_of_one(text, name):
+    assert licence_of_text(text) == name
+
+
 @pytest.mark.parametrize(
     "package, name", [("jinja2", "BSD-3-Clause"), ("rich", "MIT"), ("tokenizers", None), ("hypothesis", "MPL-2.0"),
                       ("transformers", "Apache-2.0"), ("pyyaml", "MIT")]

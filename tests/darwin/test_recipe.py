@@ -5,6 +5,7 @@ import yaml
 
 from megatron_davinci.cli.main import main
 from megatron_davinci.darwin.catalogue import STEPS
+from megatron_davinci.darwin.inventory import take_inventory
 from megatron_davinci.darwin.recipe import load_recipe
 from megatron_davinci.darwin.step import GlobalStep, Step
 from megatron_davinci.errors import ConfigError
@@ -55,6 +56,20 @@ def test_every_problem_is_named_at_once(tmp_path):
 )
 def test_what_a_recipe_may_not_say(tmp_path, changes, said):
     assert said in problems(tmp_path, **changes)
+
+
+def test_brackets_in_the_name_of_a_folder_are_no_pattern(tmp_path):
+    folder = tmp_path / "corpora [old]"
+    for path in ("raw/one.txt", "code [a]/two.py"):
+        (folder / path).parent.mkdir(parents=True)
+        (folder / path).write_text("Some text.")
+    (folder / "list.jsonl").write_text('{"path": "code [a]", "name": "r"}')
+    sources = [
+        {"name": "texts", "paths": ["raw/*.txt"]},
+        {"name": "code", "paths": ["*.py"], "repositories": "list.jsonl"},
+    ]
+    files = take_inventory(recipe(folder, sources=sources, steps=[]))
+    assert [file.name for file in files] == ["raw/one.txt", "r/two.py"]
 
 
 def test_a_source_without_files_is_named(tmp_path):

@@ -166,6 +166,13 @@ def test_two_columns_of_one_name_are_none(tmp_path):
     assert "more than one column 'text'" in record["darwin"]["operations"][-1]["notes"]["said"]
 
 
+def test_a_date_that_python_has_not_is_said(tmp_path):
+    late = pyarrow.array([0, 1 << 62], pyarrow.timestamp("us"))
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a", "b"], "at": late}), tmp_path / "x.parquet")
+    corpus = made(recipe(tmp_path, sources=[{"name": "a", "paths": ["x.parquet"]}], steps=["exact_dedup"]))
+    assert corpus.counts["quarantined"] == {"acquire/broken_parquet": 1}
+
+
 def test_pdf_notebooks_and_latex_are_text(corpus):
     found = {identifier.rsplit("/")[-1]: text for identifier, text in texts(corpus, "papers").items()}
     assert found == {

@@ -72,3 +72,10 @@ def test_encodings():
     assert decode(page.encode("iso-8859-2"), markup=True) == (page, "iso-8859-2")
     with pytest.raises(Unreadable, match="binary"):
         decode(b"\x89PNG\r\n\x1a\n\0\0\0")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "iso-2022-jp"])
+def test_encodings_whose_bytes_are_also_another_encodings_are_told_apart(encoding):
+    text = f'<meta charset="{encoding}">日本国'
+    assert decode(text.encode(encoding), markup=True)[0] == text
+    assert decode(text.encode(encoding), header=encoding)[0] == text
