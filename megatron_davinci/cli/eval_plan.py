@@ -115,7 +115,9 @@ def in_formats(planned: Sequence[Planned]) -> list[Planned]:
 
     found = []
     for one in planned:
-        if one.problem is None and not one.label.endswith(f"_{GENERATION}") and not one.texts:
+        written = one.label.endswith(f"_{GENERATION}")
+        written = written or (one.entry is not None and one.entry.protocol == GENERATION)
+        if one.problem is None and not written and not one.texts:
             for form in FORMATS:
                 load = partial(lambda load, form: in_format(load(), form), one.load, form)
                 found.append(replace(one, label=formatted(one.label, form.name), load=load, entry=None))

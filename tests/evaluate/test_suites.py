@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megatron_davinci.cli.eval_plan import davinci19, in_formats
 from megatron_davinci.cli.eval_screen import paired_difference
 from megatron_davinci.cli.main import main
 from megatron_davinci.evaluate.local import local_tasks
@@ -112,6 +113,13 @@ def test_the_report_s_protocol_is_to_the_letter():
     }  # fmt: skip
     groups = [entry.group for entry in DAVINCI19]
     assert [groups.count(group) for group in ("General", "Code", "Science")] == [9, 3, 7]
+
+
+def test_benchmarks_by_generation_are_in_no_other_format():
+    names = [one.label for one in in_formats(davinci19(None))]
+    asked = {name.partition("@")[0] for name in names if "@" in name}
+    assert asked == {entry.name for entry in DAVINCI19 if entry.protocol == "likelihood"}
+    assert [name for name in names if "@" not in name] == [entry.name for entry in DAVINCI19]
 
 
 def test_the_averages_are_the_report_s():
