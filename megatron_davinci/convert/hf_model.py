@@ -186,10 +186,12 @@ def _validated(section: dict[str, Any], where: Path) -> dict[str, Any]:
 def _check_tensors(tensors: Tensors, family: Family, model: dict[str, Any], dtype: str | None) -> None:
     expected: dict[str, tuple[int, ...]] = {}
     known = sizes(model)
+    # Each layer has a tensor: of those that cannot be there one is enough to name.
+    layers = range(min(model["num_layers"], len(tensors) + 1))
     wanted = [(rule.hf, hf_shapes(rule, model), rule.per_layer) for rule in family.rules_of(model)]
     wanted += [((one.hf,), [tuple(known[n] for n in one.shape)], True) for one in family.zeros_of(model)]
     for names, shapes, per_layer in wanted:
-        for layer in range(model["num_layers"]) if per_layer else (None,):
+        for layer in layers if per_layer else (None,):
             expected |= {name.format(layer=layer): shape for name, shape in zip(names, shapes, strict=True)}
     if model["tie_embeddings"] and _HEAD in tensors:
         expected[_HEAD] = (known["vocab"], known["hidden"])

@@ -37,6 +37,8 @@ def rope_from_hf(config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     said = config.get(name) or {}
     if not isinstance(said, dict):
         return {}, [f"{name}: {said!r}"]
+    if any(isinstance(value, dict) for value in said.values()):
+        return {}, [f"{name}: one for each kind of layer ({', '.join(map(str, said))}), not one for all"]
     kind = said.get("rope_type", said.get("type", "default"))
     base = said.get("rope_theta", config.get("rope_theta", 10000.0))
     for where in (said, config):

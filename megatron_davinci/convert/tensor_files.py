@@ -89,6 +89,9 @@ class Tensors:
     def __iter__(self) -> Iterator[str]:
         return iter(self._found)
 
+    def __len__(self) -> int:
+        return len(self._found)
+
     def __contains__(self, name: str) -> bool:
         return name in self._found
 

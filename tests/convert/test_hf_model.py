@@ -145,6 +145,17 @@ def test_quantised_weights(copy):
     assert "quantization_config: fp8" in text
 
 
+def test_rope_by_kind_of_layer_is_not_taken_for_none(copy):
+    by_kind = {"full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}}
+    text = refused(ConfigError, edit(copy, rope_parameters=by_kind))
+    assert "rope_parameters: one for each kind of layer (full_attention), not one for all" in text
+
+
+def test_more_layers_than_there_can_be(copy):
+    text = refused(CheckpointError, edit(copy, num_hidden_layers=10**12))
+    assert "missing: model.layers." in text and "of 1000000000000 layers" in text
+
+
 def test_missing_extra_and_odd_tensors_are_named(copy):
     def change(tensors: dict[str, torch.Tensor]) -> None:
         del tensors["model.layers.1.self_attn.k_proj.weight"]
