@@ -16,7 +16,7 @@ _NUMBER = re.compile(
     r"(?P<digits>\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?P<fraction>\.\d+)?(?:[eE](?P<power>[-+]?\d{1,4})(?![\w.]))?",
     re.MULTILINE,
 )
-_MIXED = re.compile(r"(?<!\w)[^\W\d_]+[\w-]*\d[\w-]*")  # H2O, x2, GPT-4
+_MIXED = re.compile(r"(?<!\w)[^\W\d_][\w-]*?\d[\w-]*")  # H2O, x2, GPT-4
 _UNIT_AFTER = re.compile(
     r"[ \t\n\u00a0\u202f~]{0,2}(-?)(°?[^\W\d_]{1,14}|°[CF]?|%|‰|Ω)(?:[/·](\w+))?(?:\^\{?([-\d]+)\}?|([²³]))?"
 )
@@ -66,7 +66,9 @@ _FORMULAS = re.compile(
 )
 _OPERATORS = "=≈≤≥≠∝≡→⇒∈"
 _EQUATION = re.compile(
-    rf"[^\s{_OPERATORS}]+[ ]?[{_OPERATORS}][ ]?[^\s{_OPERATORS}]+(?:[ ]?[-+*/^·×{_OPERATORS}][ ]?[^\s{_OPERATORS}]+)*"
+    # From a word's beginning on: what is no equation from there is none from its middle.
+    rf"(?<![^\s{_OPERATORS}])[^\s{_OPERATORS}]+[ ]?[{_OPERATORS}][ ]?[^\s{_OPERATORS}]+"
+    rf"(?:[ ]?[-+*/^·×{_OPERATORS}][ ]?[^\s{_OPERATORS}]+)*"
 )
 _FENCED = re.compile(r"^(```+|~~~+)[^\n]*\n(.*?)^\1[ \t]*$", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")

@@ -47,8 +47,8 @@ _META = re.compile(
 _NOISE_LINE = re.compile(
     r"©|\bcopyright\b|all rights reserved|\bcookies?\b|\bsubscribe\b|\bclick\b", re.IGNORECASE
 )
-# A page number, or a running head in capitals.
-_HEAD = re.compile(r"\s*(?:(?:[Pp]age|PAGE|p\.)?\s*[-–]?\s*\d+\s*[-–]?|[^a-z]*[A-Z]{3}[^a-z]*\d[^a-z]*)\s*$")
+_PAGE_NUMBER = re.compile(r"(?:[Pp]age|PAGE|p\.)?\s*[-–]?\s*\d+\s*[-–]?")
+_CAPITALS, _SMALL_LETTER, _DIGIT = re.compile(r"[A-Z]{3}"), re.compile(r"[a-z]"), re.compile(r"\d")
 
 
 class Bounds(NamedTuple):
@@ -149,13 +149,19 @@ def _numbers(source: str, answer: str, bounds: Bounds) -> list[str]:
     if any(value in values and (value, unit) not in had for value, unit in has):
         found.append("changed_unit")
     if bounds.kept_numbers:
-        matter = [
-            line for line in source.split("\n") if not _NOISE_LINE.search(line) and not _HEAD.match(line)
-        ]
+        matter = [line for line in source.split("\n") if not _NOISE_LINE.search(line) and not _is_head(line)]
         wanted = {value for value, _ in facts_of.numbers("\n".join(matter))}
         if len(wanted & {value for value, _ in has}) < bounds.kept_numbers * len(wanted):
             found.append("dropped_numbers")
     return found
+
+
+def _is_head(line: str) -> bool:
+    """Whether a line is a page number, or a running head in capitals with one."""
+    if _PAGE_NUMBER.fullmatch(line.strip()):
+        return True
+    capitals = None if _SMALL_LETTER.search(line) else _CAPITALS.search(line)
+    return capitals is not None and _DIGIT.search(line, capitals.end()) is not None
 
 
 def _known_words(source: str) -> set[str]:

@@ -97,3 +97,10 @@ ODDITIES = [
 @given(st.lists(st.sampled_from(PIECES) | st.sampled_from(ODDITIES), max_size=4).map("".join))
 def test_a_text_is_faithful_to_itself(text):
     assert violations(text, text, "purify") == [] and violations(text, text, "reorganise") == []
+
+
+@pytest.mark.parametrize("word", ["A" * 20_000, "1," * 10_000, "." * 20_000, "\\x0a" * 5_000])
+def test_words_without_end_take_no_time(word):
+    """A small model's answers are at times one letter over and over."""
+    for task in ("purify", "reorganise"):
+        assert isinstance(violations(f"Some text. {word}", f"Some text. {word}", task), list)
