@@ -114,7 +114,7 @@ def notebook_text(content: str, outputs: bool) -> str:
     named = language.get("name") or kernel.get("language") or "python"
     parts = []
     for cell in cells:
-        kind, source = cell.get("cell_type"), _joined(cell.get("source", cell.get("input", "")))
+        kind, source = cell.get("cell_type"), _joined(cell.get("source", cell.get("input")) or "")
         if not source.strip():
             continue
         if kind == "heading":  # format 3

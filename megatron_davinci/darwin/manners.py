@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from email.utils import parsedate_to_datetime
 from ipaddress import ip_address
+from socket import inet_aton
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -132,12 +133,15 @@ def check_redirect(begin: str, target: str) -> None:
         Refused: The target is an address of a private network, and the first one was of another host.
     """
     root_of(target)
-    host = urlsplit(target).hostname or ""
+    host = (urlsplit(target).hostname or "").rstrip(".")
     if host == urlsplit(begin).hostname:
         return
     try:
-        private = not ip_address(host).is_global
-    except ValueError:
+        try:
+            private = not ip_address(host).is_global
+        except ValueError:  # 127.1, 2130706433 and 0x7f.1 are addresses to those who connect
+            private = not ip_address(inet_aton(host)).is_global
+    except OSError:
         private = host == "localhost" or host.endswith((".localhost", ".internal", ".local"))
     if private:
         raise Refused("redirect", f"into a private network: {target}")

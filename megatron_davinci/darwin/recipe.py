@@ -180,6 +180,7 @@ class Recipe(Section):
         for index, name in enumerate(names):
             if name in names[:index]:
                 yield ("sources", index, "name"), f"{name!r} is another source's name too"
+        readers: dict[str, set[str]] = {}
         for index, entry in enumerate(self.steps):
             name, given = _parts(entry)
             if name not in STEPS:
@@ -194,6 +195,8 @@ class Recipe(Section):
                     keys = tuple(place.split("."))
                     yield ("steps", index, name, *(keys if keys != ("the configuration",) else ())), what
                 continue
+            if name in ("extract_pdf", "ocr_pdf"):
+                readers[name] = set(parameters.sources or names)
             for wanted in parameters.sources or []:
                 if wanted not in names:
                     yield (
@@ -202,11 +205,6 @@ class Recipe(Section):
                     )
 
         # What one has made text of is no PDF any more, which the other would take it for.
-        readers = {
-            name: set(given.get("sources") or names)
-            for name, given in map(_parts, self.steps)
-            if name in ("extract_pdf", "ocr_pdf") and isinstance(given, dict)
-        }
         if len(readers) == 2 and (both := sorted(set.intersection(*readers.values()))):
             yield (
                 ("steps",),

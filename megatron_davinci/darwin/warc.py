@@ -8,6 +8,7 @@ the next that is whole.
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from megatron_davinci.darwin.streams import Unreadable
 _MEMBER = b"\x1f\x8b\x08"
 _RECORD = b"WARC/1."
 _BLOCK = 1 << 20
+_HEAD = 4096  # bytes in which a record's header most often ends
 # What a media type is read as; the step that makes text of it goes by this.
 MEDIA = {
     "text/html": "html", "application/xhtml+xml": "html", "text/plain": "text", "text/markdown": "text",
@@ -32,7 +34,7 @@ def read_warc(path: Path, name: str, origin: dict[str, Any], limit: int) -> Iter
 
     Args:
         path: The file.
-        name: What documents are named by: `NAME#OFFSET`.
+        name: What documents are named by: `NAME#OFFSET`, or `NAME#OFFSET.N` for the Nth behind that in one member.
         origin: What the documents' origin begins with.
         limit: The most bytes that a record may have.
     """
@@ -55,7 +57,7 @@ def read_warc_at(path: Path, name: str, origin: dict[str, Any], limit: int) -> R
         file.seek(origin["first"])
         for record in ArchiveIterator(file, parse_http=False):
             if record.record_id == origin.get("record"):
-                return _document(record, origin["first"], name, base, limit)
+                return _document(record, origin["first"], 0, name, base, limit)
     return None
 
 
@@ -66,13 +68,21 @@ def _until_damage(
     from fastwarc.warc import ArchiveIterator
 
     size = file.seek(0, 2)
-    file.seek(begin)
     last: int | None = None
+    first, within = begin, 0
+    packed = _starts(file, begin, _MEMBER)
+    file.seek(begin)
     said = "the file ends within a record"
     try:
         for record in ArchiveIterator(file, parse_http=False):
             last = record.stream_pos
-            if (raw := _document(record, last, name, origin, limit)) is not None:
+            if packed and not _begins(file, last, record):
+                within += (
+                    1  # a file that was compressed as a whole: the library knows no place of its own for it
+                )
+            else:
+                first, within = last, 0
+            if (raw := _document(record, first, within, name, origin, limit)) is not None:
                 yield raw
     except OSError as error:
         said = str(error)
@@ -90,6 +100,16 @@ def _until_damage(
     place = origin | {"first": damaged, "bytes": lost}
     yield Raw("", f"{name}#{damaged}-damaged", place, fault=fault, said=f"{said}; {lost:,} bytes")
     return following
+
+
+def _begins(file: IO[bytes], at: int, record: Any) -> bool:
+    """Whether a compressed member begins at an offset with this record."""
+    try:
+        head = zlib.decompressobj(31).decompress(os.pread(file.fileno(), _HEAD, at), _HEAD)
+    except zlib.error:
+        return False
+    header, end, _ = head.partition(b"\r\n\r\n")
+    return head.startswith(_RECORD) and (not end or (record.record_id or "").encode() in header)
 
 
 def _starts(file: IO[bytes], at: int, mark: bytes) -> bool:
@@ -150,18 +170,20 @@ def _end_of_member(file: IO[bytes], at: int) -> int | None:
     return None
 
 
-def _document(record: Any, first: int, name: str, origin: dict[str, Any], limit: int) -> Raw | None:
-    """A record as a document; None for a record that is none."""
+def _document(
+    record: Any, first: int, within: int, name: str, origin: dict[str, Any], limit: int
+) -> Raw | None:
+    """A record as a document, the `within`-th behind the one that begins at `first`; None for one that is none."""
     from fastwarc.warc import WarcRecordType
 
     size, headers, kind = record.content_length, record.headers, record.record_type
+    name = f"{name}#{first}" + (f".{within}" if within else "")
     if headers.get("WARC-Type") is None or headers.get("Content-Length") is None:
         place = origin | {"first": first}
-        return Raw("", f"{name}#{first}", place, fault="broken_record", said="its header breaks off")
+        return Raw("", name, place, fault="broken_record", said="its header breaks off")
     if kind not in (WarcRecordType.response, WarcRecordType.resource, WarcRecordType.conversion):
         return None
     fields = {"url": headers.get("WARC-Target-URI"), "date": headers.get("WARC-Date")}
-    name = f"{name}#{first}"
     origin = origin | {"record": record.record_id, "first": first, "bytes": size}
 
     def faulty(fault: str, said: str) -> Raw:

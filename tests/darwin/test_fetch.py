@@ -192,6 +192,9 @@ def test_addresses_and_answers_that_servers_give():
     for target in (
         "http://169.254.169.254/latest",
         "http://localhost/",
+        "http://localhost./",
+        "http://127.1/",
+        "http://2130706433/",
         "http://[::1]/",
         "http://db.internal/",
     ):

@@ -51,6 +51,8 @@ def test_every_problem_is_named_at_once(tmp_path):
         ({"sources": [{"name": "../a", "paths": ["x"]}]}, "sources.0.name"),
         ({"steps": [{"length": {}, "garble": {}}]}, "should be a step's name"),
         ({"otput": {}}, "did you mean output?"),
+        ({"steps": [{"extract_pdf": {"sources": 5}}, "ocr_pdf"]}, "steps.0.extract_pdf.sources"),
+        ({"steps": [{"extract_pdf": {"sources": [{"a": 1}]}}]}, "steps.0.extract_pdf.sources.0"),
         ({"limits": {"document_bytes": 0}}, "greater than 0"),
     ],
 )

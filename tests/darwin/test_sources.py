@@ -18,7 +18,7 @@ from megatron_davinci.darwin.formats import latex_text, notebook_text, pdf_text,
 from megatron_davinci.darwin.inventory import InputFile
 from megatron_davinci.darwin.lineage import events, find
 from megatron_davinci.darwin.recipe import SourceRecipe
-from megatron_davinci.darwin.warc import read_warc
+from megatron_davinci.darwin.warc import read_warc, read_warc_at
 from megatron_davinci.errors import ConfigError, DataError
 from tests.darwin.making import made, recipe
 from tests.darwin.sources_of import LATEX, answer, notebook, page, pdf, write_crawl, write_posts
@@ -136,6 +136,21 @@ def test_a_crawl_that_is_cut_off_anywhere_says_so(tmp_path, pack):
     assert [raw.fault for raw in read_warc(path, "x", origin, 10_000)] == [None, None]
 
 
+def test_a_crawl_that_was_compressed_as_a_whole_has_a_name_for_each_page(tmp_path):
+    path, records = tmp_path / "x.warc.gz", [answer(page(f"page {number}"), number) for number in range(4)]
+    one = len(gzip.compress(b"".join(records[:2]), mtime=0))
+    origin = {"path": str(path), "format": "warc"}
+    for members, names in (([4], ["0", "0.1", "0.2", "0.3"]), ([2, 2], ["0", "0.1", f"{one}", f"{one}.1"])):
+        parts = iter(records)
+        packed = [gzip.compress(b"".join(next(parts) for _ in range(count)), mtime=0) for count in members]
+        path.write_bytes(b"".join(packed))
+        found = list(read_warc(path, "x", origin, 10_000))
+        assert [raw.name for raw in found] == [f"x#{name}" for name in names]
+        for raw in found:
+            again = read_warc_at(path, "x", raw.origin, 10_000)
+            assert again is not None and again.text == raw.text and raw.fault is None
+
+
 @pytest.mark.parametrize("length", [b"12x", b"-5", b"99999999999999999999", b"", b"9" * 5000])
 def test_a_crawl_with_a_length_that_is_none_says_so(tmp_path, length):
     records = [answer(page(f"page {number}"), number) for number in range(2)]
@@ -186,6 +201,8 @@ def test_pdf_notebooks_and_latex_are_text(corpus):
     assert r"$x_i \in \mathbb{R}$" in paper and r"\[ \sum_i x_i = \half . \]" in paper
     assert r"\begin{equation}\label{e} a^2 + b^2 = c^2 \end{equation}" in paper
     assert "newcommand" not in paper and r"\section" not in paper
+    empty = {"cells": [{"cell_type": "code", "source": None}, {"cell_type": "markdown", "source": "a"}]}
+    assert notebook_text(json.dumps(empty), outputs=False) == "a"
     assert notebook_text(notebook(), outputs=True).endswith("```\n\n```\n4\n```")
     assert latex_text(r"no \textbf{document} here") == "no document here"
     author, body = r"\author{Ann}", r"\begin{document}\maketitle Of \today{} it speaks.\end{document}"
