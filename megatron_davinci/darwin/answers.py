@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+import stat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,8 +76,10 @@ class Answers:
             )
 
     def _prepare(self) -> None:
-        # Answers may hold what was in private documents.
-        self.path.chmod(0o660)
+        # Answers may hold what was in private documents: nobody may read them whom the group does not have.
+        mode = stat.S_IMODE(self.path.stat().st_mode)
+        if mode & 0o007:
+            self.path.chmod(mode & 0o770)
         self._base.execute("PRAGMA journal_mode=WAL")
         self._base.execute("PRAGMA synchronous=NORMAL")
         self._base.execute("BEGIN IMMEDIATE")

@@ -147,6 +147,15 @@ def test_no_more_at_a_time_and_no_faster_than_agreed(server, monkeypatch):
     assert slept[-1] == pytest.approx(2.0, abs=0.1)
 
 
+def test_answers_are_for_no_more_eyes_than_they_were(tmp_path):
+    path = tmp_path / "answers"
+    for before, after in ((0o644, 0o640), (0o600, 0o600), (0o660, 0o660)):
+        path.touch()
+        path.chmod(before)
+        Answers(path).close()
+        assert path.stat().st_mode & 0o777 == after
+
+
 def test_answers_are_written_once_and_read_back(tmp_path):
     path = tmp_path / "made" / "answers.sqlite"
     first, second = Answers(path), Answers(path)
