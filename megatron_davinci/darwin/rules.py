@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
@@ -13,7 +14,8 @@ from pydantic import Field
 from megatron_davinci.darwin.step import Outcome, Step, StepParameters
 from megatron_davinci.darwin.words import words_of
 
-# Letters of any script, digits, and marks that combine with them; blanks; what ordinary writing has between words.
+# Letters of any script and digits; blanks; what ordinary writing has between words. Marks that combine with letters,
+# as vowels of Hindi are written, are none of `re`'s word characters.
 _PLAIN = re.compile(
     r"[\w\s.,;:!?'\"()\[\]{}<>/\\|@#$%^&*+=~`\-–—…“”‘’«»。，、！？：；（）「」『』・°§©®™€£¥•→×÷±≤≥≠∞∑∫√∂∈∀∃]"
 )
@@ -65,6 +67,7 @@ class Garble(Step):
 
     name = "garble"
     level = 2
+    version = 2
     about = "replacement characters, odd symbols and mis-decoded UTF-8 above a share of the text"
 
     class Parameters(StepParameters):
@@ -88,7 +91,7 @@ class Garble(Step):
         if text.isascii():
             return Outcome(scores={"garbled": 0.0})
         size = max(1, len(text))
-        odd = len(_PLAIN.sub("", text)) / size
+        odd = sum(unicodedata.category(mark)[0] != "M" for mark in _PLAIN.sub("", text)) / size
         scores = {"garbled": round(odd, 4)}
         if text.count("\ufffd") / size > self.parameters.max_replacement:
             return Outcome(drop="replacement_characters", scores=scores)

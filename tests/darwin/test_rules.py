@@ -113,6 +113,11 @@ def test_garble():
     assert judged("garble", "\u2588\u2593\u2592" * 50 + "ab").drop == "garbled"
 
 
+def test_marks_that_combine_with_letters_are_no_garble():
+    for text in ("सभी मनुष्यों को गौरव और अधिकारों के मामले में जन्मजात स्वतन्त्रता", "e\u0301te\u0301", "กิ่ง"):
+        assert judged("garble", text).scores == {"garbled": 0.0}
+
+
 def test_language():
     english = prose()[25]
     assert judged("language", english).drop is None
