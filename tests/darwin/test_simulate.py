@@ -190,6 +190,7 @@ def test_corpus_of_worlds_with_every_answer_as_the_world_gives_it(tmp_path, serv
     assert told[-1].after == asked[0]["text"] and [event.trouble for event in told if event.trouble] == []
 
 
+@pytest.mark.long
 def test_documents_that_are_worlds_need_no_model(tmp_path, server):
     lift = Path("examples/worlds/worlds/lift.py").read_text()
     texts = {

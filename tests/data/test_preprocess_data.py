@@ -43,7 +43,7 @@ def by_megatrons_rules(prefix: Path, tokenizer: Tokenizer, key: str, eod: bool) 
     builder.finalize(f"{prefix}.idx")
 
 
-@pytest.mark.parametrize("eod", [True, False])
+@pytest.mark.parametrize("eod", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_the_files_are_those_of_megatrons_rules_and_megatron_core_reads_them(
     tokenizer: Path, tmp_path: Path, eod: bool
 ) -> None:

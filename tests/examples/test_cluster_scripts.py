@@ -252,6 +252,7 @@ def test_what_is_missing_is_said_before_anything_starts(shown, arguments, enviro
     assert (done.returncode, done.stdout) == (2, "") and says in done.stderr
 
 
+@pytest.mark.long
 def test_a_rank_that_refuses_its_configuration_gives_its_own_exit_code(tmp_path):
     config = written(tmp_path / "config.yaml", settings_of(tmp_path, tmp_path / "run"))
     done = torchrun(config, "train.micro_batch_size=0", DEVICE="cpu", RANKS_PER_NODE="2")

@@ -84,6 +84,7 @@ def design(tmp_path_factory: pytest.TempPathFactory) -> Design:
     return Design(study, pools, [1], grid=False)
 
 
+@pytest.mark.long
 def test_the_study_from_text_to_page(design: Design) -> None:
     with pytest.raises(DavinciError, match="nothing to compare yet"):
         runs_that_are_done(design)

@@ -28,6 +28,7 @@ def settings_of(root, name, loader, **train):
     return settings
 
 
+@pytest.mark.long
 @pytest.mark.needs("dali")
 def test_stopped_and_resumed_over_a_stages_end_on_two_ranks(tmp_path):
     run_ranks(2, train_here, settings_of(tmp_path, "native", {}, stop_after_steps=33))

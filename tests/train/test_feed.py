@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -71,6 +72,7 @@ def train(root, name, stops=(None,), **loader):
     return [(m["step"], m["consumed_samples"], m["loss"], m["grad_norm"]) for m in lines], requests
 
 
+@pytest.mark.long
 def test_who_reads_and_how_far_ahead_changes_no_bit_of_a_run(tmp_path):
     threads, (requests,) = train(tmp_path, "threads", workers=0, prefetch_steps=1)
     # Step 15 is the third of batch 8 after twelve of batch 4.

@@ -105,7 +105,7 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "phase", [p if p in ("evaluation", "save") else pytest.param(p, marks=pytest.mark.long) for p in PHASES]
+    "phase", [p if p == "save" else pytest.param(p, marks=pytest.mark.long) for p in PHASES]
 )
 def test_a_signal_to_one_rank_ends_all_with_a_checkpoint_and_the_run_goes_on_bitwise(phase, whole, tmp_path):
     settings = settings_of(whole, tmp_path / "run")
