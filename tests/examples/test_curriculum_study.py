@@ -128,6 +128,7 @@ def test_the_study_from_text_to_page(design: Design) -> None:
     )
 
 
+@pytest.mark.long
 def test_a_study_that_is_started_again_trains_nothing_and_refuses_other_settings(design: Design) -> None:
     def train(runs: Sequence[Run]) -> None:
         raise AssertionError([run.name for run in runs])
