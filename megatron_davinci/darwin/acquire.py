@@ -149,12 +149,8 @@ def _table(path: Path, name: str, origin: dict[str, Any], source: SourceRecipe, 
                 yield Raw("", f"{name}#{place['row']}", place, fault="too_large", said=said)
             else:
                 yield _record(record, f"{name}#{place['row']}", place, source)
-    except (
-        OSError,
-        ValueError,
-        OverflowError,
-        pyarrow.ArrowException,
-    ) as error:  # a date of the year 150,000
+    # A date of the year 150,000 overflows Python's.
+    except (OSError, ValueError, OverflowError, pyarrow.ArrowException) as error:
         fault = f"broken_{origin['format']}"
         yield Raw(
             "", f"{name}#{row}-rest", origin | {"row": row}, fault=fault, said=f"from row {row} on: {error}"

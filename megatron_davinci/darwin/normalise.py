@@ -50,9 +50,8 @@ class NormaliseText(Step):
         text, controls = document.text, 0
         if not text.isascii() or _CONTROL.search(text) or "\r" in text or "\x0c" in text:
             text = _LINE_ENDS.sub("\n", text)
-            if (
-                "\x0c" in text
-            ):  # a form feed parts pages; a regular expression would try each blank of a long run
+            # A form feed parts pages; a regular expression would try each blank of a long run.
+            if "\x0c" in text:
                 pages = [
                     page.lstrip(" \t").lstrip("\n").rstrip(" \t").rstrip("\n") for page in text.split("\x0c")
                 ]

@@ -77,9 +77,8 @@ def _until_damage(
         for record in ArchiveIterator(file, parse_http=False):
             last = record.stream_pos
             if packed and not _begins(file, last, record):
-                within += (
-                    1  # a file that was compressed as a whole: the library knows no place of its own for it
-                )
+                # Of a file that was compressed as a whole, where the library knows no place of its own for it.
+                within += 1
             else:
                 first, within = last, 0
             if (raw := _document(record, first, within, name, origin, limit)) is not None:

@@ -45,9 +45,8 @@ class Axis:
     @property
     def caption(self) -> str:
         """Label and unit: "training loss, nats per token"."""
-        said = (
-            f" {self.unit} " in f" {self.label} "
-        )  # a word of it: "s" is in "time of a step" as a letter only
+        # As a word of it: "s" is in "time of a step" as a letter only.
+        said = f" {self.unit} " in f" {self.label} "
         return f"{self.label}, {self.unit}" if self.unit and not said else self.label
 
     def write(self, value: float) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 import torch.distributed as dist
 
 from megatron_davinci.config import RunConfig
-from megatron_davinci.data.apportion import exact_weight
 from megatron_davinci.data.curriculum import Curriculum
 from megatron_davinci.data.journal import Journal, MixRecord, SkipRecord
 from megatron_davinci.data.source import Source
@@ -19,7 +18,7 @@ from megatron_davinci.optim.schedule import Schedule, StepPlan
 from megatron_davinci.platform.distributed import broadcast_object
 from megatron_davinci.train.documents import mask_problem
 from megatron_davinci.train.edits import Edit, EditFile
-from megatron_davinci.train.outlook import Outlook, edit_problem, look_ahead, transforms_of
+from megatron_davinci.train.outlook import Outlook, edit_problem, exact, look_ahead, transforms_of
 from megatron_davinci.train.past import Past, shares
 from megatron_davinci.train.planned import mixture_at, open_sources, place_of, planned_records, pool_sizes
 from megatron_davinci.train.repetition import check_caps
@@ -227,8 +226,7 @@ class DataOrder:
         if sample is None:
             return None
         stage = self._config.curriculum[self.schedule.at(sample).stage]
-        used = [name for name, weight in edit.weights.items() if exact_weight(weight) > 0]
-        return mask_problem(stage, self._config.data, used, self.sources)
+        return mask_problem(stage, self._config.data, exact(edit.weights), self.sources)
 
     def messages(self) -> list[str]:
         """What there is to say of changes since the last time."""

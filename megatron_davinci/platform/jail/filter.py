@@ -136,13 +136,17 @@ def program(
         for name in names:
             rule(name, _instruction(_RETURN, answer))
 
-    def unless(name: str, place: int, allowed: Sequence[int], answer: int) -> None:
-        """Allowed with these values of an argument only."""
-        tests = [_instruction(_EQUAL, value, len(allowed) - at, 0) for at, value in enumerate(allowed)]
+    def by_value(name: str, place: int, values: Sequence[int], among: int, else_: int) -> None:
+        """One answer where an argument is among these values, another where it is not."""
+        tests = [_instruction(_EQUAL, value, len(values) - at, 0) for at, value in enumerate(values)]
         rule(
             name, _instruction(_LOAD, _argument(place)), *tests,
-            _instruction(_RETURN, answer), _instruction(_RETURN, _ALLOW),
+            _instruction(_RETURN, else_), _instruction(_RETURN, among),
         )  # fmt: skip
+
+    def unless(name: str, place: int, allowed: Sequence[int], answer: int) -> None:
+        """Allowed with these values of an argument only."""
+        by_value(name, place, allowed, _ALLOW, answer)
 
     def without(name: str, place: int, bits: int, answer: int) -> None:
         """Allowed with none of these bits in an argument."""
@@ -153,11 +157,7 @@ def program(
 
     def never(name: str, place: int, values: Sequence[int], answer: int) -> None:
         """Allowed with any but these values of an argument."""
-        tests = [_instruction(_EQUAL, value, len(values) - at, 0) for at, value in enumerate(values)]
-        rule(
-            name, _instruction(_LOAD, _argument(place)), *tests,
-            _instruction(_RETURN, _ALLOW), _instruction(_RETURN, answer),
-        )  # fmt: skip
+        by_value(name, place, values, answer, _ALLOW)
 
     def cutting_only_to_write(name: str, place: int) -> None:
         """O_TRUNC with O_WRONLY or O_RDWR alone, not with O_RDONLY (0) and not with 3, which opens for neither."""

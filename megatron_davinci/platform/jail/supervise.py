@@ -126,10 +126,8 @@ class _Jail:
         """The program itself, or the first process of its namespace. Does not return."""
         spec = self.spec
         try:
-            for number in (
-                signal.SIGTERM,
-                signal.SIGINT,
-            ):  # handlers of Python's: a first process has to have none
+            # Handlers of Python's: a first process has to have none.
+            for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.SIG_DFL)
             home = spec.scratch
             if self.namespaces:
