@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import subprocess
@@ -25,11 +24,8 @@ POLL_SECONDS = 5.0
 class SlurmExecutor(OnCluster, SlurmPipelineExecutor):
     """Submits the tasks that are not done as an array, and waits for them.
 
-    Started again, it waits for the jobs that an earlier start has submitted before it submits what is left. Tasks run
+    Started again, it waits for the job that an earlier start has submitted before it submits what is left. Tasks run
     by the Python that submits them, which must lie on a file system that the nodes see, like the corpus.
-
-    The jobs of a folder have one name that no others have, and are asked for by it: an array that Slurm's limits part
-    has several, and a start that is killed while it submits knows no number.
     """
 
     kind = "SLURM"
@@ -37,7 +33,6 @@ class SlurmExecutor(OnCluster, SlurmPipelineExecutor):
     def __init__(
         self, pipeline: list[Any], tasks: int, workers: int, log: Path, cluster: SlurmCluster, name: str
     ) -> None:
-        ours = hashlib.sha256(bytes(log.resolve())).hexdigest()[:12]
         super().__init__(
             pipeline,
             tasks=tasks,
@@ -46,7 +41,7 @@ class SlurmExecutor(OnCluster, SlurmPipelineExecutor):
             cpus_per_task=cluster.cpus,
             mem_per_cpu_gb=cluster.memory_gb,
             workers=workers,
-            job_name=f"{re.sub(r'[^A-Za-z0-9_.-]', '-', name)}-{ours}",
+            job_name=re.sub(r"[^\w.-]", "-", name),
             qos=cluster.qos,
             env_command=f'export PATH="{Path(sys.executable).parent}:$PATH"',
             sbatch_args={key.replace("_", "-"): value for key, value in cluster.options.items()},
@@ -73,11 +68,9 @@ class SlurmExecutor(OnCluster, SlurmPipelineExecutor):
         self.check_done(log, "slurm_logs/*.out")
 
     def _submit(self, log: Path) -> None:
-        write_atomically(log / JOB, self.job_name)
         try:
             self.launch_job()
         except FileNotFoundError as error:
-            (log / JOB).unlink()
             raise EnvironmentProblem(
                 "There is no Slurm on this machine.",
                 found=f"no {error.filename}",
@@ -91,26 +84,27 @@ class SlurmExecutor(OnCluster, SlurmPipelineExecutor):
                 found=f"sbatch ended with status {error.returncode}; what it said stands above",
                 do="mend the section `slurm` of the recipe",
             ) from error
+        write_atomically(log / JOB, str(self.job_id))
 
     def launch_merge_stats(self) -> None:
         """Submit nothing: the corpus counts for itself."""
 
 
 def wait_for_job(log: Path) -> None:
-    """Wait until the jobs that were submitted for a folder, if there are any, are no longer in the queue."""
+    """Wait until the job that was submitted for a folder, if there is one, is no longer in the queue."""
     mark = log / JOB
     if not mark.exists():
         return
-    name = mark.read_text().strip()
-    while _queued(name):
+    job = mark.read_text().strip()
+    while _queued(job):
         time.sleep(POLL_SECONDS)
     mark.unlink()
 
 
-def _queued(name: str) -> bool:
+def _queued(job: str) -> bool:
     try:
         asked = subprocess.run(
-            ["squeue", "--noheader", f"--name={name}", "--format=%i"],
+            ["squeue", "--noheader", f"--jobs={job}", "--format=%i"],
             capture_output=True,
             text=True,
             check=False,
@@ -118,8 +112,11 @@ def _queued(name: str) -> bool:
     except FileNotFoundError as error:
         raise EnvironmentProblem(
             "A job of this corpus was submitted to Slurm, and there is no Slurm on this machine.",
-            found=f"job {name}, and no squeue",
+            found=f"job {job}, and no squeue",
             do="start the same command where it was submitted",
         ) from error
-    # A failure, such as of a controller that restarts, says nothing.
-    return asked.returncode != 0 or bool(asked.stdout.strip())
+    if asked.returncode == 0:
+        return bool(asked.stdout.strip())
+    return (
+        "Invalid job id" not in asked.stderr
+    )  # anything else, such as a controller that restarts, says nothing

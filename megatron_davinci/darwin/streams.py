@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from megatron_davinci.data.text_inputs import ZstdStream
+from megatron_davinci.data.text_inputs import ZstdStream, is_zstd
 
 _BLOCK = 1 << 20
-_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_GZIP = b"\x1f\x8b"
 
 
 class Unreadable(Exception):
@@ -41,7 +41,7 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
                 reason = "broken_gzip"
                 with gzip.GzipFile(fileobj=raw) as file:
                     yield file  # type: ignore[misc]
-            elif magic.startswith(_ZSTD):
+            elif is_zstd(magic):
                 import zstandard
 
                 reason = "broken_zstd"

@@ -19,13 +19,13 @@ class RowGroups(NamedTuple):
 
     def runs(self, piece_bytes: int, file_bytes: int) -> Iterator[tuple[int, int, int]]:
         """Runs of row groups of about so many bytes: first, one past the last, their share of the file."""
-        first = 0
+        first = size = 0
         total = max(1, sum(self.sizes))
-        for group in range(len(self.sizes)):
-            size = sum(self.sizes[first : group + 1])
+        for group, more in enumerate(self.sizes):
+            size += more
             if size >= piece_bytes or group + 1 == len(self.sizes):
                 yield first, group + 1, file_bytes * size // total
-                first = group + 1
+                first, size = group + 1, 0
 
 
 def row_groups(path: Path, columns: Sequence[str], required: bool) -> RowGroups:

@@ -11,6 +11,7 @@ import glob
 import gzip
 import io
 import os
+import stat
 import zlib
 from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
@@ -27,9 +28,12 @@ PIECE_BYTES = 16 << 20
 LONGEST_LINE = 512 << 20
 
 Kind = Literal["jsonl", "gzip", "zstd", "parquet"]
-_MAGIC: dict[bytes, Kind] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PAR1": "parquet"}
+_MAGIC: dict[bytes, Kind] = {b"\x1f\x8b": "gzip", b"PAR1": "parquet"}
 _ENDINGS: dict[str, Kind] = {".gz": "gzip", ".zst": "zstd", ".parquet": "parquet"}
 _BLOCK = 1 << 20
+_ZSTD_WINDOW = (
+    1 << 31
+)  # the largest that `zstd --long=31` writes; the library's own limit is a sixteenth of it
 
 
 class Piece(NamedTuple):
@@ -77,9 +81,8 @@ def find(patterns: Sequence[str | os.PathLike[str]]) -> list[Path]:
     files: list[Path] = []
     for given in patterns:
         pattern = os.fspath(given)
-        path = Path(pattern)
-        if path.exists() or not glob.has_magic(pattern):
-            found = [path]
+        if os.path.exists(pattern) or not glob.has_magic(pattern):
+            found = [Path(pattern)]
         else:
             found = [
                 Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(name)
@@ -88,14 +91,23 @@ def find(patterns: Sequence[str | os.PathLike[str]]) -> list[Path]:
             raise DataError("A pattern names no file.", where=pattern, do="check the path")
         files += found
     for file in files:
-        if not file.is_file():
+        if problem := _no_file(file):
             raise DataError(
                 "An input cannot be read.",
                 where=file,
-                found="no such file" if not file.exists() else "not a regular file",
+                found=problem,
                 expected="a file of JSON lines (.jsonl, .jsonl.gz, .jsonl.zst) or Parquet",
             )
     return files
+
+
+def _no_file(path: Path) -> str | None:
+    try:
+        return None if stat.S_ISREG(path.stat().st_mode) else "not a regular file"
+    except FileNotFoundError:
+        return "no such file"
+    except OSError as error:
+        return error.strerror
 
 
 def pieces_of(path: Path, fields: Fields, piece_bytes: int | None = None) -> list[Piece]:
@@ -114,7 +126,9 @@ def pieces_of(path: Path, fields: Fields, piece_bytes: int | None = None) -> lis
     with _open(path) as file:
         size = os.fstat(file.fileno()).st_size
         start = file.read(4)
-    kind: Kind = next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), "jsonl")
+    kind: Kind = (
+        "zstd" if is_zstd(start) else next((k for m, k in _MAGIC.items() if start.startswith(m)), "jsonl")
+    )
     expected = _ENDINGS.get(path.suffix.lower())
     if expected is not None and kind != expected:
         raise DataError(
@@ -136,6 +150,14 @@ def pieces_of(path: Path, fields: Fields, piece_bytes: int | None = None) -> lis
     count = -(-size // piece_bytes)
     bounds = [size * n // count for n in range(count)] + [size] if count else []
     return [Piece(name, kind, first, end, end - first) for first, end in pairwise(bounds)]
+
+
+def is_zstd(start: bytes) -> bool:
+    """Whether a file that begins with these four bytes is Zstandard's.
+
+    It may begin with a frame to be skipped (RFC 8878, section 3.1.2), as all do that pzstd writes.
+    """
+    return start == b"\x28\xb5\x2f\xfd" or (start[1:] == b"\x2a\x4d\x18" and start[0] >> 4 == 5)
 
 
 def read(piece: Piece, fields: Fields) -> Iterator[Record]:
@@ -166,7 +188,8 @@ def _range(file: IO[bytes], piece: Piece) -> Iterator[Record]:
     if position:
         # The line that the byte before lies in is the piece's before; if that byte ends it, nothing is passed over.
         file.seek(position - 1)
-        position += _pass_over(file) - 1
+        # No further than the piece: what is one line through many pieces would be read to its end by each of them.
+        position += _pass_over(file, piece.end - position + 1) - 1
     number = 0
     while position < piece.end:
         line, length = _line(file)
@@ -176,7 +199,7 @@ def _range(file: IO[bytes], piece: Piece) -> Iterator[Record]:
         number += 1
         if number == 1 and not piece.first:
             line = _without_mark(line)
-        if isinstance(line, DataError) or not line.isspace():
+        if not _is_blank(line):
             yield Record(number, line, min(position, piece.end) - piece.first)
 
 
@@ -211,7 +234,7 @@ def _stream(file: IO[bytes], piece: Piece) -> Iterator[Record]:
         number += 1
         if number == 1:
             line = _without_mark(line)
-        if isinstance(line, DataError) or not line.isspace():
+        if not _is_blank(line):
             yield Record(number, line, min(file.tell(), piece.size))
 
 
@@ -245,6 +268,11 @@ def _without_mark(line: bytes | DataError) -> bytes | DataError:
     return line.removeprefix(BOM_UTF8) if isinstance(line, bytes) else line
 
 
+def _is_blank(line: bytes | DataError) -> bool:
+    # A mark with nothing behind it leaves nothing at all, which `isspace` calls no space.
+    return line == b"" or (isinstance(line, bytes) and line.isspace())
+
+
 def _line(file: IO[bytes]) -> tuple[bytes | DataError, int]:
     """The next line and how long it is; one that is too long is passed over, and a fault stands for it."""
     line = file.readline(LONGEST_LINE + 1)
@@ -264,10 +292,10 @@ def _line(file: IO[bytes]) -> tuple[bytes | DataError, int]:
     )
 
 
-def _pass_over(file: IO[bytes]) -> int:
-    """Read to the end of the line; returns how many bytes that was."""
+def _pass_over(file: IO[bytes], most: int = 1 << 62) -> int:
+    """Read to the end of the line, or `most` bytes; returns how many bytes that was."""
     length = 0
-    while block := file.readline(_BLOCK):
+    while block := file.readline(min(_BLOCK, most - length)):
         length += len(block)
         if block.endswith(b"\n"):
             break
@@ -357,7 +385,8 @@ class ZstdStream(io.RawIOBase):
                     raise EOFError("the last frame has no end")
                 return 0
             if self._frame is None:
-                self._frame = self._library.ZstdDecompressor().decompressobj()
+                decompressor = self._library.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
+                self._frame = decompressor.decompressobj()
             self._text = memoryview(self._frame.decompress(block))
             if self._frame.eof:
                 self._rest, self._frame = self._frame.unused_data, None

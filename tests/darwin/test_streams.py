@@ -23,16 +23,18 @@ def test_lines_are_at_their_places_and_long_ones_are_passed_over(parts, limit):
 
 
 @pytest.mark.parametrize(
-    "compress", [lambda b: b, gzip.compress, lambda b: gzip.compress(b[:50]) + gzip.compress(b[50:]), "zstd"]
+    "compress",
+    [lambda b: b, gzip.compress, lambda b: gzip.compress(b[:50]) + gzip.compress(b[50:]), "zstd", "pzstd"],
 )
 def test_compression_is_seen_by_itself(tmp_path, compress):
     import zstandard
 
     content = b"".join(b"line %d of some text\n" % i for i in range(200))
-    if compress == "zstd":
+    if isinstance(compress, str):
+        skipped = b"\x50\x2a\x4d\x18\x04\x00\x00\x00abcd" if compress == "pzstd" else b""
 
         def compress(b):
-            return zstandard.compress(b[:1000]) + zstandard.compress(b[1000:])
+            return b"".join(skipped + zstandard.compress(part) for part in (b[:1000], b[1000:]))
 
     path = tmp_path / "x"
     path.write_bytes(compress(content))

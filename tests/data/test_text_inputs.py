@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,37 @@ def test_each_line_is_in_the_one_piece_that_it_begins_in_and_knows_its_number(
     assert found == [(n, line) for n, line in enumerate(lines, 1) if line.strip()]
 
 
+def test_a_line_through_many_pieces_is_not_read_to_its_end_by_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Counted(io.BytesIO):
+        def readline(self, size: int | None = -1) -> bytes:
+            line = super().readline(size)
+            taken.append(len(line))
+            return line
+
+    monkeypatch.setattr(text_inputs, "_open", lambda path: Counted(path.read_bytes()))
+    pieces = [text_inputs.Piece("", "jsonl", n, n + 100, 100) for n in range(0, 10_000, 100)]
+    path, taken = tmp_path / "a.jsonl", list[int]()
+    path.write_bytes(b"[" + b"1," * 4_998 + b"1]\n")
+    found = [record for piece in pieces for record in read(piece._replace(path=str(path)), TEXT)]
+    assert len(found) == 1
+    assert sum(taken) <= 3 * path.stat().st_size
+
+
+def test_row_groups_are_added_up_once() -> None:
+    class Size(int):
+        def __radd__(self, other: int) -> int:
+            sums.append(other)
+            return int(self) + other
+
+    sums: list[int] = []
+    sizes = [Size(n) for n in range(1000)]
+    runs = list(parquet.RowGroups(tuple(sizes)).runs(1 << 62, 7))
+    assert runs == [(0, 1000, 7)]
+    assert len(sums) <= 3 * len(sizes)
+
+
 def test_row_groups_are_parted_and_rows_know_their_number(tmp_path: Path) -> None:
     path = table(tmp_path / "a.parquet", {"text": TEXTS}, row_group_size=7)
     pieces = pieces_of(path, TEXT, piece_bytes=1)
@@ -105,6 +137,9 @@ def test_patterns_name_files_in_the_order_of_their_names(tmp_path: Path) -> None
     with pytest.raises(DataError, match="cannot be read") as caught:
         find([tmp_path / "deep"])
     assert caught.value.found == "not a regular file"
+    with pytest.raises(DataError, match="cannot be read") as caught:
+        find([tmp_path / ("long" * 100)])
+    assert caught.value.found == "File name too long"
 
 
 FAULTS: dict[str, tuple[bytes, int, str]] = {
@@ -247,6 +282,27 @@ def test_a_file_is_what_its_ending_says(tmp_path: Path, name: str, content: byte
 def test_a_mark_before_the_first_line_is_none_of_it(tmp_path: Path, pack: Any) -> None:
     (tmp_path / "a").write_bytes(pack(b"\xef\xbb\xbf" + LINES))
     assert [document.text for document in read_documents(tmp_path / "a", TEXT)] == TEXTS
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_file_of_a_mark_alone_is_empty(tmp_path: Path, pack: Any) -> None:
+    (tmp_path / "a").write_bytes(pack(b"\xef\xbb\xbf"))
+    assert list(read_documents(tmp_path / "a", TEXT)) == []
+
+
+def test_frames_to_be_skipped_stand_before_and_behind_text(tmp_path: Path) -> None:
+    skipped = b"\x50\x2a\x4d\x18\x04\x00\x00\x00abcd"
+    frames = [zstandard.ZstdCompressor().compress(part) for part in (LINES[:999], LINES[999:])]
+    path = tmp_path / "as-pzstd-writes.zst"
+    path.write_bytes(b"".join(skipped + frame for frame in frames) + skipped)
+    assert [document.text for document in read_documents(path, TEXT)] == TEXTS
+
+
+def test_a_window_above_the_librarys_own_limit_is_no_damage(tmp_path: Path) -> None:
+    long = zstandard.ZstdCompressionParameters.from_level(1, window_log=28, hash_log=6, chain_log=6)
+    stream = zstandard.ZstdCompressor(compression_params=long).compressobj()
+    (tmp_path / "a.zst").write_bytes(stream.compress(LINES) + stream.flush())
+    assert [document.text for document in read_documents(tmp_path / "a.zst", TEXT)] == TEXTS
 
 
 def test_an_empty_file_beside_others_gives_nothing(tokenizer: Tokenizer, tmp_path: Path) -> None:
