@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import io
 import os
@@ -12,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from megatron_davinci.errors import DavinciError, Stopped
+from megatron_davinci.errors import DavinciError, EnvironmentProblem, Stopped
 from megatron_davinci.version import __version__
 
 # name -> (module with `add_arguments` and `run`, one line of help)
@@ -101,7 +102,7 @@ def guarded(
         tell: Is told of it before that.
     """
     try:
-        return action() or 0
+        return _reaching(action) or 0
     except DavinciError as error:
         tell(error)
         if isinstance(error, Stopped):
@@ -114,6 +115,21 @@ def guarded(
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _reaching(action: Callable[[], int | None]) -> int | None:
+    """Run `action`; a path may be out of reach wherever one is looked at, which is the same error everywhere."""
+    try:
+        return action()
+    except OSError as error:
+        if error.filename is None or error.errno not in (errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP):
+            raise
+        raise EnvironmentProblem(
+            "A path cannot be reached.",
+            where=os.fsdecode(error.filename),
+            found=error.strerror,
+            do="check how it is spelt, and the permissions of each folder above it",
+        ) from error
 
 
 if __name__ == "__main__":

@@ -28,6 +28,23 @@ def test_a_configuration_that_is_not_there(tmp_path, command):
     assert "There is no such configuration." in text and "none.yaml" in text and "do:" in text
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("data", "inspect", "PATH"),
+        ("data", "manifest", "PATH"),
+        ("data", "merge", "PATH", "a"),
+        ("data", "merge", "a", "PATH"),
+        ("data", "tokenize", "a", "--tokenizer", "PATH", "--out", "b"),
+    ],
+    ids=str,
+)
+def test_a_path_that_cannot_be_looked_at(tmp_path, words):
+    path = tmp_path / ("long" * 100)
+    text = davinci(*(path if word == "PATH" else word for word in words)).refusal()
+    assert "File name too long" in text and "long" * 10 in text.replace("\n", "")
+
+
 @pytest.mark.parametrize("command", ["plan", "train"])
 def test_a_mistyped_key(config, command):
     text = davinci(command, config, "model.hiden_size=32").refusal()
