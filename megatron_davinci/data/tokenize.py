@@ -110,7 +110,7 @@ def tokenize(
     Args:
         inputs: Files or patterns, in order: JSON lines, plain, `.gz` or `.zst`, or Parquet.
         tokenizer: What encodes the texts; its digest is in the manifest.
-        out_folder: The folder to make. It may exist if it is empty.
+        out_folder: The folder to make. It may exist if it is empty; a link is followed.
         name: The source's name, for the manifest.
         domain: The domain that reports group it by, for the manifest.
         options: What decides the result.
@@ -144,6 +144,9 @@ def tokenize(
             where=out_folder,
             expected="a folder that can be made, such as data/web",
         )
+    if out_folder.is_symlink():
+        # A folder cannot take a link's name, and the link may lead to another disk.
+        out_folder = Path(os.path.realpath(out_folder))
     folder = out_folder.with_name(f".{out_folder.name}.tokenizing")
     files = find(inputs)
     dtype = _token_dtype(options.dtype, tokenizer.vocab_size)
@@ -158,6 +161,13 @@ def tokenize(
             where=out_folder,
             expected="a path where nothing is, or an empty folder",
             do="choose another folder, or remove this one",
+        )
+    if os.path.ismount(out_folder):
+        raise DataError(
+            "A source cannot have the place of a disk that is mounted.",
+            where=out_folder,
+            expected="a path that a finished folder can be renamed to",
+            do=f"choose a folder on that disk, such as {out_folder / name}",
         )
     pieces = [piece for file in files for piece in pieces_of(file, options.fields, PIECE_BYTES)]
     if workers is None:

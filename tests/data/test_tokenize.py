@@ -178,6 +178,30 @@ def test_an_occupied_place_is_left_alone(jsonl: Path, tokenizer: Tokenizer, tmp_
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_for_a_place_is_followed(
+    jsonl: Path, tokenizer: Tokenizer, tmp_path: Path, there: bool
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if there:
+        (disk / "web").mkdir()
+    (tmp_path / "out").symlink_to(disk / "web")
+    manifest = tokenize_jsonl([jsonl], tokenizer, tmp_path / "out", "web", "general")
+    assert Manifest.load(tmp_path / "out") == manifest
+    assert (tmp_path / "out").is_symlink() and [path.name for path in disk.iterdir()] == ["web"]
+
+
+def test_a_mounted_disk_is_no_place_and_is_refused_before_anything_is_made(
+    jsonl: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenize.os.path, "ismount", lambda path: path == tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DataError, match="mounted"):
+        tokenize_jsonl([jsonl], tokenizer, tmp_path / "out", "web", "general")
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out"}
+
+
 def test_a_shard_holds_at_least_a_token(jsonl: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="at least one token"):
         tokenize_jsonl([jsonl], tokenizer, tmp_path / "out", "web", "general", shard_tokens=0)
