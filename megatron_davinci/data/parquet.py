@@ -71,6 +71,8 @@ def read_rows(path: Path, group: int, columns: Sequence[str]) -> Iterator[dict[s
         DataError: The file is damaged.
     """
     file = _file(path)
+    import pyarrow
+
     names = file.schema_arrow.names
     there = list(dict.fromkeys(column for each in columns if (column := _column(each, names)) in names))
     try:
@@ -83,9 +85,12 @@ def read_rows(path: Path, group: int, columns: Sequence[str]) -> Iterator[dict[s
             found=error,
             do="store the column as binary, so that the bad row can be told apart, or write it again",
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError, pyarrow.ArrowException) as error:
         raise DataError(
-            "A Parquet file is damaged.", where=f"{path}, row group {group}", found=error, do="copy it again"
+            "A Parquet file is damaged, or holds values that cannot be read.",
+            where=f"{path}, row group {group}",
+            found=error,
+            do="copy it again",
         ) from error
 
 

@@ -177,7 +177,7 @@ def _rows(pieces: Sequence[Piece], fields: _Wide) -> Iterator[dict[str, Any]]:
 
 
 def _row(content: bytes | dict[str, Any], corpus: str | None) -> dict[str, Any]:
-    record = json.loads(content) if isinstance(content, bytes) else content
+    record = _object(content.decode()) if isinstance(content, bytes) else content
     darwin = _object(record.get("darwin"))
     if not darwin:
         return dict.fromkeys(_COLUMNS)
@@ -192,9 +192,10 @@ def _row(content: bytes | dict[str, Any], corpus: str | None) -> dict[str, Any]:
 
 
 def _object(value: Any) -> dict[str, Any]:
-    """An object, also one written as JSON, as tables have it; empty for anything else.
+    """An object, also one written as JSON, as lines and tables have it; empty for anything else.
 
-    Others may have fields of these names too, and mean by them what they like.
+    Others may have fields of these names too, and mean by them what they like. A line may be nested more deeply than
+    this parser goes: the one that read its text goes further.
     """
     if isinstance(value, str):
         try:

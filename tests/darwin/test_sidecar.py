@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import yaml
 
@@ -72,6 +73,20 @@ def test_a_field_of_that_name_may_be_somebody_elses(tokenizer, tmp_path, darwin)
     tokenize([tmp_path / "a.jsonl"], tokenizer, tmp_path / "out", "a", "a", workers=1)
     assert Manifest.load(tmp_path / "out").documents == 1
     assert sidecar.origin_of(tmp_path / "out" / "shard-00000", 0) is None
+
+
+def test_a_record_may_be_nested_more_deeply_than_one_of_the_parsers_goes(tokenizer, tmp_path):
+    deep = '{"text": "one", "of": ' + "[" * 1010 + "]" * 1010 + "}\n"
+    (tmp_path / "a.jsonl").write_text(deep + '{"text": "two"}\n')
+    made = tokenize([tmp_path / "a.jsonl"], tokenizer, tmp_path / "out", "a", "a", workers=1, on_error="skip")
+    assert made.manifest.documents + made.bad == 2
+
+
+def test_a_column_of_dates_that_python_has_not_leaves_the_text_alone(tokenizer, tmp_path):
+    dates = pyarrow.array([1 << 62]).cast(pyarrow.timestamp("us"))
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["one"], "id": dates}), tmp_path / "a.parquet")
+    made = tokenize([tmp_path / "a.parquet"], tokenizer, tmp_path / "out", "a", "a", workers=1)
+    assert made.manifest.documents == 1 and made.bad == 0
 
 
 def test_documents_of_others_may_follow_with_values_of_any_kind(tokenizer, tmp_path):
