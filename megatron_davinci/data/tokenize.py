@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from pydantic import ValidationError
 
 from megatron_davinci.data import finished, tokenize_job
 from megatron_davinci.data.encode_part import OnError
@@ -19,7 +20,7 @@ from megatron_davinci.data.finished import Tokenized as Tokenized
 from megatron_davinci.data.indexed import DTYPE_CODES, dtype_for_vocab
 from megatron_davinci.data.job_plan import Plan, describe
 from megatron_davinci.data.jsonl import Fields, document_of
-from megatron_davinci.data.manifest import Manifest, Shard
+from megatron_davinci.data.manifest import Manifest, Shard, problem_lines
 from megatron_davinci.data.proof import NotTheReference, Proof
 from megatron_davinci.data.sidecar import write_sidecars
 from megatron_davinci.data.text_inputs import PIECE_BYTES, Piece, find, pieces_of, read
@@ -169,6 +170,7 @@ def tokenize(
             expected="a path that a finished folder can be renamed to",
             do=f"choose a folder on that disk, such as {out_folder / name}",
         )
+    empty = _empty_manifest(name, domain, tokenizer, dtype, options)
     pieces = [piece for file in files for piece in pieces_of(file, options.fields, PIECE_BYTES)]
     if workers is None:
         small = sum(piece.size for piece in pieces) < ALONE_BYTES
@@ -196,15 +198,7 @@ def tokenize(
             if options.fields.prompt is not None and all(part.pairs == 0 for part in job.parts.values()):
                 work.worthless, begun = True, False
                 raise _no_pairs(files, options.fields)
-            manifest = Manifest(
-                name=name,
-                domain=domain,
-                dtype=dtype.name,
-                vocab_size=tokenizer.vocab_size,
-                eod_id=tokenizer.eod_id if options.append_eod else None,
-                tokenizer_sha256=tokenizer.sha256,
-                shards=tuple(shards),
-            )
+            manifest = Manifest(**{**dict(empty), "shards": tuple(shards)})
             bad, cut = job.write_quarantine(folder / "out" / tokenize_job.QUARANTINE)
             if options.pack is None and not options.keep_empty:
                 write_sidecars(folder / "out", manifest, pieces, options.fields, options.shuffle)
@@ -314,6 +308,29 @@ class _Work:
         if self._pool is not None:
             self._pool.close()
             self._pool = None
+
+
+def _empty_manifest(
+    name: str, domain: str, tokenizer: Tokenizer, dtype: np.dtype, options: Options
+) -> Manifest:
+    """The manifest before there is a shard: a name that it cannot have is to cost nobody a job."""
+    try:
+        return Manifest(
+            name=name,
+            domain=domain,
+            dtype=dtype.name,
+            vocab_size=tokenizer.vocab_size,
+            eod_id=tokenizer.eod_id if options.append_eod else None,
+            tokenizer_sha256=tokenizer.sha256,
+            shards=(),
+        )
+    except ValidationError as error:
+        raise ConfigError(
+            "A source cannot have this manifest.",
+            where="name, domain",
+            found="\n".join(problem_lines(error)),
+            do="name both, in characters of Unicode",
+        ) from error
 
 
 def _token_dtype(name: str | None, vocab_size: int) -> np.dtype:

@@ -202,6 +202,15 @@ def test_a_mounted_disk_is_no_place_and_is_refused_before_anything_is_made(
     assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out"}
 
 
+@pytest.mark.parametrize("name", ["", "\udcff"])
+def test_a_name_that_no_manifest_takes_is_refused_before_anything_is_made(
+    jsonl: Path, tokenizer: Tokenizer, tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(ConfigError, match="cannot have this manifest"):
+        tokenize_jsonl([jsonl], tokenizer, tmp_path / "out", name, "general")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
 def test_a_shard_holds_at_least_a_token(jsonl: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="at least one token"):
         tokenize_jsonl([jsonl], tokenizer, tmp_path / "out", "web", "general", shard_tokens=0)
