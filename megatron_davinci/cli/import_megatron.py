@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -27,11 +28,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a variable that the script does not set; 1=VALUE is its first argument",
     )
     parser.add_argument(
+        "--called-with",
+        metavar="TEXT",
+        help="the script's arguments, as one text: --called-with 'dsw 7B 8 256'",
+    )
+    parser.add_argument(
         "--vocab-size", type=int, metavar="N", help="tokens of the tokenizer, if the command does not say"
     )
     parser.add_argument(
         "--strict", action="store_true", help="end with code 2 if anything is not carried over"
     )
+
+
+def _called_with(text: str | None) -> dict[str, str]:
+    """A script's arguments by their numbers."""
+    try:
+        words = shlex.split(text or "")
+    except ValueError as error:
+        raise ConfigError(
+            "The script's arguments cannot be read.", where="--called-with", found=f"{text}: {error}"
+        ) from error
+    return {str(number): word for number, word in enumerate(words, start=1)}
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -40,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     from megatron_davinci.convert.megatron_ledger import lines_of
     from megatron_davinci.files import write_atomically
 
-    given: dict[str, str] = {}
+    given = _called_with(arguments.called_with)
     for pair in arguments.set:
         name, equals, value = pair.partition("=")
         if not name or not equals:

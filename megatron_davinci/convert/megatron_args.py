@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,9 @@ def import_megatron(
             "The command cannot be translated.",
             where=where,
             found="\n".join(ledger.problems[:12]),
-            do="mend the command; Megatron-LM would not take it either, or it does not say enough",
+            do="say what the script is called with: --called-with 'FIRST SECOND ...'"
+            if any(re.search(r"--set \d", problem) for problem in ledger.problems)
+            else "mend the command; Megatron-LM would not take it either, or it does not say enough",
         )
     config = validate(settings, where=f"{where}, translated")
     check_layout(config, config.parallel.model_ranks)

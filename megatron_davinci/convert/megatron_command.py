@@ -13,6 +13,8 @@ from megatron_davinci.errors import ConfigError
 LARGEST_SCRIPT = 256_000
 """Characters; launch scripts have a few thousand."""
 
+_SAYING = frozenset({"echo", "printf"})  # many scripts show the command before they start it
+
 
 def printable(text: str) -> str:
     """Text without what a terminal would obey."""
@@ -49,6 +51,7 @@ class Command:
         stray: Words that belong to no flag.
         unread: Passages of the script that were not understood.
         whole: False if the script starts nothing, and the flags are those of its variables.
+        because: Of variables that are not known, the expansions that would decide them.
     """
 
     launcher: list[Occurrence] = field(default_factory=list)
@@ -56,6 +59,7 @@ class Command:
     stray: list[Field] = field(default_factory=list)
     unread: list[Unread] = field(default_factory=list)
     whole: bool = True
+    because: dict[str, str] = field(default_factory=dict)
 
     def ranks(self) -> int | None:
         """Processes that the launcher starts in all, if it says how many."""
@@ -89,6 +93,8 @@ def find_command(text: str, where: str, given: Mapping[str, str]) -> Command:
         )
     script = read_script(text, where, given)
     found = [words for command in script.commands if (words := _launch(command))]
+    # Programs that prepare data or convert take some of the flags; training alone must say how many layers.
+    found = [words for words in found if any(_name(word) == "--num-layers" for word in words)] or found
     bare = [w for command in script.commands if command[0].text.startswith("--") for w in command]
     if len(found) + bool(bare) > 1:
         lines = sorted([words[0].line for words in found] + [w.line for w in bare[:1]])
@@ -99,7 +105,7 @@ def find_command(text: str, where: str, given: Mapping[str, str]) -> Command:
             expected="one",
             do="copy the one that you mean into a file of its own, with the variables that it uses",
         )
-    command = Command(unread=script.unread, whole=bool(found or bare))
+    command = Command(unread=script.unread, whole=bool(found or bare), because=script.because)
     words = found[0] if found else bare or script.flags
     if not words:
         raise ConfigError(
@@ -116,6 +122,8 @@ def find_command(text: str, where: str, given: Mapping[str, str]) -> Command:
 
 def _launch(words: list[Field]) -> list[Field]:
     """The words of a command that starts training, also where a shell is to start it; empty for any other."""
+    if words[0].text in _SAYING:
+        return []
     for word in words:
         if ".py" in word.text and " --" in word.text:  # sh -c "python pretrain_gpt.py --num-layers ..."
             inner = read_script(word.text.replace("\n", " "), "the command", {}).commands
@@ -124,7 +132,11 @@ def _launch(words: list[Field]) -> list[Field]:
     program = next((i for i, word in enumerate(words) if _is_program(word.text)), None)
     if program is None or words[0].text.startswith("--"):
         return []
-    return words if any(f.text.partition("=")[0] in megatron_flags.FLAGS for f in words[program:]) else []
+    return words if any(_name(word) in megatron_flags.FLAGS for word in words[program:]) else []
+
+
+def _name(word: Field) -> str:
+    return word.text.partition("=")[0]
 
 
 def _is_program(word: str) -> bool:

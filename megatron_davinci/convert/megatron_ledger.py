@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,6 +44,7 @@ class Ledger:
         idle: What has no effect here.
         lost: What is not carried over.
         problems: Contradictions of the command with itself, and values that are none.
+        because: See `Command`.
     """
 
     where: str
@@ -51,12 +53,14 @@ class Ledger:
     idle: list[Entry] = field(default_factory=list)
     lost: list[Entry] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    because: dict[str, str] = field(default_factory=dict)
     _done: set[str] = field(default_factory=set)
+    _wrong: set[str] = field(default_factory=set)
 
     @classmethod
     def of(cls, command: Command, where: str) -> Ledger:
         """Open the books: what a later flag overrides, the launcher's flags and what was not read are in them."""
-        ledger = cls(where)
+        ledger = cls(where, because=command.because)
         for occurrence in command.flags:
             name = megatron_flags.ALIASES.get(occurrence.flag, occurrence.flag)
             if before := ledger.given.get(name):
@@ -120,14 +124,27 @@ class Ledger:
         return default
 
     def problem(self, *names: str, expected: str) -> None:
-        """Note what the command gets wrong, with the lines of the flags that do."""
+        """Note what the command gets wrong, with the lines of the flags that do; of a flag one thing."""
+        if not self._wrong.isdisjoint(names):
+            return
+        self._wrong.update(names)
         known = [self.given[name] for name in names if name in self.given]
         found = "; ".join(f"line {o.line}: {_short(str(o))}" for o in known) or ", ".join(names)
         unknown = [written for o in known for written in o.unknown]
         if unknown:
-            name = unknown[0].strip("${}").split(":")[0]
-            expected += f"; {unknown[0]} is not known: --set {name}=VALUE"
+            expected += f"; {_short(unknown[0])} is not known: {self._how_to_say(unknown[0])}"
         self.problems.append(printable(f"{found}; expected {expected}"))
+
+    def _how_to_say(self, written: str) -> str:
+        """What a user can do about an expansion that the script alone does not say."""
+        if written.startswith("$((") and (named := re.search(r"\$\{?(\d+)|([A-Za-z_]\w*)", written)):
+            return f"--set {named[1] or named[2]}=VALUE"
+        found = re.fullmatch(r"\$\{?(\w+).*", written, re.DOTALL)
+        if found is None:
+            return "write its value in its place"
+        said = f"--set {found[1]}=VALUE"
+        decides = self.because.get(found[1])
+        return said if decides is None else f"{self._how_to_say(decides)}, which decides it, or {said}"
 
     # ---- booking -----------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megatron_davinci.convert.shell_words import Part, Token, parts_of
 from megatron_davinci.errors import ConfigError
@@ -12,7 +12,8 @@ from megatron_davinci.errors import ConfigError
 LONGEST = 50_000  # characters of a value, or words of a command: a variable can double itself on every line
 _REFERENCE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*|[0-9]+|[@*#?$!-])(?:\[([@*]|[0-9]+)\])?(.*)", re.DOTALL)
 _DEFAULT = re.compile(r"(:?[-=+])(.*)", re.DOTALL)
-_SUM = re.compile(r"\s*(\$?\{?[A-Za-z_][A-Za-z0-9_]*\}?|[0-9]+|\*\*|.)", re.DOTALL)
+_SUM = re.compile(r"\s*(\$\{\w+\}|\$[0-9]|\$?[A-Za-z_]\w*|[0-9]+|\*\*|.)", re.DOTALL)
+_IN_SUM = re.compile(r"\$\{(\w+)\}|\$?\b([A-Za-z_]\w*)")
 _NUMBER_TESTS = ("-eq", "-ne", "-lt", "-le", "-gt", "-ge")
 _LARGEST = 2**63
 _DEEPEST = 20  # defaults inside defaults
@@ -46,9 +47,8 @@ class Expander:
         self._inside = False
         self._depth = 0
         # A scalar is an array of one, as in bash; None: assigned, but not known to what.
-        self._variables: dict[str, list[Value] | None] = {
-            name: [[Field(value, 0)]] for name, value in given.items()
-        }
+        self._given: dict[str, list[Value]] = {name: [[Field(value, 0)]] for name, value in given.items()}
+        self._variables: dict[str, list[Value] | None] = dict(self._given)
 
     def assign(self, name: str, value: Value, append: bool) -> None:
         """`NAME=value`, or `NAME+=value`."""
@@ -61,8 +61,13 @@ class Expander:
         self._set(name, [*(before or []), *items])
 
     def forget(self, name: str, line: int) -> None:
-        """Something that was not read may have assigned it."""
-        self._variables[name] = None
+        """Something that was not read may have assigned it: it is what the caller says, or not known."""
+        self._variables[name] = self._given.get(name)
+
+    def lacking(self, found: Sequence[Token]) -> list[str]:
+        """The expansions in words that are not known."""
+        words = [token for token in found if token.kind == "word"]
+        return [written for token in words for piece in self.scalar(token.parts) for written in piece.unknown]
 
     def fields_of_variable(self, name: str) -> list[Field]:
         """The words of a variable that stands without quotes."""
@@ -103,7 +108,11 @@ class Expander:
             return [Field(part.text, part.line)]
         if part.kind == "sum":
             number = self._sum(part.text)
-            return [Field(str(number), part.line)] if number is not None else self._unknown(part)
+            return (
+                [Field(str(number), part.line)]
+                if number is not None
+                else self._unknown(self._shortened(part))
+            )
         if part.kind in ("command", "blank"):
             return self._unknown(part)
         match = _REFERENCE.fullmatch(part.text)
@@ -142,6 +151,16 @@ class Expander:
             return values
         number = int(index) if index and len(index) < 9 else 0
         return values[number : number + 1]
+
+    def _shortened(self, part: Part) -> Part:
+        """A sum with what is known of it: what its variables lack is what is to be said."""
+
+        def known(match: re.Match[str]) -> str:
+            values = self._values(match[1] or match[2], None)
+            text = "".join(piece.text for piece in values[0]) if values else ""
+            return text if text and len(text) < 40 else match[0]
+
+        return replace(part, text=_IN_SUM.sub(known, part.text))
 
     def _unknown(self, part: Part) -> Value:
         written = _written(part)
@@ -213,7 +232,7 @@ class Expander:
 
     def _integer(self, token: str) -> int | None:
         name = token.strip("${}")
-        if not name[:1].isdigit():
+        if token[:1] == "$" or not name[:1].isdigit():
             values = self._values(name, None)
             name = "".join(p.text for p in values[0]).strip() if values else ""
         return int(name) if re.fullmatch(r"[1-9][0-9]{0,17}|0", name) else None

@@ -49,11 +49,13 @@ class Script:
         flags: Words of variables and arrays that begin with a flag, in the order of the script: what a file
             holds that only sets variables for another one.
         unread: What was not understood.
+        because: Of a variable that a condition decides which is not known, the expansion that this lacks.
     """
 
     commands: list[list[Field]] = field(default_factory=list)
     flags: list[Field] = field(default_factory=list)
     unread: list[Unread] = field(default_factory=list)
+    because: dict[str, str] = field(default_factory=dict)
 
 
 def read_script(text: str, where: str, given: Mapping[str, str]) -> Script:
@@ -161,7 +163,7 @@ class _Reader:
                 break
         self.unknown(token.line, what or f"`{opener}` ... `{closer}`", self.tokens[begin : self.at])
 
-    def unknown(self, line: int, why: str, passage: list[Token]) -> None:
+    def unknown(self, line: int, why: str, passage: list[Token], lacking: str | None = None) -> None:
         flags: list[Field] = []
         changed = False
         for token in passage:
@@ -170,6 +172,8 @@ class _Reader:
                 name = token.text.rstrip("+") if assignment is None else assignment[0]
                 self.expander.forget(name, token.line)
                 changed = True
+                if lacking is not None:
+                    self.script.because[name] = lacking
             for word in [token, *token.items]:
                 assignment = word.assignment()
                 parts = assignment[2] if assignment else word.parts
@@ -216,7 +220,9 @@ class _Reader:
         words = " ".join(self.expander.shown(token) for token in condition)
         words = words.replace(" ;", "").strip()
         words = words if len(words) <= _LONGEST_PASSAGE else words[: _LONGEST_PASSAGE - 3] + "..."
-        self.unknown(line, f"`if {words}`: not known here, no branch is taken", self.tokens[begin : self.at])
+        lacking = self.expander.lacking(condition)
+        why = f"`if {words}`: not known here, no branch is taken"
+        self.unknown(line, why, self.tokens[begin : self.at], lacking[0] if lacking else None)
         return closer
 
     def skip_branch(self) -> str | None:

@@ -75,9 +75,43 @@ def test_variables_that_the_script_does_not_set_can_be_given():
     )
 
 
+OF_MANY_SIZES = """
+SIZE=$1 SEQ=$2 ITERS=$(( ${3} / 4 / ${SEQ} )) LOW=$(bc <<< "$4 / 10")
+if [ $SIZE = 7B ]; then
+LAYERS=32
+elif [ $SIZE = 13B ]; then
+LAYERS=40
+fi
+python prepare_data.py --split 98,2,0 --seed 3
+cmd="torchrun --nproc_per_node 4 pretrain_x.py --num-layers $LAYERS --hidden-size 64 --num-attention-heads 4
+ --seq-length $SEQ --max-position-embeddings $SEQ --micro-batch-size 1 --global-batch-size 4 --lr 1e-3
+ --train-iters $ITERS --min-lr $LOW --vocab-size 512 --swiglu --position-embedding-type rope"
+echo ${cmd}
+eval ${cmd}
+"""
+
+
+def test_what_a_script_of_many_sizes_lacks_is_asked_for_by_the_argument_that_decides_it(tmp_path):
+    script = tmp_path / "run.sh"
+    script.write_text(OF_MANY_SIZES)
+    text = davinci("import-megatron", script).refusal()
+    assert "$LAYERS is not known: --set 1=VALUE, which decides it, or --set LAYERS=VALUE" in text
+    assert "$(( ${3} / 4 / $2 )) is not known: --set 3=VALUE" in text
+    assert "expected exactly one of the two" not in text and "--called-with 'FIRST SECOND ...'" in text
+    text = davinci("import-megatron", script, "--called-with", "7B 64 2560 1e-3").refusal()
+    assert '$(bc <<< "$4 / 10") is not known: write its value in its place' in text and "LAYERS" not in text
+    for words, layers in ((["--called-with", "13B 64 2560"], 40), (["--set", "2=64", "--set", "3=2560"], 12)):
+        script.write_text(OF_MANY_SIZES.replace('$(bc <<< "$4 / 10")', "0"))
+        screen = davinci("import-megatron", script, *words, "--set", "LAYERS=12")
+        settings = yaml.safe_load(screen.out)
+        assert (settings["model"]["num_layers"], settings["model"]["max_sequence_length"]) == (layers, 64)
+        assert settings["curriculum"][0]["tokens"] == 2560
+
+
 @pytest.mark.parametrize(
     ("text", "options", "named"),
     [
+        ("--lr 1", ("--called-with", "'dsw"), "--called-with"),
         (None, (), "There is no such script."),
         ("echo hello", (), "no launch command"),
         ("X=(1 2\ntorchrun pretrain_gpt.py --lr 1", (), ".sh:1"),

@@ -46,6 +46,14 @@ def test_published_commands_have_the_words_that_bash_passes_on(name, tmp_path):
     assert words_here(script, **known) == theirs
 
 
+@needs_bash
+def test_sums_of_a_scripts_arguments_are_what_bash_makes_of_them(tmp_path):
+    script = "torchrun $(( ${1} * $2 - 1 )) $(($1/${2}+${10}))"
+    arguments = ["17", "2", *"345678", "9", "40"]
+    known = {str(number): value for number, value in enumerate(arguments, start=1)}
+    assert words_here(script, **known) == words_of_bash(script, tmp_path, *arguments) == ["33", "48"]
+
+
 SCRIPTS = {
     "quotes": """X='a  b'; Y="c $X \\$X"; torchrun $X "$X" '$X' "$Y" x"$X"y a\\ b ''""",
     "arrays": """A=(one "two words" 'three'); A+=(four)
