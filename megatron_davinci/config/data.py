@@ -7,23 +7,21 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from megatron_davinci.config.section import Section
+from megatron_davinci.config.section import Section, shown
 from megatron_davinci.config.units import Tokens
 
 
 def _s3_or_local(value: Any) -> Any:
-    if isinstance(value, str) and "@" in value.partition("://")[2].partition("/")[0]:
+    if isinstance(value, Path):
+        return value
+    if not isinstance(value, str):
+        raise ValueError(f"should be a path or s3://BUCKET/KEY; found {shown(value)}")
+    if "@" in value.partition("://")[2].partition("/")[0]:
         raise ValueError(
             "should be s3://BUCKET/KEY without credentials, which are the environment's; found an @"
         )
     # A Path would make `s3:/bucket` of `s3://bucket`.
-    return (
-        value
-        if isinstance(value, str) and "://" in value
-        else Path(value)
-        if isinstance(value, str)
-        else value
-    )
+    return value if "://" in value else Path(value)
 
 
 Location = Annotated[Path | str, BeforeValidator(_s3_or_local)]

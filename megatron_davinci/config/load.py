@@ -40,8 +40,13 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
             listed, each with its line.
     """
     settings, lines = read_settings(Path(path), "sections run, model, data, curriculum, ...")
-    applied = {_apply(settings, override): override for override in overrides}
-    return validate(settings, where=str(path), lines={**lines, **applied})
+    written: dict[Path_, int | str] = dict(lines)
+    for override in overrides:
+        place = _apply(settings, override)
+        # What was written there, and below, is gone.
+        written = {one: at for one, at in written.items() if one[: len(place)] != place}
+        written[place] = override
+    return validate(settings, where=str(path), lines=written)
 
 
 def read_settings(path: Path, expected: str) -> tuple[dict[str, Any], dict[Path_, int]]:
@@ -260,6 +265,10 @@ def _describe(item: Any, lines: Written, root: type[BaseModel] = RunConfig) -> l
         return [_located(location, "missing", lines)]
     message = item["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
     found = item.get("input")
+    if item["type"] == "invalid_key" or location[-1:] == ("[key]",):
+        # `no` and `on` are truth values to YAML, and 2024 is a number.
+        above = location[: -2 if location[-1] == "[key]" else -1]
+        return [_located(above, f"YAML reads a name as {shown(found)}; write it in quotes", lines)]
     known = isinstance(found, dict | list) or "found" in message
     return [_located(location, message + ("" if known else f"; found {shown(found)}"), lines)]
 

@@ -291,6 +291,37 @@ def test_a_wrong_override_is_said(tmp_path, override, message):
     assert message in refused(small.write(tmp_path), override).replace("  ", " ").replace("  ", " ")
 
 
+def test_what_an_override_replaced_is_not_looked_for_in_the_file(tmp_path):
+    whole = small.settings()
+    whole["curriculum"][0]["global_batch_size"] = [{"size": 2, "steps": 3}, {"size": 4}]
+    path, override = small.write(tmp_path, whole), "curriculum.0.global_batch_size=[a, b]"
+    text = refused(path, override)
+    for number in (0, 1):
+        assert f"curriculum.0.global_batch_size.{number} (command line, '{override}'): " in text
+    text = refused(path, "curriculum.0.global_batch_size.1.size=two", override)
+    assert "size=two" not in text
+
+
+@pytest.mark.parametrize(
+    ("override", "place", "read"),
+    [
+        ("data.sources={no: {path: web}}", "data.sources", "False"),
+        ("data.validation={2024: web}", "data.validation", "2024"),
+        ("parallel={on: 1}", "parallel", "True"),
+    ],
+)
+def test_a_name_that_yaml_reads_as_something_else_is_to_be_quoted(tmp_path, override, place, read):
+    text = refused(small.write(tmp_path), override)
+    assert f"{place} (command line): YAML reads a name as {read}; write it in quotes" in text
+
+
+@pytest.mark.parametrize("value", ["5", "true", "", "[web]"])
+def test_a_path_that_is_none_is_one_problem(tmp_path, value):
+    text = refused(small.write(tmp_path), f"data.sources.web.path={value}")
+    assert "The configuration has a problem." in text
+    assert "data.sources.web.path (command line): should be a path or s3://BUCKET/KEY; found " in text
+
+
 def test_an_override_changes_one_place_even_where_the_file_shares_it(tmp_path):
     whole = small.settings()
     shared = whole["curriculum"][0]
