@@ -22,15 +22,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from megatron_davinci.model.branches import Branches
-from megatron_davinci.model.low_precision import LowPrecisionProduct
 
 
 def without_gradients(model: torch.nn.Module) -> None:
     """Exchange, in place, the `forward` of layers that have nothing but products and sums to do.
 
-    Layers of other types than Megatron-Core's own, of sequence parallelism, of products of few bits and of experts on
-    several ranks stay as they are. What comes out is the same, bit for bit. A whole transformer layer goes the short
-    way where it is asked for `Branches`.
+    Layers of other types than Megatron-Core's own, of sequence parallelism, of products of few bits, of our SwiGLU
+    and of experts on several ranks stay as they are. What comes out is the same, bit for bit. A whole transformer
+    layer goes the short way where it is asked for `Branches`.
 
     Args:
         model: In evaluation mode from here on; it must not be trained again.
@@ -52,7 +51,8 @@ def _plain(layer: Any) -> bool:
         or layer.explicit_expert_comm
         or layer.config.cpu_offloading
         or "forward" in vars(layer)
-        or isinstance(vars(layer).get("_forward_impl"), LowPrecisionProduct)
+        # Products of few bits, or one that makes its input of gates.
+        or "_forward_impl" in vars(layer)
     )
 
 

@@ -5,16 +5,20 @@ import pytest
 from tests.convert.ranks import build, configuration
 from tests.ranks import run_ranks
 
+# What the model is, whose rotary positions and SwiGLU it has, and how many modules of a layer are exchanged: four
+# products, an MLP and the layer itself.
 MODELS = {
     "biases, untied, rotated where they are written": (
         {"qkv_bias": True, "tie_embeddings": False},
-        "davinci",
+        {"rope": "davinci"},
+        6,
     ),
-    "no bias, tied, rotated by Megatron-Core": ({"tie_embeddings": True}, "megatron"),
+    "no bias, tied, rotated by Megatron-Core": ({"tie_embeddings": True}, {"rope": "megatron"}, 6),
+    "gates that are left to the product behind": ({"tie_embeddings": True}, {"swiglu": "davinci"}, 4),
 }
 
 
-def logits_and_layers(changes, rope, tensor):
+def logits_and_layers(changes, ours, tensor):
     """Logits before and after, and how many layers got another `forward`.
 
     Of sequences as they are trained on, and of sequences as branches: the second one goes on from the first.
@@ -27,7 +31,7 @@ def logits_and_layers(changes, rope, tensor):
 
     config = configuration(changes, tensor)
     parallel = config.parallel.model_copy(update={"sequence": False})
-    backends = config.backends.model_copy(update={"rope": rope})
+    backends = config.backends.model_copy(update=ours)
     (chunk,) = build(config.model_copy(update={"parallel": parallel, "backends": backends}))
     chunk.eval()
     tokens = torch.arange(24).reshape(2, 12) * 7 % 96
@@ -51,12 +55,11 @@ def logits_and_layers(changes, rope, tensor):
     return before, after, sum("forward" in vars(layer) for layer in chunk.modules())
 
 
-@pytest.mark.parametrize(("changes", "rope"), MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize(("changes", "ours", "of_a_layer"), MODELS.values(), ids=MODELS)
 @pytest.mark.parametrize("tensor", [1, 2])
-def test_logits_are_the_same_bit_for_bit(changes, rope, tensor):
-    for before, after, exchanged in run_ranks(tensor, logits_and_layers, changes, rope, tensor):
+def test_logits_are_the_same_bit_for_bit(changes, ours, of_a_layer, tensor):
+    for before, after, exchanged in run_ranks(tensor, logits_and_layers, changes, ours, tensor):
         for one, other in zip(before, after, strict=True):
             assert one.std() > 0.1
             assert (one == other).all()
-        # Four products, an MLP and the layer itself, in each, and the head.
-        assert exchanged == 4 * 6 + 1
+        assert exchanged == 4 * of_a_layer + 1  # and the head
