@@ -87,8 +87,8 @@ def _leave(weight: torch.Tensor) -> torch.Tensor:
 
 def _pipeline_layout(config: RunConfig) -> list[list[str]] | None:
     """Uneven chunks as Megatron-Core lists them: what each holds, in the order in which a sample passes them."""
-    if config.parallel.pipeline_layers is None:
-        return None
+    if config.parallel.pipeline_layers is None or config.parallel.chunks == 1:
+        return None  # equally many, or all in one
     chunks = [["decoder"] * layers for layers in config.parallel.pipeline_layers]
     return [["embedding", *chunks[0]], *chunks[1:-1], [*chunks[-1], "loss"]]
 

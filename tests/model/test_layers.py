@@ -202,3 +202,16 @@ def test_one_seed_gives_one_model_on_every_layout(tmp_path):
     (_, other), *_ = run_ranks(1, weights_of, tiny_settings(tmp_path, run={"seed": 8, "directory": "x"}))
     name = "decoder.layers.0.mlp.linear_fc1.weight"
     assert not np.array_equal(whole[name], other[name])
+
+
+def test_all_layers_in_the_one_chunk_that_there_is_are_the_model_without_a_split():
+    from tests.config import small
+    from tests.stepping import take_all
+
+    splits = {"none": None, "all in one": [2]}
+    settings = {
+        name: small.settings(parallel={"device": "cpu", "pipeline_layers": split})
+        for name, split in splits.items()
+    }
+    (taken,) = run_ranks(1, take_all, settings)
+    assert taken["all in one"] == taken["none"]
