@@ -41,7 +41,8 @@ class BitsConfig(Section):
         default="truncate", description="truncate: leave low bits out, as the paper does"
     )
     scaling: Literal["none", "tensor"] = Field(
-        default="none", description="tensor: bring each tensor's largest number to the format's largest"
+        default="none",
+        description="tensor: bring each tensor's largest number to the format's largest, 2^32 at most",
     )
 
     @field_validator("format", mode="after")

@@ -109,7 +109,8 @@ def bit_reduction(form: Format, *, truncate: bool, scaled: bool) -> Recipe:
     Args:
         form: The format.
         truncate: Leave low bits out, as the paper does; else round to the nearest.
-        scaled: Bring the largest number of each tensor to the format's largest; the paper scales nothing.
+        scaled: Bring the largest number of each tensor to the format's largest, 2^32 at most; the paper scales
+            nothing.
     """
     one = Quantizer(form, scale="fp32" if scaled else "none", rounding="truncate" if truncate else "nearest")
     return Recipe("bits", one, one, one, one, one, one)

@@ -16,10 +16,14 @@ Blocks = Literal["tensor", "row", "tile"]
 """What has a scale: the tensor; `block` neighbours of a row; `block` x `block` of a matrix."""
 
 Scale = Literal["none", "fp32", "power_of_two", "e8m0", "e4m3"]
-"""`fp32`: the format's largest number over the block's. `power_of_two`: the one below that. `e8m0`: the same of MX,
-whose inverse is rounded up to a power of two. `e4m3`: of NVFP4: E4M3 a block under one fp32 number for the tensor."""
+"""`fp32`: the format's largest number, or 2^32 where that is less, over the block's. `power_of_two`: the one below
+that. `e8m0`: the same of MX, whose inverse is rounded up to a power of two. `e4m3`: of NVFP4: E4M3 a block under one
+fp32 number for the tensor."""
 
 _LARGEST = torch.finfo(torch.float32).max
+_HIGHEST = 2.0**32
+"""That scales bring numbers to: fp32 holds sums of products of two such, but none of the largest that 7 or 8 bits of
+exponent say."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +171,7 @@ def _plain(amax: Tensor, how: Quantizer) -> tuple[Tensor, Tensor]:
     if how.scale == "e8m0":
         inverse = formats.power_of_two_above(amax / how.form.top)
         return 1 / inverse, inverse
-    scale = _over(how.form.top, amax)
+    scale = _over(min(how.form.top, _HIGHEST), amax)
     scale = torch.where(amax > 0, scale, 1.0)
     if how.scale == "power_of_two":
         scale = formats.power_of_two_below(scale)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from megatron_davinci.precision import formats, hadamard, recipes
 from megatron_davinci.precision.formats import E2M1, E4M3, E5M2
+from megatron_davinci.precision.products import emulated
 from megatron_davinci.precision.scaling import Quantizer, quantize
 from tests.cases import cases
 
@@ -173,6 +174,14 @@ def test_what_is_lost_is_counted():
     assert (lost.underflow, lost.overflow, lost.scale) == (0.25, 0, 1)
     lost = quantize(x, Quantizer(E4M3), amax=torch.tensor(224.0), watch=True).lost
     assert (lost.underflow, lost.overflow, lost.scale) == (0.25, 0.25, 2)
+
+
+@pytest.mark.parametrize("name", ["E5M7", "E6M7", "E7M7", "E8M7"])
+def test_scaled_numbers_of_any_range_have_products_that_fp32_holds(name):
+    one = recipes.bit_reduction(formats.parse(name), truncate=False, scaled=True).input
+    a, b = drawn(7), 1e-4 * drawn(8)
+    made = emulated(quantize(a, one), quantize(b, one), torch.float32)
+    assert (made - a @ b.t()).norm() < 0.005 * (a @ b.t()).norm()
 
 
 def test_ranks_that_hold_parts_have_one_scale():
