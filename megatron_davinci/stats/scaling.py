@@ -34,6 +34,7 @@ _NODES = {1: 120, 2: 32}  # by the number of exponents
 _TURNS = 6  # of the grid, each finer than the one before
 _TOLD_BY = 12  # nodes of an exponent that have weight: fewer are too coarse for quantiles
 _OUTLIER = 3.0  # standard deviations
+_LEAST_FALLS = 0.05  # probability that losses fall with size, below which there is no law
 _DRAWS = 4000
 _TOGETHER = 0.97  # a correlation of log N and log D from which on their parts cannot be told apart
 
@@ -294,8 +295,9 @@ def _draws(
         laws[:, 0] -= at_largest
         laws[:, 1 + 2 * i] = at_largest * np.exp(exponent * log_sizes[i].max())
         laws[:, 2 + 2 * i] = exponent
-    possible = (laws[:, 0] >= 0) & (values[:, 1:] > 0).all(axis=1)
-    if possible.mean() < 0.005:
+    falls = (values[:, 1:] > 0).all(axis=1)
+    possible = falls & (laws[:, 0] >= 0)
+    if falls.mean() < _LEAST_FALLS or possible.mean() < 0.005:
         raise DataError(
             "The losses do not fall with size as a scaling law's would.",
             where=what,

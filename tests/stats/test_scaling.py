@@ -65,6 +65,7 @@ def test_coverage_is_what_is_stated():
         ([1e6, 2e6, 4e6, 8e6], [3, 2.8, 2.7, float("nan")], None, "finite and above 0"),
         ([1e6, 2e6, 4e6, 8e6], [3, 2.8, 2.7], None, "size for each loss"),
         ([1e6, 2e6, 4e6, 8e6] * 3, [2.0, 2.2, 2.4, 2.6] * 3, None, "do not fall"),
+        ([1e6, 3e6, 1e7, 3e7], [2.0, 2.4, 2.5, 2.9], None, "do not fall"),
         ([1e6, 2e6, 4e6, 8e6], [3, 2.8, 2.7, 2.6], [2e7, 4e7, 8e7, 1.6e8], "Too few sizes and budgets"),
         (np.geomspace(1e6, 1e8, 7), np.linspace(3, 2, 7), np.geomspace(2e7, 2e9, 7), "grow together"),
     ],
