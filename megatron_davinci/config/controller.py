@@ -169,7 +169,7 @@ def _named(controller: ControllerConfig) -> Iterator[tuple[str, list[str]]]:
     if controller.policy == "domain_upsampling":
         yield "domain_upsampling.mixture", list(controller.domain_upsampling.mixture)
     if controller.policy == "specialised":
-        yield "specialised.domain", [controller.specialised.domain]
+        yield "specialised.domain", [controller.specialised.domain] if controller.specialised.domain else []
     if controller.policy == "loss_weighted":
         yield "loss_weighted.reference", list(controller.loss_weighted.reference)
 
@@ -241,7 +241,9 @@ def _policy_problems(
             _share("controller.specialised.share", settings.share)
         except ValueError as error:
             yield str(error)
-        if settings.domain in units and not first.get(settings.domain):
+        if not settings.domain:
+            yield f"controller.specialised.domain: say which is the small one of {', '.join(sorted(units))}"
+        elif settings.domain in units and not first.get(settings.domain):
             yield (
                 "controller.specialised.domain: it has to be there from the start and the first stage has no "
                 f"{settings.domain}"

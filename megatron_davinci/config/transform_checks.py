@@ -72,7 +72,7 @@ def transform_problems(
     if total > MOST_WEIGHT:
         by = f" of weight {weight}" if weight > 1 else ""
         yield (
-            where,
+            ("curriculum", number, "global_batch_size") if weight == 1 else (*where, "prompt_loss_weight"),
             f"{largest} sequences of {sequence_length} labels{by} make {total:,}, and Megatron-Core counts "
             f"to {MOST_WEIGHT:,}: lower the batch size"
             + (", or take a prompt_loss_weight of fewer parts (0.5 has two)" if weight > 1 else ""),

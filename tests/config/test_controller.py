@@ -40,7 +40,7 @@ def test_the_default_is_off_and_asks_nothing():
         ({"floors": {"web": "nonsense"}}, "not a number"),
         ({"stages": ["nowhere"]}, "names nowhere"),
         ({"policy": "domain_upsampling", "domain_upsampling": {"mixture": {"web": 0.5}}}, "sums to 0.5"),
-        ({"policy": "specialised"}, "specialised.domain names"),
+        ({"policy": "specialised"}, "specialised.domain: say which is the small one of code, web"),
         ({"policy": "loss_weighted", "loss_weighted": {"reference": {"web": 1.0}}}, "lacks code"),
         ({"policy": "best"}, "policy"),
     ],

@@ -282,5 +282,7 @@ def test_the_largest_batches_of_today_are_counted_in_an_int32(root, weight):
         {"size": 4096, "steps": 1},
         {"size": 2**31 // 4096 // full + 1},
     ]
-    with pytest.raises(ConfigError, match="Megatron-Core counts to 2,147,483,647"):
+    with pytest.raises(ConfigError, match="Megatron-Core counts to 2,147,483,647") as caught:
         validate(settings, where="test")
+    key = "transforms.prompt_loss_weight" if full > 1 else "global_batch_size"
+    assert f"curriculum.1.{key}: " in str(caught.value)
