@@ -121,7 +121,7 @@ class Stage(Section):
     @field_validator("global_batch_size", mode="before")
     @classmethod
     def _one_size_is_a_list_of_one(cls, value: Any) -> Any:
-        return [{"size": value}] if isinstance(value, int) else value
+        return [{"size": value}] if isinstance(value, int | float | str) else value
 
     @field_validator("global_batch_size", mode="after")
     @classmethod
@@ -145,7 +145,9 @@ class Stage(Section):
     @field_validator("max_epochs", mode="before")
     @classmethod
     def _one_cap_is_for_all(cls, value: Any) -> Any:
-        return {"all": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
+        # Text too: `1e1` is no number to YAML, and one everywhere else here.
+        plain = isinstance(value, int | float | str) and not isinstance(value, bool)
+        return {"all": value} if plain else value
 
     @field_validator("max_epochs", mode="after")
     @classmethod

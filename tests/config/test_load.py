@@ -180,7 +180,7 @@ def test_weights_are_exact_decimals(tmp_path):
         ([{"size": 4, "steps": 1, "tokens": "1k"}, {"size": 8}], "found steps and tokens"),
         ([{"size": 4, "samples": 3}], "the last holds to the end"),
         (0, "greater than 0"),
-        ("four", "list"),
+        ("four", "should be a valid integer, unable to parse string as an integer; found 'four'"),
     ],
 )
 def test_batch_sizes_that_cannot_be(tmp_path, phases, message):
@@ -241,6 +241,13 @@ def test_what_needs_two_sections_is_checked_too(tmp_path):
 )  # fmt: skip
 def test_what_would_not_act_is_refused(tmp_path, key, said):
     assert said in refused(small.write(tmp_path), key)
+
+
+def test_a_number_that_yaml_takes_for_text_is_one_also_where_a_section_could_be(tmp_path):
+    (stage,) = load_config(
+        small.write(tmp_path), ["curriculum.0.global_batch_size='8'", "curriculum.0.max_epochs=1e1"]
+    ).curriculum
+    assert [phase.size for phase in stage.global_batch_size] == [8] and stage.max_epochs == {"all": 10}
 
 
 def test_overrides_win_and_reach_everything(tmp_path):

@@ -68,7 +68,7 @@ def test_of_sizes_that_nobody_declares_nothing_is_said_yet(tmp_path):
         ({"zzz": 2}, "zzz is no source and no domain; there are code, web"),
         (0, "the cap of all is not above 0; found 0. A weight of 0 ends its use"),
         ({"web": -1}, "the cap of web is not above 0"),
-        ("four", "valid dictionary"),
+        ("four", "should be a valid number, unable to parse string as a number; found 'four'"),
         (True, "number; found True"),
     ],
 )
