@@ -21,7 +21,7 @@ from megatron_davinci.stats.comparison import holm
 RESAMPLES = 2000
 HALVES = 60
 _DEFINED = 0.9  # of resamples, below which an interval would be of those that happen to tell models apart
-_AT_ONCE = 2**22  # numbers of one block of resamples
+_AT_ONCE = 2**22  # numbers of one block of resamples, of its items and of its pairs of models
 
 
 @dataclass(frozen=True)
@@ -157,8 +157,8 @@ def _signs(values: NDArray) -> NDArray:
 
 
 def _resampled(x: NDArray, y: NDArray, resamples: int, generator: np.random.Generator) -> NDArray:
-    items = x.shape[1]
-    block = max(1, _AT_ONCE // items)
+    models, items = x.shape
+    block = max(1, _AT_ONCE // max(items, models * (models - 1) // 2))
     found = []
     for first in range(0, resamples, block):
         counts = generator.multinomial(items, np.full(items, 1 / items), min(block, resamples - first))

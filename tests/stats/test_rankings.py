@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from megatron_davinci.stats import rankings
 from megatron_davinci.stats.formats import format_spread
 from megatron_davinci.stats.rankings import compare_rankings, kendall_tau
 
@@ -70,6 +71,23 @@ def test_the_interval_covers_the_tau_of_many_items():
         found = compare_rankings(list("abcde"), one, other, resamples=200)
         covered += found.low <= 0.8 <= found.high
     assert covered >= 22
+
+
+def test_many_models_are_resampled_some_times_at_once_and_come_to_the_same(monkeypatch):
+    generator = np.random.default_rng(4)
+    one, other = (answers(generator, np.linspace(0.2, 0.8, 40), 40) for _ in range(2))
+    models = [str(number) for number in range(40)]
+    whole = compare_rankings(models, one, other, resamples=30)
+    held = []
+
+    def counted(a, b):
+        held.append(np.atleast_2d(a).shape[0] * 40 * 39 // 2)
+        return kendall_tau(a, b)
+
+    monkeypatch.setattr(rankings, "kendall_tau", counted)
+    monkeypatch.setattr(rankings, "_AT_ONCE", 2000)
+    assert compare_rankings(models, one, other, resamples=30) == whole
+    assert max(held) <= 2000
 
 
 def test_a_way_that_has_all_alike_ranks_nothing():
