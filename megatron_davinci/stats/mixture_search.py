@@ -28,6 +28,7 @@ _DRAWS = 400
 _SPREAD = (40.0, 8.0)  # concentrations of Dirichlet draws: near a mixture, and around it
 _PRIOR = {"length": (np.log(0.5), 0.7), "size": (0.0, 1.0), "noise": (np.log(0.1), 1.2)}  # of logarithms
 _JITTER = 1e-8
+_SLACK = 1e-9
 _STEPS = (-1.0, 0.0, 1.0)  # of each logarithm, around the most probable
 
 
@@ -45,7 +46,8 @@ class Bounds:
 
     def __post_init__(self) -> None:
         bad = (self.floor < 0) | (self.ceiling > 1) | (self.floor > self.ceiling)
-        if bad.any() or self.floor.sum() > 1 or self.ceiling.sum() < 1:
+        # Floats of decimals that sum to 1 may sum to a little more, or less.
+        if bad.any() or self.floor.sum() > 1 + _SLACK or self.ceiling.sum() < 1 - _SLACK:
             raise DataError(
                 "No mixture lies within these bounds.",
                 found=f"floors {self.floor.tolist()}, ceilings {self.ceiling.tolist()}",
@@ -55,7 +57,7 @@ class Bounds:
     def draw(self, around: NDArray, concentration: float, count: int, rng: np.random.Generator) -> NDArray:
         """[count, k] mixtures around one, within the bounds."""
         room = 1 - self.floor.sum()
-        if room < 1e-9:
+        if room < _SLACK:
             return np.tile(self.floor, (count, 1))
         middle = np.maximum((around - self.floor) / room, 1e-3)
         alpha = np.maximum(concentration * middle / middle.sum(), 0.05)

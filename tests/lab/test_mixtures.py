@@ -39,6 +39,9 @@ def test_mixtures_keep_their_bounds():
         assert one.sum(axis=1) == pytest.approx(1) and (one >= bounds.floor - 1e-9).all()
         assert (one <= bounds.ceiling + 1e-6).all()
     assert len(np.unique(more.round(6), axis=0)) == 8
+    only = np.array([0.8, 0.05, 0.05, 0.1])
+    assert only.sum() > 1, "as floats"
+    assert Bounds(only, np.ones(4)).draw(only, 8.0, 2, rng) == pytest.approx(np.array([only, only]))
     with pytest.raises(DataError, match="No mixture lies"):
         Bounds(np.array([0.6, 0.6]), np.array([1.0, 1.0]))
     with pytest.raises(DataError, match="several mixtures"):
