@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_davinci.errors import EnvironmentProblem, LostPeer
+from megatron_davinci.errors import DavinciError, EnvironmentProblem, LostPeer
 from megatron_davinci.platform.device import Platform
 from megatron_davinci.platform.rendezvous import meet
 
@@ -147,7 +147,10 @@ def lost_peer(error: BaseException) -> LostPeer | None:
     if not gloo and not isinstance(error, dist.DistBackendError | dist.DistNetworkError):
         return None
     # "[.../gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.2]:59577. This is typically ..."
-    said = re.sub(r"^\[[^\]]*\] ", "", str(error).splitlines()[0]).partition(" This is typically")[0]
+    return _lost(re.sub(r"^\[[^\]]*\] ", "", str(error).splitlines()[0]).partition(" This is typically")[0])
+
+
+def _lost(said: str) -> LostPeer:
     return LostPeer(
         "This rank lost another one, and cannot go on without it.",
         where=f"rank {os.environ.get('RANK', '0')} of {os.environ.get('WORLD_SIZE', '1')} on {socket.gethostname()}",
@@ -162,6 +165,37 @@ def broadcast_object(value: Any, source: int = 0) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=source)
     return box[0]
+
+
+def on_rank_zero(action: Callable[[], Any]) -> Any:
+    """Run `action` on rank 0; every rank gets its result, or the error that it raised.
+
+    So no rank waits for an answer that does not come. Without process groups this process is rank 0.
+
+    Raises:
+        LostPeer: On the other ranks, where rank 0 raised what is no error for a user to mend: it raises that itself.
+    """
+    if not dist.is_initialized():
+        return action()
+    outcome: tuple[bool, Any] = (True, None)
+    bug: Exception | None = None
+    if dist.get_rank() == 0:
+        try:
+            outcome = (True, action())
+        except DavinciError as error:
+            outcome = (False, error)
+        except OSError as error:
+            problem = EnvironmentProblem("A file system error.", where=error.filename, found=error.strerror)
+            outcome = (False, problem)
+        except Exception as error:
+            # It may not be one that another process can read.
+            bug, outcome = error, (False, f"{type(error).__name__} on rank 0")
+    good, value = broadcast_object(outcome)
+    if bug is not None:
+        raise bug
+    if not good:
+        raise value if isinstance(value, DavinciError) else _lost(value)
+    return value
 
 
 def gather_objects(value: Any) -> list[Any]:

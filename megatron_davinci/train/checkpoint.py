@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from torch.distributed.checkpoint.api import CheckpointException
 
-from megatron_davinci.errors import CheckpointError, DavinciError, EnvironmentProblem
+from megatron_davinci.errors import CheckpointError
 from megatron_davinci.model.precision_state import low_precision_of
-from megatron_davinci.platform.distributed import broadcast_object
+from megatron_davinci.platform.distributed import on_rank_zero
 from megatron_davinci.train import checkpoint_files
 from megatron_davinci.train.checkpoint_files import Checkpoint, TurnedBack
 
@@ -251,20 +250,3 @@ def check_same_recipe(checkpoint: Checkpoint, low: dict[str, Any]) -> None:
             do="resume with the recipe that wrote it; for another, begin a new run from its weights "
             "(checkpoint.initial_weights), or end this one in train.precision by train.low_precision.tail_tokens",
         )
-
-
-def on_rank_zero(action: Callable[[], Any]) -> Any:
-    """Run `action` on rank 0; every rank gets its result, or the error that it raised."""
-    outcome: tuple[bool, Any] = (True, None)
-    if dist.get_rank() == 0:
-        try:
-            outcome = (True, action())
-        except DavinciError as error:
-            outcome = (False, error)
-        except OSError as error:
-            problem = EnvironmentProblem("A file system error.", where=error.filename, found=error.strerror)
-            outcome = (False, problem)
-    good, value = broadcast_object(outcome)
-    if not good:
-        raise value
-    return value

@@ -15,16 +15,13 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from megatron_davinci.config import RunConfig
 from megatron_davinci.config.controller import UNITS
 from megatron_davinci.config.mixture import exact_share
 from megatron_davinci.config.source_weights import exact_text
 from megatron_davinci.data.curriculum import Curriculum
-from megatron_davinci.errors import DavinciError
 from megatron_davinci.optim.schedule import StepPlan
-from megatron_davinci.platform.distributed import broadcast_object
+from megatron_davinci.platform.distributed import on_rank_zero
 from megatron_davinci.train.order import DataOrder
 from megatron_davinci.train.policies import make_policy
 from megatron_davinci.train.policies.bounded import Decision, as_text, decide
@@ -77,16 +74,8 @@ class Controller:
             return None  # a stage begins with the mixture that it says
         if stages is not None and plan.stage_name not in stages:
             return None
-        # Only rank 0 has the record. An error there is every rank's: the others would wait for it in vain.
-        found: tuple[dict[str, str], str] | DavinciError | None = None
-        if dist.get_rank() == 0:
-            try:
-                found = self._decide(plan, end)
-            except DavinciError as error:
-                found = error
-        found = broadcast_object(found)
-        if isinstance(found, DavinciError):
-            raise found
+        # Only rank 0 has the record.
+        found: tuple[dict[str, str], str] | None = on_rank_zero(lambda: self._decide(plan, end))
         if found is None:
             return None
         weights, reason = found

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from megatron_davinci.config import RunConfig
 from megatron_davinci.errors import Unhealthy
 from megatron_davinci.optim.schedule import StepPlan
-from megatron_davinci.platform.distributed import broadcast_object, gather_objects
+from megatron_davinci.platform.distributed import gather_objects, on_rank_zero
 from megatron_davinci.stats.spikes import Spike, SpikeWindow
 from megatron_davinci.train.feed import Samples
 from megatron_davinci.train.order import DataOrder
@@ -80,9 +80,9 @@ class Health:
 
     def begin(self) -> None:
         """Look back on the steps on record, which are those up to the present one. Every rank calls this."""
-        lines: list[tuple[Any, ...]] = []
-        if self._is_main:
-            lines = [
+
+        def lines() -> list[tuple[Any, ...]]:
+            return [
                 (
                     line["stage"],
                     line["global_batch_size"],
@@ -92,9 +92,10 @@ class Health:
                 )
                 for line in read_lines(self._directory.metrics)[-self.config.spikes.window :]
             ]
+
         spikes = self.config.spikes
         self._window = SpikeWindow(spikes.window, spikes.least, spikes.deviations)
-        for stage, batch, first_sample, loss, grad_norm in broadcast_object(lines):
+        for stage, batch, first_sample, loss, grad_norm in on_rank_zero(lines):
             self._window.add(loss, grad_norm, self._regime_of(stage, batch, first_sample))
 
     def take(

@@ -128,7 +128,7 @@ class TrainingRun:
         # Measured before every start, so that utilization is against this machine as it is now.
         peak = measure_matmul_peak(self.platform, DTYPES[self.config.train.precision])
         self.order.seal()
-        start = distributed.broadcast_object(self._record_start() if self.is_main else None)
+        start = distributed.on_rank_zero(self._record_start)
         LAST_WORDS.begin(self.directory.path, start)
         self.watchdog.begin()
         records = self._records(peak)
@@ -369,8 +369,7 @@ class TrainingRun:
     def _evaluate_late(self, progress: RunProgress, records: Records) -> None:
         records.flush()
         past = self.order.journal, self.consumed_samples, self.directory.evaluations
-        late = ended_unevaluated(self.schedule, *past) if self.is_main else None
-        if plan := distributed.broadcast_object(late):
+        if plan := distributed.on_rank_zero(lambda: ended_unevaluated(self.schedule, *past)):
             self._evaluate(plan, progress, records)
 
     def _decide_again(self, progress: RunProgress) -> None:

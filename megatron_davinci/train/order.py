@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from megatron_davinci.data.journal import Journal, MixRecord, SkipRecord
 from megatron_davinci.data.source import Source
 from megatron_davinci.errors import CheckpointError, DavinciError
 from megatron_davinci.optim.schedule import Schedule, StepPlan
-from megatron_davinci.platform.distributed import broadcast_object
+from megatron_davinci.platform.distributed import on_rank_zero
 from megatron_davinci.train.documents import mask_problem
 from megatron_davinci.train.edits import Edit, EditFile
 from megatron_davinci.train.outlook import Outlook, edit_problem, exact, look_ahead, transforms_of
@@ -62,17 +63,10 @@ class DataOrder:
         self._windows = {name: source.num_windows for name, source in sources.items()}
         self._pools = pool_sizes(config, sources)
         self._writes = not dist.is_initialized() or dist.get_rank() == 0
-        self.journal = Journal.open(directory.journal, sources) if self._writes else Journal.in_memory()
+        self.journal = Journal.in_memory()
         self._file = EditFile(directory.edits)
         self._stamp = self._file.stamp()
-        ahead = Outlook([], None, {})
-        if self._writes:
-            past = Past.read(directory)
-            past.check(config, schedule, sources, self.journal, self._pools)
-            ahead = look_ahead(past, config, schedule, self._windows, self.journal, self._pools)
-            order = Curriculum(self._windows, config.run.seed, [*self.journal.mixes, *ahead.planned])
-            check_caps(config, schedule, order)
-        mixes, skips, ahead = _from_rank_zero((self.journal.mixes, self.journal.skips, ahead))
+        mixes, skips, ahead = on_rank_zero(lambda: self._read(directory))
         for skip in skips:
             self.journal.append(skip)  # changes nothing where the journal was read
         # The journal is the record: what it has beyond the stages, a controller's mixtures, is replayed as it is.
@@ -83,6 +77,17 @@ class DataOrder:
         self._prepared = 0
         self._proposed: MixRecord | None = None
         self._messages: list[str] = []
+
+    def _read(self, directory: RunDirectory) -> tuple[tuple[MixRecord, ...], tuple[SkipRecord, ...], Outlook]:
+        """What the journal has, and what lies ahead of it; on rank 0."""
+        config, schedule = self._config, self.schedule
+        self.journal = Journal.open(directory.journal, self.sources)
+        past = Past.read(directory)
+        past.check(config, schedule, self.sources, self.journal, self._pools)
+        ahead = look_ahead(past, config, schedule, self._windows, self.journal, self._pools)
+        order = Curriculum(self._windows, config.run.seed, [*self.journal.mixes, *ahead.planned])
+        check_caps(config, schedule, order)
+        return self.journal.mixes, self.journal.skips, ahead
 
     @property
     def records(self) -> list[MixRecord]:
@@ -123,11 +128,12 @@ class DataOrder:
         """Move the first of the planned records to the journal."""
         for record in self._planned[self._prepared : len(due)]:
             self.curriculum.append(record)
-        if self._writes:
+
+        def write() -> None:
             for record in due:
                 self.journal.append(record)
-        if dist.is_initialized():
-            dist.barrier()
+
+        on_rank_zero(write)
         del self._planned[: len(due)]
         self._prepared = max(0, self._prepared - len(due))
         self._mixes += due
@@ -179,7 +185,7 @@ class DataOrder:
         """
         planned = self._planned
         if edited:
-            planned = _from_rank_zero(self._replanned(plan) if self._writes else [])
+            planned = on_rank_zero(lambda: self._replanned(plan))
         record, self._proposed = self._proposed, None
         if record is not None and not any(_is_edit(one, record.first_sample) for one in planned):
             others = (one for one in planned if one.first_sample != record.first_sample)
@@ -254,7 +260,9 @@ class DataOrder:
             begins = [skip.from_sample for skip in self.journal.skips if skip.from_sample > first_sample]
             end = min([end_sample, *begins])
             if first_sample < end:
-                self.journal.append(SkipRecord(first_sample, end, reason))
+                skip = SkipRecord(first_sample, end, reason)
+                on_rank_zero(partial(self.journal.append, skip))
+                self.journal.append(skip)  # changes nothing where it was written
             first_sample = end
 
     def position(self) -> dict[str, Any]:
@@ -278,7 +286,3 @@ class DataOrder:
 
 def _is_edit(record: MixRecord, sample: int) -> bool:
     return record.first_sample == sample and record.origin.startswith("edit-")
-
-
-def _from_rank_zero(value: Any) -> Any:
-    return broadcast_object(value) if dist.is_initialized() else value

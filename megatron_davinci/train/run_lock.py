@@ -22,7 +22,7 @@ from typing import Any
 
 from megatron_davinci.errors import EnvironmentProblem
 from megatron_davinci.files import disk_errors, make_private_folder
-from megatron_davinci.train.checkpoint import on_rank_zero
+from megatron_davinci.platform.distributed import on_rank_zero
 
 NAME = "lock"
 BEAT_SECONDS = 10.0

@@ -19,10 +19,10 @@ from megatron.core import parallel_state
 from megatron_davinci.config.training import CheckpointConfig
 from megatron_davinci.errors import DavinciError, EnvironmentProblem
 from megatron_davinci.files import free_bytes
+from megatron_davinci.platform.distributed import on_rank_zero
 from megatron_davinci.platform.gathered_state import GatheredState
 from megatron_davinci.platform.host_copy import HostCopy
 from megatron_davinci.train import checkpoint_files
-from megatron_davinci.train.checkpoint import on_rank_zero
 from megatron_davinci.train.retention import Retention, prune
 from megatron_davinci.train.save_job import Bug, Outcome, SaveJob
 from megatron_davinci.train.snapshot import take

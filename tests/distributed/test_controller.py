@@ -185,3 +185,20 @@ def test_a_nan_evaluation_ends_the_run_on_every_rank_and_nothing_follows_from_it
     assert [p["step"] for p in lines(run / "proposals.jsonl")] == [3]
     assert len(Journal.open(run / "journal.jsonl").mixes) == 2
     assert len(lines(run / "metrics.jsonl")) == 6
+
+
+def error_of(settings):
+    from megatron_davinci.train import controller
+
+    def with_a_bug(policy, situation):
+        raise KeyError("a")
+
+    controller.decide = with_a_bug
+    try:
+        train_here(settings)
+    except Exception as error:
+        return type(error).__name__
+
+
+def test_an_error_of_a_policy_that_nobody_foresaw_ends_every_rank(applied):
+    assert run_ranks(2, error_of, settings_of(applied, "with-a-bug")) == ["KeyError", "LostPeer"]
