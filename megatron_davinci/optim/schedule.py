@@ -124,6 +124,29 @@ class Schedule:
         segments = self.stage_segments(stage)
         return segments[0].first_sample if segments else None
 
+    def cut_rates(self) -> list[str]:
+        """The stages that are too short for the warm-up or the decay that they are given, a line each."""
+        found = []
+        for index, stage in enumerate(self.stages):
+            segments, rate = self.stage_segments(index), stage.learning_rate
+            if not segments:
+                continue
+            steps, last = sum(segment.steps for segment in segments), segments[-1]
+            reached = self.at(last.end_sample - last.batch).learning_rate
+            warm, decay, said = rate.warmup_steps, rate.decay_steps or 0, ""
+            if last.end_sample <= self._rates[index].warm and reached != rate.peak:
+                said = (
+                    f"its warm-up is longer than its {steps:,} steps: the learning rate ends at {reached:.2e} and "
+                    f"never comes to the peak, {rate.peak:.2e}"
+                )
+            elif rate.end is not None and reached != rate.end:
+                said = f"no step is left for the learning rate to fall to its end, {rate.end:.2e}"
+            elif decay and warm + decay > steps:
+                said = f"of its {steps:,} steps {steps - warm:,} are left for a decay of {decay:,}"
+            if said:
+                found.append(f"stage {stage.name}: {said}")
+        return found
+
     @cached_property
     def _rates(self) -> dict[int, RateSpan]:
         """The learning rate of each stage that has a step."""

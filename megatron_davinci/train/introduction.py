@@ -51,6 +51,8 @@ def introduction(
             "CUDA graphs: not yet confirmed on a GPU since a fault of Megatron-Core's was mended; hold the first "
             "losses against a run without"
         )
+    for cut in order.schedule.cut_rates():
+        yield f"Warning: {cut}"
     for skip in order.journal.skips:
         if skip.to_sample > consumed_samples:
             yield f"Steps with samples {skip.from_sample:,} to {skip.to_sample - 1:,} are left out: {skip.reason}"

@@ -114,9 +114,10 @@ def plan_sources(
 
 
 def warnings_of(config: RunConfig, schedule: Schedule, sources: list[SourcePlan]) -> list[str]:
-    """What a reader should know of the sources before the run, the gravest first."""
+    """What a reader should know of the sources and the stages before the run, the gravest first."""
     stages = config.curriculum
-    grave, notable, small = [], [], []
+    grave: list[str] = []
+    notable, small = schedule.cut_rates(), list[str]()
     for names, plan in _alike(sources):
         epochs = plan.epochs
         if not any(plan.tokens):

@@ -302,6 +302,25 @@ def test_the_last_step_of_a_stage_arrives_at_the_end(shape):
     assert middle == pytest.approx(1.75), "both shapes are halfway in the middle"
 
 
+def test_a_stage_that_is_too_short_for_its_warm_up_or_its_decay_says_so():
+    def said(steps, **rate):
+        return Schedule([stage(tokens=steps * 4 * 10, **rate)], 10).cut_rates()
+
+    assert said(7, warmup_steps=7) == [] and said(7, shape="cosine", end=1e-4, warmup_steps=5) == []
+    [line] = said(4, peak=1e-3, warmup_steps=8)
+    assert line.startswith(
+        "stage s: its warm-up is longer than its 4 steps: the learning rate ends at 5.00e-04"
+    )
+    [line] = said(7, shape="cosine", end=1e-4, warmup_steps=6)
+    assert line == "stage s: no step is left for the learning rate to fall to its end, 1.00e-04"
+    wsd = {"shape": "wsd", "end": 1e-4, "warmup_steps": 3}
+    assert said(7, **wsd, decay_steps=4) == []
+    assert said(7, **wsd, decay_steps=5) == ["stage s: of its 7 steps 4 are left for a decay of 5"]
+    # Tokens of a stage are what it was given; an overshoot of the one before takes steps from it.
+    stages = [stage("a", 45), stage("b", 75, warmup_tokens=75)]
+    assert [line[:29] for line in Schedule(stages, 10).cut_rates()] == ["stage b: its warm-up is longe"]
+
+
 def test_a_stage_that_an_earlier_one_overshot_has_no_step():
     schedule = Schedule([stage("a", 10, (100,)), stage("b", 20, (5,)), stage("c", 100, (10,))], 1)
     plans = walk(schedule)

@@ -4,20 +4,24 @@ import re
 import shlex
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from megatron_davinci.config import load_config, validate
 from megatron_davinci.config.source_weights import source_weights
+from megatron_davinci.data import Journal
 from megatron_davinci.errors import ConfigError
 from megatron_davinci.optim.schedule import Schedule
+from megatron_davinci.platform.device import choose
+from megatron_davinci.train.introduction import introduction
 from megatron_davinci.train.laws import fresh_equivalent, last_pass_worth, step_law
 from megatron_davinci.train.plan import plan_run
 from megatron_davinci.train.plan_cost import choose_gpu
 from megatron_davinci.train.plan_sources import planned_order
 from megatron_davinci.train.planned import open_sources
 from tests.config import small
-from tests.tiny import LENGTH, tiny_config
+from tests.tiny import LENGTH, tiny_config, tiny_settings
 
 CONFIG = Path("examples/davinci_3b/config.yaml")
 
@@ -119,6 +123,21 @@ def test_two_passes_are_worth_a_word_and_four_are_not_shouted(tmp_path):
     assert "2.08 passes (2.08 in one); worth 2.04 passes" in warned(3328)[0]
     assert "REPEATED" not in warned(6400)[0]
     assert warned(6464)[0].startswith("REPEATED MORE THAN 4 TIMES: web (1.6k)")
+
+
+def test_a_warm_up_that_a_stage_is_too_short_for_is_warned_of_by_the_plan_and_by_the_run(tmp_path):
+    settings = tiny_settings(tmp_path)
+    settings["curriculum"][1]["learning_rate"] = {"peak": 4e-3, "warmup_steps": 40}
+    config = validate(settings, where="test")
+    warning = (
+        "stage second: its warm-up is longer than its 20 steps: the learning rate ends at 2.00e-03 and never "
+        "comes to the peak, 4.00e-03"
+    )
+    plan = plan_run(config, 1)
+    assert warning in plan.warnings and plan.stages[1].learning_rate == (1e-4, 2e-3)
+    order = SimpleNamespace(schedule=Schedule(config.curriculum, LENGTH), journal=Journal.in_memory())
+    said = introduction(config, choose("cpu", 1), plan.layout, order, (0, 0, 50), None, [])
+    assert f"Warning: {warning}" in list(said)
 
 
 def test_a_share_too_small_for_one_sample_is_warned_of():
