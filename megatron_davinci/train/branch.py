@@ -83,11 +83,11 @@ def _is_done(target: Path, run: Path, step: int | None) -> bool:
         said = None
     if said is not None and said.get("run") == str(run.resolve()) and step in (None, said.get("step")):
         return True
-    if target.exists() and any(target.iterdir()):
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(
             "A branch needs a run directory of its own.",
             where="run.directory",
-            found=f"{target}, which is not empty"
+            found=f"{target}, which is {'not empty' if target.is_dir() else 'a file'}"
             + ("" if said is None else f": a branch of {said.get('run')} at step {said.get('step')}"),
             do="name another run.directory; without --branch, a run that is there goes on",
         )

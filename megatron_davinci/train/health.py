@@ -25,7 +25,7 @@ from megatron_davinci.stats.spikes import Spike, SpikeWindow
 from megatron_davinci.train.feed import Samples
 from megatron_davinci.train.order import DataOrder
 from megatron_davinci.train.probe import Finding, Probe, bad_gradients
-from megatron_davinci.train.run_directory import RunDirectory, append_line, read_lines
+from megatron_davinci.train.run_directory import RunDirectory, append_line, last_lines
 from megatron_davinci.train.step import NotApplied, Stepper, StepResult
 
 MARK = "health: "
@@ -90,7 +90,7 @@ class Health:
                     line["loss"],
                     line["grad_norm"],
                 )
-                for line in read_lines(self._directory.metrics)[-self.config.spikes.window :]
+                for line in last_lines(self._directory.metrics, self.config.spikes.window)
             ]
 
         spikes = self.config.spikes

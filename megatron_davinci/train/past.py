@@ -323,10 +323,20 @@ def _facts(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise DataError("The run's manifest cannot be read.", where=path, found=error) from error
-    if not isinstance(content, dict):
         raise DataError(
-            "The run's manifest is not one.", where=path, found=type(content).__name__, expected="an object"
+            "The run's manifest cannot be read.",
+            where=path,
+            found=error,
+            do="restore the file from a copy of the run directory",
+        ) from error
+    starts = content.get("starts") if isinstance(content, dict) else None
+    if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
+        raise DataError(
+            "The run's manifest is not one.",
+            where=path,
+            found="no list of the run's starts in it",
+            expected="an object with `starts`",
+            do="restore the file from a copy of the run directory",
         )
     return content
 

@@ -17,13 +17,13 @@ from typing import Any
 from megatron_davinci.config import RunConfig, load_config
 from megatron_davinci.data.journal import Journal
 from megatron_davinci.errors import AGAIN, CORRUPT, HANG, LOST_PEER, MEND, UNHEALTHY, DavinciError
-from megatron_davinci.files import free_bytes, lines_from_the_end
+from megatron_davinci.files import free_bytes
 from megatron_davinci.optim.schedule import Schedule
 from megatron_davinci.train import checkpoint_files
 from megatron_davinci.train.health_records import turned_back
 from megatron_davinci.train.last_words import FOLDER, is_alive
 from megatron_davinci.train.left import steps_left
-from megatron_davinci.train.run_directory import RunDirectory
+from megatron_davinci.train.run_directory import RunDirectory, last_lines
 from megatron_davinci.train.snapshots_here import HeldHere, held_here
 
 LOCK, STALE_SECONDS = "lock", 45.0  # as in `run_lock`, which imports torch
@@ -292,22 +292,6 @@ def killed_for_memory(run: Path) -> list[str]:
             if said["killed_for_memory"]:
                 hosts.append(str(said["host"]))
     return hosts
-
-
-def last_lines(path: Path, count: int) -> list[dict[str, Any]]:
-    """The last lines of a file of JSON lines, however long it is; without one that is being written."""
-    found: list[dict[str, Any]] = []
-    try:
-        for line in lines_from_the_end(path):
-            with suppress(ValueError):
-                value = json.loads(line)
-                if isinstance(value, dict):
-                    found.append(value)
-            if len(found) == count:
-                break
-    except OSError:
-        return []
-    return found[::-1]
 
 
 # ---- what follows from it --------------------------------------------------------------------------------

@@ -8,12 +8,19 @@ import os
 import platform as python_platform
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from megatron_davinci.config import RunConfig, dump_config
 from megatron_davinci.errors import DataError
-from megatron_davinci.files import disk_errors, make_private_folder, write_atomically, write_json
+from megatron_davinci.files import (
+    disk_errors,
+    lines_from_the_end,
+    make_private_folder,
+    write_atomically,
+    write_json,
+)
 from megatron_davinci.version import __version__
 
 _PACKAGES = (
@@ -117,10 +124,10 @@ class RunDirectory:
         """Drop metrics, evaluations and proposals of steps after `step`: a resumed run takes these steps again."""
         for path in (self.metrics, self.evaluations, self.proposals):
             if path.exists():
-                lines = [
-                    line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line, step)
-                ]
-                write_atomically(path, "".join(line + "\n" for line in lines))
+                content = path.read_bytes()
+                kept = b"".join(line + b"\n" for line in content.splitlines() if _step_of(line, step))
+                if kept != content:
+                    write_atomically(path, kept)
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
@@ -135,21 +142,49 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     A last line that a crash cut short is left out; a resumed run drops it before it adds another.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     except FileNotFoundError:
         return []
     found = []
-    for number, line in enumerate(lines := text.splitlines(), start=1):
+    for number, line in enumerate(lines := content.splitlines(), start=1):
         try:
-            found.append(json.loads(line))
+            found.append(_record(line))
         except ValueError as error:
-            if number == len(lines) and not text.endswith("\n"):
+            if number == len(lines) and not content.endswith(b"\n"):
                 break
-            raise DataError("A record is damaged.", where=f"{path}, line {number}", found=error) from error
+            raise DataError(
+                "A record is damaged.",
+                where=f"{path}, line {number}",
+                found=error,
+                do="restore the line from a copy of the run directory, or take it out",
+            ) from error
     return found
 
 
-def _step_of(line: str, last: int) -> bool:
+def last_lines(path: Path, count: int) -> list[dict[str, Any]]:
+    """The last lines of a file that `append_line` wrote, however long it is; without those that are damaged, and one
+    that is being written. None where the file cannot be read.
+    """
+    found: list[dict[str, Any]] = []
+    try:
+        for line in lines_from_the_end(path):
+            with suppress(ValueError):
+                found.append(_record(line))
+            if len(found) >= count:
+                break
+    except OSError:
+        return []
+    return found[::-1]
+
+
+def _record(line: bytes) -> dict[str, Any]:
+    value = json.loads(line)
+    if not isinstance(value, dict):
+        raise ValueError(f"{type(value).__name__}, where an object belongs")
+    return value
+
+
+def _step_of(line: bytes, last: int) -> bool:
     try:
         return int(json.loads(line)["step"]) <= last
     except (ValueError, KeyError, TypeError):

@@ -11,7 +11,6 @@ import pytest
 from megatron_davinci.config import dump_config
 from megatron_davinci.data import Journal, MixRecord, SkipRecord
 from megatron_davinci.train.checkpoint_files import begin, commit
-from megatron_davinci.train.post_mortem import last_lines
 from tests.cli.screen import davinci
 from tests.tiny import tiny_config
 
@@ -237,12 +236,3 @@ def test_what_keeps_untrusted_code_in_is_said():
     screen = davinci("doctor", "--sandbox").out
     assert "namespaces" in screen and said["isolation"]["network"] in " ".join(screen.split())
     assert "one of them" in davinci("doctor", "--sandbox", "--kernels").refusal()
-
-
-def test_the_last_lines_are_found_however_long_they_are(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    lines = [json.dumps({"step": step, "sources": "x" * 10**5}) + "\n" for step in range(1, 8)]
-    path.write_text("".join(lines) + lines[0][:50])
-    assert [line["step"] for line in last_lines(path, 1)] == [7]
-    assert [line["step"] for line in last_lines(path, 5)] == [3, 4, 5, 6, 7]
-    assert len(last_lines(path, 20)) == 7 and last_lines(tmp_path / "none", 1) == []

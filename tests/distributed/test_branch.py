@@ -106,6 +106,10 @@ def test_what_cannot_be_a_branch_leaves_nothing(left):
     with pytest.raises(DataError, match="its past is sealed"):
         branch(rewritten, f"{left / 'run'}@24")
     assert sorted(path.name for path in left.iterdir() if "none" in path.name) == []
+    (left / "file").write_text("")
+    _, taken = config_of(left, "file")
+    with pytest.raises(ConfigError, match="which is a file"):
+        branch(taken, f"{left / 'run'}@24")
     _, taken = config_of(left, "run")
     with pytest.raises(ConfigError, match="run directory of its own"):
         branch(taken, f"{left / 'run'}@24")

@@ -27,6 +27,7 @@ def record_run(config: RunConfig, steps: int) -> RunDirectory:
         "data_fingerprints": {name: source.fingerprint for name, source in sources.items()},
         "windows": {name: source.num_windows for name, source in sources.items()},
         "pools": pools,
+        "starts": [],
     }
     (directory.path / "manifest.json").write_text(json.dumps(facts))
     consumed, lines = 0, []

@@ -305,3 +305,10 @@ def test_lines_from_the_end_are_those_of_the_file_whatever_is_read_at_once(tmp_p
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "_AT_ONCE", at_once)
         assert list(files.lines_from_the_end(path)) == text.split(b"\n")[-2::-1]
+
+
+@pytest.mark.parametrize("damaged", [{}, [], {"starts": 5}, {"starts": [1]}])
+def test_a_manifest_that_is_none_is_refused_before_a_start(root, damaged):
+    (root / "run" / "manifest.json").write_text(json.dumps(damaged))
+    with pytest.raises(DataError, match="manifest is not one"):
+        Forecast.read(tiny_config(root))
