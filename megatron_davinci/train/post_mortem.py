@@ -84,6 +84,7 @@ class PostMortem:
         events: The latest lines of `health.jsonl`.
         passed_over: How many skips the journal has.
         failed_saves: The saves that failed since one went well.
+        killed_for_memory: The nodes whose launcher saw the kernel kill for want of memory in the last start.
         do: What to do, in order.
         code: 0 where nothing is to be done, 75 where the run can be started again as it is, 2 where something is to
             be mended first.
@@ -110,6 +111,7 @@ class PostMortem:
     events: list[dict[str, Any]] = field(default_factory=list)
     passed_over: int = 0
     failed_saves: list[dict[str, Any]] = field(default_factory=list)
+    killed_for_memory: list[str] = field(default_factory=list)
     do: list[str] = field(default_factory=list)
     code: int = 0
 
@@ -189,9 +191,9 @@ def _record(found: PostMortem, directory: RunDirectory, config: RunConfig | None
 
 def _checkpoints(found: PostMortem, directory: RunDirectory, verify: bool) -> Journal:
     """Look at checkpoints, and at the journal, which is returned."""
-    journal = Journal.in_memory()
+    journal, is_whole = Journal.in_memory(), False
     try:
-        journal = Journal.open(directory.journal)
+        journal, is_whole = Journal.open(directory.journal), True
     except DavinciError as error:
         found.damaged.append(f"{error.what} {error.where}: {error.found}")
     found.passed_over = len(journal.skips)
@@ -206,6 +208,9 @@ def _checkpoints(found: PostMortem, directory: RunDirectory, verify: bool) -> Jo
             continue
         if (why := why_not(checkpoint)) is None:
             found.newest_good = checkpoint
+            rests_on = checkpoint.manifest.get("journal") or {}
+            if is_whole and not journal.extends(rests_on.get("records", -1), rests_on.get("digest", "")):
+                found.damaged.append(f"journal.jsonl is not the one that {folder.name} was saved with")
             break
         found.aside.append(f"{folder.name}: {why}")
     if directory.checkpoints.is_dir():
@@ -241,8 +246,8 @@ def _ranks(found: PostMortem) -> Iterator[RankEnd]:
     # A start that ended before its first step has no number yet; its ranks say so.
     later = [said for said in left.values() if said.get("start") is None and _after(said, found.start)]
     world = later[0]["ranks"] if later else int(found.start.get("ranks", len(left)))
-    codes = _launchers(folder, min((said["began"] for said in left.values()), default=""))
     of_start = later or [said for said in left.values() if said.get("start") == found.starts]
+    codes = _launchers(found, min(str(said.get("began", "")) for said in of_start or left.values()))
     # Of processes on other nodes only this can be seen from here.
     fresh = is_held(found.run) and not any(said["ended"] for said in of_start)
     for rank in range(world):
@@ -272,26 +277,19 @@ def _after(said: dict[str, Any], start: dict[str, Any]) -> bool:
     return str(said.get("began", "")) >= str(start.get("time", ""))
 
 
-def _launchers(folder: Path, since: str) -> dict[int, int]:
-    """What launchers saw ranks end with, by rank."""
+def _launchers(found: PostMortem, since: str) -> dict[int, int]:
+    """What the launchers of the last start saw ranks end with, by rank. They overwrite what those of a node said
+    before; a node that was in an earlier start only has left its word for good.
+    """
     codes: dict[int, int] = {}
-    for path in folder.glob("launcher-*.json"):
+    for path in sorted((found.run / FOLDER).glob("launcher-*.json")):
         with suppress(OSError, ValueError, KeyError, TypeError):
             said = json.loads(path.read_bytes())
             if said["time"] >= since:
                 codes |= {int(rank): int(code) for rank, code in said["failures"].items()}
+                if said["killed_for_memory"]:
+                    found.killed_for_memory.append(str(said["host"]))
     return codes
-
-
-def killed_for_memory(run: Path) -> list[str]:
-    """The nodes whose launcher saw the kernel kill for want of memory."""
-    hosts = []
-    for path in sorted((run / FOLDER).glob("launcher-*.json")):
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            said = json.loads(path.read_bytes())
-            if said["killed_for_memory"]:
-                hosts.append(str(said["host"]))
-    return hosts
 
 
 # ---- what follows from it --------------------------------------------------------------------------------
@@ -327,6 +325,16 @@ def _conclude(found: PostMortem) -> None:
             if fresh
             else "Its ranks have left no word: they were killed, or their node went."
         ]
+        return
+    if root.state == "ended" and root.code == 0:
+        # What it has saved is gone since, or damaged.
+        found.state = "complete"
+        newest = (
+            "none of its checkpoints is there"
+            if (good := found.newest_good) is None
+            else (f"the newest whole checkpoint is of step {good.step:,}")
+        )
+        found.cause = [f"It ended well after step {found.step:,}; now {newest}."]
         return
     states = {
         CORRUPT: "computes wrong",
@@ -364,9 +372,8 @@ def _told(root: RankEnd, found: PostMortem) -> list[str]:
         lines = [f"{where}{also} left without a word, as after SIGKILL or the loss of a node."]
         if root.code is not None and root.code < 0:
             lines = [f"{where}{also}: ended by signal {-root.code}, says its launcher."]
-        hosts = killed_for_memory(found.run)
-        if hosts:
-            lines.append(f"The kernel killed for want of memory on {', '.join(hosts)}.")
+        if found.killed_for_memory:
+            lines.append(f"The kernel killed for want of memory on {', '.join(found.killed_for_memory)}.")
         return lines
     words = [line for line in root.reason.strip().splitlines() if line.strip()]
     # What is to be done is said below.
@@ -390,7 +397,7 @@ def _advise(found: PostMortem, directory: RunDirectory) -> None:
     if found.in_memory is not None:
         step = f"step {found.in_memory.step:,}"
         back = f"it goes on after {step}, from memory, if its ranks begin where they were; otherwise {back}"
-    if found.state in ("complete", "at work"):
+    if found.is_done or found.state == "at work" or (found.state == "complete" and not found.damaged):
         found.code = 0
         return
     if found.state == "not begun":
@@ -410,7 +417,7 @@ def _advise(found: PostMortem, directory: RunDirectory) -> None:
         mend.append(
             "Restore a checkpoint: none of those that are there is whole, and a start would be refused."
         )
-    if any(line.startswith(("manifest", "A journal")) for line in found.damaged):
+    if any(line.startswith(("manifest", "A journal", "journal")) for line in found.damaged):
         mend.append("Restore the damaged file from a copy of the run directory; a start would be refused.")
     if good is not None:
         need, free = sum(entry["bytes"] for entry in good.manifest["files"].values()), free_bytes(found.run)
@@ -424,6 +431,6 @@ def _advise(found: PostMortem, directory: RunDirectory) -> None:
     hint = ""
     if found.state == "hung":
         hint = "; where it hangs again, without the node that is named"
-    if killed_for_memory(found.run) and found.state == "died":
+    if found.killed_for_memory and found.state == "died":
         hint = "; where it happens again, with fewer sequences a micro-batch or activations recomputed"
     found.do = [*mend, f"{'Then s' if mend else 'S'}{again[1:]}: {back}{hint}."]

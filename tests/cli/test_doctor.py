@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 
 import pytest
@@ -181,6 +182,39 @@ def test_a_run_whose_last_steps_are_passed_over_is_complete(run):
     code, said = run.asked()
     assert (code, said["state"]) == (0, "complete")
     assert said["cause"] == ["Step 20 is saved, and those behind it, up to 50, are passed over."]
+
+
+def test_a_run_that_ended_well_is_complete_whatever_became_of_its_checkpoints(run):
+    lines = [{"step": step, "consumed_samples": 4 * step} for step in range(1, 51)]
+    (run.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for rank in (0, 1):
+        run.rank(rank, 0, "the run, or what it was asked to do, is complete")
+    code, said = run.asked()
+    assert (code, said["state"], said["do"]) == (0, "complete", [])
+    assert said["cause"] == ["It ended well after step 50; now the newest whole checkpoint is of step 20."]
+    (run.path / "checkpoints" / "step-00000020" / "state" / "shard").write_bytes(b"")
+    code, said = run.asked()
+    assert (code, said["state"]) == (75, "complete") and "goes on after step 10" in said["do"][0]
+    shutil.rmtree(run.path / "checkpoints")
+    code, said = run.asked()
+    assert (code, said["state"], said["do"]) == (0, "complete", [])
+    assert "none of its checkpoints is there" in said["cause"][0]
+
+
+def test_what_the_kernel_killed_in_an_earlier_start_is_no_cause_of_this_one(run):
+    earlier = {"host": "node007", "code": 137, "failures": {"0": -9}, "killed_for_memory": 1}
+    run.write("ranks/launcher-node007.json", {**earlier, "time": "2026-02-28T10:00:00Z"})
+    code, said = run.asked()
+    assert code == 75 and said["state"] == "died" and "memory" not in json.dumps([said["cause"], said["do"]])
+    run.write("ranks/launcher-node007.json", {**earlier, "time": LATER})
+    assert "The kernel killed for want of memory on node007." in run.asked()[1]["cause"]
+
+
+def test_a_journal_that_the_newest_checkpoint_does_not_rest_on_is_damage(run):
+    (run.path / "journal.jsonl").unlink()
+    code, said = run.asked()
+    assert code == 2 and said["damaged"] == ["journal.jsonl is not the one that step-00000020 was saved with"]
+    assert said["do"][0].startswith("Restore the damaged file")
 
 
 def test_a_damaged_record_is_named(run):
