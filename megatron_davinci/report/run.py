@@ -144,11 +144,12 @@ def _against_bigram(loss: float, bigram: float | None) -> str:
 def _notices(page: Page, story: RunStory) -> None:
     if not len(story.metrics):
         page.notice("No step has been recorded yet.")
-    elif not (story.files.summary or story.consumed_tokens >= story.files.planned_tokens):
-        planned = story.files.planned_tokens
+    elif not (story.files.summary or story.consumed_tokens >= (planned := story.files.planned_tokens)):
         of = f" of {quantity(planned)}" if np.isfinite(planned) else ""
         page.notice(
-            f"It has taken {quantity(story.consumed_tokens)}{of} tokens: the run is still going, or was stopped "
+            "The steps behind the last one were passed over; journal.jsonl says why. The run is at its end."
+            if story.files.reached_samples() * story.files.sequence_length >= planned
+            else f"It has taken {quantity(story.consumed_tokens)}{of} tokens: the run is still going, or was stopped "
             "before its end."
         )
     for what, column in (("loss", "loss"), ("gradient norm", "grad_norm")):

@@ -66,6 +66,7 @@ class RunFiles:
     samples: list[dict[str, str]]
     problems: list[str]
     proposals: list[Proposal] = field(default_factory=list)
+    skips: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -94,6 +95,15 @@ class RunFiles:
         )
         return sum(found) if found else float("nan")
 
+    def reached_samples(self) -> float:
+        """How far the clock has come: behind the last step, and the samples after it that are passed over."""
+        consumed = self.metrics["consumed_samples"]
+        reached = float(consumed[-1]) if len(consumed) else 0.0
+        for first, end in sorted(self.skips):
+            if first <= reached < end:
+                reached = float(end)
+        return reached
+
     def domain_numbers(self, key: str) -> dict[str, float]:
         """A `{domain: number}` of `summary.json`; empty where there is none."""
         return numbers_of(self.summary.get(key))
@@ -119,7 +129,7 @@ def read_run(run_dir: Path) -> RunFiles:
     config = _document(run_dir / "config.yaml", dict, problems, parse=_yaml)
     metrics = metrics_of(_lines(run_dir / "metrics.jsonl", problems))
     evaluations = _evaluations(_lines(run_dir / "evals.jsonl", problems))
-    mixes = _mixes(_lines(run_dir / "journal.jsonl", problems))
+    journal = list(_lines(run_dir / "journal.jsonl", problems))
     proposals = run_dir / "proposals.jsonl"
     proposed = _proposals(_lines(proposals, problems) if proposals.exists() else [])
     domains = _document(run_dir / "domains.json", dict, problems, optional=True)
@@ -130,7 +140,7 @@ def read_run(run_dir: Path) -> RunFiles:
         config=config,
         metrics=metrics,
         evaluations=evaluations,
-        mixes=mixes,
+        mixes=_mixes(journal),
         domains={str(source): str(domain) for source, domain in domains.items()},
         summary=_document(run_dir / "summary.json", dict, problems, optional=True),
         samples=[
@@ -140,6 +150,7 @@ def read_run(run_dir: Path) -> RunFiles:
         ],
         problems=problems,
         proposals=proposed,
+        skips=_skips(journal),
     )
 
 
@@ -243,6 +254,16 @@ def _mixes(records: Iterable[dict[str, Any]]) -> list[Mix]:
             shares = {source: weight / total for source, weight in weights.items()}
             found.append(Mix(first, str(record.get("stage", "")), shares))
     return [found[i] for i in _last_attempt(one.first_sample for one in found)]
+
+
+def _skips(records: Iterable[dict[str, Any]]) -> list[tuple[int, int]]:
+    """The ranges of samples that are passed over: the first of each, and the first behind it."""
+    found = []
+    for record in records:
+        first, end = place_of(record, "from_sample"), place_of(record, "to_sample")
+        if record.get("kind") == "skip" and first is not None and end is not None:
+            found.append((first, end))
+    return found
 
 
 def _proposals(records: Iterable[dict[str, Any]]) -> list[Proposal]:

@@ -279,6 +279,17 @@ def test_a_run_that_has_taken_all_of_its_tokens_is_not_called_stopped(tmp_path, 
     assert "Time in steps" in html and "Wall time" not in html  # evaluations and saves are in no step
 
 
+def test_a_run_whose_last_steps_were_passed_over_is_at_its_end(tmp_path: Path) -> None:
+    folder = write_fake_run(tmp_path / "run", steps=30, evaluations=0, finished=False)
+    append(folder / "config.yaml", "curriculum:\n- tokens: 1000000\n")
+    consumed = int(read_run(folder).metrics["consumed_samples"][-1])
+    for first, end in ((1900, 2000), (consumed, 1900)):
+        skip = {"kind": "skip", "from_sample": first, "to_sample": end, "reason": "health: step 31"}
+        append(folder / "journal.jsonl", json.dumps(skip) + "\n")
+    said = "The steps behind the last one were passed over; journal.jsonl says why. The run is at its end."
+    assert re.findall(r'class="notice"[^>]*>([^<]*)', page_of(folder)) == [said]
+
+
 def test_a_folder_that_is_not_there_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no-such-run"):
         write_run_report(tmp_path / "no-such-run")
