@@ -12,6 +12,7 @@ from megatron_davinci.config.levers import lever_problems
 from megatron_davinci.config.run import RunConfig
 
 _ENOUGH = 3
+_VALUES = 12  # of an axis
 _TRIES = 30_000  # a few tenths of a second
 # A change by a factor of two costs this much; ranks are what a person has, and the last that can be changed.
 _WEIGHTS = {
@@ -92,8 +93,14 @@ def _axes(config: RunConfig, world_size: int) -> dict[str, list[tuple[float, int
     groups = model.num_query_groups
     values = {
         "train.micro_batch_size": (config.train.micro_batch_size, _divisors(_batches(config))),
-        "parallel.virtual_pipeline": (parallel.virtual_pipeline, range(1, max(2, model.num_layers // 2 + 1))),
-        "parallel.pipeline": (parallel.pipeline, range(1, min(world_size, model.num_layers) + 1)),
+        "parallel.virtual_pipeline": (
+            parallel.virtual_pipeline,
+            _around(parallel.virtual_pipeline, model.num_layers // 2),
+        ),
+        "parallel.pipeline": (
+            parallel.pipeline,
+            _around(parallel.pipeline, min(world_size, model.num_layers)),
+        ),
         "parallel.tensor": (
             parallel.tensor,
             [t for t in _divisors(heads) if groups % t == 0 or t % groups == 0],
@@ -115,7 +122,7 @@ def _axes(config: RunConfig, world_size: int) -> dict[str, list[tuple[float, int
         }
         if name in ("parallel.virtual_pipeline", "parallel.pipeline"):
             costs[now] = 0.0  # layers are split unevenly where they do not divide
-        axes[name] = sorted((cost, value) for value, cost in costs.items())[:12]
+        axes[name] = sorted((cost, value) for value, cost in costs.items())[:_VALUES]
     return axes
 
 
@@ -123,6 +130,12 @@ def _near(world_size: int, needed: int) -> set[int]:
     near = {world_size + step for step in range(-8, 9)} | {world_size // 2, world_size * 2}
     near |= {needed, world_size // needed * needed, (world_size // needed + 1) * needed}
     return {ranks for ranks in near if ranks > 0}
+
+
+def _around(now: int, most: int) -> range:
+    """The numbers from 1 to `most` of which the nearest to one are looked at, however many there are."""
+    at = min(now, max(1, most))
+    return range(max(1, at - _VALUES), min(max(1, most), at + _VALUES) + 1)
 
 
 def _divisors(number: int) -> list[int]:

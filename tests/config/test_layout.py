@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from pathlib import Path
 
@@ -170,6 +171,16 @@ def test_the_nearest_change_comes_first():
     ]
     assert offered[0] == "train.micro_batch_size=1"
     assert "parallel.tensor=2" in offered
+
+
+def test_a_search_costs_the_same_for_any_number_of_layers(monkeypatch):
+    asked, log2 = [], math.log2
+    monkeypatch.setattr(math, "log2", lambda number: asked.append(number) or log2(number))
+    for layers in (36, 36 * 10**5):
+        asked.clear()
+        with pytest.raises(ConfigError, match="impossible"):
+            check_layout(configuration(tensor=3, num_layers=layers), 8)
+        assert len(asked) < 500
 
 
 def test_a_batch_size_of_several_stages_is_said_once():
