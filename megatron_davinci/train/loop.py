@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -167,11 +168,10 @@ class TrainingRun:
                         self._turn_back(back, feed, progress)
                         records = self._records(peak)
         finally:
-            self.watchdog.close()
-            self.profiler.close()
-            feed.close()
-            records.close()
-            self.saver.close()
+            parts: tuple[Any, ...] = (self.saver, records, feed, self.profiler, self.watchdog)
+            with ExitStack() as closing:  # the last one first, and each whatever befalls another
+                for part in parts:
+                    closing.callback(part.close)
         return self.step
 
     def _records(self, peak: float) -> Records:
@@ -276,10 +276,6 @@ class TrainingRun:
             self.snapshots.settle()
             seconds = timer.lap()
             self.timers.end_step()
-            if (trace := self.profiler.after(plan.step)) is not None:
-                progress.message(f"Profiled: {trace}")
-                timer.lap()
-                self.timers.begin()
             sources = source_records(
                 self.order.curriculum,
                 plan.first_sample,
@@ -288,6 +284,10 @@ class TrainingRun:
                 result.sources,
             )
             progress.step(records.step(plan, result, seconds, sources, samples.tokens_cut, samples.digest))
+            if (trace := self.profiler.after(plan.step)) is not None:
+                progress.message(f"Profiled: {trace}")
+                timer.lap()
+                self.timers.begin()
             self.integrity.after(plan)
             if self._is_due(plan, self.config.evaluate_every_steps(plan.stage)) or ends_stage(
                 schedule, journal, plan

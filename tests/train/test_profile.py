@@ -6,7 +6,7 @@ import json
 import pytest
 
 from megatron_davinci.config.profile import ProfileConfig
-from megatron_davinci.errors import ConfigError
+from megatron_davinci.errors import ConfigError, EnvironmentProblem
 from megatron_davinci.train.profile import check_profile
 from tests.ranks import run_ranks
 from tests.tiny import tiny_settings, train_here
@@ -54,3 +54,13 @@ def test_a_trace_holds_its_steps_and_their_phases(tmp_path):
     assert "aten::mm" in (folder / "step-00000004" / "rank-1.ops.txt").read_text()
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, 7))
+
+
+def test_a_trace_that_cannot_be_written_ends_the_run_in_its_own_words(tmp_path):
+    settings = tiny_settings(tmp_path, profile={"steps": [2], "ranks": [0]})
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "profile").write_text("in the way")
+    with pytest.raises(EnvironmentProblem, match="writing a trace failed"):
+        run_ranks(1, train_here, settings)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
