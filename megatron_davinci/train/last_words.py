@@ -19,6 +19,7 @@ from megatron_davinci.errors import DavinciError
 from megatron_davinci.files import write_json
 
 FOLDER = "ranks"
+LOCK, STALE_SECONDS = "lock", 45.0  # as in `run_lock`, which imports torch
 
 
 class LastWords:
@@ -38,7 +39,10 @@ class LastWords:
         if not (run / "manifest.json").exists():
             return
         rank = int(os.environ.get("RANK", "0"))
-        self._path = run / FOLDER / f"rank-{rank:05d}.json"
+        path = run / FOLDER / f"rank-{rank:05d}.json"
+        if start is None and (_is_at_work(path) or _is_at_work(run / LOCK) or _is_held_elsewhere(run)):
+            return  # a second trainer, which will be refused; the words are those of the one at work
+        self._path = path
         self._facts = {
             "rank": rank,
             "ranks": int(os.environ.get("WORLD_SIZE", "1")),
@@ -66,18 +70,32 @@ class LastWords:
 
     def _write(self) -> None:
         # What a rank has to say must not be what ends it.
-        if self._path is not None and not self._is_taken(self._path):
+        if self._path is not None:
             with contextlib.suppress(DavinciError, OSError):
                 write_json(self._path, self._facts)
 
-    def _is_taken(self, path: Path) -> bool:
-        """Whether the file is that of a rank that lives: this one is of a second trainer, which will be refused."""
-        if self._facts["start"] is not None:
-            return False
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            other = json.loads(path.read_bytes())
-            if other["ended"] is None and other["pid"] != os.getpid():
-                return is_alive(other["host"], other["pid"])
+
+def _is_at_work(path: Path) -> bool:
+    """Whether the process that a rank's file, or the run's lock, names lives on this node and is another one."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        other = json.loads(path.read_bytes())
+        if other.get("ended") is None and other["pid"] != os.getpid():
+            return is_alive(other["host"], other["pid"])
+    return False
+
+
+def _is_held_elsewhere(run: Path) -> bool:
+    """Whether a process of another node gives signs of life by the run's lock."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return json.loads((run / LOCK).read_bytes())["host"] != socket.gethostname() and is_held(run)
+    return False
+
+
+def is_held(run: Path) -> bool:
+    """Whether the lock of a run has been renewed of late, as a trainer that lives does, wherever it is."""
+    try:
+        return time.time() - (run / LOCK).stat().st_mtime < STALE_SECONDS
+    except OSError:
         return False
 
 
@@ -112,8 +130,8 @@ def launcher_ended(run: Path | None, code: int, failures: dict[int, int], killed
         failures: What ranks ended with, by rank; below 0 for a signal.
         killed_for_memory: Processes that the kernel killed for want of memory meanwhile, in this control group.
     """
-    if run is None or not (run / "manifest.json").exists():
-        return
+    if run is None or not (run / "manifest.json").exists() or _is_at_work(run / LOCK):
+        return  # where its ranks have ended and the lock is held, it is another trainer's
     host = socket.gethostname()
     with contextlib.suppress(DavinciError, OSError):
         write_json(

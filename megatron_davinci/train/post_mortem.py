@@ -21,12 +21,11 @@ from megatron_davinci.files import free_bytes
 from megatron_davinci.optim.schedule import Schedule
 from megatron_davinci.train import checkpoint_files
 from megatron_davinci.train.health_records import turned_back
-from megatron_davinci.train.last_words import FOLDER, is_alive
+from megatron_davinci.train.last_words import FOLDER, is_alive, is_held
 from megatron_davinci.train.left import steps_left
 from megatron_davinci.train.run_directory import RunDirectory, last_lines
 from megatron_davinci.train.snapshots_here import HeldHere, held_here
 
-LOCK, STALE_SECONDS = "lock", 45.0  # as in `run_lock`, which imports torch
 # What tells most of why a run ended comes first; a rank that lost another, or was ended with it, tells least.
 _TELLING = (CORRUPT, UNHEALTHY, HANG, MEND, 1)
 _NO_CAUSE = (LOST_PEER, 128 + 3)
@@ -74,6 +73,7 @@ class PostMortem:
         is_done: Whether no step is left of it behind the newest good checkpoint: the journal may pass over some.
         start: The last entry of `starts` in `manifest.json`.
         starts: How many there are.
+        is_branch: Whether the run's past is another run's.
         ranks: How the ranks of the last start have ended.
         newest_good: The newest checkpoint that the next start will go on from.
         verified: Whether its bytes have been compared with their digests.
@@ -101,6 +101,7 @@ class PostMortem:
     is_done: bool = False
     start: dict[str, Any] = field(default_factory=dict)
     starts: int = 0
+    is_branch: bool = False
     ranks: list[RankEnd] = field(default_factory=list)
     newest_good: checkpoint_files.Checkpoint | None = None
     verified: bool = True
@@ -169,7 +170,8 @@ def _record(found: PostMortem, directory: RunDirectory, config: RunConfig | None
     try:
         manifest = json.loads((found.run / "manifest.json").read_bytes())
         starts = list(manifest["starts"])
-        found.starts, found.start = len(starts), dict(starts[-1])
+        found.starts, found.start = len(starts), dict(starts[-1]) if starts else {}
+        found.is_branch = "branched_from" in manifest
     except FileNotFoundError:
         pass
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
@@ -265,14 +267,6 @@ def _ranks(found: PostMortem) -> Iterator[RankEnd]:
             yield RankEnd(*common, "gone", codes.get(rank))
 
 
-def is_held(run: Path) -> bool:
-    """Whether the lock of a run has been renewed of late, as a trainer that lives does, wherever it is."""
-    try:
-        return time.time() - (run / LOCK).stat().st_mtime < STALE_SECONDS
-    except OSError:
-        return False
-
-
 def _after(said: dict[str, Any], start: dict[str, Any]) -> bool:
     return str(said.get("began", "")) >= str(start.get("time", ""))
 
@@ -308,8 +302,9 @@ def _conclude(found: PostMortem) -> None:
             else f"train.stop_after_steps is reached: step {found.until:,} is saved."
         ]
         return
-    if not found.starts and not found.step:
-        found.state, found.cause = "not begun", ["No start of a run is on record here."]
+    if not found.starts and (not found.step or (found.is_branch and not found.ranks)):
+        what = "the branch" if found.is_branch else "a run"
+        found.state, found.cause = "not begun", [f"No start of {what} is on record here."]
         return
     if any(rank.state == "at work" for rank in found.ranks):
         found.state = "at work"

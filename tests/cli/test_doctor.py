@@ -217,6 +217,14 @@ def test_a_journal_that_the_newest_checkpoint_does_not_rest_on_is_damage(run):
     assert said["do"][0].startswith("Restore the damaged file")
 
 
+def test_a_branch_that_no_start_has_gone_on_with_is_not_begun(run):
+    run.write("manifest.json", {"starts": [], "branched_from": {"run": "/runs/other", "step": 20}})
+    shutil.rmtree(run.path / "ranks")
+    code, said = run.asked()
+    assert (code, said["state"], said["damaged"]) == (75, "not begun", [])
+    assert said["do"] == ["Start it: davinci train CONFIG.yaml"] and said["newest_good"]["step"] == 20
+
+
 def test_a_damaged_record_is_named(run):
     journal = run.path / "journal.jsonl"
     journal.write_text(journal.read_text().replace("0.75", "0.80"))
@@ -227,9 +235,9 @@ def test_a_damaged_record_is_named(run):
 
 
 def test_a_run_on_other_nodes_is_known_by_its_lock(run):
-    from megatron_davinci.train import post_mortem, run_lock
+    from megatron_davinci.train import last_words, run_lock
 
-    assert (post_mortem.LOCK, post_mortem.STALE_SECONDS) == (run_lock.NAME, run_lock.STALE_SECONDS)
+    assert (last_words.LOCK, last_words.STALE_SECONDS) == (run_lock.NAME, run_lock.STALE_SECONDS)
     for rank in (0, 1):
         run.rank(rank, host="elsewhere", pid=7)
     assert run.asked()[1]["state"] == "died"

@@ -12,6 +12,7 @@ import pytest
 
 from megatron_davinci.errors import EnvironmentProblem
 from megatron_davinci.train import run_lock
+from megatron_davinci.train.last_words import LastWords, launcher_ended
 from megatron_davinci.train.run_lock import RunLock
 from tests.ranks import run_ranks, start_ranks
 from tests.tiny import tiny_settings, train_here
@@ -129,6 +130,35 @@ def test_without_locks_a_process_that_lives_still_keeps_others_out(tmp_path, mon
         lock = RunLock(tmp_path)
         lock.acquire()
         lock.release()
+
+
+def test_a_second_trainer_leaves_no_word_where_those_of_the_first_are_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "3")  # one that the first trainer does not have
+    (tmp_path / "manifest.json").write_text("{}")
+    words = tmp_path / "ranks"
+
+    def refused():
+        rank = LastWords()
+        rank.begin(tmp_path)
+        rank.end(2, "Another trainer is at work in this run directory.")
+        launcher_ended(tmp_path, 2, {3: 2}, 0)
+
+    with holder(tmp_path):
+        refused()
+        assert not words.exists()
+    refused()
+    assert sorted(path.name for path in words.iterdir()) == [
+        f"launcher-{socket.gethostname()}.json",
+        "rank-00003.json",
+    ]
+    (words / "rank-00003.json").unlink()
+    lock = tmp_path / "lock"
+    lock.write_text(json.dumps({"host": "node052", "pid": 1}))
+    refused()
+    assert not (words / "rank-00003.json").exists()
+    os.utime(lock, (0, 0))
+    refused()
+    assert (words / "rank-00003.json").exists(), "that one gives no sign of life"
 
 
 def test_a_run_in_a_directory_where_one_is_at_work_is_refused_and_changes_nothing(tmp_path):
