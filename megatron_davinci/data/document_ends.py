@@ -26,6 +26,8 @@ def check_first_document(source: Source, eod_id: int, setting: str) -> None:
     shard = source.locate(0).shard
     prefix = source.shard_place(shard)
     last = DocumentIndex(prefix).at(0).end_token - 1
+    if source.packed is not None and (last + 1) % source.packed == 0:
+        return  # packing may have cut it here, and then nothing is behind it in its sequence
     # The shard's windows are the source's first.
     window, offset = divmod(last, source.sequence_length)
     if window >= source.num_windows or source.locate(window).shard != shard:

@@ -100,6 +100,8 @@ class Manifest(_Checked):
         eod_id: The token that ends each document; None if there is none.
         tokenizer_sha256: Hex digest of the tokenizer's file; None for tokens that no tokenizer made.
         shards: In the order that numbers the windows.
+        packed: Tokens of a sequence, where documents are packed into sequences: one that is cut then ends where its
+            sequence does, and without `eod_id`. None, and not in the file, where they are not.
 
     Raises:
         pydantic.ValidationError: A value is of the wrong type or impossible (`load` makes it a `DataError`).
@@ -113,6 +115,14 @@ class Manifest(_Checked):
     eod_id: _Count | None
     tokenizer_sha256: _Digest | None
     shards: tuple[Shard, ...]
+    packed: int | None = Field(default=None, ge=2)
+
+    @model_serializer(mode="wrap")
+    def _as_before_there_was_packing(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = serialize(self)
+        if self.packed is None:
+            del fields["packed"]
+        return fields
 
     @model_validator(mode="after")
     def _adds_up(self) -> Manifest:

@@ -31,14 +31,21 @@ class TokenCheck:
         dataset: Whose tokens they are.
         vocab_size: Ids are below it; None for no bound but zero.
         eod_id: The token that every document with tokens ends with; None for no such token.
+        packed: Tokens of a sequence, where documents are packed: one that ends where a sequence does may be cut.
 
     Attributes:
         highest: The largest id so far; -1 before the first.
         problems: The first token outside the vocabulary, and the first document that ends otherwise.
     """
 
-    def __init__(self, dataset: IndexedDataset, vocab_size: int | None, eod_id: int | None) -> None:
-        self._dataset, self._vocab_size, self._eod_id = dataset, vocab_size, eod_id
+    def __init__(
+        self,
+        dataset: IndexedDataset,
+        vocab_size: int | None,
+        eod_id: int | None,
+        packed: int | None = None,
+    ) -> None:
+        self._dataset, self._vocab_size, self._eod_id, self._packed = dataset, vocab_size, eod_id, packed
         self._ends = _last_tokens(dataset)
         self._waiting = np.empty(0, np.int64)
         self._outside: DataError | None = None
@@ -75,6 +82,8 @@ class TokenCheck:
             )
         if self._eod_id is not None and self._endless is None:
             last = self._until(first + len(tokens))
+            if self._packed is not None:
+                last = last[(last + 1) % self._packed != 0]
             other = last[tokens[last - first] != self._eod_id]
             if len(other):
                 self._endless = DataError(

@@ -49,6 +49,7 @@ class Source:
         dtype: The tokens' dtype on disk.
         fingerprint: Hex digest of what decides the windows' content; over sizes alone for a bare prefix.
         eod_id: The token that ends each document; None if there is none, or no manifest to say so.
+        packed: Tokens of a sequence, where documents are packed into some, and cut at their ends; else None.
         num_tokens: Tokens in all shards.
         num_windows: Windows in all shards.
     """
@@ -62,13 +63,14 @@ class Source:
         fingerprint: str,
         vocab_size: int | None,
         eod_id: int | None = None,
+        packed: int | None = None,
     ) -> None:
         if sequence_length < 1:
             raise DataError(
                 "A window has at least one label.", where="sequence_length", found=sequence_length
             )
         self.name, self.sequence_length, self.dtype = name, sequence_length, dtype
-        self.fingerprint, self.eod_id = fingerprint, eod_id
+        self.fingerprint, self.eod_id, self.packed = fingerprint, eod_id, packed
         self._files, self._vocab_size = files, vocab_size
         self._identity = (
             object()
@@ -146,6 +148,7 @@ class Source:
             manifest.fingerprint,
             vocab_size,
             manifest.eod_id,
+            manifest.packed,
         )
         if verify_digests:
             source.verify()

@@ -167,7 +167,6 @@ def tokenize(
         raise DataError(
             "A source cannot have the place of a disk that is mounted.",
             where=out_folder,
-            expected="a path that a finished folder can be renamed to",
             do=f"choose a folder on that disk, such as {out_folder / name}",
         )
     empty = _empty_manifest(name, domain, tokenizer, dtype, options)
@@ -323,6 +322,7 @@ def _empty_manifest(
             eod_id=tokenizer.eod_id if options.append_eod else None,
             tokenizer_sha256=tokenizer.sha256,
             shards=(),
+            packed=options.pack,
         )
     except ValidationError as error:
         raise ConfigError(

@@ -50,7 +50,7 @@ def verify_source(
     Args:
         folder: With a `manifest.json`; local, or in S3.
         deep: Look at the tokens too: each is in the vocabulary, and each document ends with the manifest's
-            end-of-document token.
+            end-of-document token, but for those that packing has cut.
         threads: Shards that are read at once.
         progress: Called with bytes done and bytes in all, by one thread at a time.
 
@@ -88,9 +88,9 @@ def _problems(
         differences = list(_differences(dataset, prefix, shard, manifest))
         yield from differences
     deep = deep and dataset is not None and dataset.dtype == manifest.token_dtype
-    check = (
-        TokenCheck(dataset, manifest.vocab_size, manifest.eod_id) if deep and dataset is not None else None
-    )
+    check = None
+    if deep and dataset is not None:
+        check = TokenCheck(dataset, manifest.vocab_size, manifest.eod_id, manifest.packed)
     try:
         if dataset is not None and not differences:
             yield from _index(prefix, shard)

@@ -18,12 +18,15 @@ import numpy as np
 import pytest
 
 from megatron_davinci.data import encode_part, finished, tokenize, tokenize_worker
+from megatron_davinci.data.document_ends import check_first_document
 from megatron_davinci.data.indexed import IndexedDataset
 from megatron_davinci.data.jsonl import Fields
 from megatron_davinci.data.mask import mask_blocks
+from megatron_davinci.data.source import Source
 from megatron_davinci.data.tokenize import Options, Tokenized
 from megatron_davinci.data.tokenize_job import Job, opened
 from megatron_davinci.data.tokenizer import EOD, Tokenizer
+from megatron_davinci.data.verify import verify_source
 from megatron_davinci.errors import ConfigError, DataError, EnvironmentProblem
 from tests.data.tokenizing import documents, load_telling, telling_tokenizer, write_jsonl
 
@@ -415,3 +418,22 @@ def test_packed_sequences_hold_whole_documents_and_fillings_that_carry_no_loss(
     alone = [tokenizer.eod_id]
     assert sorted(one for one in pieces if one != alone) == sorted(one for one in cut if one != alone)
     assert manifest.tokens < 1.1 * sum(map(len, cut))
+
+
+@pytest.mark.usefixtures("small")
+def test_what_packing_has_cut_needs_no_end_and_all_else_does(folder: Path) -> None:
+    texts = ["a cut one " * 60, "b", "c whole " * 9, "d"]
+    path = write_jsonl(folder / "t.jsonl", [{"text": text} for text in texts])
+    out = folder / "packed"
+    manifest = run(folder, "packed", pack=64, inputs=[path], fields=Fields("text")).manifest
+    assert manifest.packed == 64
+    first = IndexedDataset(out / manifest.shards[0].prefix)[0]
+    assert len(first) == 64 and first[-1] != manifest.eod_id
+    assert verify_source(out, deep=True).problems == [[] for _ in manifest.shards]
+    check_first_document(Source.open("packed", out, 64), manifest.eod_id, "document_mask")
+    # The same tokens, of which nobody says that they were packed.
+    manifest.model_copy(update={"packed": None}).save(out)
+    assert "packed" not in json.loads((out / "manifest.json").read_text())
+    assert "does not end" in str(verify_source(out, deep=True).problems)
+    with pytest.raises(DataError, match="do not end with the token"):
+        check_first_document(Source.open("packed", out, 64), manifest.eod_id, "document_mask")
