@@ -115,6 +115,9 @@ class Journal:
     def __init__(self, path: Path | None, sources: frozenset[str] | None) -> None:
         self._path, self._sources = path, sources
         self._records: list[Record] = []
+        # By kind and first sample, which no two of a kind share: a run of years says a record without a walk.
+        self._by_start: dict[tuple[type[Record], int], Record] = {}
+        self._last_mix: MixRecord | None = None
         self._digests = [_EMPTY]
         self._skipped: tuple[list[int], list[int]] = ([], [])
         self._whole_bytes = self._file_bytes = 0
@@ -220,7 +223,7 @@ class Journal:
             DataError: It would rewrite the past, names an unknown source, or is the first and not at sample 0.
             EnvironmentProblem: It could not be written; the journal is as before.
         """
-        if record in self._records:
+        if self._by_start.get(_start(record)) == record:
             return False
         self._check(record)
         digest = _chained(self._digests[-1], _body(record, len(self._records)))
@@ -257,31 +260,35 @@ class Journal:
     def _keep(self, record: Record, digest: str) -> None:
         self._records.append(record)
         self._digests.append(digest)
+        self._by_start[_start(record)] = record
         if isinstance(record, SkipRecord):
-            self._skipped = _joined(self.skips)
+            self._skipped = _with_skip(*self._skipped, record)
+        else:
+            self._last_mix = record
 
     def _check(self, record: Record) -> None:
         if isinstance(record, SkipRecord):
-            for skip in self.skips:
-                if skip.from_sample < record.to_sample and record.from_sample < skip.to_sample:
-                    raise DataError(
-                        "A skip overlaps an earlier one.",
-                        where=self._path,
-                        found=f"samples {record.from_sample:,} to {record.to_sample:,}",
-                        expected=f"none of {skip.from_sample:,} to {skip.to_sample:,}",
-                    )
+            begins, ends = self._skipped
+            at = bisect_right(ends, record.from_sample)  # the first stretch that ends after it begins
+            if at < len(begins) and begins[at] < record.to_sample:
+                raise DataError(
+                    "A skip overlaps an earlier one.",
+                    where=self._path,
+                    found=f"samples {record.from_sample:,} to {record.to_sample:,}",
+                    expected=f"none of {begins[at]:,} to {ends[at]:,}",
+                )
             return
-        mixes = self.mixes
-        if not mixes and record.first_sample != 0:
+        last = self._last_mix
+        if last is None and record.first_sample != 0:
             raise DataError(
                 "A journal begins at sample 0.", where=self._path, found=f"sample {record.first_sample:,}"
             )
-        if mixes and record.first_sample <= mixes[-1].first_sample:
+        if last is not None and record.first_sample <= last.first_sample:
             raise DataError(
                 "This record would rewrite the past.",
                 where=self._path,
                 found=f"a mixture from sample {record.first_sample:,} on, other than the journal's",
-                expected=f"one from a sample after {mixes[-1].first_sample:,}, the last record's",
+                expected=f"one from a sample after {last.first_sample:,}, the last record's",
                 do="continue with the configuration that the run began with, or start another run directory",
             )
         unknown = [] if self._sources is None else sorted(set(record.weights) - self._sources)
@@ -328,17 +335,22 @@ class Journal:
         self._lacks_newline = False
 
 
-def _joined(skips: Iterable[SkipRecord]) -> tuple[list[int], list[int]]:
-    """Where stretches without a sample begin and end, in order; skips that touch are one stretch."""
-    begins: list[int] = []
-    ends: list[int] = []
-    for skip in sorted(skips, key=lambda skip: skip.from_sample):
-        if ends and ends[-1] == skip.from_sample:
-            ends[-1] = skip.to_sample
-        else:
-            begins.append(skip.from_sample)
-            ends.append(skip.to_sample)
-    return begins, ends
+def _start(record: Record) -> tuple[type[Record], int]:
+    return type(record), record.from_sample if isinstance(record, SkipRecord) else record.first_sample
+
+
+def _with_skip(begins: list[int], ends: list[int], skip: SkipRecord) -> tuple[list[int], list[int]]:
+    """Where stretches without a sample begin and end, in order, with one more; those that touch are one stretch."""
+    first = last = bisect_right(ends, skip.from_sample)
+    begin, end = skip.from_sample, skip.to_sample
+    if first and ends[first - 1] == begin:
+        first -= 1
+        begin = begins[first]
+    if last < len(begins) and begins[last] == end:
+        end = ends[last]
+        last += 1
+    # New lists: whoever reads the old ones meanwhile sees them whole.
+    return [*begins[:first], begin, *begins[last:]], [*ends[:first], end, *ends[last:]]
 
 
 def _body(record: Record, index: int) -> dict[str, Any]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -261,3 +263,35 @@ class TestRecords:
             with pytest.raises(DataError, match="overlaps"):
                 journal.append(SkipRecord(*bad, "c"))
         assert [journal.after_skips(n) for n in (1, 2, 3, 4, 10, 19, 24, 25)] == [1, 4, 4, 4, 25, 25, 25, 25]
+
+    def test_stretches_without_a_sample_are_those_of_the_skips_in_whatever_order_they_come(self):
+        for seed in range(30):
+            rng = random.Random(seed)
+            bounds = sorted(rng.sample(range(1, 60), 16))
+            skips = [SkipRecord(a, b, "x") for a, b in pairwise(bounds) if rng.random() < 0.6]
+            journal, gone = Journal.in_memory(), set[int]()
+            rng.shuffle(skips)
+            for skip in skips:
+                journal.append(skip)
+                gone.update(range(skip.from_sample, skip.to_sample))
+            left = [n for n in range(70) if n not in gone]
+            assert journal.usable(0, len(left)).tolist() == left
+            for n in range(60):
+                assert journal.after_skips(n) == next(m for m in left if m >= n)
+                assert journal.skipped_before(n) == len([m for m in gone if m < n])
+
+    def test_a_record_is_added_without_a_walk_over_those_before(self, monkeypatch):
+        def compared(one, other):
+            comparisons.append(one)
+            return one is other
+
+        comparisons: list[object] = []
+        for kind in (MixRecord, SkipRecord):
+            monkeypatch.setattr(kind, "__eq__", compared)
+        for name in ("records", "mixes", "skips"):
+            monkeypatch.delattr(Journal, name)
+        journal = Journal.in_memory()
+        for n in range(200):
+            journal.append(MixRecord(100 * n, "1", {"web": "1"}))
+            journal.append(SkipRecord(100 * n + 7, 100 * n + 9, "a spike"))
+        assert len(comparisons) <= 3 * 200
