@@ -12,7 +12,7 @@ import pytest
 
 from megatron_davinci.cli.main import main
 from megatron_davinci.data.knowledge import biographies, facts, names
-from megatron_davinci.data.knowledge.corpus import Knowledge, read
+from megatron_davinci.data.knowledge.corpus import Knowledge, read, write
 from megatron_davinci.evaluate.knowledge import capacity, probe
 from megatron_davinci.stats.memory import memory, retainability
 
@@ -58,6 +58,12 @@ def test_facts_are_told_as_their_condition_says_and_probes_end_with_what_is_aske
         # What is asked in other words, or follows, is told in no passage.
         assert one.kind == "memorisation" or not any(whole in text for text in told)
         assert not re.search(r"\w $", one.before) and one.answer[0] == " "
+
+
+def test_texts_of_an_earlier_call_are_not_left_beside_what_says_what_was_made(tmp_path):
+    assert write(Knowledge(people=2, exposures=1, facts=0, seed=1), tmp_path) == {"biographies.jsonl": 2}
+    assert [*write(Knowledge(people=0, exposures=1, facts=4, seed=1), tmp_path)] == ["facts.jsonl"]
+    assert {path.name for path in tmp_path.iterdir()} == {"facts.jsonl", "knowledge.json"}
 
 
 def test_the_capacity_by_hand():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ class Knowledge:
 
 
 def write(knowledge: Knowledge, folder: Path) -> dict[str, int]:
-    """Write `biographies.jsonl`, `facts.jsonl` and `knowledge.json`.
+    """Write `biographies.jsonl`, `facts.jsonl` and `knowledge.json`; those of an earlier call go.
 
     Returns:
         Documents by file.
@@ -61,6 +62,8 @@ def write(knowledge: Knowledge, folder: Path) -> dict[str, int]:
         "facts": injections(knowledge.made_up(), knowledge.seed),
     }
     counts = {}
+    # Until all texts are there nothing says what they are.
+    _remove(folder / FILE)
     for name, documents in texts.items():
         if count := _write(folder / f"{name}.jsonl", documents):
             counts[f"{name}.jsonl"] = count
@@ -124,7 +127,14 @@ def _write(path: Path, documents: Iterable[str]) -> int:
                 os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+    if not count:
+        _remove(path)
     return count
+
+
+def _remove(path: Path) -> None:
+    with disk_errors(path, f"removing {path.name}"), suppress(NotADirectoryError):
+        path.unlink(missing_ok=True)
 
 
 def _check(knowledge: Knowledge) -> None:
