@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 
@@ -29,8 +28,8 @@ def add_actions(actions: Any) -> None:
     )
     cluster.add_argument("--clusters", type=int, required=True, help="how many")
     for action in (near, cluster):
-        action.add_argument("source", type=Path, help="folder of a tokenised source")
-        action.add_argument("--out", type=Path, required=True, help="folder to make")
+        action.add_argument("source", help="folder of a tokenised source")
+        action.add_argument("--out", required=True, help="folder to make")
         action.add_argument(
             "--dimensions", type=int, default=64, help="of the documents' vectors (default: 64)"
         )
@@ -41,8 +40,10 @@ def add_actions(actions: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the chosen action."""
+    from megatron_davinci.data.places import local_path
     from megatron_davinci.errors import ConfigError
 
+    arguments.source, arguments.out = local_path(arguments.source), local_path(arguments.out)
     for name in ("group_tokens", "neighbours", "clusters", "dimensions"):
         if getattr(arguments, name, 1) < 1:
             raise ConfigError(

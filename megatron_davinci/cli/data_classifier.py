@@ -24,7 +24,7 @@ def add_actions(actions: Any) -> None:
     train.add_argument(
         "--negative", nargs="+", default=[], metavar="FILE", help="files whose label is `negative`"
     )
-    train.add_argument("--out", type=Path, required=True, help="folder to make")
+    train.add_argument("--out", required=True, help="folder to make")
     train.add_argument("--text-field", default="text", help="field of the text (default: text)")
     train.add_argument(
         "--label-field",
@@ -59,8 +59,10 @@ def run(arguments: argparse.Namespace) -> int:
     from megatron_davinci.cli.screen import Screen
     from megatron_davinci.darwin import embedding
     from megatron_davinci.darwin.classifiers import train_and_judge
+    from megatron_davinci.data.places import local_path
     from megatron_davinci.errors import ConfigError
 
+    out = local_path(arguments.out)
     if not 0 < arguments.held_out < 1:
         raise ConfigError(
             "The held-out share is impossible.", found=arguments.held_out, expected="between 0 and 1"
@@ -72,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.encoder is not None:
         options = {"train": embedding.train, "encoder": arguments.encoder, "tokens": arguments.tokens}
     made = train_and_judge(texts, labels, held_out=arguments.held_out, **options)
-    made.save(arguments.out)
+    made.save(out)
     facts, screen = made.facts, Screen()
     rows = [
         [name, f"{facts['texts'][name]['trained']:,}", f"{facts['texts'][name]['held_out']:,}",

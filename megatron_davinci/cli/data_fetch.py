@@ -17,7 +17,7 @@ def add_actions(actions: Any) -> None:
         "fetch", help="fetch the pages of a list of addresses into WARC files, politely"
     )
     fetch.add_argument("lists", nargs="+", type=Path, metavar="LIST", help="text file, one address a line")
-    fetch.add_argument("--out", type=Path, required=True, help="folder for the WARC files and the journal")
+    fetch.add_argument("--out", required=True, help="folder for the WARC files and the journal")
     fetch.add_argument(
         "--agent", required=True, help="what servers are told: a name, and a way to reach you in parentheses"
     )
@@ -37,7 +37,9 @@ def run(arguments: argparse.Namespace) -> int:
     from megatron_davinci.cli.screen import Screen
     from megatron_davinci.darwin.fetch import JOURNAL, fetch, read_lists
     from megatron_davinci.darwin.manners import Manners
+    from megatron_davinci.data.places import local_path
 
+    out = local_path(arguments.out)
     _check(arguments)
     urls, again = read_lists(arguments.lists)
     manners = Manners(
@@ -52,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=screen.console, transient=True) as progress:
         bar = progress.add_task("pages", total=len(urls))
-        counts = fetch(urls, arguments.out, manners, lambda done: progress.update(bar, completed=done))
+        counts = fetch(urls, out, manners, lambda done: progress.update(bar, completed=done))
     rows = [[f"{count:,}", why] for why, count in sorted(counts.items(), key=lambda item: -item[1])]
     screen.table(f"{len(urls):,} addresses", [("addresses", "right"), ("", "left")], rows)
     if again:

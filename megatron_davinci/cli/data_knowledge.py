@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 
@@ -27,7 +26,7 @@ def add_actions(actions: Any) -> None:
         "--facts", type=int, default=0, help="made-up things, of four conditions in turn (default: 0)"
     )
     knowledge.add_argument("--seed", type=int, default=0, help="of all that is drawn (default: 0)")
-    knowledge.add_argument("--out", type=Path, required=True, help="folder to make")
+    knowledge.add_argument("--out", required=True, help="folder to make")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -35,10 +34,12 @@ def run(arguments: argparse.Namespace) -> int:
     from megatron_davinci.cli.screen import Screen
     from megatron_davinci.data.knowledge.biographies import ATTRIBUTE_BITS, NAME_BITS
     from megatron_davinci.data.knowledge.corpus import Knowledge, write
+    from megatron_davinci.data.places import local_path
 
+    out = local_path(arguments.out)
     made = Knowledge(arguments.people, arguments.exposures, arguments.facts, arguments.seed)
-    counts = write(made, arguments.out)
-    rows = [(str(arguments.out / name), f"{count:,} documents") for name, count in counts.items()]
+    counts = write(made, out)
+    rows = [(str(out / name), f"{count:,} documents") for name, count in counts.items()]
     if made.people:
         bits = NAME_BITS + ATTRIBUTE_BITS
         rows.append(("known of a person", f"{bits:.2f} bits, {bits * made.people:,.0f} in all"))

@@ -31,6 +31,26 @@ def test_a_configuration_that_is_not_there(tmp_path, command):
 @pytest.mark.parametrize(
     "words",
     [
+        ("knowledge", "--people", 1),
+        ("neighbours", "a"),
+        ("cluster", "a", "--clusters", 2),
+        ("train-classifier", "a"),
+        ("train-tokenizer", "a", "--vocab-size", 300),
+        ("tokenize", "a", "--tokenizer", "a"),
+        ("fetch", "a", "--agent", "me@example.org"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_no_folder_is_made_that_is_called_like_an_address(tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").write_text("")
+    text = davinci("data", *words, "--out", "s3://bucket/a").refusal()
+    assert "local files only" in text and [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
         ("data", "inspect", "PATH"),
         ("data", "manifest", "PATH"),
         ("data", "merge", "PATH", "a"),
