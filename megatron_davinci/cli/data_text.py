@@ -145,7 +145,10 @@ def tokenize_files(arguments: argparse.Namespace) -> int:
 def _tokens(value: str) -> int:
     from megatron_davinci.config.units import parse_tokens
 
-    return parse_tokens(value)
+    try:
+        return parse_tokens(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 @contextmanager

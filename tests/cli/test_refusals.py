@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from megatron_davinci.cli.main import main
 from megatron_davinci.data.tokenizer import train_bpe
 from tests.cli.screen import davinci, davinci_on_a_rank
 from tests.tiny import VOCABULARY, tiny_settings, write_source
@@ -46,6 +47,12 @@ def test_no_folder_is_made_that_is_called_like_an_address(tmp_path, monkeypatch,
     (tmp_path / "a").write_text("")
     text = davinci("data", *words, "--out", "s3://bucket/a").refusal()
     assert "local files only" in text and [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_count_of_tokens_that_is_none_says_what_one_is(capsys):
+    with pytest.raises(SystemExit):
+        main(["data", "tokenize", "a", "--tokenizer", "t", "--out", "o", "--shard-tokens", "abc"])
+    assert "a token count is a number or text like 4T" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
