@@ -7,6 +7,7 @@ import difflib
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -269,6 +270,10 @@ def _describe(item: Any, lines: Written, root: type[BaseModel] = RunConfig) -> l
         # `no` and `on` are truth values to YAML, and 2024 is a number.
         above = location[: -2 if location[-1] == "[key]" else -1]
         return [_located(above, f"YAML reads a name as {shown(found)}; write it in quotes", lines)]
+    if item["type"] == "string_type" and isinstance(found, bool | int | float | date):
+        # As are `1_1`, eleven, and 2026-11-27, a date.
+        said = f"should be text, and YAML reads it as {shown(found)}; write it in quotes"
+        return [_located(location, said, lines)]
     known = isinstance(found, dict | list) or "found" in message
     return [_located(location, message + ("" if known else f"; found {shown(found)}"), lines)]
 

@@ -322,6 +322,15 @@ def test_a_name_that_yaml_reads_as_something_else_is_to_be_quoted(tmp_path, over
     assert f"{place} (command line): YAML reads a name as {read}; write it in quotes" in text
 
 
+@pytest.mark.parametrize(
+    ("written", "read"), [("1_1", "11"), ("no", "False"), ("1.0", "1.0"), ("2026-11-27", "datetime.date")]
+)
+def test_text_that_yaml_reads_as_something_else_is_to_be_quoted(tmp_path, written, read):
+    text = refused(small.write(tmp_path), f"curriculum.0.name={written}")
+    assert f"curriculum.0.name (command line): should be text, and YAML reads it as {read}" in text
+    assert "write it in quotes" in text
+
+
 @pytest.mark.parametrize("value", ["5", "true", "", "[web]"])
 def test_a_path_that_is_none_is_one_problem(tmp_path, value):
     text = refused(small.write(tmp_path), f"data.sources.web.path={value}")
