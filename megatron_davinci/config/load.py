@@ -69,8 +69,8 @@ def read_settings(path: Path, expected: str) -> tuple[dict[str, Any], dict[Path_
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("The configuration cannot be read.", where=path, found=error) from None
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        settings = yaml.safe_load(text)
+        node = yaml.compose(text, Loader=_PlainSafeLoader)
+        settings = yaml.load(text, Loader=_PlainSafeLoader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ConfigError("The configuration is not valid YAML.", where=path, found=error) from None
     if not isinstance(settings, dict):
@@ -132,6 +132,24 @@ def problems_of(error: ValidationError, root: type[BaseModel], lines: Written) -
     return [said for item in error.errors() for said in _describe(item, lines, root)]
 
 
+class _PlainSafeLoader(yaml.SafeLoader):
+    """Refuses numbers that are others than they seem: `010`, eight, and `1:30`, ninety."""
+
+
+def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int | float:
+    made = loader.construct_yaml_int if node.tag.endswith(":int") else loader.construct_yaml_float
+    value: int | float = made(node)
+    digits = node.value.lstrip("+-").replace("_", "")
+    if ":" in digits or (digits.isdecimal() and int(digits) != abs(value)):
+        said = f"{node.value} is {value} to YAML; write it so, or in quotes where it is text"
+        raise yaml.constructor.ConstructorError(None, None, said, node.start_mark)
+    return value
+
+
+for _kind in ("int", "float"):
+    _PlainSafeLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", _number)
+
+
 class _Dumper(yaml.SafeDumper):
     """Escapes the line breaks that are none elsewhere; plain or in single quotes, YAML folds them."""
 
@@ -185,7 +203,7 @@ def value_of(raw: str, where: str) -> Any:
         ConfigError: It is not YAML.
     """
     try:
-        return yaml.safe_load(raw)
+        return yaml.load(raw, Loader=_PlainSafeLoader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ConfigError("The value of an override is not valid YAML.", where=where, found=error) from None
 

@@ -292,6 +292,9 @@ def test_the_last_override_of_a_key_wins(tmp_path):
         ("run.seed=" + "[" * 1200, "not valid YAML"),
         ("run.seed=!!python/object/apply:os.system [true]", "not valid YAML"),
         ("model.num_layers=two", "model.num_layers (command line): should be a valid integer"),
+        ("run.seed=0123", "0123 is 83 to YAML; write it so, or in quotes where it is text"),
+        ("parallel.timeout_seconds=1:30", "1:30 is 90 to YAML"),
+        ("parallel.timeout_seconds=1:30.5", "1:30.5 is 90.5 to YAML"),
     ],
 )
 def test_a_wrong_override_is_said(tmp_path, override, message):
@@ -365,6 +368,7 @@ def test_an_override_changes_one_place_even_where_the_file_shares_it(tmp_path):
         ("1: 2", "1"),
         ("[" * 1200, "not valid YAML"),
         ("run: {directory: a}\nrun: {directory: b}", "written twice"),
+        ("run: {directory: a, seed: 010}", "010 is 8 to YAML"),
     ],
 )
 def test_what_is_no_configuration_is_refused(tmp_path, text, message):
