@@ -54,7 +54,7 @@ class SignalWatch:
 
     @property
     def late(self) -> int:
-        """The number of the first signal that came when all was done and saved; 0 where none did."""
+        """The number of the first signal that no step boundary was left for; 0 where none came."""
         return self._late
 
     @property
@@ -87,8 +87,8 @@ class SignalWatch:
         self._grace = grace_seconds
 
     def end(self) -> None:
-        """All is done and saved: a signal has nothing left to ask for, and is only noted."""
-        self._ended = True
+        """All is done and saved: a signal, one of a moment ago too, has nothing left to ask for and is only noted."""
+        self._ended, self._late = True, self._late or self._asked
 
     def ignore(self) -> None:
         """This process is leaving by itself, with what it was to say said; from its main thread.

@@ -22,7 +22,7 @@ from megatron_davinci.train import background_export, checkpoint_files, export_c
 from megatron_davinci.train.background_export import BackgroundExport
 from megatron_davinci.train.export_job import ExportJob
 from megatron_davinci.train.run_directory import RunDirectory
-from megatron_davinci.train.signals import WATCH
+from megatron_davinci.train.signals import WATCH, SignalWatch
 from tests import tiny
 from tests.cli.screen import davinci, davinci_on_a_rank
 from tests.cli.test_train import launched
@@ -359,6 +359,17 @@ def test_a_signal_while_the_end_waits_leaves_it_to_the_next_start(tmp_path, expo
         exporter.finish(print)
     assert ended.value.code == 75 and not process.is_running()
     assert f"davinci convert to-hf {tmp_path / 'run'}@2" in str(ended.value)
+
+
+def test_a_signal_while_the_last_step_is_saved_is_one_to_what_waits_behind_it():
+    watch = SignalWatch()
+    watch.begin(100.0)
+    watch._hear(signal.SIGTERM)
+    assert watch.late == 0, "a step boundary may come"
+    watch.end()
+    assert watch.late == signal.SIGTERM
+    watch._hear(signal.SIGINT)
+    assert watch.late == signal.SIGTERM
 
 
 # ---- what is refused before a run begins
