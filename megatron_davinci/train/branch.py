@@ -50,7 +50,8 @@ def branch(config: RunConfig, origin: str) -> str | None:
         EnvironmentProblem: A file could not be written. Nothing is left of it.
     """
     run, step = _parsed(origin)
-    target = config.run.directory
+    # Where it is a link to an empty folder, or `.`, that is what the branch is put in the place of.
+    target = config.run.directory.resolve()
     if _is_done(target, run, step):
         return None
     found = _checkpoint(run, step)

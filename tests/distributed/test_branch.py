@@ -96,6 +96,15 @@ def test_a_branch_has_snapshots_of_its_own(left):
     assert json.loads((left / "kept" / "manifest.json").read_text())["created"] == created
 
 
+def test_a_branch_goes_where_its_place_is_a_link_to(left):
+    (left / "disk").mkdir()
+    (left / "linked").symlink_to(left / "disk")
+    _, config = config_of(left, "linked")
+    assert branch(config, f"{left / 'run'}@24") is not None
+    assert (left / "linked").is_symlink() and (left / "disk" / "journal.jsonl").is_file()
+    assert branch(config, f"{left / 'run'}@24") is None, "it is there"
+
+
 def test_what_cannot_be_a_branch_leaves_nothing(left):
     _, config = config_of(left, "none")
     with pytest.raises(CheckpointError, match="those of the steps 8, 16, 24, 32, 36"):
