@@ -158,7 +158,8 @@ def _where(event: dict[str, Any]) -> str:
     for rank in event.get("ranks", ())[:2]:
         samples = rank.get("samples", ())
         of = f" of {rank['source']}" if rank.get("source") else ""
-        found = [f"sample {samples[0]:,}{of}"] if samples else []
+        more = f" and {len(samples) - 1} more" if len(samples) > 1 else ""
+        found = [f"sample {samples[0]:,}{more}{of}"] if samples else []
         found += [f"weights {rank['weights'][0]}"] if rank.get("weights") else []
         found += [f"output of {rank['module']}"] if rank.get("module") else []
         found += [f"gradient of {rank['gradients'][0]}"] if rank.get("gradients") and not found else []

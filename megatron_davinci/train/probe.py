@@ -25,7 +25,7 @@ class Finding:
         rank: Its number.
         host: Its node.
         samples: Global numbers of samples whose loss or gradient is not finite.
-        source: Of the first of these samples; empty where that is not known.
+        source: Of these samples, all of them where they are of several; empty where that is not known.
         module: The first module whose output is not finite.
         gradients: Parameters whose gradient is not finite, the one that was computed first before the others.
         weights: Parameters that are not finite themselves.
@@ -45,8 +45,8 @@ class Finding:
     def __str__(self) -> str:
         parts = []
         if self.samples:
-            of = f" of source {self.source}" if self.source else ""
-            parts.append(f"sample{'s' if len(self.samples) > 1 else ''} {_some(self.samples)}{of}")
+            of = f" of {_counted(self.source.count(', ') + 1, 'source')} {self.source}" if self.source else ""
+            parts.append(f"{_counted(len(self.samples), 'sample')} {_some(self.samples)}{of}")
         if self.weights:
             parts.append(f"weights of {_some(self.weights)}")
         if self.module:
@@ -128,12 +128,12 @@ class Probe:
                 for row in range(number * micro_batch_size, (number + 1) * micro_batch_size)
             ]
         rows = [row for row in rows if row < len(numbers)]
-        name = sources[int(source[rows[0]])] if rows and source is not None else ""
+        places = source[rows].tolist() if rows and source is not None else []
         return Finding(
             rank=int(os.environ.get("RANK", "0")),
             host=socket.gethostname(),
             samples=tuple(int(numbers[row]) for row in rows),
-            source=name,
+            source=", ".join(dict.fromkeys(sources[place] for place in places)),
             module=self.module,
             gradients=tuple(dict.fromkeys([*self.gradients, *gradients])),
             weights=tuple(name for name, one in named_parameters(self._chunks) if not _finite(one)),
@@ -200,6 +200,10 @@ def _finite(tensor: Tensor) -> bool:
     with suppress(RuntimeError):  # a kind of tensor that knows no such question, as FP8 weights
         return bool(torch.isfinite(tensor.detach()).all())
     return True
+
+
+def _counted(count: int, noun: str) -> str:
+    return noun if count == 1 else f"{noun}s"
 
 
 def _some(items: Sequence[object]) -> str:
