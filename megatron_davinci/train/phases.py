@@ -130,6 +130,7 @@ class PhaseTimers:
     def begin(self) -> None:
         """Time from here on: what came before belongs to no step."""
         if self._watch is not None:
+            self._leave_all()
             self._marks = [(_OTHER, self._watch.mark())]
 
     def end_step(self) -> None:
@@ -140,8 +141,7 @@ class PhaseTimers:
         self._marks.append((self._current, mark))
         self._ended.append(self._marks)
         self._marks = [(_OTHER, mark)]
-        self._stack.clear()
-        self._current = _OTHER
+        self._leave_all()
 
     def finished(self, *, wait: bool = False) -> list[dict[str, float]]:
         """The phases of the steps that are through, each once and in their order: seconds by phase.
@@ -189,6 +189,13 @@ class PhaseTimers:
         del self._stack[at]
         self._pop()
         self._switch(self._stack[-1] if self._stack else _OTHER)
+
+    def _leave_all(self) -> None:
+        """End what nobody has ended: a step that is not applied leaves Megatron-Core's optimizer in its midst."""
+        for _ in self._stack:
+            self._pop()
+        self._stack.clear()
+        self._held, self._current = False, _OTHER
 
     def _switch(self, index: int) -> None:
         if index == self._current or self._watch is None:

@@ -63,6 +63,21 @@ def test_a_phase_inside_another_is_taken_out_of_it():
     assert watch.seen == ["+optimizer", "+parameter_gather", "-", "-"]
 
 
+def test_a_step_that_is_not_applied_leaves_no_phase_to_the_next():
+    watch = Seconds()
+    timers = PhaseTimers(watch)
+    with timers.phase("optimizer"):
+        timers("optimizer-clip-main-grad").start()  # what refuses the step comes before its stop
+    timers.begin()
+    watch.now += 2.0
+    with timers.phase("data"):
+        watch.now += 1.0
+    timers.end_step()
+    [phases] = timers.finished()
+    assert (phases["optimizer"], phases["data"], phases["other"]) == (0.0, 1.0, 2.0)
+    assert sum(1 if one[0] == "+" else -1 for one in watch.seen) == 0
+
+
 def test_evaluation_and_saving_are_whole_and_said_with_the_step_after_them():
     watch = Seconds()
     timers = PhaseTimers(watch)
