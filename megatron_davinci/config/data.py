@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from os.path import expanduser
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from megatron_davinci.config.section import Section, shown
+from megatron_davinci.config.section import LocalPath, Section, shown
 from megatron_davinci.config.units import Tokens
 
 
@@ -21,7 +22,7 @@ def _s3_or_local(value: Any) -> Any:
             "should be s3://BUCKET/KEY without credentials, which are the environment's; found an @"
         )
     # A Path would make `s3:/bucket` of `s3://bucket`.
-    return value if "://" in value else Path(value)
+    return value if "://" in value else Path(expanduser(value))
 
 
 Location = Annotated[Path | str, BeforeValidator(_s3_or_local)]
@@ -63,7 +64,7 @@ class S3Config(Section):
     connect_timeout_seconds: float = Field(default=10, gt=0)
     read_timeout_seconds: float = Field(default=60, gt=0, description="Without a byte arriving")
     attempts: int = Field(default=5, gt=0, description="Of one request, the first included")
-    cache: Path | None = Field(
+    cache: LocalPath | None = Field(
         default=None, description="Folder for blocks; default: the user's cache folder"
     )
     cache_bytes: int = Field(default=8_000_000_000, ge=0, description="What the folder may hold; 0: no cache")
@@ -82,9 +83,11 @@ class S3Config(Section):
 
 
 class DataConfig(Section):
-    """Sources by name. Paths are relative to the working directory."""
+    """Sources by name. Paths are relative to the working directory; `~` is the user's folder."""
 
-    tokenizer: Path | None = Field(default=None, description="Folder with tokenizer.json; export copies it")
+    tokenizer: LocalPath | None = Field(
+        default=None, description="Folder with tokenizer.json; export copies it"
+    )
     sequence_length: int = Field(gt=0, description="Tokens a sample; a window holds one more for the labels")
     sources: dict[str, SourceConfig] = Field(min_length=1)
     validation: dict[str, Location] = Field(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from megatron_davinci.config.section import Section
+from megatron_davinci.config.section import LocalPath, Section
 from megatron_davinci.config.units import Tokens
 
 if TYPE_CHECKING:
@@ -57,7 +56,9 @@ class BitsConfig(Section):
 class BandConfig(Section):
     """Another run's losses, step by step, which this one's are not to leave."""
 
-    reference: Path = Field(description="Run directory of the same steps in `precision`, without a recipe")
+    reference: LocalPath = Field(
+        description="Run directory of the same steps in `precision`, without a recipe"
+    )
     width: float = Field(
         default=0.01, gt=0, lt=1, description="Part of the reference's loss that this one may be above it"
     )

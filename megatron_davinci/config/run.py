@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -19,7 +18,7 @@ from megatron_davinci.config.parallel import ParallelConfig
 from megatron_davinci.config.problems import Problem, Problems, placed
 from megatron_davinci.config.profile import ProfileConfig
 from megatron_davinci.config.repetition import repetition_problems
-from megatron_davinci.config.section import Section
+from megatron_davinci.config.section import LocalPath, Section
 from megatron_davinci.config.snapshots import SnapshotsConfig
 from megatron_davinci.config.source_weights import mixture_problems
 from megatron_davinci.config.training import (
@@ -35,7 +34,7 @@ from megatron_davinci.config.transform_checks import transform_problems
 class RunSection(Section):
     """Where the run is recorded, and the one seed that everything random derives from."""
 
-    directory: Path = Field(description="The run directory; an existing run in it goes on")
+    directory: LocalPath = Field(description="The run directory; an existing run in it goes on")
     seed: int = Field(
         default=1234, ge=0, lt=2**63, description="Weights, data order and dropout follow from it"
     )

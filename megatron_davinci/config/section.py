@@ -5,13 +5,18 @@ from __future__ import annotations
 import reprlib
 import types
 from collections.abc import Iterator
+from os.path import expanduser
+from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, field_validator
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 2
 _SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 80
+
+LocalPath = Annotated[Path, AfterValidator(lambda path: Path(expanduser(path)))]
+"""A path in the file system. A shell leaves the `~` of `run.directory=~/runs/a`, which would name a folder here."""
 
 
 class Section(BaseModel):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -10,7 +9,7 @@ from pydantic import Field, model_validator
 from megatron_davinci.config.export import ExportConfig
 from megatron_davinci.config.low_precision import LowPrecisionConfig
 from megatron_davinci.config.recompute import RecomputeConfig
-from megatron_davinci.config.section import Section
+from megatron_davinci.config.section import LocalPath, Section
 
 
 class OptimizerConfig(Section):
@@ -102,7 +101,7 @@ class CheckpointConfig(Section):
     export_hf: ExportConfig | None = Field(
         default=None, description="Exports to Hugging Face in the background; null for none"
     )
-    initial_weights: Path | None = Field(
+    initial_weights: LocalPath | None = Field(
         default=None,
         description="A checkpoint's folder whose weights a new run begins with, instead of random ones",
     )

@@ -454,3 +454,15 @@ def test_any_values_survive_the_dump(tmp_path, name, peak, tokens, share):
         return
     (tmp_path / "dumped.yaml").write_text(dump_config(config), encoding="utf-8")
     assert load_config(tmp_path / "dumped.yaml") == config
+
+
+def test_the_user_s_folder_is_meant_by_a_tilde_in_any_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    names = ("run.directory", "data.tokenizer", "data.sources.web.path", "data.validation.web")
+    settings = [*(f"{name}=~/x" for name in names), "checkpoint.initial_weights=~/x"]
+    config = load_config(small.write(tmp_path), settings)
+    read = (config.run.directory, config.data.tokenizer, config.data.sources["web"].path)
+    others = (config.data.validation["web"], config.checkpoint.initial_weights)
+    assert {*read, *others} == {Path("/home/somebody/x")}
+    config = load_config(small.write(tmp_path), ["run.directory=a~/~b", "data.sources.web.path=s3://~/x"])
+    assert config.run.directory == Path("a~/~b") and config.data.sources["web"].path == "s3://~/x"
