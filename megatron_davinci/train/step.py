@@ -95,7 +95,10 @@ def wrap_model(chunks: Sequence[Any], config: RunConfig) -> list[DistributedData
     mcore.finalize_model_grads_func = finalize_model_grads
     if config.parallel.overlap_gradient_reduce:
         mcore.no_sync_func = _one_or_all([chunk.no_sync for chunk in wrapped])
-        mcore.grad_sync_func = _one_or_all([chunk.start_grad_sync for chunk in wrapped])
+        # With several instances Megatron-Core does not know that a sum has begun, and what the schedule begins would
+        # be added up again in finishing it. There the last micro-batch's hooks begin it, which they do once.
+        if config.parallel.optimizer_instances == 1:
+            mcore.grad_sync_func = _one_or_all([chunk.start_grad_sync for chunk in wrapped])
     return wrapped
 
 

@@ -39,14 +39,23 @@ def test_overlap_is_equal_to_the_bit(ranks, layout, precision):
         assert taken["both"] == taken["none"]
 
 
-@pytest.mark.parametrize("overlap", [{}, pytest.param(BOTH, marks=pytest.mark.long)])
-def test_two_optimizer_instances_take_the_steps_of_one(overlap):
-    one = run_ranks(4, take_all, {"a": whole(**overlap)})
-    two = run_ranks(4, take_all, {"a": whole(optimizer_instances=2, **overlap)})
+@pytest.mark.parametrize(
+    ("layout", "overlap"),
+    [
+        ({}, {}),
+        pytest.param({}, BOTH, marks=pytest.mark.long),
+        ({"pipeline": 2, "virtual_pipeline": 2}, BOTH),
+        pytest.param({"pipeline": 2}, GRADIENTS, marks=pytest.mark.long),
+    ],
+)
+def test_two_optimizer_instances_take_the_steps_of_one(layout, overlap):
+    one = run_ranks(4, take_all, {"a": whole(layers=4, **layout, **overlap)})
+    two = run_ranks(4, take_all, {"a": whole(layers=4, optimizer_instances=2, **layout, **overlap)})
     for mine, theirs in zip(two, one, strict=True):
         assert mine["a"].losses == pytest.approx(theirs["a"].losses, rel=1e-6)
         assert mine["a"].norms == pytest.approx(theirs["a"].norms, rel=1e-5)
-    assert len({taken["a"].weights for taken in two}) == 1, "every rank has the same weights"
+    parts = len({taken["a"].weights for taken in one})
+    assert len({taken["a"].weights for taken in two}) == parts, "all replicas have the same weights"
 
 
 def held(settings):
