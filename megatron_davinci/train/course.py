@@ -15,7 +15,7 @@ from megatron_davinci.optim.schedule import Schedule
 from megatron_davinci.train.edits import Edit, Edits
 from megatron_davinci.train.outlook import look_ahead
 from megatron_davinci.train.past import Past
-from megatron_davinci.train.planned import Governing, governing_records, open_sources, pool_sizes
+from megatron_davinci.train.planned import Governing, governing_records, open_sources, place_of, pool_sizes
 from megatron_davinci.train.run_directory import RunDirectory
 
 
@@ -143,8 +143,8 @@ class Course:
     def edit_states(self) -> list[tuple[Edit, str, int | None]]:
         """Every edit, what became of it, and from where on it holds.
 
-        `in force`, `over`, `planned`, `withdrawn`, `replaced` (by a later one before it took effect), or `without
-        effect` (no step begins there).
+        `in force`, `over`, `planned`, `withdrawn`, `replaced` (by a later one before it took effect, or one that is
+        planned for the same step), or `without effect` (no step begins there).
         """
         places = {
             record.origin: (record.first_sample, number) for record, number in self.records if record.origin
@@ -161,7 +161,9 @@ class Course:
             elif edit.name in self.past.edits.withdrawn:
                 found.append((edit, "withdrawn", None))
             else:
-                found.append((edit, "without effect" if edit.name in pending else "replaced", None))
+                is_placed = self.begins is not None and place_of(edit, self.schedule, self.begins) is not None
+                without = edit.name in pending and not is_placed
+                found.append((edit, "without effect" if without else "replaced", None))
         return found
 
 

@@ -89,17 +89,17 @@ def withdraw(course: Course, name: str, reason: str) -> Course:
         EnvironmentProblem: It could not be written.
     """
     states = {edit.name: state for edit, state, _ in course.edit_states()}
-    if states.get(name) not in ("planned", "without effect"):
+    edits = course.past.edits
+    pending = [edit.name for edit in edits.pending(course.journal.mixes)]
+    if name not in pending:
         raise ConfigError(
             "This edit cannot be withdrawn.",
             where=f"--withdraw {name}",
             found=f"{name} is {states[name]}" if name in states else "no such edit",
-            expected="one that is planned: "
-            + (", ".join(one for one, state in states.items() if state == "planned") or "there is none"),
+            expected="one that is planned: " + (", ".join(pending) or "there is none"),
             do="to undo a change that has taken effect, ask for the mixture that was before it",
         )
     EditFile(course.past.directory.edits).withdraw(name, reason)
-    edits = course.past.edits
     return course.with_edits(replace(edits, withdrawn={**edits.withdrawn, name: reason}))
 
 

@@ -111,8 +111,13 @@ def test_an_edit_is_withdrawn_replaced_and_numbered_on(run):
     edit(run, "--stage", "second", "--mixture", "a=1", *WHY)
     edit(run, "--stage", "second", "--mixture", "b=1", *WHY)
     assert [(r["origin"]) for r in shown(run)["records"]] == ["", "edit-2"]
+    assert [e["state"] for e in shown(run)["edits"]] == ["replaced", "planned"]
     assert edit(run, "--withdraw", "edit-2", "--reason", "too early").code == 0
     assert [(r["origin"]) for r in shown(run)["records"]] == ["", "edit-1"]
+    assert [e["state"] for e in shown(run)["edits"]] == ["planned", "withdrawn"]
+    edit(run, "--stage", "second", "--mixture", "b=1", *WHY)
+    assert edit(run, "--withdraw", "edit-1", "--reason", "it must not come back").code == 0
+    assert [e["state"] for e in shown(run)["edits"]] == ["withdrawn", "withdrawn", "planned"]
     assert "edit-2 is withdrawn" in edit(run, "--withdraw", "edit-2", "--reason", "again").refusal()
     assert "no such edit" in edit(run, "--withdraw", "edit-9", "--reason", "x").refusal()
 
