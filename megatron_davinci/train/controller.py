@@ -8,6 +8,7 @@ none.
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
@@ -117,13 +118,14 @@ class Controller:
     def _evaluations(self, last_step: int) -> tuple[Evaluation, ...]:
         length = self._config.data.sequence_length
         found = []
-        steps = read_lines(self._directory.metrics) if self._policy.reads_training_loss else []
-        before = 0
+        # Both are by rising steps, so that each step is looked at once.
+        steps = deque(read_lines(self._directory.metrics) if self._policy.reads_training_loss else [])
         for line in read_lines(self._directory.evaluations):
             if line["step"] > last_step:
                 continue
-            between = [m["sources"] for m in steps if before < m["step"] <= line["step"] and "sources" in m]
-            before = line["step"]
+            between = []
+            while steps and steps[0]["step"] <= line["step"]:
+                between.append(steps.popleft().get("sources", {}))
             given = dict.fromkeys(self._unit_of.values(), 0)
             for source, samples in self._order.curriculum.consumed(line["consumed_samples"]).items():
                 given[self._unit_of[source]] += samples * length

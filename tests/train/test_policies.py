@@ -2,22 +2,28 @@
 
 from dataclasses import replace
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_davinci.config import validate
 from megatron_davinci.config.controller import UNITS, ControllerConfig
 from megatron_davinci.config.source_weights import exact_text
 from megatron_davinci.data import MixRecord
 from megatron_davinci.errors import DataError
 from megatron_davinci.stats.forecast import HORIZON, forecast, lately
+from megatron_davinci.train import controller
+from megatron_davinci.train.controller import Controller
 from megatron_davinci.train.policies import make_policy
 from megatron_davinci.train.policies.bounded import as_text, decide, within_bounds
 from megatron_davinci.train.policies.returns import look
 from megatron_davinci.train.policies.saturation import largest_first
 from megatron_davinci.train.policies.situation import Bounds, Evaluation, Situation
+from megatron_davinci.train.run_directory import RunDirectory
+from tests.tiny import tiny_settings
 
 TOTAL = 1000
 
@@ -264,3 +270,30 @@ def test_shares_read_back_as_they_are():
         as_text(Fraction(1, 4)) == "0.25" and as_text(Fraction(1)) == "1" and as_text(Fraction(1, 3)) == "1/3"
     )
     assert as_text(Fraction(0)) == "0" and exact_text(Fraction(1, 4)) == "0.25"
+
+
+def test_to_decide_looks_at_each_step_of_the_record_once(tmp_path, monkeypatch):
+    asked = []
+
+    class Line(dict):
+        def __getitem__(self, key):
+            asked.append(key)
+            return super().__getitem__(key)
+
+    policy = {"mode": "advise", "policy": "specialised", "specialised": {"domain": "a"}}
+    made = tiny_settings(tmp_path, controller=policy, evaluation={"every_steps": 2})
+    made["data"]["validation"] = {name: str(tmp_path / "data" / name) for name in ("a", "b")}
+    config = validate(made, where="test")
+    directory = RunDirectory(tmp_path)
+    steps = [Line(step=n, sources={"a": {"loss": 2.0 + n, "weight": 1}}) for n in range(1, 101)]
+    steps.append(Line(step=101))
+    evaluations = [
+        {"step": n, "consumed_samples": n, "consumed_tokens": n, "heldout_loss": {"a": 2.0}}
+        for n in range(2, 101, 2)
+    ]
+    found = {directory.metrics: steps, directory.evaluations: evaluations}
+    monkeypatch.setattr(controller, "read_lines", found.__getitem__)
+    order = SimpleNamespace(curriculum=SimpleNamespace(consumed=lambda sample: {"a": sample, "b": 0}))
+    looked_back = Controller(config, order, directory)._evaluations(100)
+    assert [one.training["a"] for one in looked_back[:2]] == [3.5, 5.5] and len(looked_back) == 50
+    assert asked.count("step") < 3 * len(steps)
