@@ -105,8 +105,19 @@ def overlap_problems(config: RunConfig) -> list[str]:
 
 
 def optimizer_problems(config: RunConfig) -> list[str]:
-    """What moments in 8 bits and our own AdamW rest on."""
+    """What Muon, moments in 8 bits and our own AdamW rest on."""
     optimizer, whose, problems = config.optimizer, config.backends.optimizer, []
+    if optimizer.kind == "muon":
+        others = {
+            "parallel.distributed_optimizer: false, since a matrix is made orthogonal as a whole; "
+            "found true": config.parallel.distributed_optimizer,
+            f"backends.optimizer: auto or torch; found {whose}": whose not in ("auto", "torch"),
+            "optimizer.moments: fp32; found fp8": optimizer.moments == "fp8",
+            "a model without experts; found model.experts": config.model.experts is not None,
+        }
+        problems += [f"optimizer.kind: muon needs {needed}" for needed, lacking in others.items() if lacking]
+    elif optimizer.muon != type(optimizer.muon)():
+        problems.append("optimizer.muon says how optimizer.kind: muon does it; found kind: adamw")
     if optimizer.moments == "fp8":
         if whose not in ("auto", "davinci"):
             problems.append(

@@ -100,8 +100,11 @@ class RunConfig(Section):
     def backend_arguments(self) -> dict[str, Any]:
         """What `platform.backends.choose_backends` is asked, but for the platform."""
         documents = any(stage.transforms.document_mask for stage in self.curriculum)
+        backends = self.backends.model_dump(exclude={"loss_chunk_tokens"})
         return {
-            **self.backends.model_dump(exclude={"loss_chunk_tokens"}),
+            **backends,
+            # Muon's other half is torch's AdamW.
+            "optimizer": "torch" if self.optimizer.kind == "muon" else backends["optimizer"],
             # What follows branches is confined too.
             "documents": documents or self.evaluation.document_mask or self.evaluation.tasks > 0,
             "half": self.train.precision == "bf16",

@@ -12,13 +12,35 @@ from megatron_davinci.config.recompute import RecomputeConfig
 from megatron_davinci.config.section import LocalPath, Section
 
 
+class MuonConfig(Section):
+    """How hidden matrices move by `kind: muon`.
+
+    The defaults are those of Moonlight (Liu et al. 2025, arXiv 2502.16982), with which AdamW's learning rate and
+    weight decay may stay as they are.
+    """
+
+    momentum: float = Field(default=0.95, ge=0, lt=1, description="Decay of the momentum (Nesterov's)")
+    rounds: int = Field(default=5, gt=0, le=20, description="Of Newton and Schulz's iteration")
+    update_rms: float = Field(
+        default=0.2,
+        gt=0,
+        description="Root mean square of an update before the learning rate, as AdamW's has it",
+    )
+
+
 class OptimizerConfig(Section):
-    """AdamW. Norms and biases (one-dimensional parameters) get no weight decay.
+    """AdamW, or Muon with it. Norms and biases (one-dimensional parameters) get no weight decay.
 
     The report states beta1 0.9, beta2 0.95 and weight decay 0.1; epsilon and clipping are the field's
     ordinary values.
     """
 
+    kind: Literal["adamw", "muon"] = Field(
+        default="adamw",
+        description="muon: matrices of the layers move by their momentum made orthogonal, everything else by AdamW; "
+        "needs parallel.distributed_optimizer: false",
+    )
+    muon: MuonConfig = MuonConfig()
     beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the first moment")
     beta2: float = Field(default=0.95, ge=0, lt=1, description="Decay of the second moment")
     epsilon: float = Field(default=1e-8, gt=0, description="Added to the root of the second moment")

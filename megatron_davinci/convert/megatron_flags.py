@@ -176,7 +176,7 @@ _ROWS: tuple[tuple[object, ...], ...] = (
     ("--use-checkpoint-opt_param-scheduler", 0, "lost", "the schedule is always the configuration's", "write it down"),
     ("--use-checkpoint-opt-param-scheduler", 0, "lost", "the schedule is always the configuration's", "write it down"),
     # The optimizer.
-    ("--optimizer", 1, "fixed", "the optimizer is AdamW", "expect another optimizer than the command's", ("adam",)),
+    ("--optimizer", 1, "fixed", "AdamW is written", "expect another optimizer than the command's; Muon is optimizer.kind: muon", ("adam",)),
     ("--weight-decay", 1, "copied", "optimizer.weight_decay"),
     ("--adam-beta1", 1, "copied", "optimizer.beta1"),
     ("--adam-beta2", 1, "copied", "optimizer.beta2"),
@@ -323,7 +323,7 @@ _FAMILIES: tuple[tuple[str, Kind, str, str], ...] = (
     ("--fp4-", "lost", "of FP4 that is no setting", "compare train.low_precision"),
     ("--fim-", "lost", "it needs the sources named", "curriculum.0.transforms.fill_in_the_middle"),
     ("--yarn-", "lost", "RoPE is not scaled", "raise model.rope_base"),
-    ("--muon-", "lost", "the optimizer is AdamW", "leave it out"),
+    ("--muon-", "lost", "AdamW is written", "optimizer.kind: muon has its own settings, optimizer.muon"),
     ("--lion-", "lost", "the optimizer is AdamW", "leave it out"),
     ("--sgd-", "lost", "the optimizer is AdamW", "leave it out"),
     ("--fsdp-", "lost", "parameters are not sharded over data parallel ranks", "parallel.distributed_optimizer"),

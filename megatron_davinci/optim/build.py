@@ -11,6 +11,8 @@ from megatron_davinci.optim.adamw import GroupAdamW
 from megatron_davinci.optim.davinci import DavinciAdamW, DavinciAdamWFP8Moments
 from megatron_davinci.optim.decay import decay_overrides
 from megatron_davinci.optim.inner import join
+from megatron_davinci.optim.muon import Muon
+from megatron_davinci.optim.muon import join as join_muon
 from megatron_davinci.platform.backends import choose_backends
 from megatron_davinci.platform.megatron_patches import use_adam
 
@@ -28,7 +30,10 @@ def build_optimizer(config: RunConfig, chunks: list[Any]) -> Any:
     on_cuda, settings = next(chunks[0].parameters()).is_cuda, config.optimizer
     low = config.train.low_precision
     name = choose_backends(on_cuda=on_cuda, **config.backend_arguments()).optimizer.name
-    use_adam(_adam(name, settings.moments), transformer_engine=name == "transformer_engine")
+    use_adam(
+        Muon if settings.kind == "muon" else _adam(name, settings.moments),
+        transformer_engine=name == "transformer_engine",
+    )
     mcore = OptimizerConfig(
         optimizer="adam",
         lr=0.0,  # set before each step from the schedule
@@ -46,7 +51,9 @@ def build_optimizer(config: RunConfig, chunks: list[Any]) -> Any:
         reuse_grad_buf_for_mxfp8_param_ag=low.parameters and low.recipe == "mxfp8",
     )
     optimizer = get_megatron_optimizer(mcore, chunks, config_overrides=decay_overrides(config, mcore))
-    if name == "davinci":
+    if settings.kind == "muon":
+        join_muon(optimizer, chunks, settings.muon)
+    elif name == "davinci":
         join(optimizer, settings.clip_grad_norm, chunks[0].config)  # of all chunks
     return optimizer
 

@@ -189,7 +189,10 @@ def find(
 
 
 def check_same_model(
-    checkpoint: Checkpoint, model: dict[str, Any], distributed_optimizer: bool | None = None
+    checkpoint: Checkpoint,
+    model: dict[str, Any],
+    distributed_optimizer: bool | None = None,
+    optimizer: str | None = None,
 ) -> None:
     """Refuse a checkpoint of another model.
 
@@ -197,6 +200,7 @@ def check_same_model(
         checkpoint: What would be loaded.
         model: The `model` section of this run, resolved.
         distributed_optimizer: Whether this run shards the optimizer; None if its state is not wanted.
+        optimizer: Its kind; likewise.
 
     Raises:
         CheckpointError: A size or switch of the model differs; every one is listed.
@@ -216,6 +220,9 @@ def check_same_model(
             f"parallel.distributed_optimizer: {not distributed_optimizer} in the checkpoint, "
             f"{distributed_optimizer} in this run (their optimizer states are stored differently)"
         )
+    kind = checkpoint.manifest.get("optimizer", "adamw")
+    if optimizer is not None and kind != optimizer:
+        differing.append(f"optimizer.kind: {kind} in the checkpoint, {optimizer} in this run")
     if differing:
         raise CheckpointError(
             "The checkpoint is of another model.",

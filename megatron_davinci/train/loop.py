@@ -380,9 +380,8 @@ class TrainingRun:
             progress.message(said)
 
     def _resume(self, found: Checkpoint) -> None:
-        checkpoint.check_same_model(
-            found, self.config.model.model_dump(mode="json"), self.config.parallel.distributed_optimizer
-        )
+        model, sharded = self.config.model.model_dump(mode="json"), self.config.parallel.distributed_optimizer
+        checkpoint.check_same_model(found, model, sharded, self.config.optimizer.kind)
         checkpoint.check_same_recipe(found, self.config.train.low_precision.description)
         if found.consumed_samples < self.schedule.total_samples:
             try:

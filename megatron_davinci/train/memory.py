@@ -112,11 +112,12 @@ class _Rank:
             copies = expert_copies = 1
         moments = 8 if self.config.optimizer.moments == "fp32" else 2 + 16 / 128
         each = (moments + (4 if self.size == 2 else 0)) * (1 - self.config.optimizer.cpu_offload)
+        one_moment = 4 * self._matrices() if self.config.optimizer.kind == "muon" else 0
         codes = 2 * self._matrices() if self._keeps_codes else 0
         return MemoryPlan(
             weights=(parameters + experts) * self.size + codes,
             gradients=(parameters + experts) * 4,
-            optimizer=round(parameters * each / copies + experts * each / expert_copies),
+            optimizer=round(parameters * each / copies + experts * each / expert_copies) - one_moment,
             activations=round(activations),
             logits=round(logits),
             working=round(working),

@@ -34,6 +34,7 @@ def position(
         "consumed_tokens": consumed_samples * config.data.sequence_length,
         "model": config.model.model_dump(mode="json"),
         "distributed_optimizer": config.parallel.distributed_optimizer,
+        "optimizer": config.optimizer.kind,
         "precision": config.train.precision,
         "low_precision": config.train.low_precision.description,
         "layout": asdict(layout),

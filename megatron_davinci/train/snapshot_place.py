@@ -35,6 +35,7 @@ def kind_of(config: RunConfig, layout: Layout) -> str:
         "model": config.model.model_dump(mode="json"),
         "no_weight_decay": config.optimizer.no_weight_decay,
         "moments": config.optimizer.moments,
+        "optimizer": config.optimizer.kind,
         "precision": config.train.precision,
         "versions": [__version__, importlib.metadata.version("megatron-core"), torch.__version__],
     }

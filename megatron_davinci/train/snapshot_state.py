@@ -54,7 +54,7 @@ class RankState:
             for group in one.optimizer.param_groups:
                 for parameter in group["params"]:
                     state = one.optimizer.state[parameter]
-                    if set(state) not in (set(_MOMENTS), {*_MOMENTS, _RANGES}):
+                    if set(state) not in ({_MOMENTS[0]}, set(_MOMENTS), {*_MOMENTS, _RANGES}):
                         raise RuntimeError(f"an optimizer with {sorted(state)} for its state")
                     yield from (parameter.detach(), *(state[name] for name in sorted(state)))
 

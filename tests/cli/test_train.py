@@ -54,10 +54,12 @@ def test_it_trains_then_has_nothing_left_to_do_then_converts(config):
     assert "Nothing is left to do: step 3 of 3 is done." in again.out
     assert [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] == metrics
 
-    other = davinci_on_a_rank("train", config, "model.num_layers=4", "model.qkv_bias=false").refusal()
+    changes = ("model.num_layers=4", "model.qkv_bias=false", "optimizer.kind=muon")
+    other = davinci_on_a_rank("train", config, *changes, "parallel.distributed_optimizer=false").refusal()
     assert "The checkpoint is of another model." in other
     assert "model.num_layers: 2 in the checkpoint, 4 in this run" in other
     assert "model.qkv_bias: True in the checkpoint, False in this run" in other
+    assert "optimizer.kind: adamw in the checkpoint, muon in this run" in other
 
     converted = davinci("convert", "to-hf", run)
     assert (converted.code, converted.out.strip()) == (0, str(run / "hf" / "step-00000003"))

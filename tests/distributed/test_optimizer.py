@@ -25,6 +25,11 @@ def stepping(precision, backends, moments="fp32", **parallel):
 EIGHT = stepping("bf16", {}, "fp8")
 
 
+def muon(**parallel):
+    settings = stepping("bf16", {}, distributed_optimizer=False, **parallel)
+    return {**settings, "optimizer": {"kind": "muon", "clip_grad_norm": 0.3}}
+
+
 def take(stepper, config, *steps):
     """The loss and the gradient's norm of each step."""
     from tests.stepping import tokens_of
@@ -53,8 +58,8 @@ def compared(cases):
     return taken
 
 
-def goes_on(folder, load_only=False):
-    """Steps 2 and 3 with moments in 8 bits: of a run itself, from its checkpoint, from a snapshot in memory."""
+def goes_on(folder, settings=EIGHT, load_only=False):
+    """Steps 2 and 3: of a run itself, from its checkpoint, from a snapshot in memory."""
     from types import SimpleNamespace
 
     import numpy as np
@@ -67,7 +72,7 @@ def goes_on(folder, load_only=False):
     from megatron_davinci.train.snapshot_state import RankState
     from tests.stepping import built, start
 
-    config, platform = start(EIGHT)
+    config, platform = start(settings)
     found = {}
     if not load_only:
         chunks, optimizer, stepper = built(config, platform)
@@ -121,9 +126,19 @@ def test_moments_in_8_bits_go_on_to_the_bit_and_on_another_layout_nearly(tmp_pat
     folder.mkdir()
     for found in run_ranks(2, goes_on, folder):
         assert found["itself"] == found["checkpoint"] == found["snapshot"]
-    (alone,) = run_ranks(1, goes_on, folder, True)
+    (alone,) = run_ranks(1, goes_on, folder, EIGHT, True)
     for mine, theirs in zip(alone["checkpoint"], found["itself"], strict=True):
         assert mine == pytest.approx(theirs, rel=1e-2)
+
+
+def test_muon_goes_on_to_the_bit_and_on_another_layout_nearly(tmp_path):
+    folder = tmp_path / "state"
+    folder.mkdir()
+    for found in run_ranks(2, goes_on, folder, muon()):
+        assert found["itself"] == found["checkpoint"] == found["snapshot"]
+    for other in run_ranks(2, goes_on, folder, muon(tensor=2), True):
+        for mine, theirs in zip(other["checkpoint"], found["itself"], strict=True):
+            assert mine == pytest.approx(theirs, rel=1e-2)
 
 
 STEPS, HALF = 16, 8

@@ -53,8 +53,9 @@ def test_the_estimate_is_within_15_percent_of_what_is_alive(ranks, parallel):
     settings = [whole(recompute, **parallel) for recompute in RECOMPUTE.values()]
     # Own ops: what they do not keep.
     settings.append(whole(**parallel) | {"backends": dict.fromkeys(("norm", "rope", "swiglu"), "davinci")})
+    settings.append(whole(distributed_optimizer=False, **parallel) | {"optimizer": {"kind": "muon"}})
     by_rank = run_ranks(ranks, measure_all, settings)
-    for number, name in enumerate([*RECOMPUTE, "own ops"]):
+    for number, name in enumerate([*RECOMPUTE, "own ops", "muon"]):
         plan = planned(settings[number], ranks)
         fullest = max((rank[number] for rank in by_rank), key=lambda measured: measured["total"])
         assert plan.total == pytest.approx(fullest["total"], rel=0.15), name
