@@ -59,7 +59,7 @@ class GroupAdamW(torch.optim.Optimizer):
         step = torch.tensor(float(group["step"]), device=params[0].device)
         torch._fused_adamw_(
             params,
-            [p.grad for p in params],
+            [p.grad for p in params if p.grad is not None],
             [self.state[p]["exp_avg"] for p in params],
             [self.state[p]["exp_avg_sq"] for p in params],
             [],
