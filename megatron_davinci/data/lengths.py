@@ -46,6 +46,7 @@ class Lengths:
         self._short = np.zeros(_SHORT, np.int64)
         self._long = np.empty((2, 0), np.int64)  # lengths, rising, and how often each
         self._waiting: list[np.ndarray] = []
+        self._count_waiting = 0
 
     def add(self, lengths: np.ndarray) -> None:
         """Count documents.
@@ -120,8 +121,11 @@ class Lengths:
         return np.concatenate([short, long]), np.concatenate([self._short[short], often])
 
     def _wait(self, pairs: np.ndarray) -> None:
+        if not pairs.shape[1]:
+            return
         self._waiting.append(pairs)
-        if sum(part.shape[1] for part in self._waiting) > _WAITING:
+        self._count_waiting += pairs.shape[1]
+        if self._count_waiting > _WAITING:
             self._pairs()
 
     def _pairs(self) -> np.ndarray:
@@ -129,6 +133,7 @@ class Lengths:
         if self._waiting:
             lengths, counts = np.concatenate([self._long, *self._waiting], axis=1)
             self._waiting.clear()
+            self._count_waiting = 0
             order = np.argsort(lengths, kind="stable")
             lengths, counts = lengths[order], counts[order]
             firsts = np.flatnonzero(np.diff(lengths, prepend=-1))

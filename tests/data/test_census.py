@@ -97,6 +97,24 @@ def test_many_long_lengths_are_kept_as_pairs(monkeypatch):
     assert lengths.percentile(50) == np.percentile(values, 50, method="inverted_cdf")
 
 
+def test_the_lengths_of_thousands_of_shards_are_not_walked_over_for_each(monkeypatch):
+    class Walked(list):
+        walks = 0
+
+        def __iter__(self):
+            Walked.walks += 1
+            return super().__iter__()
+
+    lengths = Lengths()
+    lengths._waiting = Walked()
+    for shard in range(40):
+        one = Lengths()
+        one.add(np.array([5] if shard % 2 else [SHORT + shard]))
+        lengths.merge(one)
+    assert len(lengths._waiting) == 20, "one for each shard that has something to keep"
+    assert lengths.documents == 40 and Walked.walks <= 1
+
+
 @given(st.binary(max_size=300))
 def test_bits_are_counted(raw):
     assert count_bits(raw) == sum(byte.bit_count() for byte in raw)
