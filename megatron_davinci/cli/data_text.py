@@ -136,8 +136,9 @@ def tokenize_files(arguments: argparse.Namespace) -> int:
         print(f"{made.bad:,} bad records were skipped: see {out / 'quarantine.jsonl'}")
     if made.cut:
         print(
-            f"{made.cut:,} file{' ends' if made.cut == 1 else 's end'} early, and what follows is not in the source: "
-            f"see rest_of_file in {out / 'quarantine.jsonl'}"
+            f"{made.cut:,} {'file or row group ends' if made.cut == 1 else 'files or row groups end'} early, and "
+            "what follows there is not in the source: see rest_of_file and rest_of_row_group in "
+            f"{out / 'quarantine.jsonl'}"
         )
     return 0
 

@@ -84,8 +84,8 @@ class PartEncoder:
                     if on_error == "stop":
                         raise _located(error, piece, record.number) from error
                     content = None if isinstance(record.content, DataError) else record.content
-                    early = isinstance(error, text_inputs.FileEndsEarly)
-                    part.add_bad(record.number, error, content, ends_file=early)
+                    rest = error.rest if isinstance(error, text_inputs.FileEndsEarly) else None
+                    part.add_bad(record.number, error, content, rest=rest)
                     continue
                 if not document.text and document.response is None:
                     part.empty += 1

@@ -30,7 +30,7 @@ class Tokenized:
         encoder: Library and version that made the ids.
         empty: Records whose text is empty.
         bad: Records that could not be read; they are in `quarantine.jsonl` in the source's folder.
-        cut: Files that end early, so that nobody knows how many records of theirs are missing; they are there too.
+        cut: Files, or row groups, that end early, so that nobody knows what records are missing; they are there too.
     """
 
     manifest: Manifest

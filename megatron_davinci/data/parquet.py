@@ -101,8 +101,13 @@ def _column(field: str, names: Sequence[str]) -> str:
 
 def rows_before(path: Path, group: int) -> int:
     """Rows in the row groups before one."""
-    metadata = _file(path).metadata
-    return sum(metadata.row_group(i).num_rows for i in range(group))
+    return sum(rows_in(path, before) for before in range(group))
+
+
+def rows_in(path: Path, group: int) -> int:
+    """Rows in a row group."""
+    rows: int = _file(path).metadata.row_group(group).num_rows
+    return rows
 
 
 @lru_cache(maxsize=4)

@@ -106,7 +106,7 @@ class PartWriter:
         error: DataError,
         content: bytes | dict[str, Any] | None,
         *,
-        ends_file: bool = False,
+        rest: str | None = None,
     ) -> None:
         """Keep a record that could not be read.
 
@@ -114,13 +114,13 @@ class PartWriter:
             number: Its line or row in the piece.
             error: Why.
             content: The record, or None where there is none.
-            ends_file: What follows it in the file cannot be read either.
+            rest: What it stands for beside itself, as the quarantine calls it: `rest_of_file`, `rest_of_row_group`.
         """
         self._bad += 1
         reason = error.what + (f" Found: {' '.join(str(error.found).split())}" if error.found else "")
         line: dict[str, Any] = {"line": number, "reason": reason}
-        if ends_file:
-            line["rest_of_file"] = True
+        if rest is not None:
+            line[rest] = True
         if isinstance(content, bytes):
             try:
                 line["content"] = content.decode("utf-8").rstrip("\r\n")

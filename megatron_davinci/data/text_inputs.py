@@ -55,7 +55,15 @@ class Piece(NamedTuple):
 
 
 class FileEndsEarly(DataError):
-    """What follows in the file cannot be read, and nobody knows how many records that is."""
+    """What follows in the file, or in a row group of it, cannot be read, and nobody knows what records those are."""
+
+    rest = "rest_of_file"
+
+
+class GroupEndsEarly(FileEndsEarly):
+    """What follows in a row group cannot be read; the groups behind it can."""
+
+    rest = "rest_of_row_group"
 
 
 class Record(NamedTuple):
@@ -63,7 +71,7 @@ class Record(NamedTuple):
 
     Attributes:
         number: Of the line or row, in its piece, from 1 on.
-        content: The line's bytes, the row's values, or a fault that ends the piece.
+        content: The line's bytes, the row's values, or a fault.
         done: Bytes of the piece that have been read.
     """
 
@@ -167,8 +175,8 @@ def read(piece: Piece, fields: Fields) -> Iterator[Record]:
     byte-order mark before the first, and not counted.
 
     Yields:
-        Records; the last may hold a fault: compressed data that ends too early, or a line of more than
-        `LONGEST_LINE` bytes (after which the piece goes on).
+        Records; one may hold a fault: a line of more than `LONGEST_LINE` bytes, a row group that is damaged (the
+        piece goes on with the next), or, as the last, compressed data that ends too early.
 
     Raises:
         DataError: The file cannot be opened.
@@ -239,19 +247,21 @@ def _stream(file: IO[bytes], piece: Piece) -> Iterator[Record]:
 
 
 def _rows(piece: Piece, fields: Fields) -> Iterator[Record]:
-    number = 0
-    groups = piece.end - piece.first
-    try:
-        for group in range(piece.first, piece.end):
-            done = piece.size * (group - piece.first + 1) // groups
-            for row in parquet.read_rows(Path(piece.path), group, fields.names):
+    path, groups = Path(piece.path), piece.end - piece.first
+    before = 0
+    for group in range(piece.first, piece.end):
+        done = piece.size * (group - piece.first + 1) // groups
+        number = before
+        before += parquet.rows_in(path, group)
+        try:
+            for row in parquet.read_rows(path, group, fields.names):
                 number += 1
                 yield Record(number, _without_nulls(row), done)
-    except DataError as error:
-        early = FileEndsEarly(
-            error.what, where=error.where, found=error.found, expected=error.expected, do=error.do
-        )
-        yield Record(number + 1, early, piece.size)
+        except DataError as error:
+            early = GroupEndsEarly(
+                error.what, where=error.where, found=error.found, expected=error.expected, do=error.do
+            )
+            yield Record(number + 1, early, done)
 
 
 def _without_nulls(row: dict[str, Any]) -> dict[str, Any]:

@@ -252,10 +252,10 @@ class Job:
     def write_quarantine(self, path: Path) -> tuple[int, int]:
         """Write a JSON line for each record that was passed over: `file`, `line`, `reason`, and the record itself.
 
-        A line with `rest_of_file` stands for all that follows in its file.
+        A line with `rest_of_file` stands for all that follows in its file, one with `rest_of_row_group` in its group.
 
         Returns:
-            How many records there are, and how many files end early; with none, nothing is written.
+            How many records there are, and how many files and row groups end early; with none, nothing is written.
         """
         bad = [number for number in range(len(self.pieces)) if self.parts[number].bad]
         if not bad:
@@ -274,8 +274,8 @@ class Job:
                 for record in read_bad(self.folder / "parts", number):
                     record = {"file": piece.path, **record, "line": lines + record["line"]}
                     file.write(json.dumps(record) + "\n")
-                    early += "rest_of_file" in record
-                    count += "rest_of_file" not in record
+                    ends = "rest_of_file" in record or "rest_of_row_group" in record
+                    early, count = early + ends, count + (not ends)
             file.flush()
             os.fsync(file.fileno())
         return count, early

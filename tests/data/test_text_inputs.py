@@ -367,6 +367,24 @@ class TestParquet:
         with pytest.raises(DataError, match="cut short or damaged"):
             pieces_of(path, TEXT)
 
+    def test_row_groups_behind_a_damaged_one_are_read(self, tokenizer: Tokenizer, tmp_path: Path) -> None:
+        path = table(
+            tmp_path / "a.parquet",
+            {"text": TEXTS},
+            row_group_size=20,
+            use_dictionary=False,
+            compression="gzip",
+        )
+        page = pyarrow.parquet.ParquetFile(path).metadata.row_group(1).column(0)
+        raw, middle = bytearray(path.read_bytes()), page.data_page_offset + page.total_compressed_size // 2
+        raw[middle : middle + 40] = bytes(40)
+        path.write_bytes(raw)
+        assert len(pieces_of(path, TEXT)) == 1
+        made = tokenize.tokenize([path], tokenizer, tmp_path / "out", "w", "d", on_error="skip")
+        assert (made.manifest.documents, made.bad, made.cut) == (40, 0, 1)
+        bad = json.loads((tmp_path / "out" / "quarantine.jsonl").read_text())
+        assert bad["line"] == 21 and bad["rest_of_row_group"] and "rest_of_file" not in bad
+
     def test_a_page_that_is_damaged(self, tmp_path: Path) -> None:
         path = table(tmp_path / "a.parquet", {"text": TEXTS * 50}, use_dictionary=False, compression="gzip")
         raw = bytearray(path.read_bytes())
