@@ -87,8 +87,7 @@ class _Connection:
         self._options = options
         self._client = _client(options)
         self.endpoint: str = self._client.meta.endpoint_url
-        cache = BlockCache(_cache_folder(options), options.cache_bytes) if options.cache_bytes > 0 else None
-        self.reader = Reader(self._get, cache, options.block_bytes)
+        self.reader = Reader(self._get, _cache(options), options.block_bytes)
 
     def head(self, place: S3Path) -> tuple[int, str] | None:
         """Size and ETag of an object; None if there is none."""
@@ -229,13 +228,23 @@ def _pause(attempt: int) -> None:
     time.sleep(random.random() * min(20, 2 ** (attempt - 1)))
 
 
-def _cache_folder(options: S3Options) -> Path:
-    if options.cache is not None:
-        return options.cache.expanduser()
+def _cache(options: S3Options) -> BlockCache | None:
+    if options.cache_bytes <= 0:
+        return None
     base = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(base):  # as its specification says
-        base = os.path.expanduser("~/.cache")
-    return Path(base) / "megatron-davinci" / "s3"
+        base = "~/.cache"
+    given = options.cache or Path(base) / "megatron-davinci" / "s3"
+    try:
+        return BlockCache(given.expanduser(), options.cache_bytes)
+    except RuntimeError as error:
+        # A container may run as a user whom nobody knows.
+        raise EnvironmentProblem(
+            "It cannot be told where the cache of S3 lies.",
+            where="data.s3.cache",
+            found=f"{given}: {error}",
+            do="give the folder from / on, set HOME or XDG_CACHE_HOME, or do without by data.s3.cache_bytes: 0",
+        ) from error
 
 
 def _where(place: S3Path, start: int, stop: int) -> str:

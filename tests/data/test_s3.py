@@ -469,6 +469,21 @@ def test_the_environment_names_the_endpoint_too(at, proxy, monkeypatch, tmp_path
     assert list((tmp_path / "home" / "megatron-davinci" / "s3").glob("blocks-1/*/00000000"))
 
 
+@pytest.mark.parametrize("cache", [None, "~nobody-of-this-name/cache"])
+def test_a_cache_in_a_home_that_nobody_knows_is_no_folder_of_that_name(at, store, monkeypatch, tmp_path, cache):
+    def unknown(path):
+        return path
+
+    store.put("a", b"abc")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", unknown)  # as where a user has neither HOME nor an entry
+    with pytest.raises(EnvironmentProblem, match="cannot be told where") as caught:
+        read_all(at("a", cache=None if cache is None else Path(cache)))
+    assert caught.value.where == "data.s3.cache" and list(tmp_path.iterdir()) == []
+    assert read_all(at("a", cache=None, cache_bytes=0)) == b"abc"
+
+
 def test_a_forked_process_reads_on_by_itself(at, proxy):
     # Apart from this process, whose threads a fork had better not meet.
     code = """
