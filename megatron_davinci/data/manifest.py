@@ -32,7 +32,7 @@ FILE_NAME = "manifest.json"
 
 _DTYPES = {dtype.name: dtype for dtype in DTYPE_CODES if dtype.kind in "iu"}
 _Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-_Count = Annotated[int, Field(ge=0)]
+_Count = Annotated[int, Field(ge=0, le=1 << 60)]  # so that all of a source's are counted in 64 bits
 
 
 class _Checked(BaseModel):

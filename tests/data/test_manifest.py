@@ -74,6 +74,7 @@ def test_the_fingerprint_is_of_what_decides_the_windows():
         ("colour", "red", "colour: Extra inputs"),
         ("shards", {}, "shards"),
         ("shards[0].tokens", -1, "shards[0].tokens"),
+        ("shards[0].tokens", 10**30, "shards[0].tokens"),
         ("shards[0].tokens", 11, "shards[0]: 11 tokens of uint16 are 22 bytes, not bin_bytes = 20"),
         ("shards[0].bin_sha256", None, "shards[0].bin_sha256: Field required"),
         ("shards[0].prefix", "/etc/x", "inside the manifest's folder"),
