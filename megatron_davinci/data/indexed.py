@@ -33,7 +33,7 @@ import numpy as np
 
 from megatron_davinci.data.places import Place, S3Path, place
 from megatron_davinci.data.storage import Blob, open_blob, open_if_there, read_all
-from megatron_davinci.errors import DataError, EnvironmentProblem
+from megatron_davinci.errors import ConfigError, DataError, EnvironmentProblem
 
 P = TypeVar("P", Path, S3Path, Path | S3Path)
 
@@ -72,6 +72,31 @@ def dtype_for_vocab(largest_id: int) -> np.dtype:
     if 0 <= largest_id <= np.iinfo(np.int32).max:
         return np.dtype("<i4")
     raise DataError("No token dtype holds this vocabulary.", found=largest_id, expected="0 to 2^31 - 1")
+
+
+def token_dtype(name: str | None, vocab_size: int) -> np.dtype:
+    """The dtype that is asked for, or the narrowest, if it is one that holds the vocabulary.
+
+    Raises:
+        ConfigError: It is none of the format's, or too small.
+        DataError: No dtype is large enough.
+    """
+    if name is None:
+        return dtype_for_vocab(vocab_size - 1)
+    possible = [d for d in DTYPE_CODES if d.kind in "iu" and np.iinfo(d).max >= vocab_size - 1]
+    try:
+        dtype = np.dtype(np.dtype(name).name)
+    except TypeError:
+        dtype = None
+    if dtype not in possible:
+        raise ConfigError(
+            "Tokens cannot be stored in this dtype.",
+            where="dtype",
+            found=name,
+            expected=f"one that holds the ids of a vocabulary of {vocab_size:,}: "
+            + ", ".join(d.name for d in possible),
+        )
+    return dtype
 
 
 def bin_path(prefix: P) -> P:

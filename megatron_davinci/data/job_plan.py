@@ -98,10 +98,30 @@ class Plan:
             raise DataError(
                 "An unfinished tokenising job was begun otherwise.",
                 where=folder,
-                found="\n".join(changed[:10] + ([f"and {len(changed) - 10} more"] if changed[10:] else [])),
+                found=_some(changed),
                 expected="the files, the tokenizer and the options that it was begun with",
                 do="change them back to go on, or begin anew with --restart",
             )
+
+    def refuse_changed_inputs(self) -> None:
+        """Raise unless every input is the file that it was when this plan was made.
+
+        Raises:
+            DataError: One is not; it says which.
+        """
+        now = [describe(Path(path)) for path, _, _ in self.inputs]
+        changed = list(_changed_inputs(self.inputs, now))
+        if changed:
+            raise DataError(
+                "An input was changed while it was tokenised: nobody knows which text the tokens are of.",
+                found=_some(changed),
+                expected="files that stay as they are",
+                do="begin anew with --restart when nothing writes to them",
+            )
+
+
+def _some(lines: list[str]) -> str:
+    return "\n".join(lines[:10] + ([f"and {len(lines) - 10} more"] if lines[10:] else []))
 
 
 def _changes(then: Plan, now: Plan) -> Iterator[str]:
@@ -133,6 +153,13 @@ def _said(value: Any) -> str:
 
 
 def describe(path: Path) -> tuple[str, int, int]:
-    """A file's entry in a plan: absolute path, bytes, nanoseconds of last change."""
-    status = path.stat()
+    """A file's entry in a plan: absolute path, bytes, nanoseconds of last change.
+
+    Raises:
+        DataError: The file is gone.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DataError("An input cannot be read.", where=path, found=error.strerror) from error
     return os.path.abspath(path), status.st_size, status.st_mtime_ns

@@ -17,7 +17,7 @@ from megatron_davinci.data import finished, tokenize_job
 from megatron_davinci.data.encode_part import OnError
 from megatron_davinci.data.fast_bpe import Backend, Encoder, choose, first_difference, nasty_texts
 from megatron_davinci.data.finished import Tokenized as Tokenized
-from megatron_davinci.data.indexed import DTYPE_CODES, dtype_for_vocab
+from megatron_davinci.data.indexed import token_dtype
 from megatron_davinci.data.job_plan import Plan, describe
 from megatron_davinci.data.jsonl import Fields, document_of
 from megatron_davinci.data.manifest import Manifest, Shard, problem_lines
@@ -129,9 +129,9 @@ def tokenize(
     Raises:
         ConfigError: The options are impossible, their dtype does not hold the vocabulary, or `backend` is
             `gigatoken` and does not know this tokenizer.
-        DataError: A record is bad (the error names file and line), there is no document, or no question with its
-            answer where fields of both were named; `out_folder` has something in it, or an unfinished job there is
-            another one.
+        DataError: A record is bad (the error names file and line), or an input was changed meanwhile; there is no
+            document, or no question with its answer where fields of both were named; `out_folder` has something in
+            it, or an unfinished job there is another one.
         EnvironmentProblem: The disk is full or failing, a library is missing, or a worker died.
     """
     options = options or Options()
@@ -150,7 +150,7 @@ def tokenize(
         out_folder = Path(os.path.realpath(out_folder))
     folder = out_folder.with_name(f".{out_folder.name}.tokenizing")
     files = find(inputs)
-    dtype = _token_dtype(options.dtype, tokenizer.vocab_size)
+    dtype = token_dtype(options.dtype, tokenizer.vocab_size)
     done = finished.found(folder, out_folder, name, domain, _plan(files, tokenizer, "", dtype, options))
     if done is not None:
         with opened(folder, restart=False):
@@ -198,6 +198,7 @@ def tokenize(
                 work.worthless, begun = True, False
                 raise _no_pairs(files, options.fields)
             manifest = Manifest(**{**dict(empty), "shards": tuple(shards)})
+            job.plan.refuse_changed_inputs()
             bad, cut = job.write_quarantine(folder / "out" / tokenize_job.QUARANTINE)
             if options.pack is None and not options.keep_empty:
                 write_sidecars(folder / "out", manifest, pieces, options.fields, options.shuffle)
@@ -331,26 +332,6 @@ def _empty_manifest(
             found="\n".join(problem_lines(error)),
             do="name both, in characters of Unicode",
         ) from error
-
-
-def _token_dtype(name: str | None, vocab_size: int) -> np.dtype:
-    """The dtype that is asked for, if it is one that holds the vocabulary."""
-    if name is None:
-        return dtype_for_vocab(vocab_size - 1)
-    possible = [d for d in DTYPE_CODES if d.kind in "iu" and np.iinfo(d).max >= vocab_size - 1]
-    try:
-        dtype = np.dtype(np.dtype(name).name)
-    except TypeError:
-        dtype = None
-    if dtype not in possible:
-        raise ConfigError(
-            "Tokens cannot be stored in this dtype.",
-            where="dtype",
-            found=name,
-            expected=f"one that holds the ids of a vocabulary of {vocab_size:,}: "
-            + ", ".join(d.name for d in possible),
-        )
-    return dtype
 
 
 def _no_pairs(files: Sequence[Path], fields: Fields) -> DataError:

@@ -470,7 +470,9 @@ def test_the_environment_names_the_endpoint_too(at, proxy, monkeypatch, tmp_path
 
 
 @pytest.mark.parametrize("cache", [None, "~nobody-of-this-name/cache"])
-def test_a_cache_in_a_home_that_nobody_knows_is_no_folder_of_that_name(at, store, monkeypatch, tmp_path, cache):
+def test_a_cache_in_a_home_that_nobody_knows_is_no_folder_of_that_name(
+    at, store, monkeypatch, tmp_path, cache
+):
     def unknown(path):
         return path
 

@@ -162,6 +162,24 @@ def stopped(folder: Path, out: str, after: int, **given: Any) -> Path:
 
 
 @pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("change", ["cut", "gone"])
+def test_an_input_that_changes_while_it_is_read_makes_no_source(tmp_path: Path, change: str) -> None:
+    telling_tokenizer(tmp_path)
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": f"text {n}"} for n in range(50)])
+
+    def progress(done: int, total: int) -> None:
+        if change == "cut":
+            path.write_bytes(path.read_bytes()[: path.read_bytes().index(b"\n") + 1])
+        else:
+            path.unlink(missing_ok=True)
+
+    with pytest.raises(DataError, match=r"was changed while|cannot be read") as caught:
+        run(tmp_path, "out", inputs=[path], fields=Fields("text"), workers=1, progress=progress)
+    assert str(path) in caught.value.render()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("small")
 def test_finished_pieces_are_not_read_again(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
