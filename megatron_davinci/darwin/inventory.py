@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from megatron_davinci.darwin.holdings import dataset_files, read_repositories
 from megatron_davinci.darwin.recipe import LoadedRecipe, SourceRecipe
+from megatron_davinci.data.patterns import matching
 from megatron_davinci.errors import ConfigError
 from megatron_davinci.files import in_utf8
 
@@ -131,11 +132,8 @@ def _files(source: SourceRecipe, base: Path, where: str) -> Iterator[str]:
 def _matching(source: SourceRecipe, folder: str, pattern: str) -> list[str]:
     """Files that a pattern names, which counts from a folder; brackets in the folder's own name are no pattern."""
     file = os.path.join(folder, pattern)
-    paths = (
-        [file]
-        if os.path.isfile(file)
-        else glob.glob(os.path.join(glob.escape(folder), pattern), recursive=True)
-    )
+    named = os.path.join(glob.escape(folder), pattern)
+    paths = [file] if os.path.isfile(file) else matching(named)
     return [
         os.path.normpath(path)
         for path in paths

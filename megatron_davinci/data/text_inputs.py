@@ -22,6 +22,7 @@ from typing import IO, Any, Literal, NamedTuple
 
 from megatron_davinci.data import parquet
 from megatron_davinci.data.jsonl import Document, Fields, document_of
+from megatron_davinci.data.patterns import matching
 from megatron_davinci.errors import DataError, EnvironmentProblem
 
 PIECE_BYTES = 16 << 20
@@ -92,9 +93,7 @@ def find(patterns: Sequence[str | os.PathLike[str]]) -> list[Path]:
         if os.path.exists(pattern) or not glob.has_magic(pattern):
             found = [Path(pattern)]
         else:
-            found = [
-                Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(name)
-            ]
+            found = [Path(name) for name in matching(pattern)]
         if not found:
             raise DataError("A pattern names no file.", where=pattern, do="check the path")
         files += found

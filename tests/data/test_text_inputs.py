@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import gzip
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +142,44 @@ def test_patterns_name_files_in_the_order_of_their_names(tmp_path: Path) -> None
     with pytest.raises(DataError, match="cannot be read") as caught:
         find([tmp_path / ("long" * 100)])
     assert caught.value.found == "File name too long"
+
+
+def test_links_are_followed_and_never_round_and_round(tmp_path: Path) -> None:
+    for folder in ("data/a", "data/b", "data/.hidden", "disk/c"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "x.jsonl").write_text("")
+    for link, to in (("a/up", ".."), ("b/up", ".."), ("b/self", "."), ("c", "../disk/c")):
+        (tmp_path / "data" / link).symlink_to(to)
+    found = [path.relative_to(tmp_path).as_posix() for path in find([tmp_path / "data/**/*.jsonl"])]
+    assert found == ["data/a/x.jsonl", "data/b/x.jsonl", "data/c/x.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "**",
+        "**/*",
+        "a/**",
+        "a/**/*.x",
+        "**/b/*",
+        "**/b/**",
+        "*/**/c/*.x",
+        "**/**/*.x",
+        "a*/*",
+        "[ab]/**/?.x",
+        "**.x",
+    ],
+)
+def test_patterns_name_what_they_name_to_glob(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str
+) -> None:
+    for name in ("1.x", "a/1.x", "a/b/2.x", "a/b/c/3.x", "b/c/4.y", "b/.h/5.x", "ab/.6.x", "b/c/b/7.x"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    monkeypatch.chdir(tmp_path)
+    for named in (pattern, str(tmp_path / pattern)):
+        expected = {name for name in glob.glob(named, recursive=True) if Path(name).is_file()}
+        assert [os.fspath(path) for path in find([named])] == sorted(expected)
 
 
 FAULTS: dict[str, tuple[bytes, int, str]] = {
