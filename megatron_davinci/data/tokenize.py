@@ -31,6 +31,7 @@ from megatron_davinci.errors import ConfigError, DataError
 from megatron_davinci.files import disk_errors, fsync_folder
 
 SHARD_TOKENS = 1_000_000_000
+LONGEST_PACKED = 1 << 24  # packing has a list for each room that a sequence may have left
 # Below this a job takes less time than starting processes.
 ALONE_BYTES = 8 << 20
 # The sample on which encoders are compared: so many pieces, so many characters of each.
@@ -71,12 +72,12 @@ class Options:
             raise ConfigError(
                 "A shard holds at least one token.", where="shard_tokens", found=self.shard_tokens
             )
-        if self.pack is not None and self.pack < 2:
+        if self.pack is not None and not 2 <= self.pack <= LONGEST_PACKED:
             raise ConfigError(
-                "A packed sequence holds at least two tokens.",
+                "A packed sequence holds at least two tokens, and not more than a machine packs.",
                 where="pack",
                 found=self.pack,
-                expected="2 or more",
+                expected=f"2 to {LONGEST_PACKED:,}: the configuration's sequence_length",
             )
         if (self.fields.prompt is None) != (self.fields.response is None):
             raise ConfigError(
