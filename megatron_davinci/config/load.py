@@ -226,7 +226,9 @@ def _apply(settings: dict[str, Any], override: str) -> Path_:
                 raise ConfigError(
                     "An override names a position that is not there.",
                     where=".".join(parts[: depth + 1]),
-                    expected=f"a number from 0 to {len(target) - 1}",
+                    expected=f"a number from 0 to {len(target) - 1}"
+                    if target
+                    else "an item: the list is empty",
                 )
             index: Any = int(part)
         elif isinstance(target, dict):
