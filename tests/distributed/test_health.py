@@ -139,7 +139,7 @@ def test_with_the_policy_stop_the_run_ends_before_the_update_and_says_what_where
     said = str(error.value)
     assert "its loss or gradient is not finite" in said
     assert "step 6, stage first, samples 20 to 23" in said
-    assert "rank 1 (" in said and "samples 22, 23 of source " in said and "output of embedding" in said
+    assert "rank 1 (" in said and "samples 22, 23 of source" in said and "output of embedding" in said
     assert error.value.code == 3
     assert len(lines(tmp_path / "run")) == 5 and skips(tmp_path / "run") == []
 
