@@ -134,11 +134,16 @@ def losses(cases: dict) -> dict:
     return {name: taken.losses for name, taken in take_all(cases).items()}
 
 
+@pytest.fixture(scope="module")
+def alone() -> list[float]:
+    [found] = run_ranks(1, losses, {"one": muon()})
+    return found["one"]
+
+
 @pytest.mark.parametrize("parallel", [{"tensor": 2}, {"pipeline": 2}, {}])
-def test_two_ranks_take_the_steps_of_one(parallel: dict) -> None:
-    [alone] = run_ranks(1, losses, {"one": muon()})
+def test_two_ranks_take_the_steps_of_one(parallel: dict, alone: list[float]) -> None:
     for found in run_ranks(2, losses, {"two": muon(**parallel)}):
-        assert found["two"] == pytest.approx(alone["one"], abs=2e-5)
+        assert found["two"] == pytest.approx(alone, abs=2e-5)
 
 
 @pytest.mark.parametrize(
