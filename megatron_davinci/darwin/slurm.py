@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import subprocess
@@ -24,8 +25,11 @@ POLL_SECONDS = 5.0
 class SlurmExecutor(OnCluster, SlurmPipelineExecutor):
     """Submits the tasks that are not done as an array, and waits for them.
 
-    Started again, it waits for the job that an earlier start has submitted before it submits what is left. Tasks run
+    Started again, it waits for the jobs that an earlier start has submitted before it submits what is left. Tasks run
     by the Python that submits them, which must lie on a file system that the nodes see, like the corpus.
+
+    The jobs of a folder have one name that no others have, and are asked for by it: an array that Slurm's limits part
+    has several, and a start that is killed while it submits knows no number.
     """
 
     kind = "SLURM"
@@ -33,6 +37,7 @@ class SlurmExecutor(OnCluster, SlurmPipelineExecutor):
     def __init__(
         self, pipeline: list[Any], tasks: int, workers: int, log: Path, cluster: SlurmCluster, name: str
     ) -> None:
+        ours = hashlib.sha256(bytes(log.resolve())).hexdigest()[:12]
         super().__init__(
             pipeline,
             tasks=tasks,
@@ -41,7 +46,7 @@ class SlurmExecutor(OnCluster, SlurmPipelineExecutor):
             cpus_per_task=cluster.cpus,
             mem_per_cpu_gb=cluster.memory_gb,
             workers=workers,
-            job_name=re.sub(r"[^\w.-]", "-", name),
+            job_name=f"{re.sub(r'[^A-Za-z0-9_.-]', '-', name)}-{ours}",
             qos=cluster.qos,
             env_command=f'export PATH="{Path(sys.executable).parent}:$PATH"',
             sbatch_args={key.replace("_", "-"): value for key, value in cluster.options.items()},
@@ -68,9 +73,11 @@ class SlurmExecutor(OnCluster, SlurmPipelineExecutor):
         self.check_done(log, "slurm_logs/*.out")
 
     def _submit(self, log: Path) -> None:
+        write_atomically(log / JOB, self.job_name)
         try:
             self.launch_job()
         except FileNotFoundError as error:
+            (log / JOB).unlink()
             raise EnvironmentProblem(
                 "There is no Slurm on this machine.",
                 found=f"no {error.filename}",
@@ -84,27 +91,26 @@ class SlurmExecutor(OnCluster, SlurmPipelineExecutor):
                 found=f"sbatch ended with status {error.returncode}; what it said stands above",
                 do="mend the section `slurm` of the recipe",
             ) from error
-        write_atomically(log / JOB, str(self.job_id))
 
     def launch_merge_stats(self) -> None:
         """Submit nothing: the corpus counts for itself."""
 
 
 def wait_for_job(log: Path) -> None:
-    """Wait until the job that was submitted for a folder, if there is one, is no longer in the queue."""
+    """Wait until the jobs that were submitted for a folder, if there are any, are no longer in the queue."""
     mark = log / JOB
     if not mark.exists():
         return
-    job = mark.read_text().strip()
-    while _queued(job):
+    name = mark.read_text().strip()
+    while _queued(name):
         time.sleep(POLL_SECONDS)
     mark.unlink()
 
 
-def _queued(job: str) -> bool:
+def _queued(name: str) -> bool:
     try:
         asked = subprocess.run(
-            ["squeue", "--noheader", f"--jobs={job}", "--format=%i"],
+            ["squeue", "--noheader", f"--name={name}", "--format=%i"],
             capture_output=True,
             text=True,
             check=False,
@@ -112,11 +118,8 @@ def _queued(job: str) -> bool:
     except FileNotFoundError as error:
         raise EnvironmentProblem(
             "A job of this corpus was submitted to Slurm, and there is no Slurm on this machine.",
-            found=f"job {job}, and no squeue",
+            found=f"job {name}, and no squeue",
             do="start the same command where it was submitted",
         ) from error
-    if asked.returncode == 0:
-        return bool(asked.stdout.strip())
-    return (
-        "Invalid job id" not in asked.stderr
-    )  # anything else, such as a controller that restarts, says nothing
+    # A failure, such as of a controller that restarts, says nothing.
+    return asked.returncode != 0 or bool(asked.stdout.strip())

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
-import time
 
 import pytest
 
@@ -26,7 +24,8 @@ last, out = re.search(r"--array=0-([0-9]+)", script)[1], re.search(r"--output=(.
 run = "" if os.environ.get("FAKE_SLURM_FAILS") else "; ".join(
     f"SLURM_ARRAY_TASK_ID={{k}} SLURM_JOB_ID={{number}} bash {{state}}/{{number}}.sh "
     f"> {{out.replace('%A', str(number)).replace('%a', str(k))}} 2>&1" for k in range(int(last) + 1))
-command = f"touch {{state}}/{{number}}.on; {{run or ':'}}; rm {{state}}/{{number}}.on"
+slow = "sleep 1" if number == 1 else ":"
+command = f"touch {{state}}/{{number}}.on; {{slow}}; {{run or ':'}}; rm {{state}}/{{number}}.on"
 process = subprocess.Popen(["bash", "-c", command], env=os.environ | exports, start_new_session=True,
                            stdout=subprocess.DEVNULL)
 while not os.path.exists(f"{{state}}/{{number}}.on") and process.poll() is None:
@@ -34,12 +33,12 @@ while not os.path.exists(f"{{state}}/{{number}}.on") and process.poll() is None:
 print("Submitted batch job", number)
 """
 SQUEUE = """#!{python}
-import os, sys
-job = next(each.split("=")[1] for each in sys.argv if each.startswith("--jobs="))
-if os.path.exists(f"{{os.environ['FAKE_SLURM']}}/{{job}}.on"):
-    print(job)
-else:
-    sys.exit("slurm_load_jobs error: Invalid job id specified")
+import glob, os, sys
+state = os.environ["FAKE_SLURM"]
+[name] = [each.split("=")[1] for each in sys.argv if each.startswith("--name=")]
+for job in glob.glob(f"{{state}}/*.on"):
+    if f"#SBATCH --job-name={{name}}\\n" in open(job.removesuffix(".on") + ".sh").read():
+        print(os.path.basename(job).removesuffix(".on"))
 """
 CLUSTER = {"partition": "cpu", "time": "00:10:00", "tasks_per_job": 3, "options": {"account": "davinci"}}
 
@@ -91,21 +90,41 @@ def test_an_array_of_jobs_makes_the_same_corpus(raw, cluster):
     assert "qos" not in first
 
 
-def test_tasks_that_fail_are_said_and_a_job_that_is_still_there_is_waited_for(raw, cluster, monkeypatch):
+def test_tasks_that_fail_are_said_and_executors_take_each_others_work_over(raw, cluster, monkeypatch):
     loaded = smaller(raw, "there", slurm=CLUSTER)
-    with monkeypatch.context() as patch:
-        patch.setenv("FAKE_SLURM_FAILS", "1")
-        with pytest.raises(EnvironmentProblem, match="3 of 3 tasks have not finished"):
-            made(loaded, executor="slurm")
-    job = raw / "there" / "work" / "00" / "log" / "job"
-    assert not job.exists()
-    job.write_text("77")
-    (cluster / "77.on").touch()
-    began = time.monotonic()
-    threading.Timer(0.4, (cluster / "77.on").unlink).start()
-    # What is done here afterwards is done once, and nothing is submitted: executors take each other's work over.
-    assert made(loaded).counts["input"] == 6 and time.monotonic() - began > 0.4
+    monkeypatch.setenv("FAKE_SLURM_FAILS", "1")
+    with pytest.raises(EnvironmentProblem, match="3 of 3 tasks have not finished"):
+        made(loaded, executor="slurm")
+    assert not list((raw / "there").glob("work/*/*/job"))
+    assert made(loaded).counts["input"] == 6
     assert len(list(cluster.glob("*.sh"))) == 1
+
+
+def test_a_job_that_a_killed_start_has_submitted_is_waited_for(raw, cluster, monkeypatch):
+    loaded, launch = smaller(raw, "there", slurm=CLUSTER), slurm.SlurmExecutor.launch_job
+    monkeypatch.setenv("FAKE_SLURM_FAILS", "1")
+
+    def killed(executor):
+        launch(executor)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(slurm.SlurmExecutor, "launch_job", killed)
+        with pytest.raises(KeyboardInterrupt):
+            made(loaded, executor="slurm")
+    assert list(cluster.glob("*.on"))
+    # What it may still write is not taken for what a killed run has left behind.
+    assert made(loaded).counts["input"] == 6
+    assert not list(cluster.glob("*.on"))
+
+
+def test_all_arrays_that_the_limit_of_one_array_makes_necessary_are_waited_for(raw, cluster, monkeypatch):
+    monkeypatch.setenv("FAKE_SLURM_FAILS", "1")
+    loaded = smaller(raw, "there", slurm={**CLUSTER, "tasks_per_job": 1, "max_array": 1})
+    with pytest.raises(EnvironmentProblem, match="3 of 3 tasks have not finished"):
+        made(loaded, executor="slurm")
+    # The first array is the slowest.
+    assert len(list(cluster.glob("*.sh"))) == 3 and not list(cluster.glob("*.on"))
 
 
 def test_what_slurm_needs_is_said(raw, cluster, monkeypatch):
