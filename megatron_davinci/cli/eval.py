@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="your own tasks, as YAML",
     )
     parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="data sets of a suite, in folders of their names on the hub"
+        "--data", type=Path, metavar="DIR", help="data sets of tasks, in folders of their names on the hub"
     )
     parser.add_argument(
         "--texts",
@@ -220,7 +220,9 @@ def plan(arguments: argparse.Namespace, found: Found, tokenizer: Any, folder: Pa
     if arguments.suite == "davinci19":
         return eval_plan.davinci19(arguments.data)
     names = [name for name in arguments.tasks.split(",") if name]
-    return eval_plan.by_name(names, arguments.include_path, arguments.shots, both_ways=arguments.both_ways)
+    return eval_plan.by_name(
+        names, arguments.include_path, arguments.data, arguments.shots, both_ways=arguments.both_ways
+    )
 
 
 def measure_geometry(
@@ -316,6 +318,7 @@ def _refuse_unused(arguments: argparse.Namespace) -> None:
         ("shots", ("--tasks",)),
         ("both_ways", ("--tasks", "--suite local")),  # which always is
         ("include_path", ("--tasks",)),
+        ("data", ("--tasks", "--suite davinci19")),
         ("texts", ("--suite local", "--suite contamination")),
         ("samples", ("--suite contamination",)),
         ("formats", ("--tasks", "--suite local", "--suite davinci19")),

@@ -63,7 +63,12 @@ def given_in(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def by_name(
-    names: Sequence[str], include: Sequence[Path], shots: int | None, *, both_ways: bool = False
+    names: Sequence[str],
+    include: Sequence[Path],
+    data: Path | None,
+    shots: int | None,
+    *,
+    both_ways: bool = False,
 ) -> list[Planned]:
     """Tasks of lm-eval, or of a user's folders; each by generation too, if asked."""
     from megatron_davinci.evaluate.code_tasks import CODE_TASKS, load_code_task
@@ -71,12 +76,14 @@ def by_name(
     from megatron_davinci.evaluate.tasks import Tasks
 
     tasks = Tasks(include)
+    _check(data)
     planned = []
     for name in names:
         if name in CODE_TASKS:
-            planned.append(Planned(name, partial(load_code_task, name), shots, problem=_no_sandbox()))
+            load: Callable[[], Mapping[str, Any]] = partial(load_code_task, name)
+            planned.append(Planned(name, partial(_with, data, load), shots, problem=_no_sandbox()))
             continue
-        load = partial(tasks.manager(name).load, [name])
+        load = partial(_with, data, partial(tasks.manager(name).load, [name]))
         planned.append(Planned(name, load, shots))
         if both_ways:
             planned.append(Planned(generated(name), partial(_turned, load), shots))
@@ -163,8 +170,7 @@ def davinci19(data: Path | None) -> list[Planned]:
     """
     from megatron_davinci.evaluate.suites import DAVINCI19, how_to_get
 
-    if data is not None and not data.is_dir():
-        raise ConfigError("The folder of data sets is not there.", where=data, do="check --data")
+    _check(data)
     return [
         Planned(
             entry.name,
@@ -178,6 +184,16 @@ def davinci19(data: Path | None) -> list[Planned]:
     ]
 
 
+def _check(data: Path | None) -> None:
+    if data is not None and not data.is_dir():
+        raise ConfigError("The folder of data sets is not there.", where=data, do="check --data")
+
+
+def _with(data: Path | None, load: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
+    with _from_folder(data):
+        return load()
+
+
 def _load(entry: Entry, data: Path | None) -> Mapping[str, Any]:
     import lm_eval.tasks
 
@@ -186,14 +202,12 @@ def _load(entry: Entry, data: Path | None) -> Mapping[str, Any]:
     from megatron_davinci.evaluate.code_tasks import load_code_task
 
     if entry.code:
-        with _from_folder(data):
-            return load_code_task(entry.task)
+        return _with(data, partial(load_code_task, entry.task))
     theirs, ours = (Path(of.__file__ or "").parent for of in (lm_eval.tasks, megatron_davinci.evaluate))
     folders = [str((ours if name == "davinci19" else theirs) / name) for name in entry.folders]
     manager = lm_eval.tasks.TaskManager(include_path=folders, include_defaults=False)
-    with _from_folder(data):
-        loaded: Mapping[str, Any] = manager.load([entry.task])
-        return as_generation(loaded) if entry.turned else loaded
+    loaded = _with(data, partial(manager.load, [entry.task]))
+    return as_generation(loaded) if entry.turned else loaded
 
 
 @contextmanager

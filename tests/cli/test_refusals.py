@@ -84,6 +84,7 @@ def test_a_mistyped_key(config, command):
         (("--suite", "davinci19", "--shots", 5), "--shots"),
         (("--suite", "local", "--include-path", "mine"), "--include-path"),
         (("--suite", "davinci19", "--both-ways"), "--both-ways"),
+        (("--suite", "local", "--data", "sets"), "--data"),
         (("--tasks", "a", "--texts", "a=a.jsonl"), "--texts"),
         (("--tasks", "a", "--samples", "0:9"), "--samples"),
         (("--suite", "contamination", "--texts", "a=a.jsonl", "--formats"), "--formats"),

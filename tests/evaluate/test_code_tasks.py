@@ -208,7 +208,7 @@ def test_without_a_sandbox_it_is_said_and_nothing_is_run(data, tokenizer, monkey
         monkeypatch.setitem(sandbox._tried, (way, "denied"), "not on this machine")
     planned = {one.label: one.problem for one in davinci19(data)}
     assert "nothing here keeps that in" in planned["HumanEval"] and planned["PIQA"] is None
-    (one,) = by_name(["mbpp"], [], None)
+    (one,) = by_name(["mbpp"], [], None, None)
     assert "landlock: not on this machine" in one.problem
     result, _ = score(data, tokenizer, "humaneval", lambda prompt: "    return 0")
     assert result.metrics == {} and "nothing keeps the model's code in" in result.problem

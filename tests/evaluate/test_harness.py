@@ -12,8 +12,10 @@ import pytest
 import yaml
 
 from megatron_davinci.cli.convert_to_hf import export
+from megatron_davinci.cli.eval_plan import by_name
 from megatron_davinci.cli.main import main
 from megatron_davinci.data.tokenizer import Tokenizer
+from megatron_davinci.errors import ConfigError
 from megatron_davinci.evaluate.engine import Likelihood
 from tests.evaluate import models, native
 from tests.ranks import run_ranks
@@ -336,3 +338,18 @@ def test_contexts_as_options_have_their_number_as_text(root, tmp_path):
     found = asked([0, 1, 0, 0])
     assert found.problem is None and found.metrics["acc,none"] == 0.75
     assert "its answer is option 2, of 2" in str(asked([0, 2]).problem)
+
+
+def test_tasks_by_name_take_their_data_from_a_folder_of_data_sets(tmp_path):
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "mine.yaml").write_text(
+        "task: mine\ndataset_path: nobody/nowhere\ntest_split: test\noutput_type: multiple_choice\n"
+        'doc_to_text: "{{q}}"\ndoc_to_choice: ["a", "b"]\ndoc_to_target: 0\n'
+    )
+    folder = tmp_path / "sets" / "nobody" / "nowhere"
+    folder.mkdir(parents=True)
+    (folder / "test.jsonl").write_text('{"q": "which?"}\n')
+    [one] = by_name(["mine"], [tmp_path / "tasks"], tmp_path / "sets", None)
+    assert [item["q"] for item in one.load()["tasks"]["mine"].test_docs()] == ["which?"]
+    with pytest.raises(ConfigError, match="The folder of data sets is not there"):
+        by_name(["mine"], [tmp_path / "tasks"], tmp_path / "elsewhere", None)
