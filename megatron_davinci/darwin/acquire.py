@@ -133,7 +133,15 @@ def _record(record: dict[str, Any], name: str, origin: dict[str, Any], source: S
             return Raw("", name, origin, fault="no_id", said=f"the field {source.id_field!r}: {given!r}")
         name = str(given)
     licence = record.pop(source.licence_field, None) if source.licence_field else None
-    return Raw(text, name, origin, record or None, str(licence) if licence is not None else None, "utf-8")
+    return Raw(text, name, origin, record or None, _licence(licence), "utf-8")
+
+
+def _licence(given: Any) -> str | None:
+    """A licence as a record names it; of several, a text may be used only under all."""
+    if not isinstance(given, list):
+        return None if given is None else str(given)
+    names = [str(name) for name in given if name]
+    return " AND ".join(f"({name})" if " OR " in name else name for name in names) or None
 
 
 def _table(path: Path, name: str, origin: dict[str, Any], source: SourceRecipe, limit: int) -> Iterator[Raw]:

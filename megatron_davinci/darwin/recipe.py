@@ -52,7 +52,7 @@ class SourceRecipe(Section):
         licence: Of documents that do not name their own.
         text_field: Of a JSON line or a table.
         id_field: That names a document within the source; without it, its file and row do.
-        licence_field: Likewise.
+        licence_field: That holds its licence; of a list, the document is under all.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")

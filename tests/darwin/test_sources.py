@@ -98,6 +98,24 @@ def test_everything_is_accounted_for(corpus):
         assert record["fate"]["reason"] and record["darwin"]["operations"][-1]["notes"]["said"]
 
 
+@pytest.mark.parametrize(
+    ("named", "licence"),
+    [
+        ('["MIT"]', "MIT"),
+        ('["MIT", "Apache-2.0 OR GPL-2.0"]', "MIT AND (Apache-2.0 OR GPL-2.0)"),
+        ("[]", None),
+        ("null", None),
+        ('"CC0-1.0"', "CC0-1.0"),
+    ],
+)
+def test_a_text_of_several_licences_is_under_all_of_them(tmp_path, named, licence):
+    path = tmp_path / "code.jsonl"
+    path.write_text(f'{{"text": "x = 1", "licences": {named}}}\n')
+    source = SourceRecipe(name="code", paths=[str(path)], licence_field="licences")
+    [raw] = read_file(InputFile("code", str(path), "code.jsonl", "jsonl", 99), source, 10_000)
+    assert raw.licence == licence
+
+
 def test_a_crawl_is_read_past_its_damage(corpus):
     found = texts(corpus, "crawl")
     assert [" ".join(text.split()) for text in found.values()] == [
