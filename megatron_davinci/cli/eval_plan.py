@@ -83,10 +83,10 @@ def by_name(
             load: Callable[[], Mapping[str, Any]] = partial(load_code_task, name)
             planned.append(Planned(name, partial(_with, data, load), shots, problem=_no_sandbox()))
             continue
-        load = partial(_with, data, partial(tasks.manager(name).load, [name]))
-        planned.append(Planned(name, load, shots))
+        load = partial(tasks.manager(name).load, [name])
+        planned.append(Planned(name, partial(_with, data, load), shots))
         if both_ways:
-            planned.append(Planned(generated(name), partial(_turned, load), shots))
+            planned.append(Planned(generated(name), partial(_with, data, partial(_turned, load)), shots))
     return planned
 
 
@@ -206,8 +206,9 @@ def _load(entry: Entry, data: Path | None) -> Mapping[str, Any]:
     theirs, ours = (Path(of.__file__ or "").parent for of in (lm_eval.tasks, megatron_davinci.evaluate))
     folders = [str((ours if name == "davinci19" else theirs) / name) for name in entry.folders]
     manager = lm_eval.tasks.TaskManager(include_path=folders, include_defaults=False)
-    loaded = _with(data, partial(manager.load, [entry.task]))
-    return as_generation(loaded) if entry.turned else loaded
+    load = partial(manager.load, [entry.task])
+    # A task that is turned is built, and loads its data, once more.
+    return _with(data, (lambda: as_generation(load())) if entry.turned else load)
 
 
 @contextmanager

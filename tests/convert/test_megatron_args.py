@@ -189,7 +189,9 @@ def test_flags_go_where_the_table_says():
         True,
         300,
     )
-    assert config.optimizer.model_dump(exclude={"no_weight_decay", "cpu_offload", "moments"}) == {
+    assert config.optimizer.model_dump(
+        exclude={"kind", "muon", "no_weight_decay", "cpu_offload", "moments"}
+    ) == {
         "beta1": 0.8, "beta2": 0.9, "epsilon": 1e-7, "weight_decay": 0.3, "clip_grad_norm": 2.0
     }  # fmt: skip
     assert (config.run.seed, config.checkpoint.every_steps, config.checkpoint.keep) == (7, 50, 3)

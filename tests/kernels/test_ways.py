@@ -222,9 +222,8 @@ def test_a_run_says_which_way_its_kernels_run():
     from tests.config import small
 
     config = validate(small.settings(backends={"loss": "davinci"}), "test")
-    order = SimpleNamespace(
-        schedule=SimpleNamespace(total_samples=1, total_steps=1), journal=SimpleNamespace(skips=[])
-    )
+    schedule = SimpleNamespace(total_samples=1, total_steps=1, cut_rates=list)
+    order = SimpleNamespace(schedule=schedule, journal=SimpleNamespace(skips=[]))
     lines = list(introduction(config, choose("cpu", threads=1), "one rank", order, (0, 0, 1), None, []))
     assert any(line.startswith("Backends: ") and "loss: davinci (asked for)" in line for line in lines)
     assert "Kernels: reference (the platform is cpu)" in lines
