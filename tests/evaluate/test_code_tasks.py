@@ -135,9 +135,11 @@ def asked(prompt: str) -> str:
 @pytest.mark.parametrize(
     "name",
     [
-        "humaneval_plus",
         "mbpp",
-        *(pytest.param(name, marks=pytest.mark.long) for name in ("humaneval", "mbpp_plus")),
+        *(
+            pytest.param(name, marks=pytest.mark.long)
+            for name in ("humaneval", "humaneval_plus", "mbpp_plus")
+        ),
     ],
 )
 def test_right_answers_pass_and_wrong_ones_do_not(name, data, tokenizer):

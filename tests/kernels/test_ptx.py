@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.needs("emulator"), pytest.mark.needs("nvcc")]
 
 CPU = torch.device("cpu")
 ASKING = Kernel("asking", "asking.cu", 64, "ppll", ("fp32",))
-ALWAYS = ("document_bounds", "swiglu")  # that are compiled soonest
+ALWAYS = ("document_bounds",)  # that is compiled soonest
 
 
 @pytest.fixture(scope="module")
