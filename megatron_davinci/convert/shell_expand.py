@@ -13,7 +13,7 @@ LONGEST = 50_000  # characters of a value, or words of a command: a variable can
 _REFERENCE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*|[0-9]+|[@*#?$!-])(?:\[([@*]|[0-9]+)\])?(.*)", re.DOTALL)
 _DEFAULT = re.compile(r"(:?[-=+])(.*)", re.DOTALL)
 _SUM = re.compile(r"\s*(\$\{\w+\}|\$[0-9]|\$?[A-Za-z_]\w*|[0-9]+|\*\*|.)", re.DOTALL)
-_IN_SUM = re.compile(r"\$\{(\w+)\}|\$?\b([A-Za-z_]\w*)")
+_IN_SUM = re.compile(r"\$\{(\w+)\}|\$([0-9])|\$?\b([A-Za-z_]\w*)")
 _NUMBER_TESTS = ("-eq", "-ne", "-lt", "-le", "-gt", "-ge")
 _LARGEST = 2**63
 _DEEPEST = 20  # defaults inside defaults
@@ -156,7 +156,7 @@ class Expander:
         """A sum with what is known of it: what its variables lack is what is to be said."""
 
         def known(match: re.Match[str]) -> str:
-            values = self._values(match[1] or match[2], None)
+            values = self._values(match[match.lastindex or 0], None)
             text = "".join(piece.text for piece in values[0]) if values else ""
             return text if text and len(text) < 40 else match[0]
 

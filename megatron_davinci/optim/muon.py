@@ -12,7 +12,7 @@ update depends on the layout by rounding alone. Data-parallel ranks compute the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,8 @@ def orthogonal(matrix: Tensor, rounds: int = 5) -> Tensor:
     """A matrix with about the same singular vectors, and singular values near 1.
 
     Newton and Schulz's iteration with a polynomial of the fifth degree, whose coefficients bring small values up
-    fast: what comes out lies between 0.7 and 1.2, which does no harm (Jordan et al. 2024).
+    fast and keep none at 1 (Jordan et al. 2024): by five rounds, those of at least 0.3% of the matrix's norm come to
+    between 0.68 and 1.21.
 
     Args:
         matrix: [rows, columns]; in bf16 on a GPU, where that is how it is computed, and else in its own dtype.
@@ -78,12 +79,12 @@ class Matrices:
             return whole
         return whole.chunk(dist.get_world_size(self.group), self.dim)[dist.get_rank(self.group)]
 
-    def places(self, rows: int) -> list[Tensor]:
-        """The rows of each matrix, in a whole parameter of so many."""
-        if not self.rows:
-            return [torch.arange(rows)]
-        blocks = torch.arange(rows).view(-1, sum(self.rows)).split(self.rows, 1)
-        return [block.reshape(-1) for block in blocks]
+    def each(self, whole: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
+        """A whole parameter, [rows, columns], with what `make` makes of each matrix in the place of it."""
+        rows = self.rows or (len(whole),)
+        parts = whole.view(-1, sum(rows), whole.shape[1]).split(rows, 1)
+        made = [make(part.flatten(0, 1)).view(part.shape) for part in parts]
+        return torch.cat(made, 1).view(whole.shape)
 
 
 class Muon(GroupAdamW):
@@ -122,11 +123,12 @@ class Muon(GroupAdamW):
         assert p.grad is not None
         momentum.mul_(settings.momentum).add_(p.grad)
         whole = held.whole(p.grad.add(momentum, alpha=settings.momentum))
-        for rows in held.places(len(whole)):
-            rows = rows.to(whole.device)
-            made = orthogonal(whole[rows], settings.rounds)
-            whole[rows] = made * (settings.update_rms * math.sqrt(max(made.shape)))
-        return held.mine(whole)
+
+        def made(matrix: Tensor) -> Tensor:
+            size = settings.update_rms * math.sqrt(max(matrix.shape))
+            return orthogonal(matrix, settings.rounds) * size
+
+        return held.mine(held.each(whole, made))
 
 
 def join(optimizer: Any, chunks: Sequence[Any], settings: MuonConfig) -> None:
@@ -150,6 +152,7 @@ def _matrices(chunk: Any) -> Iterator[tuple[Tensor, Matrices]]:
     config = chunk.config
     of_group = config.num_attention_heads // config.num_query_groups
     queries_keys_values = (of_group * config.kv_channels, config.kv_channels, config.kv_channels)
+    group = parallel_state.get_tensor_model_parallel_group()
     for name, parameter in chunk.named_parameters():
         if ".layers." not in name or parameter.dim() != 2:
             continue
@@ -158,7 +161,6 @@ def _matrices(chunk: Any) -> Iterator[tuple[Tensor, Matrices]]:
             rows = queries_keys_values
         elif name.endswith("linear_fc1.weight"):
             rows = (len(parameter) // 2,) * 2  # on each rank
-        group = parallel_state.get_tensor_model_parallel_group()
         cut = dist.get_world_size(group) > 1 and getattr(parameter, "tensor_model_parallel", False)
         held = Matrices(rows, parameter.partition_dim, group) if cut else Matrices(rows)
         yield getattr(parameter, "main_param", parameter), held

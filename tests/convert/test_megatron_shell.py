@@ -119,6 +119,13 @@ def test_what_is_not_known_stays_as_it_is_written_and_is_marked():
     ]
 
 
+def test_of_a_sum_what_is_known_is_worked_into_what_is_not():
+    (words,) = read_script("N=4; torchrun $(( $1 / ${2} * N ))", "script", {"1": "8"}).commands
+    assert [(word.text, word.unknown) for word in words[1:]] == [
+        ("$(( 8 / ${2} * 4 ))", ("$(( 8 / ${2} * 4 ))",)),
+    ]
+
+
 def test_words_have_the_lines_that_they_are_written_on():
     script = "A=(\n  --x\n  1\n)\nO=' --y \\\n 2\n --z '\ntorchrun ${A[@]} \\\n  $O \\\n  --w\n"
     (words,) = read_script(script, "script", {}).commands

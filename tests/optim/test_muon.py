@@ -35,12 +35,30 @@ def test_singular_values_come_near_one_and_vectors_stay(shape: tuple[int, int]) 
     assert not orthogonal(torch.zeros(shape)).any()
 
 
+def test_values_of_three_thousandths_of_the_norm_come_up() -> None:
+    values = torch.logspace(-2.5, -1, 60, dtype=torch.float64)
+    made = orthogonal((values / values.norm()).clamp_min(3e-3).diag()).diagonal()
+    assert made.min() > 0.68 and made.max() < 1.21
+
+
 def test_a_parameter_is_divided_into_the_matrices_of_the_model() -> None:
     # Two groups of three query heads, a key and a value, of two channels each.
-    queries, keys, values = Matrices((6, 2, 2)).places(20)
+    numbers = torch.arange(20)[:, None]
+
+    def seen(held: Matrices, whole: Tensor) -> list[Tensor]:
+        found = []
+
+        def make(matrix: Tensor) -> Tensor:
+            found.append(matrix[:, 0])
+            return matrix + 100
+
+        assert torch.equal(held.each(whole, make), whole + 100)
+        return found
+
+    queries, keys, values = seen(Matrices((6, 2, 2)), numbers)
     assert queries.tolist() == [0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15]
     assert keys.tolist() == [6, 7, 16, 17] and values.tolist() == [8, 9, 18, 19]
-    assert [place.tolist() for place in Matrices().places(3)] == [[0, 1, 2]]
+    assert [place.tolist() for place in seen(Matrices(), numbers[:3])] == [[0, 1, 2]]
 
 
 def polar(matrix: Tensor) -> Tensor:
