@@ -46,7 +46,9 @@ def answer_of(task: Any, item: dict[str, Any]) -> int:
     if not isinstance(answer, int):
         answer = task.doc_to_target(item)
     if isinstance(answer, str):
-        return int(answer) if answer.isdecimal() else list(task.doc_to_choice(item)).index(answer)
+        # An option's text first, as lm-eval has it: "2" is the option that says so, wherever that stands.
+        options = list(task.doc_to_choice(item))
+        return int(answer) if answer.isdecimal() and answer not in options else options.index(answer)
     return int(answer)
 
 

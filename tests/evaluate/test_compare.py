@@ -12,6 +12,7 @@ import pytest
 from megatron_davinci.cli.eval import keep as keep_result
 from megatron_davinci.cli.main import main
 from megatron_davinci.cli.report import findings
+from megatron_davinci.evaluate.both_ways import answer_of
 from megatron_davinci.evaluate.comparing import compare
 from megatron_davinci.evaluate.formats import FORMATS
 from megatron_davinci.evaluate.item_scores import read_item_scores
@@ -202,6 +203,19 @@ def test_a_step_that_was_not_measured_and_a_seed_that_is_none_are_refused(run, c
     assert "found:    steps 10, 20, 30" in capsys.readouterr().err
     assert main(["compare", str(run), "--seed", "-1"]) == 2
     assert "--seed" in capsys.readouterr().err
+
+
+def test_an_answer_that_is_a_number_is_the_option_that_says_so():
+    """As lm-eval scores it; and a number that no option says is a place."""
+    task = SimpleNamespace(
+        doc_to_text=lambda item: item["question"],
+        doc_to_choice=lambda item: item["choices"],
+        doc_to_target=lambda item: item["answer"],
+    )
+    item = {"question": "1 + 1 =", "choices": ["3", "2", "1", "0"], "answer": "2"}
+    assert answer_of(task, item) == 1
+    assert answer_of(task, item | {"choices": ["a", "b", "c", "d"]}) == 2
+    assert answer_of(task, item | {"answer": 2}) == answer_of(task, item | {"answer": "1"}) == 2
 
 
 def test_a_format_says_the_same_in_other_words():
