@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import math
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,8 +18,8 @@ from lm_eval.api.task import Task
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 
-from megatron_davinci.errors import ConfigError, DataError
-from megatron_davinci.evaluate import code_runs
+from megatron_davinci.errors import ConfigError, DataError, DavinciError
+from megatron_davinci.evaluate import code_runs, harness
 from megatron_davinci.evaluate.code_tasks import CODE_TASKS
 from megatron_davinci.evaluate.harness import FATAL, NativeLM
 from megatron_davinci.platform.sandbox import NoSandbox
@@ -176,22 +177,32 @@ def run_task(
                 bootstrap_iters=bootstrap,
                 confirm_run_unsafe_code=False,
             )
-    except ValueError as error:
-        if "unsafe" not in str(error):
-            raise
-        problem = (
-            "it runs code that a model wrote, outside the sandbox: " + ", ".join(CODE_TASKS) + " run in it"
-        )
-        return TaskResult(label, problem=problem, **_facts(tasks))
-    except AssertionError as error:
-        if "fewshot samples requested" not in str(error):
-            raise
-        return TaskResult(label, problem=f"it has too few examples: {_said(error)}", **_facts(tasks))
     except NoSandbox as error:
-        return TaskResult(
-            label, problem=f"nothing keeps the model's code in: {_said(error)}", **_facts(tasks)
-        )
+        problem = f"nothing keeps the model's code in: {_said(error)}"
+        return TaskResult(label, problem=problem, **_facts(tasks))
+    except DavinciError:
+        raise
+    except Exception as error:  # its templates, filters and metrics may raise anything
+        if _of_the_model(error):
+            raise
+        return TaskResult(label, problem=_problem_with_asking(error), **_facts(tasks))
     return _collect(label, tasks, answered, lm)
+
+
+def _of_the_model(error: Exception) -> bool:
+    """Whether it was raised while the model was at work, and is no trouble of the task's."""
+    return any(
+        frame.f_code.co_filename == harness.__file__ for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
+
+
+def _problem_with_asking(error: Exception) -> str:
+    said = str(error)
+    if isinstance(error, ValueError) and "unsafe" in said:
+        return f"it runs code that a model wrote, outside the sandbox: {', '.join(CODE_TASKS)} run in it"
+    if isinstance(error, AssertionError) and "fewshot samples requested" in said:
+        return f"it has too few examples: {_said(error)}"
+    return f"its examples, filters or metrics fail: {_said(error)}"
 
 
 def _collect(label: str, tasks: Mapping[str, Task], answered: Mapping[str, Any], lm: NativeLM) -> TaskResult:

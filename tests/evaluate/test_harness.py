@@ -200,6 +200,14 @@ WRONG = {
     "no_room": Wrong(
         "tiny_generation", {"generation_kwargs": {"max_gen_toks": 96}}, {}, ["no room to generate"]
     ),
+    "spoilt_examples": Wrong(
+        "tiny_choice", {"fewshot_config": {"doc_to_text": "{{qestion}}"}}, {},
+        ["its examples, filters or metrics fail", "'qestion' is undefined"],
+    ),
+    "no_metric": Wrong(
+        "tiny_generation", {"filter_list": [{"name": "f", "filter": [{"function": "regex", "regex_pattern": "("}]}]},
+        {}, ["missing )"],
+    ),
     "no_data": Wrong(
         "tiny_text", {"dataset_kwargs": {"data_files": "nowhere.jsonl"}}, {}, ["could not be loaded"]
     ),
@@ -301,6 +309,24 @@ def test_logits_that_are_not_numbers_give_no_score_whatever_is_asked(root, name)
     result = run_task(lm, name, lambda: manager.load([name]))
     assert result.metrics == {}
     assert result.problem == "12 of 12 items: logits that are not numbers"
+
+
+class Failing:
+    """Ranks that cannot compute."""
+
+    def log_likelihoods(self, requests):
+        raise RuntimeError("out of memory")
+
+
+def test_a_model_that_fails_is_no_trouble_of_a_task(root):
+    from megatron_davinci.evaluate.answers import Answers
+    from megatron_davinci.evaluate.harness import NativeLM
+    from megatron_davinci.evaluate.tasks import Tasks, run_task
+
+    lm = NativeLM(Failing(), Tokenizer.load(root / "tokenizer"), models.LENGTH, Answers(None, {}))
+    manager = Tasks([root / "tasks"]).manager("tiny_choice")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run_task(lm, "tiny_choice", lambda: manager.load(["tiny_choice"]))
 
 
 class AtMost:
