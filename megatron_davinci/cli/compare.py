@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Compare, print, and write the JSON file that was asked for."""
     from megatron_davinci.cli.compare_screen import show
+    from megatron_davinci.cli.eval_plan import task_names
     from megatron_davinci.errors import ConfigError, DataError
     from megatron_davinci.evaluate.comparing import compare
     from megatron_davinci.evaluate.item_scores import read_item_scores
@@ -35,8 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError("This is no seed.", where="--seed", found=arguments.seed, expected="0 or more")
     tasks = read_item_scores(arguments.runs)
     known = sorted({stem_of(task.task) for task in tasks})
-    if arguments.tasks:
-        asked = [name for name in arguments.tasks.split(",") if name]
+    if arguments.tasks is not None:
+        asked = task_names(arguments.tasks)
         # A name alone is a task in all its ways; with a way behind it, in that one.
         ways = {name: {one for one in known if one == name or one.startswith(f"{name} (")} for name in asked}
         wanted = set().union(*ways.values())

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_davinci.cli.eval_plan import SUITES, Planned, given_in
-from megatron_davinci.cli.model_options import add_model_options
+from megatron_davinci.cli.eval_plan import SUITES, Planned, given_in, task_names
+from megatron_davinci.cli.model_options import add_model_options, check_bounds
 from megatron_davinci.config import check_layout
 from megatron_davinci.errors import MEND, ConfigError, DataError, EnvironmentProblem
 from megatron_davinci.files import disk_errors, write_atomically
@@ -103,6 +103,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     _offline(arguments.download)
     _refuse_unused(arguments)
+    check_bounds(arguments, {"limit": (1, 1 << 40), "shots": (0, 1 << 20), "ranks": (1, 1 << 20)})
+    if arguments.tasks is not None:
+        task_names(arguments.tasks)
     check(arguments)
     if arguments.follow and not inside_launcher():
         from megatron_davinci.cli.eval_follow import follow_run
@@ -219,9 +222,12 @@ def plan(arguments: argparse.Namespace, found: Found, tokenizer: Any, folder: Pa
         return []
     if arguments.suite == "davinci19":
         return eval_plan.davinci19(arguments.data)
-    names = [name for name in arguments.tasks.split(",") if name]
     return eval_plan.by_name(
-        names, arguments.include_path, arguments.data, arguments.shots, both_ways=arguments.both_ways
+        task_names(arguments.tasks),
+        arguments.include_path,
+        arguments.data,
+        arguments.shots,
+        both_ways=arguments.both_ways,
     )
 
 

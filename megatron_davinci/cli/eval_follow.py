@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_davinci.cli.eval_plan import given_in
+from megatron_davinci.cli.eval_plan import given_in, task_names
 from megatron_davinci.errors import MEND, ConfigError
 from megatron_davinci.evaluate.answers import digest_of_folder
 from megatron_davinci.evaluate.naming import generated
@@ -87,7 +87,7 @@ def on_record(out: Path, arguments: argparse.Namespace, there: Mapping[int, str 
         there: Digests of the checkpoints that there are, by step; None where one is not known.
     """
     given = _beside_shots(given_in(arguments))
-    wanted = set(arguments.tasks.split(",")) - {""} if arguments.tasks else set()
+    wanted = set(task_names(arguments.tasks)) if arguments.tasks else set()
     if arguments.both_ways:
         wanted |= {generated(name) for name in wanted}
     found: dict[int, list[dict[str, Any]]] = {}

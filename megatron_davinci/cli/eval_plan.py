@@ -49,6 +49,20 @@ class Planned:
     texts: bool = False
 
 
+def task_names(words: str) -> list[str]:
+    """The names in `--tasks`, each once.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    names = list(dict.fromkeys(name.strip() for name in words.split(",") if name.strip()))
+    if not names:
+        raise ConfigError(
+            "No task is named.", where="--tasks", found=repr(words), expected="names with commas between"
+        )
+    return names
+
+
 def given_in(arguments: argparse.Namespace) -> dict[str, Any]:
     """What was said beside suite, tasks and limit: whoever did not say it has not measured this."""
     said = {

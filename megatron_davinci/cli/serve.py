@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_davinci.cli.model_options import add_model_options
+from megatron_davinci.cli.model_options import add_model_options, check_bounds
 from megatron_davinci.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Load the model and serve it until a signal."""
-    _check(arguments)
+    check_bounds(arguments, {"port": (0, 65535), "batch": (1, 4096), "waiting": (1, 1 << 20)})
     key = _key(arguments.key_variable)
     with loaded(arguments) as (writer, name):
         from megatron_davinci.evaluate.serving.server import Server, Settings
@@ -121,23 +121,6 @@ def _folder_writer(arguments: argparse.Namespace, folder: Path) -> Any:
     platform = choose(config.parallel.device, config.train.threads)
     precision = platform.precision(config.train.precision)
     return FolderWriter(folder, platform.device, torch.bfloat16 if precision == "bf16" else torch.float32)
-
-
-def _check(arguments: argparse.Namespace) -> None:
-    for name, least, most in (
-        ("port", 0, 65535),
-        ("batch", 1, 4096),
-        ("waiting", 1, 1 << 20),
-        ("tokens_at_once", 1, 1 << 30),
-    ):
-        value = getattr(arguments, name)
-        if not least <= value <= most:
-            raise ConfigError(
-                "An option is out of bounds.",
-                where=f"--{name.replace('_', '-')}",
-                found=value,
-                expected=f"{least:,} to {most:,}",
-            )
 
 
 def _key(variable: str | None) -> str | None:

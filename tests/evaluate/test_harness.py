@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from megatron_davinci.cli.convert_to_hf import export
-from megatron_davinci.cli.eval_plan import by_name
+from megatron_davinci.cli.eval_plan import by_name, task_names
 from megatron_davinci.cli.main import main
 from megatron_davinci.data.tokenizer import Tokenizer
 from megatron_davinci.errors import ConfigError
@@ -285,6 +285,30 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(root, capsys):
 def test_a_setting_of_the_model_is_refused(root, capsys):
     assert evaluate(root, "--tasks", "tiny_text", "model.num_layers=3") == 2
     assert "the model is the checkpoint's" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words,said",
+    [
+        (["--limit", "0"], "--limit"),
+        (["--limit", "-3"], "--limit"),
+        (["--shots", "-1"], "--shots"),
+        (["--ranks", "0"], "--ranks"),
+        (["--tokens-at-once", "0"], "--tokens-at-once"),
+        (["--tasks", " ,"], "No task is named"),
+    ],
+)
+def test_numbers_that_cannot_be_and_no_task_at_all_are_refused(root, tmp_path, capsys, words, said):
+    out = tmp_path / "out"
+    assert evaluate(root, "--tasks", "tiny_choice", "--out", str(out), *words) == 2
+    assert said in capsys.readouterr().err and not out.exists()
+
+
+def test_names_of_tasks_may_have_spaces_around_them():
+    assert task_names(" tiny_choice, tiny_text (5-shot),,tiny_choice") == [
+        "tiny_choice",
+        "tiny_text (5-shot)",
+    ]
 
 
 class NotNumbers:
