@@ -153,6 +153,7 @@ def lead(
     from megatron_davinci.cli.eval_screen import averaged, format_table, progress, show, side_by_side
     from megatron_davinci.evaluate.answers import Answers
     from megatron_davinci.evaluate.harness import NativeLM
+    from megatron_davinci.evaluate.results import ways_apart
     from megatron_davinci.evaluate.tasks import TaskResult, run_task
 
     out = arguments.out or (found.run / "evals" if found.run is not None else None)
@@ -171,7 +172,9 @@ def lead(
         return 0
     results = []
     with tempfile.TemporaryDirectory(prefix="davinci-eval-") as scratch, progress() as told:
-        planned = plan(arguments, found, tokenizer, (out or Path(scratch)) / "local")
+        # A look at fewer items, or at other texts, must not change those that another command is about to load.
+        apart = ways_apart(arguments.suite, arguments.limit, given)
+        planned = plan(arguments, found, tokenizer, (out or Path(scratch)) / "local" / apart)
         if arguments.formats:
             planned = in_formats(planned)
         answers = Answers(file, identity, told)

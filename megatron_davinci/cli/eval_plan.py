@@ -72,6 +72,8 @@ def given_in(arguments: argparse.Namespace) -> dict[str, Any]:
         "include_path": [str(path.resolve()) for path in arguments.include_path],
         "tokenizer": None if arguments.tokenizer is None else str(arguments.tokenizer.resolve()),
         "data": None if arguments.data is None else str(arguments.data.resolve()),
+        "knowledge": None if arguments.knowledge is None else str(arguments.knowledge.resolve()),
+        "samples": arguments.samples,
     }
     return {name: value for name, value in said.items() if value not in (None, [])}
 

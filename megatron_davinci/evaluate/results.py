@@ -43,13 +43,19 @@ def samples_folder(
         limit: Items of each task; None for all.
         given: What the command said beside it.
     """
+    words = ways_apart(suite, limit, given)
+    return f"{checkpoint}/{words}" if words else checkpoint
+
+
+def ways_apart(suite: str | None, limit: int | None, given: Mapping[str, Any] | None = None) -> str:
+    """The name of a folder for what was asked otherwise than in full; empty for that. See `samples_folder`."""
     given = given or {}
     words = [suite] if suite == "davinci19" else []
     words += [] if limit is None else [f"limit-{limit}"]
     words += [f"{given['shots']}-shot"] if given.get("shots") is not None else []
     if given.get("texts"):
         words.append("texts-" + hashlib.sha256(json.dumps(given["texts"]).encode()).hexdigest()[:8])
-    return f"{checkpoint}/{'_'.join(words)}" if words else checkpoint
+    return "_".join(words)
 
 
 def unmeasured(records: Iterable[dict[str, Any]], suite: str | None, tasks: Iterable[str]) -> set[str]:

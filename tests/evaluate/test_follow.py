@@ -10,11 +10,13 @@ import pytest
 
 from megatron_davinci.cli import eval_follow
 from megatron_davinci.cli.eval import append
+from megatron_davinci.cli.eval_plan import given_in
 from megatron_davinci.errors import ConfigError
 from megatron_davinci.evaluate.answers import digest_of_checkpoint
 from megatron_davinci.evaluate.results import read_records
 
-NOTHING_BESIDE = {"overrides": [], "texts": [], "include_path": [], "tokenizer": None, "data": None}
+NOTHING_BESIDE = {"overrides": [], "texts": [], "include_path": []}
+NOTHING_BESIDE |= dict.fromkeys(("tokenizer", "data", "knowledge", "samples"))
 
 
 class Run:
@@ -141,6 +143,20 @@ def test_what_was_computed_or_said_otherwise_is_asked_again(tmp_path):
     run.problems = {10: {"given": {"overrides": ["train.precision=fp32"]}}}
     assert run.follow(overrides=["train.precision=fp32"]) == 0 and run.asked == [10, 10]
     assert run.follow(overrides=["train.precision=fp32"]) == 0 and run.asked == [10, 10]
+
+
+def test_a_suite_without_made_up_knowledge_has_not_asked_for_it(tmp_path):
+    about = {"step": 10, "suite": "local", "limit": None}
+    ended = about | {"task": "geometry", "metrics": {"rank_me,none": 3.0}}
+    (tmp_path / "results.jsonl").write_text(json.dumps(ended) + "\n")
+    said = {"tasks": None, "suite": "local", "limit": None, "shots": None}
+    asked = NOTHING_BESIDE | said | {"both_ways": False, "formats": False}
+    assert eval_follow.on_record(tmp_path, argparse.Namespace(**asked), {10: "abc"}) == {10}
+    knowing = argparse.Namespace(**asked | {"knowledge": tmp_path})
+    assert eval_follow.on_record(tmp_path, knowing, {10: "abc"}) == set()
+    with open(tmp_path / "results.jsonl", "a") as file:
+        file.write(json.dumps(ended | {"given": given_in(knowing)}) + "\n")
+    assert eval_follow.on_record(tmp_path, knowing, {10: "abc"}) == {10}
 
 
 def test_a_result_is_none_of_a_line_that_was_never_ended(tmp_path):

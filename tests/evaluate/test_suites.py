@@ -37,7 +37,7 @@ def evaluate(root: Path, out: str, *words: str) -> int:
 def test_every_metric_of_the_local_suite_is_what_it_is_by_hand(root, capsys):
     assert evaluate(root, "local", "--suite", "local", "--limit", str(trained.ITEMS)) == 0
     found = {record["task"]: record["metrics"] for record in records(root, "local")}
-    (expected,) = run_ranks(1, trained.by_hand, root / "run", root / "local/local")
+    (expected,) = run_ranks(1, trained.by_hand, root / "run", root / f"local/local/limit-{trained.ITEMS}")
     kinds = {"cloze_held", "choice_held", "arithmetic", "copying"}
     both = {f"{kind}_{protocol}" for kind in kinds for protocol in ("likelihood", "generation")}
     assert expected.keys() == both | {"bytes_held"}
@@ -195,6 +195,16 @@ class Text(str):
         part = super().__getitem__(place)
         Text.copied += len(part)
         return part
+
+
+def test_a_look_at_few_items_leaves_those_of_a_suite_that_is_being_asked(root):
+    """They are loaded one task after the other, while another command may begin."""
+    assert evaluate(root, "apart", "--suite", "local", "--limit", "2") == 0
+    assert evaluate(root, "apart", "--suite", "local", "--limit", "3") == 0
+    for limit in (2, 3):
+        rows = (root / f"apart/local/limit-{limit}/copying_likelihood.items.jsonl").read_text().splitlines()
+        assert len(rows) == limit
+    assert not list((root / "apart/local").glob("*.jsonl"))
 
 
 def test_items_of_long_texts_are_made_in_no_time():
