@@ -16,6 +16,7 @@ from megatron_davinci.cli.eval_plan import SUITES, Planned, given_in, task_names
 from megatron_davinci.cli.model_options import add_model_options, check_bounds
 from megatron_davinci.config import check_layout
 from megatron_davinci.errors import MEND, ConfigError, DataError, EnvironmentProblem
+from megatron_davinci.evaluate.results import finite, samples_folder, ways_apart
 from megatron_davinci.files import disk_errors, write_atomically
 
 if TYPE_CHECKING:
@@ -153,7 +154,6 @@ def lead(
     from megatron_davinci.cli.eval_screen import averaged, format_table, progress, show, side_by_side
     from megatron_davinci.evaluate.answers import Answers
     from megatron_davinci.evaluate.harness import NativeLM
-    from megatron_davinci.evaluate.results import ways_apart
     from megatron_davinci.evaluate.tasks import TaskResult, run_task
 
     out = arguments.out or (found.run / "evals" if found.run is not None else None)
@@ -268,8 +268,6 @@ def suite_means(planned: Sequence[Planned], results: Sequence[TaskResult]) -> di
 
 def keep(out: Path, found: Found, result: TaskResult, about: dict[str, Any]) -> None:
     """Append a task's result to `results.jsonl`, and write what was answered to each item."""
-    from megatron_davinci.evaluate.results import samples_folder
-
     checkpoint = found.checkpoint.folder.name
     folder = samples_folder(checkpoint, about.get("suite"), about.get("limit"), about.get("given"))
     for name, rows in result.samples.items():
@@ -286,7 +284,8 @@ def append(out: Path, record: dict[str, Any]) -> None:
     with disk_errors(out, "keeping results"):
         out.mkdir(parents=True, exist_ok=True)
         with open(out / "results.jsonl", "a+b") as file:
-            line = json.dumps({**record, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}) + "\n"
+            about = {**record, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+            line = json.dumps(finite(about)) + "\n"
             if file.tell():
                 file.seek(-1, os.SEEK_END)
                 # A line without an end was being written when it stopped. This one is none of it.

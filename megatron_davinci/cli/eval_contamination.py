@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from megatron_davinci.cli.eval_plan import given_texts
+from megatron_davinci.cli.eval_plan import given_in, given_texts
 from megatron_davinci.cli.screen import Screen
 from megatron_davinci.errors import ConfigError, DataError
-from megatron_davinci.evaluate.results import samples_folder
+from megatron_davinci.evaluate.results import finite, samples_folder
 from megatron_davinci.files import write_atomically
 
 if TYPE_CHECKING:
@@ -56,6 +56,14 @@ def contamination(
             where="--suite contamination",
             do="give them: --texts suspects=FILE.jsonl --texts unseen=FILE.jsonl",
         )
+    if arguments.samples is not None and found.config is None:
+        raise ConfigError(
+            "A checkpoint by itself does not say what it was trained on.",
+            where=f"--samples {arguments.samples}",
+            found=found.checkpoint.folder,
+            expected="RUN or RUN@STEP",
+            do="name its run, or leave --samples out: the texts are then scored and not looked for",
+        )
     names = [(name, number) for name, of in texts.items() for number in range(len(of))]
     encoded = tokenizer.encode_batch([text for of in texts.values() for text in of])
     for (name, number), tokens in zip(names, encoded, strict=True):
@@ -94,10 +102,16 @@ def contamination(
         record["auroc"] = {key: auroc(*pair) for key, pair in pairs.items()}
         record["true_positives_at_5_percent"] = {key: true_positives(*pair) for key, pair in pairs.items()}
     if out is not None:
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        folder = samples_folder(found.checkpoint.folder.name, None, arguments.limit)
+        lines = "".join(json.dumps(finite(row)) + "\n" for row in rows)
+        checkpoint = found.checkpoint.folder.name
+        folder = samples_folder(checkpoint, None, arguments.limit, given_in(arguments))
         write_atomically(out / "samples" / folder / "contamination.jsonl", lines)
+        record["samples_in"] = folder
     show(record)
+    if out is not None:
+        print(f"kept in {out / 'samples' / record['samples_in']}")
+    if seen is None:
+        print("overlap: a checkpoint by itself does not say what it was trained on; name its run")
     return record
 
 

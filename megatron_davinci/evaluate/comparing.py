@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from megatron_davinci.evaluate.foresight import Course, Foretold, courses, foretold, memories, subsets
 from megatron_davinci.evaluate.item_scores import ItemScores, formats_of, pairs_of_protocols
+from megatron_davinci.evaluate.results import finite
 from megatron_davinci.stats.formats import FormatSpread, format_spread
 from megatron_davinci.stats.memory import Memory
 from megatron_davinci.stats.rankings import Agreement, compare_rankings
@@ -72,7 +72,7 @@ class Compared:
             }
             for task, subset in self.subsets
         ]
-        record: dict[str, Any] = _finite(
+        record: dict[str, Any] = finite(
             {
                 "protocols": protocols,
                 "formats": formats,
@@ -129,11 +129,3 @@ def _formats(tasks: Sequence[ItemScores]) -> list[InFormats]:
                 scores = [task.of([model], items)[0] for task in there.values()]
                 found.append(InFormats(name, model, list(there), format_spread(scores)))
     return found
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

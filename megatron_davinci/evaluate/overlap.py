@@ -72,9 +72,8 @@ def overlap(
     for sample, tokens in samples:
         window = np.asarray(tokens, np.int64)
         of_window = _hashes(window, length)
-        hits = np.flatnonzero(np.isin(of_window, known))
         here = set()
-        for at in hits.tolist():
+        for at in _hits(of_window, known).tolist():
             run = window[at : at + length]
             for number, place in places[int(of_window[at])]:
                 if np.array_equal(ids[number][place : place + length], run):
@@ -85,6 +84,14 @@ def overlap(
             if len(found[number].samples) < _SHOWN:
                 found[number].samples.append(sample)
     return found
+
+
+def _hits(values: NDArray[np.uint64], known: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Places of the values that are among the known ones, which are sorted: these are not gone through."""
+    if not len(known):
+        return np.empty(0, np.int64)
+    nearest = np.minimum(np.searchsorted(known, values), len(known) - 1)
+    return np.flatnonzero(known[nearest] == values)
 
 
 def _hashes(tokens: NDArray[np.int64], length: int) -> NDArray[np.uint64]:

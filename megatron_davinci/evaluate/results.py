@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,15 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+def finite(value: Any) -> Any:
+    """A value of which JSON can be made for whoever reads it: what is no number is None in it."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def samples_folder(
     checkpoint: str, suite: str | None, limit: int | None, given: Mapping[str, Any] | None = None
 ) -> str:
@@ -55,6 +65,7 @@ def ways_apart(suite: str | None, limit: int | None, given: Mapping[str, Any] | 
     words += [f"{given['shots']}-shot"] if given.get("shots") is not None else []
     if given.get("texts"):
         words.append("texts-" + hashlib.sha256(json.dumps(given["texts"]).encode()).hexdigest()[:8])
+    words += [f"samples-{given['samples'].replace(':', '-')}"] if given.get("samples") else []
     return "_".join(words)
 
 

@@ -19,7 +19,7 @@ from megatron_davinci.evaluate.contamination import (
     scores_of,
     true_positives,
 )
-from megatron_davinci.evaluate.overlap import overlap
+from megatron_davinci.evaluate.overlap import _hits, overlap
 
 
 def distribution(generator: np.random.Generator, places: int, vocabulary: int) -> np.ndarray:
@@ -113,6 +113,16 @@ def test_runs_of_training_samples_are_found_and_the_samples_named():
     assert found[2].share == 0.0
     assert found[2].samples == []
     assert math.isnan(found[3].share)
+
+
+def test_hashes_are_looked_up_without_a_walk_over_all_texts(monkeypatch):
+    """Of a million runs to look for, a walk over all of them for each sample would take a second."""
+    known = np.array([3, 7, 2**63 + 1], np.uint64)
+    values = np.array([0, 3, 5, 7, 2**63 + 1, 2**64 - 1], np.uint64)
+    assert _hits(values, known).tolist() == [1, 3, 4]
+    assert _hits(values, known[:0]).tolist() == [] and _hits(values[:0], known).tolist() == []
+    monkeypatch.delattr(np, "isin")
+    assert overlap([[1, 2, 3]], [(0, np.array([0, 1, 2, 3]))], 3)[0].samples == [0]
 
 
 def test_a_run_has_a_length():

@@ -38,6 +38,8 @@ def test_every_metric_of_the_local_suite_is_what_it_is_by_hand(root, capsys):
     assert evaluate(root, "local", "--suite", "local", "--limit", str(trained.ITEMS)) == 0
     found = {record["task"]: record["metrics"] for record in records(root, "local")}
     (expected,) = run_ranks(1, trained.by_hand, root / "run", root / f"local/local/limit-{trained.ITEMS}")
+    # Apart: another command, of all items, may be about to load its own.
+    assert not list((root / "local/local").glob("*.jsonl"))
     kinds = {"cloze_held", "choice_held", "arithmetic", "copying"}
     both = {f"{kind}_{protocol}" for kind in kinds for protocol in ("likelihood", "generation")}
     assert expected.keys() == both | {"bytes_held"}
@@ -149,11 +151,35 @@ def test_what_was_trained_on_is_told_from_its_twins(root, capsys):
     assert record["texts"]["unseen"]["overlap"] < 0.05
     rows = [
         json.loads(line)
-        for path in (root / "seen/samples").glob("*/contamination.jsonl")
-        for line in path.read_text().splitlines()
+        for line in (root / "seen/samples" / record["samples_in"] / "contamination.jsonl")
+        .read_text()
+        .splitlines()
     ]
     assert all(row["times"] >= trained.EPOCHS for row in rows if row["texts"] == "seen")
     assert "AUROC seen / unseen" in capsys.readouterr().out
+
+
+def test_what_was_asked_of_other_texts_or_samples_is_kept_beside_it_in_json(root):
+    (root / "short.jsonl").write_text('{"text": "river stone"}\n')
+    short = ("--suite", "contamination", "--texts", f"short={root / 'short.jsonl'}", "--samples")
+    assert evaluate(root, "beside", *short, "0:4") == 0
+    assert evaluate(root, "beside", *short, "0:8") == 0
+    first, second = (record["samples_in"] for record in records(root, "beside"))
+    assert first != second
+    for folder in (first, second):
+        text = (root / "beside/samples" / folder / "contamination.jsonl").read_text()
+        # Too short for a run of tokens: no number, and no JSON either if it were written so.
+        assert json.loads(text, parse_constant=pytest.fail)["overlap"] is None
+
+
+def test_a_checkpoint_by_itself_has_no_samples_to_look_at(root, capsys):
+    words = ["--suite", "contamination", "--texts", f"seen={root / 'seen.jsonl'}"]
+    words += ["--tokenizer", str(root / "tokenizer"), "train.threads=1"]
+    (checkpoint,) = (root / "run/checkpoints").glob("step-*")
+    assert main(["eval", str(checkpoint), *words, "--samples", "0:5"]) == 2
+    assert "by itself does not say what it was trained on" in capsys.readouterr().err
+    assert main(["eval", str(checkpoint), *words]) == 0
+    assert "overlap: a checkpoint by itself" in capsys.readouterr().out
 
 
 def test_texts_that_were_never_seen_are_not_told_apart(root):
@@ -195,16 +221,6 @@ class Text(str):
         part = super().__getitem__(place)
         Text.copied += len(part)
         return part
-
-
-def test_a_look_at_few_items_leaves_those_of_a_suite_that_is_being_asked(root):
-    """They are loaded one task after the other, while another command may begin."""
-    assert evaluate(root, "apart", "--suite", "local", "--limit", "2") == 0
-    assert evaluate(root, "apart", "--suite", "local", "--limit", "3") == 0
-    for limit in (2, 3):
-        rows = (root / f"apart/local/limit-{limit}/copying_likelihood.items.jsonl").read_text().splitlines()
-        assert len(rows) == limit
-    assert not list((root / "apart/local").glob("*.jsonl"))
 
 
 def test_items_of_long_texts_are_made_in_no_time():
