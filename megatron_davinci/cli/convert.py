@@ -1,4 +1,4 @@
-"""`davinci convert`: between checkpoints of ours, Hugging Face's (`to-hf`, `from-hf`) and Megatron-LM's."""
+"""`davinci convert`: between checkpoints of ours, Hugging Face's and Megatron-LM's, and means of ours."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from megatron_davinci.cli import convert_from_hf, convert_release, convert_to_hf
+from megatron_davinci.cli import convert_average, convert_from_hf, convert_release, convert_to_hf
 from megatron_davinci.config.model import ModelConfig
 from megatron_davinci.errors import ConfigError
 
@@ -32,6 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     from_megatron.add_argument("out", type=Path, help="the checkpoint's folder to make")
 
+    convert_average.add_arguments(
+        directions.add_parser("average", help="the mean of several checkpoints' weights, as a checkpoint")
+    )
+
 
 def run(arguments: argparse.Namespace) -> int:
     """Convert."""
@@ -39,6 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
         return convert_to_hf.run(arguments)
     if arguments.direction == "from-hf":
         return convert_from_hf.run(arguments)
+    if arguments.direction == "average":
+        return convert_average.run(arguments)
     if arguments.direction in ("release", "push"):
         return {"release": convert_release.release, "push": convert_release.push}[arguments.direction](
             arguments

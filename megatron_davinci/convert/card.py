@@ -181,6 +181,9 @@ def _training(release: Release, files: RunFiles) -> str:
     begun = (config.get("checkpoint") or {}).get("initial_weights")
     if begun:
         settings.append(["Began with", f"the weights of {Path(begun).name}"])
+    if mean_of := (release.checkpoint.get("from") or {}).get("mean_of"):
+        steps = ", ".join(f"{one['step']:,}" for one in mean_of)
+        settings.append(["Weights", f"the mean of {len(mean_of)} checkpoints, of steps {steps}"])
     parts = ["## Training", _table(["", ""], settings)]
     stages = [_stage(one) for one in config.get("curriculum") or [] if isinstance(one, dict)]
     if stages:

@@ -91,6 +91,10 @@ class StoredTensors:
         """Global shape of a weight; weights of layers have the layers as their first axis."""
         return tuple(self._entries[key].size)
 
+    def nbytes(self, key: str) -> int:
+        """Bytes of a weight's elements."""
+        return math.prod(self.shape(key)) * self.dtype(key).itemsize
+
     def layer(self, key: str, number: int) -> Tensor:
         """Read one layer of a weight onto the CPU."""
         return self.read(key, number, number + 1)[0]
