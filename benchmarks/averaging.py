@@ -3,11 +3,12 @@
     python examples/ablations/prepare.py
     python benchmarks/averaging.py --json FILE
 
-For each seed, the model of `examples/ablations/laptop.yaml` reads the same samples in the same order twice: at a constant
-learning rate, with a checkpoint after each 5% of it, and at the same rate to 80% and then down to nothing. The mean is
-of the constant run's checkpoints from 80% on (`davinci convert average --last 5`), which are as many tokens as the
-decay takes. Measured is the held-out loss, nats a token, mean of four domains, always on the same windows: of what a
-run ends with, and of the mean, by a run that begins with it and takes one step at a rate of 1e-12.
+For each seed, the model of `examples/ablations/laptop.yaml` reads the same samples in the same order twice: at
+a constant learning rate, with a checkpoint after each 5% of it, and at the same rate to 80% and then down to
+nothing. The mean is of the constant run's checkpoints from 80% on (`davinci convert average --last 5`), which
+are as many tokens as the decay takes. Measured is the held-out loss, nats a token, mean of four domains, always
+on the same windows: of what a run ends with, and of the mean, by a run that begins with it and takes one step
+at a rate of 1e-12.
 
 `mean_less_last` and `mean_less_decayed` are means over seeds of differences within a seed, with their 95% intervals
 (Student's t). `seeds_below_last` is the fraction of seeds where the mean is below the last checkpoint.

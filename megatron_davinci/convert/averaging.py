@@ -90,9 +90,8 @@ def write_mean(
 
         sources = {}
         for key in sorted(first.keys()):
-            one = partial(read, key)
-            layer = one if _is_of_layers(key) else None
-            sources[key] = Source(dtype, first.shape(key), partial(one, None), layer)
+            layer = partial(read, key) if _is_of_layers(key) else None
+            sources[key] = Source(dtype, first.shape(key), partial(read, key, None), layer)
         write_state(folder, sources, opened)
     finally:
         for one in stored.values():

@@ -253,7 +253,14 @@ def test_a_job_whose_folder_was_meddled_with_is_not_gone_on_with(folder: Path) -
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("gone", ["", "plan.json", "parts", "parts/0000000.json", "lock"])
+@pytest.mark.parametrize(
+    "gone",
+    [
+        "",
+        *(pytest.param(one, marks=pytest.mark.long) for one in ("plan.json", "parts", "lock")),
+        "parts/0000000.json",
+    ],
+)
 def test_a_job_killed_after_its_last_rename_is_finished(
     folder: Path, gone: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,6 +60,7 @@ def test_a_run_goes_on_with_its_scales_also_on_other_ranks(tmp_path):
         run_ranks(1, train_here, plain)
 
 
+@pytest.mark.long
 def test_a_pipeline_stage_whose_layers_are_all_kept_goes_on_too(tmp_path):
     """It has no scales to take over, where the other stage has."""
     low = {"keep_first_layers": 1}
