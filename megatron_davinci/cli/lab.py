@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -230,7 +229,9 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 
 def _cores() -> int:
-    return len(os.sched_getaffinity(0))
+    from megatron_davinci.platform.cores import usable_cores
+
+    return usable_cores()
 
 
 def _settings(said: list[str]) -> dict[str, Any]:

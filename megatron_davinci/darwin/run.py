@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from megatron_davinci.darwin.recipe import LoadedRecipe
 from megatron_davinci.darwin.watching import Progress, watched
 from megatron_davinci.errors import ConfigError, EnvironmentProblem
 from megatron_davinci.files import disk_errors, write_atomically
+from megatron_davinci.platform.cores import usable_cores
 
 
 def run_recipe(
@@ -127,7 +127,7 @@ class Execute:
 
     def at_once(self, tasks: int) -> int:
         """How many of so many tasks run at once, at most."""
-        here = len(os.sched_getaffinity(0)) if self.kind == "local" else tasks
+        here = usable_cores() if self.kind == "local" else tasks
         return min(self.workers or here, tasks)
 
     def __call__(self, pipeline: list[Any], tasks: int, log: Path) -> None:

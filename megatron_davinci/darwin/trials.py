@@ -8,13 +8,13 @@ time changes no verdict.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 from megatron_davinci.darwin.answers import Answer, question_key
 from megatron_davinci.darwin.asking import Asking
+from megatron_davinci.platform.cores import usable_cores
 from megatron_davinci.platform.sandbox import MIB, Limits, strongest_way
 from megatron_davinci.platform.trial import VERSION, run_with_tests
 
@@ -41,7 +41,7 @@ class Trying(Asking):
         return True
 
     def _begin(self, asks: bool) -> None:
-        self._room = asyncio.Semaphore(max(1, len(os.sched_getaffinity(0)) // max(1, self.processes)))
+        self._room = asyncio.Semaphore(max(1, usable_cores() // max(1, self.processes)))
         super()._begin(asks)
 
     async def outcome(self, program: str, tests: str) -> str:

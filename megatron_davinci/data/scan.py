@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from threading import Event, Lock
@@ -15,8 +14,9 @@ from megatron_davinci.data.indexed import IndexedDataset, bin_path
 from megatron_davinci.data.places import Place
 from megatron_davinci.data.storage import open_blob
 from megatron_davinci.errors import DataError
+from megatron_davinci.platform.cores import usable_cores
 
-THREADS = min(8, os.cpu_count() or 1)
+THREADS = min(8, usable_cores())
 
 _CHUNK = 8 << 20
 _BLOCK = 1 << 18  # documents looked up at a time

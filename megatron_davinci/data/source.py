@@ -20,6 +20,7 @@ from megatron_davinci.data.open_shards import OpenShard, ShardFiles
 from megatron_davinci.data.places import Place, S3Path, inside, place
 from megatron_davinci.data.storage import Blob, digest_of, size_of
 from megatron_davinci.errors import DataError
+from megatron_davinci.platform.cores import usable_cores
 
 
 class WindowPlace(NamedTuple):
@@ -191,7 +192,7 @@ class Source:
             EnvironmentProblem: A shard cannot be read.
         """
         mine = range(part, len(self._files), parts)
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        with ThreadPoolExecutor(min(8, usable_cores())) as threads:
             for _ in threads.map(self._verify_shard, mine):
                 pass
 

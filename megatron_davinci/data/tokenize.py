@@ -29,6 +29,7 @@ from megatron_davinci.data.tokenize_worker import Hands, InProcess, Processes
 from megatron_davinci.data.tokenizer import Tokenizer
 from megatron_davinci.errors import ConfigError, DataError
 from megatron_davinci.files import disk_errors, fsync_folder
+from megatron_davinci.platform.cores import usable_cores
 
 SHARD_TOKENS = 1_000_000_000
 LONGEST_PACKED = 1 << 24  # packing has a list for each room that a sequence may have left
@@ -174,7 +175,7 @@ def tokenize(
     pieces = [piece for file in files for piece in pieces_of(file, options.fields, PIECE_BYTES)]
     if workers is None:
         small = sum(piece.size for piece in pieces) < ALONE_BYTES
-        workers = 1 if small else len(os.sched_getaffinity(0))
+        workers = 1 if small else usable_cores()
     workers = min(workers, len(pieces))
     work = _Work(folder, tokenizer, backend, pieces, options, workers, on_error, progress, say)
     with opened(folder, restart):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from megatron_davinci.platform.cores import usable_cores
 from megatron_davinci.platform.sandbox import MIB, Limits
 from megatron_davinci.platform.trial import EARLY, ERROR, PASSED, WRONG, Trial, run_with_tests
 
@@ -33,7 +33,7 @@ def run_all(programs: Sequence[tuple[str, str]], limits: Limits = LIMITS) -> lis
     Raises:
         NoSandbox: This machine has none.
     """
-    with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         return list(pool.map(lambda pair: run_with_tests(pair[0], pair[1], limits), programs))
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 
 from megatron_davinci.errors import EnvironmentProblem
+from megatron_davinci.platform.cores import usable_cores
 from megatron_davinci.platform.import_hook import FINDER
 
 
@@ -81,7 +82,7 @@ def choose(device: Literal["auto", "cpu", "cuda"] = "auto", threads: int | None 
     FINDER.device = "cpu" if use_cpu else "cuda"
     if use_cpu:
         local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(threads or max(1, _cores() // local_ranks))
+        torch.set_num_threads(threads or max(1, usable_cores() // local_ranks))
         return Platform("cpu", "gloo", torch.device("cpu"), native_bf16=_cpu_multiplies_bf16())
     index = int(os.environ.get("LOCAL_RANK", "0"))
     if index >= torch.cuda.device_count():
@@ -115,7 +116,3 @@ def _cpu_multiplies_bf16() -> bool:
     except OSError:
         return False
     return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
