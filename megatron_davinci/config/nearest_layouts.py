@@ -120,7 +120,7 @@ def _axes(config: RunConfig, world_size: int) -> dict[str, list[tuple[float, int
             for value in candidates
             if value <= 2 * max(world_size, now)
         }
-        if name in ("parallel.virtual_pipeline", "parallel.pipeline"):
+        if name in ("parallel.virtual_pipeline", "parallel.pipeline") and now <= model.num_layers:
             costs[now] = 0.0  # layers are split unevenly where they do not divide
         axes[name] = sorted((cost, value) for value, cost in costs.items())[:_VALUES]
     return axes

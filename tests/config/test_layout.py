@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+import megatron_davinci.config.nearest_layouts as nearest
 from megatron_davinci.config import Layout, check_layout, load_config, validate
 from megatron_davinci.config.layout_problems import even_split, layout_problems
 from megatron_davinci.config.nearest_layouts import nearest_layouts
@@ -181,6 +182,17 @@ def test_a_search_costs_the_same_for_any_number_of_layers(monkeypatch):
         with pytest.raises(ConfigError, match="impossible"):
             check_layout(configuration(tensor=3, num_layers=layers), 8)
         assert len(asked) < 500
+
+
+@pytest.mark.parametrize("axis", ["pipeline", "virtual_pipeline"])
+def test_layers_are_not_split_among_more_chunks_than_there_are(monkeypatch, axis):
+    asked, split = [], nearest.even_split
+    monkeypatch.setattr(
+        nearest, "even_split", lambda layers, chunks: asked.append(chunks) or split(layers, chunks)
+    )
+    config = validate(small.settings(parallel={"pipeline": 2, axis: 10**6}), "test")
+    assert nearest_layouts(config, 4)
+    assert max(asked, default=0) <= config.model.num_layers
 
 
 def test_a_batch_size_of_several_stages_is_said_once():
