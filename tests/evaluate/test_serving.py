@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import threading
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 import tokenizers
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers
 
 from megatron_davinci.cli import serve
@@ -148,6 +150,23 @@ def test_an_export_says_what_its_checkpoint_says(served, exported):
         found = post(server, prompt=PROMPTS, max_tokens=24, temperature=0).json()["choices"]
         assert [choice["text"] for choice in found] == expected
         assert completed(server, PROMPTS[2], temperature=1.0, seed=5) == drawn
+
+
+@pytest.mark.parametrize(
+    "what,said", [("lacking", "found:    no model.layers.1.mlp"), ("torn", "cannot be loaded")]
+)
+def test_a_folder_that_lacks_weights_is_not_served(exported, tmp_path, capsys, what, said):
+    """transformers would draw them at random."""
+    shutil.copytree(exported, tmp_path / "hf")
+    path = tmp_path / "hf/model.safetensors"
+    if what == "torn":
+        path.write_bytes(path.read_bytes()[:-100])
+    else:
+        weights = load_file(path)
+        del weights["model.layers.1.mlp.up_proj.weight"]
+        save_file(weights, path, metadata={"format": "pt"})
+    assert main(["serve", str(tmp_path / "hf"), "--port", "0", "train.threads=1"]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_a_seed_decides_what_is_drawn(served):

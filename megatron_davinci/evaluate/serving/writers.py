@@ -77,7 +77,8 @@ class FolderWriter:
         dtype: Of the weights in memory.
 
     Raises:
-        CheckpointError: The folder is not such a model. None is downloaded, and no code of it is run.
+        CheckpointError: The folder is not such a model, or lacks some of its weights. None is downloaded, and no
+            code of it is run.
         EnvironmentProblem: transformers is not installed.
     """
 
@@ -93,10 +94,15 @@ class FolderWriter:
         self.tokenizer = Tokenizer.load(folder)
         self.forms = Forms(self.tokenizer)
         try:
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
+            model, found = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
             )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except Exception as error:  # its own, those of safetensors, and whatever a config.json brings about
             raise CheckpointError(
                 "A folder's model cannot be loaded by transformers.",
                 where=folder,
@@ -104,6 +110,15 @@ class FolderWriter:
                 expected="config.json and model.safetensors of a causal language model",
                 do="export a checkpoint with `davinci convert to-hf`, or name a run",
             ) from error
+        if missing := sorted(found["missing_keys"]):
+            # transformers draws them at random, and says so in its log only.
+            raise CheckpointError(
+                "A folder lacks weights of its model.",
+                where=folder,
+                found=f"no {', '.join(missing[:3])}" + (f" and {len(missing) - 3} more" * (len(missing) > 3)),
+                expected="all weights of the model that config.json describes",
+                do="bring the whole folder, or export the checkpoint again with `davinci convert to-hf`",
+            )
         self._model: Any = model.eval().to(device)
         self._device = device
         longest = getattr(model.config, "max_position_embeddings", None)
