@@ -30,7 +30,7 @@ from megatron_davinci.cli.main import main
 from megatron_davinci.data.tokenizer import Tokenizer
 from megatron_davinci.evaluate.endings import ends
 from megatron_davinci.evaluate.sampling import Draw, Sampling
-from megatron_davinci.evaluate.serving.pieces import text_of
+from megatron_davinci.evaluate.serving.pieces import Pieces, text_of
 from megatron_davinci.evaluate.serving.requests import Refusal, asked
 from megatron_davinci.evaluate.serving.server import Server, Settings
 from tests.evaluate import models
@@ -129,14 +129,20 @@ def test_a_text_ends_where_it_was_asked_to(served):
     assert choice["text"] == whole[: whole.index(stop)] and choice["finish_reason"] == "stop"
 
 
-def test_a_special_token_ends_a_text_by_its_name(tmp_path):
+def of_bytes(folder: Path) -> Tokenizer:
+    """A tokenizer with a token for each byte."""
     alphabet = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     made = tokenizers.Tokenizer(tokenizers.models.BPE(alphabet, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = tokenizers.decoders.ByteLevel()
     made.add_special_tokens(["<|endoftext|>", "<|im_end|>"])
-    made.save(str(tmp_path / "tokenizer.json"))
-    tokenizer = Tokenizer.load(tmp_path)
-    tokens = [alphabet["a"], alphabet["b"], tokenizer.id_of("<|im_end|>")]
+    made.save(str(folder / "tokenizer.json"))
+    return Tokenizer.load(folder)
+
+
+def test_a_special_token_ends_a_text_by_its_name(tmp_path):
+    tokenizer = of_bytes(tmp_path)
+    tokens = [*tokenizer.encode_batch(["ab"])[0].tolist(), tokenizer.id_of("<|im_end|>")]
     assert ends(tokenizer, tokens, ["<|im_end|>"])
     assert text_of(tokenizer, tokens, ["<|im_end|>"]) == ("ab", "stop")
     assert text_of(tokenizer, tokens, ["x"]) == ("ab", "length")
@@ -328,6 +334,26 @@ def test_pieces_put_together_are_the_answer(served):
     deltas = [each["choices"][0]["delta"] for each in events(served, "chat/completions", **asked)]
     assert deltas[0] == {"role": "assistant", "content": ""}
     assert "".join(delta.get("content", "") for delta in deltas) == chat["content"]
+
+
+@pytest.mark.parametrize("until", [[], ["\0"], ["Weg 199"], ["x", "🌧\ufe0f. Weg 3"]])
+def test_each_token_of_a_stream_is_decoded_a_few_times_whatever_the_length(tmp_path, monkeypatch, until):
+    """A token is a byte: most characters are not whole when it comes, and some never become so."""
+    tokenizer = of_bytes(tmp_path)
+    end = tokenizer.id_of("<|im_end|>")
+    texts = [f"Fluß, 雨, 🌧\ufe0f. Weg {number}" for number in range(200)]
+    tokens = [token for ids in tokenizer.encode_batch(texts) for token in [*ids.tolist(), end, ids[4]]]
+    whole, finish = text_of(tokenizer, tokens, until)
+    decoded, decode = [], Tokenizer.decode
+    monkeypatch.setattr(
+        Tokenizer, "decode", lambda self, ids, **how: decoded.append(len(ids)) or decode(self, ids, **how)
+    )
+    pieces = Pieces(tokenizer, until)
+    found = [pieces.add(token) for token in tokens]
+    assert sum(decoded) < 20 * len(tokens)
+    rest, ended = pieces.rest()
+    assert "".join(found) + rest == whole and ended == finish
+    assert sum(map(len, found)) > 0.9 * len(whole) - 20 and "\ufffd" in whole
 
 
 def test_a_stream_that_fails_says_so_and_is_not_done(served):

@@ -29,6 +29,8 @@ def text_of(tokenizer: Tokenizer, tokens: Sequence[int], until: Sequence[str]) -
 class Pieces:
     """What of a text can be sent already.
 
+    Only the last tokens are decoded with each new one: to decode all of them would take longer with every token.
+
     Args:
         tokenizer: The model's.
         until: Strings that end the text, of which none may begin in what is sent.
@@ -38,21 +40,29 @@ class Pieces:
         self._tokenizer, self._until = tokenizer, until
         self._held = max((len(stop) for stop in until), default=1) - 1
         self._tokens: list[int] = []
-        self._sent = 0
+        # The text of the first `_settled` tokens is known. Those from `_first` on stand before a new one when it is
+        # decoded, since a decoder may treat the beginning of a text in its own way.
+        self._first = self._settled = 0
+        self._sent, self._unsent, self._ended = 0, "", False
 
     def add(self, token: int) -> str:
         """The next piece, with one more token; empty where that makes none."""
         self._tokens.append(token)
-        text, _ = text_of(self._tokenizer, self._tokens, self._until)
-        text = text.rstrip("\ufffd")  # a character that is not whole yet
-        return self._cut(text[: max(0, len(text) - self._held)])
+        if self._ended:
+            return ""
+        before = self._tokenizer.decode(self._tokens[self._first : self._settled], special=False)
+        after = self._tokenizer.decode(self._tokens[self._first :], special=False)
+        if len(after) <= len(before) or after.endswith("\ufffd"):
+            return ""  # a special token, or a character that is not whole yet
+        self._first, self._settled = self._settled, len(self._tokens)
+        self._unsent += after[len(before) :]
+        self._ended = any(stop in self._unsent for stop in self._until)
+        ready = 0 if self._ended else max(0, len(self._unsent) - self._held)
+        piece, self._unsent = self._unsent[:ready], self._unsent[ready:]
+        self._sent += ready
+        return piece
 
     def rest(self) -> tuple[str, str]:
         """The last piece, and why the text ends."""
         text, finish = text_of(self._tokenizer, self._tokens, self._until)
-        return self._cut(text), finish
-
-    def _cut(self, text: str) -> str:
-        piece = text[self._sent :]
-        self._sent = max(self._sent, len(text))
-        return piece
+        return text[self._sent :], finish
