@@ -94,8 +94,8 @@ def show(compared: Compared) -> None:
         screen.console.print()
     if not there:
         screen.console.print(
-            "Nothing to compare: there is one checkpoint, and no task was asked in several formats "
-            "(davinci eval --suite local --follow; --both-ways; --formats)."
+            "Nothing to compare: no two checkpoints were asked the same task in the same way, and no task in several "
+            "formats (davinci eval --suite local --follow; --both-ways; --formats)."
         )
 
 

@@ -115,8 +115,9 @@ def side_by_side(results: Sequence[TaskResult]) -> None:
             continue
         apart, error = paired_difference(one, other)
         both = sum(a == b for a, b in zip(one, other, strict=True)) / len(one)
+        around = "" if error != error else f"± {error:.4f}"
         mean = f"{sum(one) / len(one):.4f}", f"{sum(other) / len(other):.4f}"
-        rows.append([stem, f"{len(one):,}", *mean, f"{apart:+.4f}", f"± {error:.4f}", f"{both:.0%}"])
+        rows.append([stem, f"{len(one):,}", *mean, f"{apart:+.4f}", around, f"{both:.0%}"])
     if rows:
         Screen().table(
             "in both ways",

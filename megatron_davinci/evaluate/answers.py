@@ -62,9 +62,9 @@ class Answers:
             for line in content.split(b"\n")[:-1]:
                 try:
                     key, answer = json.loads(line)
-                except ValueError:
-                    continue
-                self._answers[key] = answer
+                    self._answers[key] = answer
+                except (ValueError, TypeError):
+                    continue  # no pair: another command wrote into it, or the disk lost some
             if not content.endswith(b"\n") and content:
                 with disk_errors(file, "mending the answers"), open(file, "r+b") as opened:
                     opened.truncate(content.rfind(b"\n") + 1)

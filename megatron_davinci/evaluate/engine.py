@@ -232,7 +232,7 @@ class Engine:
         """The state at the last token of each sequence, after the last norm: float64 [sequences, hidden].
 
         Args:
-            sequences: Token ids, none empty, at most `max_sequence_length` of each.
+            sequences: Token ids, none empty, at most `max_sequence_length` of each; there may be none.
             progress: As in `log_likelihoods`.
         """
         plan = list(batches(sequences, tokens=self.limits.tokens, balance=self._balance))
@@ -247,7 +247,8 @@ class Engine:
             states = self._from_last(states, (len(outputs), self.model.hidden_size)).cpu()
             found |= dict(zip(batch.paths, states.numpy(), strict=True))
             progress(len(found), total)
-        return np.stack(self._of_all(found, total))
+        rows_of_all = self._of_all(found, total)
+        return np.stack(rows_of_all) if total else np.empty((0, self.model.hidden_size))
 
     def _of_all(self, found: dict[int, Any], count: int) -> list[Any]:
         """What all replicas have found, by number."""

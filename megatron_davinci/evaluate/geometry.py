@@ -68,7 +68,9 @@ def geometry(states: ArrayLike) -> Geometry:
     if F.ndim != 2 or len(F) < 2 or not np.isfinite(F).all():
         raise DataError(
             "Representations have no geometry.",
-            found="values that are not numbers" if F.ndim == 2 and len(F) > 1 else f"shape {list(F.shape)}",
+            found="values that are not numbers"
+            if F.ndim == 2 and len(F) > 1
+            else f"states of shape {list(F.shape)}, where two texts with tokens are needed",
             expected="[sequences, channels], two sequences at least",
         )
     F = F - F.mean(0)

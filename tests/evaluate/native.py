@@ -118,4 +118,5 @@ def alone_and_poisoned(run: Path) -> dict[str, Any]:
         "sequences": [[*prompt, *ids] for prompt, ids in zip(prompts, generated, strict=True)],
         "poisoned": poisoned,
         "ended": ended,
+        "no_states": engine.last_states([]).shape,
     }

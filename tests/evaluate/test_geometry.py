@@ -54,6 +54,8 @@ def test_fewer_sequences_than_channels_have_the_same_spectrum():
 
 
 def test_what_has_no_geometry_is_refused():
+    with pytest.raises(DataError, match="two texts with tokens are needed"):
+        geometry(np.empty((0, 3)))
     for states in (np.ones((1, 3)), np.full((4, 3), np.nan), np.ones((4, 3))):
         with pytest.raises(DataError, match="no geometry"):
             geometry(states)

@@ -16,6 +16,7 @@ from megatron_davinci.cli.eval_plan import by_name, task_names
 from megatron_davinci.cli.main import main
 from megatron_davinci.data.tokenizer import Tokenizer
 from megatron_davinci.errors import ConfigError
+from megatron_davinci.evaluate.answers import Answers
 from megatron_davinci.evaluate.engine import Likelihood
 from tests.evaluate import models, native
 from tests.ranks import run_ranks
@@ -122,6 +123,7 @@ def test_sharing_beginnings_changes_nothing_and_what_is_no_number_is_said(found)
     # The embedding of token 5 is no number: what reads it, and, since it is the output matrix too, all logits.
     assert all(math.isnan(one.log) for one in found["poisoned"])
     assert all(ids == [-1] for ids in found["ended"])
+    assert found["no_states"] == (0, 64)
 
 
 def test_scores_of_tokens_are_those_of_float64(found):
@@ -151,6 +153,17 @@ def test_what_was_answered_is_not_computed_again(root, capsys):
     third = json.loads((root / "out/results.jsonl").read_text().splitlines()[-1])
     assert third["answers_found"] == 19
     assert len(answers.read_text().splitlines()) == 20
+
+
+@pytest.mark.parametrize("line", ["12", "null", "[1]", '[["x"], 1]', '{"a', "\0\0"])
+def test_a_damaged_line_of_the_answers_is_passed_over(tmp_path, line):
+    """As two commands at the same time, or a disk that lost power, may leave one."""
+    file = tmp_path / "answers.jsonl"
+    first = Answers(file, {})
+    assert first.of([["a"], ["b"]], lambda places: [f"answer {place}" for place in places])
+    one, other = file.read_text().splitlines()
+    file.write_text(f"{one}\n{line}\n{other}\n")
+    assert Answers(file, {}).of([["a"], ["b"]], pytest.fail) == ["answer 0", "answer 1"]
 
 
 def variant(root: Path, name: str, task: str, change: dict | None = None, spoil: dict | None = None) -> Path:
@@ -323,7 +336,6 @@ class NotNumbers:
 
 @pytest.mark.parametrize("name", native.TASKS)
 def test_logits_that_are_not_numbers_give_no_score_whatever_is_asked(root, name):
-    from megatron_davinci.evaluate.answers import Answers
     from megatron_davinci.evaluate.harness import NativeLM
     from megatron_davinci.evaluate.tasks import Tasks, run_task
 
@@ -343,7 +355,6 @@ class Failing:
 
 
 def test_a_model_that_fails_is_no_trouble_of_a_task(root):
-    from megatron_davinci.evaluate.answers import Answers
     from megatron_davinci.evaluate.harness import NativeLM
     from megatron_davinci.evaluate.tasks import Tasks, run_task
 
@@ -364,7 +375,6 @@ def test_contexts_as_options_have_their_number_as_text(root, tmp_path):
     """As in WinoGrande: what stands before a common end differs."""
     from lm_eval.tasks import TaskManager
 
-    from megatron_davinci.evaluate.answers import Answers
     from megatron_davinci.evaluate.harness import NativeLM
     from megatron_davinci.evaluate.tasks import run_task
 
