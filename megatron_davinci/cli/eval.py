@@ -186,8 +186,10 @@ def lead(
                 result = TaskResult(one.label, problem=one.problem)
             else:
                 result = run_task(lm, one.label, one.load, shots=one.shots, limit=arguments.limit)
-            if one.help and result.problem and "could not be loaded" in result.problem:
-                result = dataclasses.replace(result, problem=f"its data is not here. To get it: {one.help}")
+            _, unloaded, why = (result.problem or "").partition("could not be loaded: ")
+            if one.help and unloaded:
+                said = f"its data is not here, or cannot be used ({why}). To get it: {one.help}"
+                result = dataclasses.replace(result, problem=said)
             results.append(result)
             if out is not None:
                 seconds = round(time.monotonic() - began, 3)

@@ -41,10 +41,18 @@ def has_options(loaded: Mapping[str, Any]) -> bool:
 
 
 def answer_of(task: Any, item: dict[str, Any]) -> int:
-    """The number of the right option of an item of multiple choice."""
+    """The number of the right option of an item of multiple choice.
+
+    Raises:
+        ValueError: It has several, or one that is none of its options.
+    """
     answer = task.doc_to_text(item)
     if not isinstance(answer, int):
         answer = task.doc_to_target(item)
+    if isinstance(answer, list):  # as AGIEval has it, of one
+        if len(answer) != 1:
+            raise ValueError(f"{len(answer)} right options, where one is asked for")
+        [answer] = answer
     if isinstance(answer, str):
         # An option's text first, as lm-eval has it: "2" is the option that says so, wherever that stands.
         options = list(task.doc_to_choice(item))

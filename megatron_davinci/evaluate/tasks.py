@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -259,12 +260,30 @@ def _collect(label: str, tasks: Mapping[str, Task], answered: Mapping[str, Any],
 
 def _weighted(results: Sequence[TaskResult]) -> tuple[dict[str, float], dict[str, float]]:
     """Means over the items of tasks that are a group and say no metrics of their own."""
+    results = _named_alike(results)
     common = set.intersection(*({*one.metrics} for one in results))
     items = sum(one.items for one in results)
     return {name: sum(one.metrics[name] * one.items for one in results) / items for name in sorted(common)}, {
         name: math.sqrt(sum((one.errors.get(name, math.nan) * one.items) ** 2 for one in results)) / items
         for name in sorted(common)
     }
+
+
+def _named_alike(results: Sequence[TaskResult]) -> Sequence[TaskResult]:
+    """Tasks that have one metric each, the share of right items, by the name that most call it.
+
+    One of AGIEval's tasks is by generation in lm-eval, and scored as `acc`; the others are turned into such.
+    """
+    names = [name for one in results for name in one.metrics]
+    shares = {name.partition(",")[0] for name in names} <= {"acc", "exact_match"}
+    if not shares or any(len(one.metrics) != 1 for one in results):
+        return results
+    name = Counter(names).most_common(1)[0][0]
+    found = []
+    for one in results:
+        [(own, value)] = one.metrics.items()
+        found.append(replace(one, metrics={name: value}, errors={name: one.errors.get(own, math.nan)}))
+    return found
 
 
 def _facts(tasks: Mapping[str, Task]) -> dict[str, Any]:

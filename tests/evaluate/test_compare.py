@@ -16,6 +16,7 @@ from megatron_davinci.evaluate.both_ways import answer_of
 from megatron_davinci.evaluate.comparing import compare
 from megatron_davinci.evaluate.formats import FORMATS
 from megatron_davinci.evaluate.item_scores import read_item_scores
+from megatron_davinci.evaluate.tasks import TaskResult, _weighted
 
 ITEMS = 300
 
@@ -216,6 +217,23 @@ def test_an_answer_that_is_a_number_is_the_option_that_says_so():
     assert answer_of(task, item) == 1
     assert answer_of(task, item | {"choices": ["a", "b", "c", "d"]}) == 2
     assert answer_of(task, item | {"answer": 2}) == answer_of(task, item | {"answer": "1"}) == 2
+    # AGIEval has a list of one; a letter to write is for one right option.
+    assert answer_of(task, item | {"answer": [2]}) == answer_of(task, item | {"answer": ["1"]}) == 2
+    with pytest.raises(ValueError, match="2 right options"):
+        answer_of(task, item | {"answer": [0, 2]})
+
+
+def test_a_group_of_turned_tasks_and_one_that_is_scored_by_another_name_has_a_mean():
+    """Nine tasks of AGIEval are turned, and the tenth counts what is right as `acc`."""
+    turned = [
+        TaskResult("a", items=30, metrics={"exact_match,letter": 0.5}, errors={"exact_match,letter": 0.1})
+    ] * 2
+    other = TaskResult("b", items=40, metrics={"acc,none": 0.25}, errors={"acc,none": 0.2})
+    metrics, errors = _weighted([*turned, other])
+    assert metrics == {"exact_match,letter": pytest.approx(0.4)}
+    assert errors == {"exact_match,letter": pytest.approx((2 * 3.0**2 + 8.0**2) ** 0.5 / 100)}
+    # Measures of different things have no mean.
+    assert _weighted([*turned, TaskResult("c", items=1, metrics={"bleu,none": 9.0})]) == ({}, {})
 
 
 def test_a_format_says_the_same_in_other_words():

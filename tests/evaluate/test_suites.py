@@ -91,7 +91,7 @@ def test_benchmarks_without_data_are_named_with_what_to_do_and_the_rest_is_run(r
     }
     assert run["MBPP"]["metrics"] == {"pass@1,sandbox": 0.0}
     assert "exact_match,letter" in run["WinoGrande"]["metrics"]
-    assert "MMLU has no result: its data is not here" in shown.err
+    assert "MMLU has no result: its data is not here, or cannot be used (" in shown.err
     assert "hf download --repo-type dataset cais/mmlu" in shown.err
     assert "accept its terms" in next(one["problem"] for one in tasks if one["task"] == "GPQA-Main")
     assert "openai/openai_humaneval" in next(one["problem"] for one in tasks if one["task"] == "HumanEval")
