@@ -130,8 +130,9 @@ def _encoded(task: LocalTask, tokenizer: Tokenizer, longest: int) -> Asked:
     for item in task.items:
         of_item = pairs[number : number + len(item["options"])]
         number += len(of_item)
-        if all(b and rest and len(b) + len(rest) <= longest + 1 for b, rest in of_item):
-            kept += of_item
+        if all(before and 0 < len(rest) <= longest for before, rest in of_item):
+            # What is too long loses its beginning, as in `davinci eval`.
+            kept += [(before[-(longest + 1 - len(rest)) :], rest) for before, rest in of_item]
             answers.append(item["answer"])
             lengths.append([len(option) for option in item["options"]])
     return Asked(task.name, np.array(answers), np.array(lengths, np.float64), kept)

@@ -11,7 +11,10 @@ import pytest
 
 from megatron_davinci.config import validate
 from megatron_davinci.errors import ConfigError
-from megatron_davinci.evaluate.in_loop import Asked, _scores
+from megatron_davinci.evaluate.answers import Answers
+from megatron_davinci.evaluate.harness import NativeLM
+from megatron_davinci.evaluate.in_loop import Asked, _encoded, _scores
+from megatron_davinci.evaluate.local import LocalTask
 from megatron_davinci.evaluate.texts import pairs_of
 from megatron_davinci.report.run_tasks import read_tasks
 from tests.evaluate import trained
@@ -90,6 +93,17 @@ def test_a_context_is_encoded_once_for_all_its_options():
     pairs = list(pairs_of(tokenizer, asked))
     assert pairs == [([97, 98], [99]), ([97, 98], [100]), ([97, 98], [101]), ([0], [102])]
     assert tokenizer.texts == 5
+
+
+def test_an_item_that_is_longer_than_the_model_loses_its_beginning_as_in_davinci_eval():
+    item = {"text": "abcdefghij", "options": [" kl", " m"], "answer": 0}
+    asked = _encoded(LocalTask("cloze_x_likelihood", "x", "likelihood", [item]), Counting(), 6)
+    lm = NativeLM(None, Counting(), 6, Answers(None, {}))
+    encoded = pairs_of(Counting(), [(item["text"], option) for option in item["options"]])
+    assert asked.pairs == [lm._checked(None, pair) for pair in encoded]
+    assert ["".join(map(chr, before + rest)) for before, rest in asked.pairs] == ["ghij kl", "fghij m"]
+    too_long = {**item, "options": [" klmnop", " m"]}
+    assert not _encoded(LocalTask("x_likelihood", "x", "likelihood", [too_long]), Counting(), 6).pairs
 
 
 def test_logits_that_are_no_numbers_have_no_score():
