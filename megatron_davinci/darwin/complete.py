@@ -111,6 +111,7 @@ class Complete(Chunked):
 
     name = "complete"
     level = 5
+    version = 2
     about = "a model writes out what is left unsaid; what loses a fact, a formula or a heading is not used"
     tasks = frozenset({"complete"})
     done = "completed"

@@ -34,7 +34,7 @@ class Contextualise(Chunked):
 
     name = "contextualise"
     level = 6
-    version = 3
+    version = 4
     about = (
         "a model adds what a reader would miss out of related documents; every addition is cited and backed"
     )

@@ -12,11 +12,22 @@ from decimal import Decimal, InvalidOperation
 from functools import cache
 
 _NUMBER = re.compile(
-    r"(?P<sign>(?:(?<=^)|(?<=[\s(=\[,:;|~<>]))[-+])?(?<![\w.])"
-    r"(?P<digits>\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?P<fraction>\.\d+)?(?:[eE](?P<power>[-+]?\d{1,4})(?![\w.]))?",
+    r"(?P<sign>(?:(?<=^)|(?<=[\s(=\[,:;|~<>^{]))[-+])?(?:(?<![\w.])|(?<=[^\W\d_]\.))"
+    r"(?:(?P<chain>\d+(?:\.\d+){2,})"
+    r"|(?:(?P<digits>\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?P<fraction>\.\d+)?|(?P<bare>\.\d+))"
+    r"(?:[eE](?P<power>[-+]?\d{1,4})(?![\w.]))?)",
     re.MULTILINE,
 )
-_MIXED = re.compile(r"(?<!\w)[^\W\d_][\w-]*?\d[\w-]*")  # H2O, x2, GPT-4
+_MIXED = re.compile(r"(?<!\w)[^\W\d_][\w-]*?\d[\w-]*(?:\.\d[\w-]*)*")  # H2O, x2, GPT-4, Llama-3.1
+# Digits that Unicode has as signs of their own: those below the line, and fractions.
+_SIGNS = str.maketrans(
+    {chr(0x2080 + digit): str(digit) for digit in range(10)}
+    | dict(zip("½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒", (
+        " 1/2", " 1/3", " 2/3", " 1/4", " 3/4", " 1/5", " 2/5", " 3/5", " 4/5", " 1/6", " 5/6", " 1/7", " 1/8",
+        " 3/8", " 5/8", " 7/8", " 1/9", " 1/10"), strict=True))
+)  # fmt: skip
+_RAISED = re.compile(r"(?<=[\d)])([⁺⁻]?)([⁰¹²³⁴-⁹]+)")  # 10⁵, and not m²
+_LOWERED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
 _UNIT_AFTER = re.compile(
     r"[ \t\n\u00a0\u202f~]{0,2}(-?)(°?[^\W\d_]{1,14}|°[CF]?|%|‰|Ω)(?:[/·](\w+))?(?:\^\{?([-\d]+)\}?|([²³]))?"
 )
@@ -120,8 +131,12 @@ def unit_of(word: str) -> str | None:
 
 
 def numbers(text: str) -> Counter[tuple[str, str | None]]:
-    """Numbers with the unit that follows each, if one does: in digits, in words, and inside names like H2O."""
+    """Numbers with the unit that follows each, if one does: in digits, in words, and inside names like H2O.
+
+    What is dotted more than once (a version, a date, a section) is one number, as it is written.
+    """
     found: Counter[tuple[str, str | None]] = Counter()
+    text = _RAISED.sub(lambda match: "^" + match[0].translate(_LOWERED), text.translate(_SIGNS))
     for match in _NUMBER.finditer(text):
         value = _value(match)
         found[value, _unit_after(text, match.end())] += 1
@@ -134,7 +149,9 @@ def numbers(text: str) -> Counter[tuple[str, str | None]]:
 
 
 def _value(match: re.Match[str]) -> str:
-    written = match["digits"].replace(",", "") + (match["fraction"] or "")
+    if match["chain"]:
+        return match["chain"]
+    written = (match["digits"] or "").replace(",", "") + (match["fraction"] or match["bare"] or "")
     if match["power"]:
         written += f"e{match['power']}"
     if len(written) > 60:

@@ -65,6 +65,39 @@ def test_each_violation_is_named(old, new, name):
     assert name in violations(SOURCE, CLEAN.replace(old, new), "purify")
 
 
+@pytest.mark.parametrize(
+    "said,other",
+    [
+        ("p < .05", "p < .01"), ("version 1.2.3", "version 1.2.9"), ("v1.2", "v1.3"), ("10.5.2020", "10.5.2021"),
+        ("Llama-3.1", "Llama-3.3"), ("see Fig.2", "see Fig.7"), ("CO₂", "CO₃"), ("x₁", "x₉"), ("10⁵", "10⁶"),
+        ("10⁻⁵", "10⁵"), ("10^{-5}", "10^{5}"), ("2½ cups", "2¼ cups"),
+    ],
+)  # fmt: skip
+def test_numbers_are_seen_however_they_are_written(said, other):
+    text = (
+        f"The amount of the substance in all of the rooms was found to be {said} by every one of the teams."
+    )
+    assert violations(text, text, "purify") == []
+    assert violations(text, text.replace(said, other), "purify") == ["added_number"]
+
+
+@pytest.mark.parametrize(
+    "said,mended",
+    [
+        (".05", "0.05"),
+        ("Fig.2", "Fig. 2"),
+        ("CO₂", "CO2"),
+        ("10⁵", "10^5"),
+        ("½ cup", "1/2 cup"),
+    ],
+)
+def test_another_way_to_write_a_number_is_a_repair(said, mended):
+    text = (
+        f"The amount of the substance in all of the rooms was found to be {said} by every one of the teams."
+    )
+    assert violations(text, text.replace(said, mended), "purify") == []
+
+
 def test_reorganising_may_regroup_but_not_lose_numbers():
     first, *rest = re.split(r"(?<=\.) ", CLEAN.split("\n\n")[0])
     turned = CLEAN.replace(CLEAN.split("\n\n")[0], " ".join([*rest, first]))
