@@ -92,7 +92,10 @@ def close(one: Value, other: Value) -> bool:
     """Whether two numbers are the same: exactly where both are fractions, else to nine digits."""
     if isinstance(one, Fraction) and isinstance(other, Fraction):
         return one == other
-    return cmath.isclose(complex(one), complex(other), rel_tol=1e-9, abs_tol=1e-12)
+    try:
+        return cmath.isclose(complex(one), complex(other), rel_tol=1e-9, abs_tol=1e-12)
+    except OverflowError:  # one is a fraction beyond all floats, and the other a float
+        return False
 
 
 def number(text: str) -> Value:

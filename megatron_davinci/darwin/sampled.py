@@ -30,6 +30,7 @@ class SampleAnswers(Trying):
 
     name = "sample_answers"
     level = 5
+    version = 2
     about = "a model answers a question several times; answers that a verifier finds right are kept, the rest counted"
     tasks = frozenset({"answer"})
     asks_all = True

@@ -28,17 +28,22 @@ _NAMED = re.compile(r"^\s*[A-Za-z](?:_\{?\w+\}?)?(?:\([a-z]\))?\s*=(?!=)\s*")
 def final_answer(text: str) -> str | None:
     """What a model ends with: its last `\\boxed{}`, or what follows `####` or is called the answer, if later."""
     boxes = list(_BOX.finditer(text))
-    said = list(_AFTER.finditer(text))
-    if said and (not boxes or said[-1].start() > boxes[-1].start()):
+    end = _end_of_group(text, boxes[-1].end()) if boxes else -1
+    said = [match for match in _AFTER.finditer(text) if not boxes or match.start() > boxes[-1].start()]
+    # What is in the box may have the word too.
+    if said and said[-1].start() > end:
         return (said[-1][1] or said[-1][2]).strip(" .*$") or None
-    if not boxes:
-        return None
-    depth, begin = 1, boxes[-1].end()
+    return text[boxes[-1].end() : end].strip() or None if end >= 0 else None
+
+
+def _end_of_group(text: str, begin: int) -> int:
+    """Where the brace closes that is open at `begin`; -1 where it does not."""
+    depth = 1
     for at in range(begin, len(text)):
         depth += {"{": 1, "}": -1}.get(text[at], 0) if text[at - 1] != "\\" else 0
         if depth == 0:
-            return text[begin:at].strip() or None
-    return None
+            return at
+    return -1
 
 
 def equal(answer: str, reference: str) -> bool:
@@ -93,9 +98,13 @@ def _rounded(text: str, value: formulas.Value, other: formulas.Value) -> bool:
     """Whether a decimal fraction is what the other number rounds to."""
     decimal = _DECIMAL.fullmatch(text.strip(" %"))
     digits = len(text.strip(" %-").replace(".", "").lstrip("0")) if decimal else 0
-    if decimal is None or digits < 3 or complex(other).imag:
+    if decimal is None or digits < 3:
         return False
-    return abs(complex(value).real - complex(other).real) <= 0.5001 * 10.0 ** -len(decimal[1])
+    try:
+        one, exact = complex(value), complex(other)
+    except OverflowError:  # what is beyond all floats rounds to no decimal fraction that is written out
+        return False
+    return not exact.imag and abs(one.real - exact.real) <= 0.5001 * 10.0 ** -len(decimal[1])
 
 
 def _plain(text: str) -> str:

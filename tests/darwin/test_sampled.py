@@ -128,8 +128,15 @@ def test_what_has_no_value_is_no_number(text):
     assert not equal(text, "1")
 
 
+@pytest.mark.parametrize("reference", ["3.14", "\\pi", "\\pi x", "0.125%"])
+def test_an_answer_beyond_all_floats_is_judged_like_any_other(reference):
+    assert not equal("2^{5000}", reference) and not equal(reference, "499!")
+    assert equal("2^{5000}", "4^{2500}")
+
+
 def test_what_an_answer_ends_with():
     assert final_answer("first \\boxed{1}, then \\boxed{\\frac{1}{2}}.") == "\\frac{1}{2}"
     assert final_answer("\\boxed{\\{1\\}} ") == "\\{1\\}" and final_answer("\\boxed{1") is None
     assert final_answer("The answer is: 7.") == "7" and final_answer("I do not know") is None
+    assert final_answer("\\boxed{\\text{no answer}}") == "\\text{no answer}" and final_answer("#### 7") == "7"
     assert program_of("```python\na\n```\nor\n```py\nb\n```") == "b\n" and program_of("`a`") is None
