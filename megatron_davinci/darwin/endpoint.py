@@ -224,7 +224,7 @@ class Client:
                 raise Trouble("connection", self._shown(f"{type(error).__name__}: {error}")) from None
             except Trouble as trouble:
                 if trouble.kind == "rate_limited":  # for all that ask, not only this one
-                    self._not_before = time.monotonic() + trouble.wait
+                    self._not_before = max(self._not_before, time.monotonic() + trouble.wait)
                 raise
             self._tokens.spend(answer.prompt_tokens + answer.completion_tokens)
             return answer
@@ -376,8 +376,10 @@ def answer_of(content: bytes) -> Answer:
         raise Trouble("not_json", f"{len(content):,} bytes: {str(error)[:_SAID]}") from None
     try:
         choice = body["choices"][0]
-        text = choice["message"]["content"]
-    except (KeyError, IndexError, TypeError):
+        text = choice["message"].get("content")
+        if text is None and choice.get("finish_reason"):
+            text = ""  # it ended in the midst of its thoughts: an answer that says nothing, as in a stream
+    except (KeyError, IndexError, TypeError, AttributeError):
         raise Trouble("wrong_shape", "no choices[0].message.content") from None
     if not isinstance(text, str):
         raise Trouble("wrong_shape", f"choices[0].message.content is {type(text).__name__}")

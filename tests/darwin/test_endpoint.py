@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import sqlite3
+import time
 
 import pytest
 from pydantic import ValidationError
@@ -84,6 +85,32 @@ def test_a_server_is_told_the_form_in_its_own_words(server):
         assert {name: body[name] for name in ("structured_outputs", "regex") if name in body} == expected
     plain, held = (Endpoint(**server.endpoint(structured=each)) for each in (None, "vllm"))
     assert plain.decides != held.decides and "structured" not in plain.decides
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_model_that_only_thought_has_answered(server, monkeypatch, stream):
+    """Servers that part thoughts from answers give no content where the limit came first; again is no better."""
+    server.fault = lambda: ""
+    monkeypatch.setattr(server, "model", lambda content: "" if stream else None)
+    monkeypatch.setattr(server, "finish", "length")
+    [answer], counts = asked(server, stream=stream, timeout=5.0)
+    assert answer == Answer("", "length", 6, 7) and counts == {"answered": 1}
+
+
+def test_the_longest_pause_that_a_server_wishes_for_counts():
+    async def both():
+        client, waits = Client(Endpoint(url="http://127.0.0.1:9/v1", model="tiny")), iter([600.0, 0.0])
+
+        async def refused(body):
+            await asyncio.sleep(0)  # so that both are on their way
+            raise Trouble("rate_limited", "", next(waits))
+
+        client._post = refused
+        await asyncio.gather(*(client._once(MESSAGES, 0, None) for _ in range(2)), return_exceptions=True)
+        await client.close()
+        return client._not_before - time.monotonic()
+
+    assert asyncio.run(both()) > 300
 
 
 @pytest.mark.parametrize("fault,kind", [("400", "refused"), ("413", "refused"), ("endless", "too_large")])
