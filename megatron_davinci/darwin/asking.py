@@ -57,6 +57,7 @@ class Expected(NamedTuple):
         share: Tokens of the answer for one of the passage, where none is known; a supposition.
         times: How many there will be of it, about.
         supposed: Whether its words are a supposition too: it has answers in it that nobody has given yet.
+        form: Of the answer, as the step tells it to a server that holds answers to one; None for none.
     """
 
     kind: str
@@ -65,6 +66,7 @@ class Expected(NamedTuple):
     share: float
     times: float = 1.0
     supposed: bool = False
+    form: str | None = None
 
 
 class StreamStep(Step):

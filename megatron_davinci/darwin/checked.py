@@ -74,15 +74,13 @@ class WriteChecks(Trying):
         program = document.text
         if unfit(program, self.parameters.longest):
             return
-        for text, messages in self._questions(program):
-            yield Expected(self.prompt.task, messages, text, _ANSWER_SHARE)
-
-    def _questions(self, program: str) -> Iterator[tuple[str, list[dict[str, str]]]]:
         if self.prompt.task == "checks":
-            yield program, self.prompt.messages(passage=program, mark=mark_for(program))
+            messages = self.prompt.messages(passage=program, mark=mark_for(program))
+            yield Expected("checks", messages, program, _ANSWER_SHARE, form=forms.PROGRAM)
             return
         for function in self._functions(program):
-            yield function.source, self._about(function)
+            messages, form = self._about(function), self._form(function)
+            yield Expected("calls", messages, function.source, _ANSWER_SHARE, form=form)
 
     def _functions(self, program: str) -> list[calls.Function]:
         return calls.functions(program, self.parameters.longest_function)[: self.parameters.functions]
@@ -90,6 +88,11 @@ class WriteChecks(Trying):
     def _about(self, function: calls.Function) -> list[dict[str, str]]:
         mark = mark_for(function.source)
         return self.prompt.messages(passage=function.source, mark=mark, function=function.name)
+
+    def _form(self, function: calls.Function) -> str:
+        """What an answer with calls of it looks like, as a regular expression."""
+        form = function.form(self.parameters.calls, self.parameters.longest_text)
+        return forms.within(mark_for(function.source), form)
 
     async def process(self, document: Document) -> Outcome:
         """Run the program, ask for checks, and try them."""
@@ -192,13 +195,11 @@ class WriteChecks(Trying):
         self, function: calls.Function, attempt: int, spent: Counter[str]
     ) -> tuple[list[str], str]:
         """Calls of a function, or none and why."""
-        mark = mark_for(function.source)
         try:
-            form = forms.within(mark, function.form(self.parameters.calls, self.parameters.longest_text))
-            answer = await self.answer(self._about(function), attempt, spent, form)
+            answer = await self.answer(self._about(function), attempt, spent, self._form(function))
         except Trouble as trouble:
             return [], trouble.kind
-        text, why = between(answer, mark)
+        text, why = between(answer, mark_for(function.source))
         found = calls.calls_of(text, function.name, self.parameters.calls) if text is not None else []
         return found, why or ("" if found else "no_call")
 

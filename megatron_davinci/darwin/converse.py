@@ -35,7 +35,7 @@ class Converse(Asking):
 
     name = "converse"
     level = 8
-    version = 2
+    version = 3
     about = (
         "agents talk about a document, every number and name grounded in it; another judges what came of it"
     )
@@ -119,7 +119,8 @@ class Converse(Asking):
                 offered = self._offer(agent, chunk.text, said)
                 messages = self._messages(agent, chunk.text, said, speaker, offered)
                 about = chunk.text[: 600 if offered is None else 60]  # a choice is some twenty tokens
-                yield Expected(agent.task, messages, about, 0.4, supposed=number > 0)
+                _, form = self._form(offered, chunk.text, said)
+                yield Expected(agent.task, messages, about, 0.4, supposed=number > 0, form=form)
                 said.append(Turn(speaker, "." * 240))
             slots = {"passage": chunk.text, "mark": mark_for(chunk.text), "dialogue": written(said)}
             yield Expected("judge", self.prompt.messages(**slots), "x", 1.0, supposed=True)
@@ -179,13 +180,10 @@ class Converse(Asking):
         offered = self._offer(agent, passage, turns)
         messages = self._messages(agent, passage, turns, speaker, offered)
         longest, speakers = self.parameters.longest_turn, self.parameters.speakers
-        mark, form = "turn", forms.turn(longest)
-        if offered is not None:
-            if not offered.form:
-                unused["nothing_to_choose"] += 1
-                return None
-            mark = mark_for(passage, written(turns))
-            form = forms.within(mark, offered.form)
+        if offered is not None and not offered.form:
+            unused["nothing_to_choose"] += 1
+            return None
+        mark, form = self._form(offered, passage, turns)
         for attempt in range(self.parameters.tries):
             try:
                 answer = await self.answer(messages, attempt, spent, form)
@@ -224,6 +222,13 @@ class Converse(Asking):
             return None
         idle = {stem for each in self.agents if each.choice is not None for stem in each.choice.stems}
         return offer(agent.choice, passage, turns, idle)
+
+    def _form(self, offered: Offer | None, passage: str, turns: list[Turn]) -> tuple[str, str]:
+        """The tag around a turn, or a choice of one, and what an answer with it looks like."""
+        if offered is None:
+            return "turn", forms.turn(self.parameters.longest_turn)
+        mark = mark_for(passage, written(turns))
+        return mark, forms.within(mark, offered.form)
 
     def _messages(
         self, agent: Prompt, passage: str, turns: list[Turn], speaker: str, offered: Offer | None

@@ -195,7 +195,8 @@ def _asked(
             weight = weights[document.metadata["source"]]
             cost.documents += weight
             for question in step.expected(document):
-                key = question_key({**endpoint.decides, "messages": question.messages, "attempt": 0})
+                asked_for = {"messages": question.messages, "attempt": 0, **endpoint.fields_of(question.form)}
+                key = question_key({**endpoint.decides, **asked_for})
                 answer = answers.get(key) if answers is not None and not question.supposed else None
                 passage = max(1.0, count(question.passage))
                 asked += 1

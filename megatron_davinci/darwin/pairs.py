@@ -40,6 +40,7 @@ class WritePairs(Chunked):
 
     name = "write_pairs"
     level = 5
+    version = 2
     about = "a model writes questions with answers; each stands alone and is backed by a quotation, or is not written"
     tasks = frozenset({"pairs"})
 
@@ -93,7 +94,7 @@ class WritePairs(Chunked):
     def expected(self, document: Document) -> Iterator[Expected]:
         """Also the judges, of as many pairs as passages are taken to give."""
         for question in super().expected(document):
-            yield question
+            yield question._replace(form=forms.PAIRS)
             if self.parameters.judge:
                 said = {"question": "?" * 150, "answer": "." * 300}
                 for judge in self.judges:

@@ -15,6 +15,7 @@ from typing import Any
 from datatrove.data import Document
 from pydantic import Field
 
+from megatron_davinci.darwin import forms
 from megatron_davinci.darwin.asking import Asking, AskingParameters, Expected
 from megatron_davinci.darwin.prompts import mark_for
 from megatron_davinci.darwin.step import Outcome
@@ -53,7 +54,9 @@ class Rate(Asking):
     def expected(self, document: Document) -> Iterator[Expected]:
         """One."""
         shown = document.text[: self.parameters.characters]
-        yield Expected("rate", self.prompt.messages(passage=shown, mark=mark_for(shown)), shown, 0.0)
+        mark = mark_for(shown)
+        messages = self.prompt.messages(passage=shown, mark=mark)
+        yield Expected("rate", messages, shown, 0.0, form=forms.within(mark, _GRADE))
 
     async def process(self, document: Document) -> Outcome:
         """Ask until there is a grade, note it, compare."""

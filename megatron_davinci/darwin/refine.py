@@ -127,8 +127,10 @@ class Chunked(Asking):
         for chunk in cut(document.text, self.parameters.chunk, measure_of(self.parameters.tokenizer)):
             if not chunk.verbatim:
                 shown = self.shown(chunk.text)
-                messages = self.prompt.messages(passage=shown, mark=mark_for(shown, *slots.values()), **slots)
-                yield Expected(task, messages, chunk.text, ANSWER_SHARE[task])
+                mark = mark_for(shown, *slots.values())
+                messages = self.prompt.messages(passage=shown, mark=mark, **slots)
+                form = forms.within(mark, self.form(document, chunk.text))
+                yield Expected(task, messages, chunk.text, ANSWER_SHARE[task], form=form)
 
     async def process(self, document: Document) -> Outcome:
         """Cut, ask about each chunk, put together; or leave all as it was."""
@@ -181,6 +183,7 @@ class Refine(Chunked):
 
     name = "refine"
     level = 4
+    version = 2
     about = "a model cleans or reorganises, chunk by chunk; what adds or loses something is not used"
     tasks = frozenset({"purify", "reorganise", "edit"})
 

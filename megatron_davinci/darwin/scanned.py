@@ -141,7 +141,7 @@ class OcrPdf(Asking):
                 wanted = self._without_layer(self._looked_at(sandbox, document.text, None))
                 for first in range(0, len(wanted), _AT_ONCE):
                     for picture in self._looked_at(sandbox, document.text, wanted[first : first + _AT_ONCE]):
-                        yield Expected("transcribe", self._messages(picture), _PAGE, 1.0)
+                        yield Expected("transcribe", self._messages(picture), _PAGE, 1.0, form=_FORM)
             except Unreadable:
                 return
 
@@ -199,9 +199,7 @@ class OcrPdf(Asking):
         result = ""
         for attempt in range(self.parameters.tries):
             try:
-                answer = await self.answer(
-                    self._messages(picture), attempt, spent, forms.within(_MARK, forms.ANY)
-                )
+                answer = await self.answer(self._messages(picture), attempt, spent, _FORM)
             except Trouble as trouble:
                 result = trouble.kind
                 continue
@@ -213,6 +211,7 @@ class OcrPdf(Asking):
 
 
 _MARK = "passage"
+_FORM = forms.within(_MARK, forms.ANY)
 
 
 def pdf_pages(content: str, numbers: str, dots: float, edge: int) -> tuple[str, str]:

@@ -157,7 +157,7 @@ class Simulate(Trying):
             if passage:
                 if self.parameters.documents == "texts":
                     messages = self.prompt.messages(passage=passage, mark=mark_for(passage))
-                    yield Expected(self.prompt.task, messages, passage, _ANSWER_SHARE)
+                    yield Expected(self.prompt.task, messages, passage, _ANSWER_SHARE, form=forms.PROGRAM)
                 if self.parameters.judge:
                     slots = {"passage": "." * 200, "mark": "passage", "quotation": "." * 80}
                     messages = self.judge.messages(**slots)

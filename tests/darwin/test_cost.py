@@ -10,8 +10,11 @@ import pytest
 from megatron_davinci.cli import data_run
 from megatron_davinci.cli.data_progress import duration, line
 from megatron_davinci.cli.main import main
-from megatron_davinci.darwin import watching
+from megatron_davinci.darwin import provenance, watching
+from megatron_davinci.darwin.asking import Asking
 from megatron_davinci.darwin.cost import Rates, estimate
+from megatron_davinci.darwin.endpoint import Trouble
+from megatron_davinci.darwin.trials import Trying
 from megatron_davinci.darwin.watching import Asked, Note, Progress
 from tests.darwin.making import made, prose, recipe
 from tests.darwin.model_server import passage
@@ -123,3 +126,40 @@ def test_every_step_that_asks_can_be_planned(tmp_path, server):
     assert context.calls >= 3 and context.prompt_tokens > 3 * 2400 / 4, (
         "the passages that may be found are counted"
     )
+
+
+PROGRAM = "def double(number: int) -> int:\n    return 2 * number\n"
+
+
+@pytest.mark.parametrize(
+    "step,given,text",
+    [
+        ("refine", {}, prose()[30]), ("refine", {"prompt": "edit_lines"}, prose()[30]),
+        ("write_pairs", {}, prose()[30]), ("rate", {}, prose()[30]), ("converse", {}, prose()[30]),
+        ("simulate", {}, prose()[30]),
+        ("converse", {"agents": ["choose_question", "choose_quotation"]}, prose()[30]),
+        ("write_checks", {}, PROGRAM), ("write_checks", {"prompt": "calls_python"}, PROGRAM),
+    ],
+)  # fmt: skip
+def test_questions_are_planned_as_they_are_asked(tmp_path, monkeypatch, step, given, text):
+    """Also the form of the answer, without which an answer on disk is another question's."""
+    endpoint = {"url": "http://127.0.0.1:9/v1", "model": "tiny", "structured": "vllm"}
+    settings = {"endpoint": endpoint, "answers": str(tmp_path / "answers.sqlite"), **given}
+    loaded = recipe(tmp_path, steps=[{step: settings}])
+    [step] = loaded.recipe.make_steps(loaded.base)
+    document, asked = provenance.begin(text, "a", "help", None, {}), []
+
+    async def answer(self, messages, attempt, spent, form=None):
+        asked.append((messages, form))
+        raise Trouble("refused")
+
+    async def passed(self, program, tests):
+        return "passed"
+
+    monkeypatch.setattr(Asking, "answer", answer)
+    monkeypatch.setattr(Trying, "outcome", passed)
+    planned = [(each.messages, each.form) for each in step.expected(document) if not each.supposed]
+    step.open()
+    step.apply(document)
+    step.close()
+    assert planned and all(each in asked and each[1] for each in planned)
