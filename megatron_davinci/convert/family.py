@@ -173,7 +173,7 @@ class Family:
         rope, rope_problems = rope_from_hf(config)
         section |= rope
         problems += rope_problems
-        windowed = self.windowed or config.get("use_sliding_window")
+        windowed = self.windowed or (config.get("use_sliding_window") and _slides(config))
         # Where the key is absent transformers takes a window of 4096.
         window = config.get("sliding_window", 4096) if windowed else None
         if window:
@@ -187,3 +187,12 @@ class Family:
         if config.get("attention_dropout"):
             left.append(f"attention_dropout ({config['attention_dropout']}): set model.dropout for it")
         return section, left, problems
+
+
+def _slides(config: dict[str, Any]) -> bool:
+    """Whether any layer of a model that uses a window has one: Qwen's begin behind the first `max_window_layers`."""
+    kinds = config.get("layer_types")
+    if isinstance(kinds, list):
+        return any(kind != "full_attention" for kind in kinds)
+    first, layers = config.get("max_window_layers", 28), config.get("num_hidden_layers")
+    return not (isinstance(first, int) and isinstance(layers, int) and first >= layers)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+_ORIGINAL = "original_max_position_embeddings"
 _LLAMA3 = {
     "low_freq_factor": "low_freq_factor",
     "high_freq_factor": "high_freq_factor",
-    "original_max_position_embeddings": "original_max_sequence_length",
+    _ORIGINAL: "original_max_sequence_length",
 }
 
 
@@ -31,9 +32,14 @@ def rope_to_hf(base: float, scaling: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def rope_from_hf(config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """`rope_base` and `rope_scaling` of a `config.json`, and what of it cannot be built here, a line each."""
+    """`rope_base` and `rope_scaling` of a `config.json`, and what of it cannot be built here, a line each.
+
+    What holds where a file says several things is what transformers 5 computes with
+    (`RotaryEmbeddingConfigMixin.convert_rope_params_to_dict`): all of `rope_scaling`, which is how a context is
+    stretched by hand, before all of `rope_parameters`.
+    """
     problems: list[str] = []
-    name = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
+    name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     said = config.get(name) or {}
     if not isinstance(said, dict):
         return {}, [f"{name}: {said!r}"]
@@ -47,6 +53,9 @@ def rope_from_hf(config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     found: dict[str, Any] = {"rope_base": base, "rope_scaling": None}
     if kind in ("linear", "llama3"):
         wanted = {"factor": "factor"} | (_LLAMA3 if kind == "llama3" else {})
+        if kind == "llama3" and _ORIGINAL not in config:
+            # Where nobody says what the context was before, transformers takes the whole.
+            said = {_ORIGINAL: config.get("max_position_embeddings")} | said
         problems += [f"{name}.{key}: is not there" for key in wanted if key not in said]
         scaling = {ours: said.get(theirs) for theirs, ours in wanted.items()}
         found["rope_scaling"] = {"kind": kind, **scaling}

@@ -125,7 +125,13 @@ class Tensors:
 
 
 def _files_of(folder: Path) -> tuple[list[str], dict[str, str] | None]:
-    """The folder's files, and which tensor is in which, if it says so."""
+    """The folder's files, and which tensor is in which, if it says so.
+
+    Where one file and an index are both there transformers loads the one file. A model that was saved over a larger
+    one lies so: the index is the old model's.
+    """
+    if (folder / SINGLE).is_file():
+        return [SINGLE], None
     if (folder / INDEX).exists():
         try:
             weight_map = json.loads((folder / INDEX).read_bytes())["weight_map"]
@@ -146,8 +152,6 @@ def _files_of(folder: Path) -> tuple[list[str], dict[str, str] | None]:
                 do="download the rest of the model",
             )
         return names, weight_map
-    if (folder / SINGLE).is_file():
-        return [SINGLE], None
     others = sorted(
         path.name
         for path in folder.glob("*")

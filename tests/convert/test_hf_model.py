@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from megatron_davinci.cli.convert_from_hf import import_model
 from megatron_davinci.cli.convert_to_hf import export
@@ -247,13 +247,30 @@ def test_a_file_of_weights_that_is_none(copy, content, said):
     assert said in refused(CheckpointError, copy)
 
 
+@pytest.mark.parametrize("whole", [True, False], ids=["shards are there", "shards are gone"])
+def test_of_one_file_and_an_index_the_file_is_read_as_transformers_does(copy, tmp_path, whole):
+    hf_models.build("llama3", {"tie_word_embeddings": False}, seed=1).save_pretrained(
+        tmp_path / "old", max_shard_size="10KB"
+    )
+    for path in (tmp_path / "old").glob("model*"):
+        if whole or path.suffix == ".json":
+            shutil.copy(path, copy)
+    expected = AutoModelForCausalLM.from_pretrained(copy).state_dict()
+    tensors = HFModel.of(copy).tensors
+    name = "model.layers.1.mlp.up_proj.weight"
+    assert torch.equal(tensors.read(name), expected[name])
+    assert not whole or not torch.equal(expected[name], hf_models.weights(tmp_path / "old")[name])
+
+
 @pytest.mark.parametrize("name", ["../../etc/passwd", "..", "."])
 def test_an_index_that_leads_out_of_the_folder(copy, name):
+    (copy / "model.safetensors").unlink()
     (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
     assert "outside of the folder" in refused(CheckpointError, copy)
 
 
 def test_a_folder_where_a_file_of_weights_should_be(copy):
+    (copy / "model.safetensors").unlink()
     (copy / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}')
     (copy / "model-1.safetensors").mkdir()
     assert "model-1.safetensors: missing" in refused(CheckpointError, copy)
@@ -281,17 +298,30 @@ def test_a_window_limits_the_length(copy, given, window):
     assert found.model["max_sequence_length"] == window and f"sliding_window ({window})" in found.left[0]
 
 
-@pytest.mark.parametrize("said", [{}, {"use_sliding_window": True}, {"num_key_value_heads": None}])
+SAID = {
+    "vocab_size": 100,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 64,
+    "max_position_embeddings": 8192,
+}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {},
+        {"use_sliding_window": True},
+        {"use_sliding_window": True, "max_window_layers": 1},
+        {"use_sliding_window": True, "max_window_layers": 0, "layer_types": ["full_attention"] * 2},
+        {"use_sliding_window": True, "layer_types": ["full_attention", "sliding_attention"]},
+        {"num_key_value_heads": None},
+    ],
+)
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama", "olmo2", "mistral"])
 def test_what_config_json_does_not_say_is_what_transformers_takes(family, said):
-    sizes = {"vocab_size": 100, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
-    given = {
-        "model_type": family,
-        **sizes,
-        "num_attention_heads": 64,
-        "max_position_embeddings": 8192,
-        **said,
-    }
+    given = {"model_type": family, **SAID, **said}
     if family == "mistral" and None in said.values():
         given["num_key_value_heads"] = 64  # its class takes no null
     theirs = AutoConfig.for_model(**given)
@@ -303,7 +333,43 @@ def test_what_config_json_does_not_say_is_what_transformers_takes(family, said):
     assert ours["tie_embeddings"] == theirs.tie_word_embeddings
     assert ours["rope_base"] == theirs.rope_parameters["rope_theta"]
     if family in ("qwen2", "qwen3", "mistral"):
-        assert ours["max_sequence_length"] == (theirs.sliding_window or 8192)
+        slides = family == "mistral" or "sliding_attention" in theirs.layer_types
+        assert ours["max_sequence_length"] == (theirs.sliding_window if slides else 8192)
+
+
+ROPE = {"rope_type": "default", "rope_theta": 5e5}
+ORIGINAL = "original_max_position_embeddings"
+WITHOUT = {key: value for key, value in hf_models.LLAMA3.items() if key != ORIGINAL}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"rope_parameters": ROPE, "rope_scaling": {"type": "linear", "factor": 4.0}, "rope_theta": 2e4},
+        {"rope_parameters": ROPE, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+        {"rope_parameters": ROPE, "rope_scaling": None, "rope_theta": 2e4},
+        {"rope_scaling": WITHOUT | {ORIGINAL: 16}, ORIGINAL: 32},
+        {"rope_scaling": WITHOUT},
+        {"rope_parameters": WITHOUT | {"rope_theta": 300.0}},
+    ],
+)
+def test_of_several_words_on_rope_those_hold_that_transformers_takes(said):
+    config = {**SAID, "model_type": "llama", **said}
+    theirs = AutoConfig.for_model(**json.loads(json.dumps(config))).rope_parameters
+    ours, _, problems = FAMILIES["llama"].model(config)
+    scaling = ours["rope_scaling"] or {"kind": "default"}
+    assert not problems
+    assert (ours["rope_base"], scaling["kind"]) == (theirs["rope_theta"], theirs["rope_type"])
+    assert scaling.get("factor") == theirs.get("factor")
+    assert scaling.get("original_max_sequence_length") == theirs.get(ORIGINAL)
+
+
+def test_a_stretch_that_was_added_by_hand_is_not_passed_over():
+    _, _, problems = FAMILIES["llama"].model({**SAID, "rope_scaling": WITHOUT, ORIGINAL: 32})
+    assert problems == [f"rope_scaling.{ORIGINAL}: is not there"], "it is where transformers does not look"
+    yarn = {"type": "yarn", "factor": 4.0, ORIGINAL: 32768}
+    _, _, problems = FAMILIES["qwen2"].model({**SAID, "rope_parameters": ROPE, "rope_scaling": yarn})
+    assert problems == ["rope_scaling.rope_type: 'yarn', not 'default', 'linear' or 'llama3'"]
 
 
 # ---- tokens
