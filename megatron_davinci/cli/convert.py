@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 
 from megatron_davinci.cli import convert_average, convert_from_hf, convert_release, convert_to_hf
 from megatron_davinci.config.model import ModelConfig
-from megatron_davinci.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,15 +60,13 @@ def import_checkpoint(checkpoint: Path, out: Path) -> None:
     """
     import yaml
 
+    from megatron_davinci.cli.convert_new import new_checkpoint
     from megatron_davinci.convert.megatron_checkpoint import MegatronCheckpoint
     from megatron_davinci.train import checkpoint_files
     from megatron_davinci.train.new_files import NewFiles
 
-    if out.exists():
-        raise ConfigError("The checkpoint's folder is there already.", where=out, do="choose another")
     found = MegatronCheckpoint.of(checkpoint)
-    temporary = checkpoint_files.begin(out.parent, 0)
-    try:
+    with new_checkpoint(out) as temporary:
         files = NewFiles(temporary)
         found.write(temporary / "state", files.open)
         description = {
@@ -85,9 +81,6 @@ def import_checkpoint(checkpoint: Path, out: Path) -> None:
             },
         }
         checkpoint_files.commit(temporary, out, description, files.entries, latest=False)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     parameters = ModelConfig.model_validate(found.model).parameters()
     print(f"{out}: the weights of {found.folder}, {parameters:,} parameters")
     for line in found.left:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +77,7 @@ def import_model(
         seed: Of what is drawn.
         verify: Hold it against transformers before it appears.
     """
+    from megatron_davinci.cli.convert_new import new_checkpoint
     from megatron_davinci.cli.convert_progress import bar
     from megatron_davinci.cli.convert_verify import verified
     from megatron_davinci.config.model import ModelConfig
@@ -86,8 +86,6 @@ def import_model(
     from megatron_davinci.train import checkpoint_files
     from megatron_davinci.train.new_files import NewFiles
 
-    if out.exists():
-        raise ConfigError("The checkpoint's folder is there already.", where=out, do="choose another")
     if vocab_multiple < 1:
         raise ConfigError(
             "A vocabulary is padded to a multiple of at least one.",
@@ -103,9 +101,8 @@ def import_model(
         )
     new = _new_tokens(folder, extend_with, new_tokens, seed) if extend_with else NewTokens()
     found = HFModel.of(folder, dtype=dtype, vocab_multiple=vocab_multiple, new=new)
-    temporary = checkpoint_files.begin(out.parent, 0)
-    files = NewFiles(temporary)
-    try:
+    with new_checkpoint(out) as temporary:
+        files = NewFiles(temporary)
         with bar(f"importing {folder.name}") as progress:
             found.write(temporary / "state", files.open, progress)
         verification = None
@@ -134,9 +131,6 @@ def import_model(
             },
         }
         checkpoint_files.commit(temporary, out, description, files.entries, latest=False)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     parameters = ModelConfig.model_validate(found.model).parameters()
     print(f"{out}: the weights of {folder}, a {found.family.name} model of {parameters:,} parameters")
     if new.count:

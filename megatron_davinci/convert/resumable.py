@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -17,6 +16,7 @@ from torch import Tensor
 from megatron_davinci.convert.tensor_files import INDEX, SINGLE, Planned, content_of, header_of
 from megatron_davinci.errors import ConfigError
 from megatron_davinci.files import disk_errors, fsync_folder, write_json
+from megatron_davinci.platform.background_process import try_lock
 
 RECORD = "conversion.json"
 Progress = Callable[[int, int], None]
@@ -40,6 +40,53 @@ class Item(NamedTuple):
 
 
 @contextmanager
+def only_writer(out: Path, doing: str) -> Iterator[None]:
+    """Keep other processes from writing `out` while the block runs. Its parents are made.
+
+    Args:
+        out: A folder that is not there yet.
+        doing: What is done, for messages: `exporting`.
+
+    Raises:
+        ConfigError: `out` is there already, or another process is writing it.
+        EnvironmentProblem: The disk is full or failing.
+    """
+    with disk_errors(out, doing):
+        _check_free(out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lock = out.with_name(f".{out.name}.lock")
+        held = _locked(lock)
+    if held is None:
+        raise ConfigError(
+            "Another process is writing this folder.", where=out, do="wait for it, or choose another"
+        )
+    try:
+        # It may have appeared while the lock was waited for.
+        _check_free(out)
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(held)
+
+
+def _check_free(out: Path) -> None:
+    if os.path.lexists(out):
+        raise ConfigError("The folder is there already.", where=out, do="choose another, or remove it")
+
+
+def _locked(lock: Path) -> int | None:
+    """A descriptor that holds a lock, whose file goes with it; None where another process has it."""
+    while (held := try_lock(lock)) is not None:
+        try:
+            if os.path.samestat(os.fstat(held), os.stat(lock)):
+                return held
+        except FileNotFoundError:
+            pass
+        os.close(held)  # of a file that its last holder has removed meanwhile
+    return None
+
+
+@contextmanager
 def unfinished(out: Path) -> Iterator[Path]:
     """A folder beside `out` for what becomes `out`; it is kept where the block fails, so that it can be gone on with.
 
@@ -49,31 +96,14 @@ def unfinished(out: Path) -> Iterator[Path]:
         ConfigError: `out` is there already, or another process is writing it.
         EnvironmentProblem: The disk is full or failing.
     """
-    with disk_errors(out, "exporting"):
-        there = out.exists()
-    if there:
-        raise ConfigError(
-            "The export's folder is there already.", where=out, do="choose another, or remove it"
-        )
-    folder, lock = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.lock")
-    with disk_errors(out, "exporting"):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with open(lock, "w") as held:
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ConfigError(
-                    "Another process is writing this export.", where=out, do="wait for it, or choose another"
-                ) from None
-            try:
-                folder.mkdir(exist_ok=True)
-                yield folder
-                (folder / RECORD).unlink(missing_ok=True)
-                fsync_folder(folder)
-                folder.rename(out)
-                fsync_folder(out.parent)
-            finally:
-                lock.unlink(missing_ok=True)
+    with only_writer(out, "exporting"), disk_errors(out, "exporting"):
+        folder = out.with_name(f".{out.name}.partial")
+        folder.mkdir(exist_ok=True)
+        yield folder
+        (folder / RECORD).unlink(missing_ok=True)
+        fsync_folder(folder)
+        folder.rename(out)
+        fsync_folder(out.parent)
 
 
 def discard(out: Path) -> None:
@@ -161,12 +191,13 @@ def _finished(folder: Path, identity: dict[str, Any], names: list[str]) -> dict[
     digest = hashlib.sha256(text.encode()).hexdigest()
     try:
         found: dict[str, Any] = json.loads((folder / RECORD).read_bytes())
-        if found["of"] == digest and isinstance(found["files"], list):
-            for left in folder.glob(".*.tmp-*"):
-                left.unlink()  # of a small file whose writing was interrupted
-            return found
+        if found["of"] != digest or not isinstance(found["files"], list):
+            raise ValueError("of something else")
     except (OSError, ValueError, KeyError, TypeError):
-        pass
+        found = {"of": digest, "files": []}
+    # Small files are written anew: an earlier try may have been told of another tokenizer.
+    kept = {RECORD, *found["files"]} if found["files"] else set()
     for path in folder.iterdir():
-        path.unlink() if path.is_file() else shutil.rmtree(path)
-    return {"of": digest, "files": []}
+        if path.name not in kept:
+            path.unlink() if path.is_file() else shutil.rmtree(path)
+    return found

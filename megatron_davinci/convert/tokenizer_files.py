@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from megatron_davinci.errors import DataError
-from megatron_davinci.files import write_json
+from megatron_davinci.files import write_atomically, write_json
 
 FILES = (
     "tokenizer.json",
@@ -40,7 +39,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
             if isinstance(said, dict) and said.pop("auto_map", None) is not None:
                 write_json(target / name, said)
                 continue
-        shutil.copyfile(source / name, target / name)
+        write_atomically(target / name, _read(source / name))
 
 
 def ids_of(folder: Path) -> int | None:
@@ -64,10 +63,19 @@ def ids_of(folder: Path) -> int | None:
         ) from error
 
 
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            "A file of the tokenizer cannot be read.", where=path, found=error, do="see that it may be read"
+        ) from error
+
+
 def _parsed(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+        return json.loads(_read(path))
+    except ValueError as error:
         raise DataError(
             "A file of the tokenizer cannot be read.", where=path, found=error, do="download it again"
         ) from error

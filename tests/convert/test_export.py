@@ -256,6 +256,43 @@ def test_what_was_interrupted_is_gone_on_with_and_comes_out_the_same(tmp_path, t
     assert not left.exists() and not list(tmp_path.glob(".*"))
 
 
+def test_of_another_tokenizer_than_the_interrupted_tries_nothing_is_left(tmp_path, tied):
+    for name, files in (("first", ["tokenizer.json", "chat_template.jinja"]), ("second", ["tokenizer.json"])):
+        (tmp_path / name).mkdir()
+        for file in files:
+            (tmp_path / name / file).write_text(name)
+
+    def interrupted(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        exported(tied, tmp_path / "out", tokenizer=tmp_path / "first", finish=interrupted)
+    assert (tmp_path / ".out.partial" / "chat_template.jinja").exists()
+    out = exported(tied, tmp_path / "out", tokenizer=tmp_path / "second")
+    assert not (out / "chat_template.jinja").exists()
+    assert (out / "tokenizer.json").read_text() == "second"
+
+
+def test_a_lock_whose_file_its_holder_has_removed_is_none(tmp_path, monkeypatch):
+    real, taken = resumable.try_lock, []
+
+    def late(path: Path) -> int | None:
+        found = real(path)
+        if not taken:  # the one before ends between this one's opening and its locking
+            path.unlink()
+        taken.append(found)
+        return found
+
+    monkeypatch.setattr(resumable, "try_lock", late)
+    with resumable.only_writer(tmp_path / "out", "exporting"):
+        assert len(taken) == 2 and (tmp_path / ".out.lock").exists()
+        with (
+            pytest.raises(ConfigError, match="Another process"),
+            resumable.only_writer(tmp_path / "out", "exporting"),
+        ):
+            pass
+
+
 def test_what_was_left_by_another_export_is_not_gone_on_with(tmp_path, tied, monkeypatch):
     monkeypatch.setattr(export, "SHARD_BYTES", 20_000)
     half = content(exported(tied, tmp_path / "half", dtype="bfloat16"))

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from megatron_davinci.cli.convert_from_hf import import_model
+from megatron_davinci.cli.convert_new import new_checkpoint
 from megatron_davinci.cli.convert_to_hf import export
 from megatron_davinci.convert.families import FAMILIES
 from megatron_davinci.convert.hf_model import HFModel
@@ -208,6 +209,21 @@ def test_tied_embeddings_of_which_there_are_two(tmp_path):
     assert "lm_head.weight differs from model.embed_tokens.weight in rows 0 to 100" in refused(
         CheckpointError, retensor(folder, other)
     )
+
+
+def test_what_others_import_beside_it_is_left_alone_and_what_a_killed_one_left_is_not(copy, tmp_path):
+    left = tmp_path / "all" / ".one.partial" / "state"
+    left.mkdir(parents=True)
+    with new_checkpoint(tmp_path / "all" / "other") as other:
+        (other / "state" / "weights").write_text("half")
+        import_model(copy, tmp_path / "all" / "one", verify=False)
+        assert (other / "state" / "weights").read_text() == "half"
+        with pytest.raises(ConfigError, match="Another process is writing"):
+            import_model(copy, tmp_path / "all" / "other", verify=False)
+    with pytest.raises(ConfigError, match="is there already"):
+        import_model(copy, tmp_path / "all" / "one", verify=False)
+    checkpoint_files.read(tmp_path / "all" / "one")
+    assert not left.exists() and not list((tmp_path / "all").glob(".*.lock"))
 
 
 def test_a_download_that_was_interrupted(tmp_path):
