@@ -79,7 +79,6 @@ def average(
     from megatron_davinci.convert.averaging import Part, write_mean
     from megatron_davinci.convert.export import DTYPES
     from megatron_davinci.train import checkpoint_files
-    from megatron_davinci.train.checkpoint import check_same_model
     from megatron_davinci.train.new_files import NewFiles
 
     if out.exists():
@@ -89,7 +88,7 @@ def average(
     newest = max(found, key=lambda one: one.consumed_samples)
     model = newest.manifest["model"]
     for one in found:
-        check_same_model(one, model)
+        _check_same_model(one, newest)
     temporary = checkpoint_files.begin(out.parent, newest.step)
     try:
         files = NewFiles(temporary)
@@ -212,6 +211,21 @@ def _of(name: str, last: int | None) -> list[Checkpoint]:
     if not at or "," not in steps or (Path(name) / "state").is_dir():
         return [find(name).checkpoint]
     return [find(f"{folder}@{step.strip()}").checkpoint for step in steps.split(",")]
+
+
+def _check_same_model(one: Checkpoint, other: Checkpoint) -> None:
+    from megatron_davinci.train.same_model import differences
+
+    found = differences(one.manifest["model"], other.manifest["model"])
+    if found:
+        raise CheckpointError(
+            "The checkpoints are of different models, which have no mean.",
+            where=one.folder,
+            found="\n".join(f"model.{key}: {value!r}" for key, (value, _) in found.items()),
+            expected="\n".join(f"model.{key}: {value!r}" for key, (_, value) in found.items())
+            + f"\nas in {other.folder}",
+            do="name checkpoints of one model",
+        )
 
 
 def _description(found: list[Checkpoint], shares: list[float]) -> list[dict[str, Any]]:

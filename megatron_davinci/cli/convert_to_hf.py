@@ -90,6 +90,14 @@ def find(run_name: str) -> Found:
                 "The step is not a number.", where=run_name, expected="RUN@STEP, as in runs/a@500"
             )
         folder_of_step = checkpoint_files.step_folder(checkpoints, int(step))
+        if not folder_of_step.exists():
+            there = [str(checkpoint_files.step_of(one)) for one in checkpoint_files.steps(checkpoints)]
+            raise CheckpointError(
+                "The run has no checkpoint of this step.",
+                where=run_name,
+                found=f"steps {', '.join(reversed(there))}" if there else "no checkpoint at all",
+                do="name one that is there; checkpoint.keep, keep_every and keep_best say which stay",
+            )
         checkpoint = checkpoint_files.read(folder_of_step, verify=False)
     else:
         newest, problems = checkpoint_files.newest_good(checkpoints)

@@ -19,6 +19,7 @@ from megatron_davinci.model.precision_state import low_precision_of
 from megatron_davinci.platform.distributed import on_rank_zero
 from megatron_davinci.train import checkpoint_files
 from megatron_davinci.train.checkpoint_files import Checkpoint, TurnedBack
+from megatron_davinci.train.same_model import differences
 
 # `fully_reshardable` is the one layout of the optimizer's state that loads on any TP, PP and DP; Megatron-Core's
 # own default raises when it saves.
@@ -205,14 +206,9 @@ def check_same_model(
     Raises:
         CheckpointError: A size or switch of the model differs; every one is listed.
     """
-    ignored = {"preset", "init_std", "dropout", "family"}
-    # A switch that is younger than the checkpoint was off.
-    saved: dict[str, Any] = {"qk_norm": False, "qk_norm_scope": "head", "norm_placement": "pre"}
-    saved |= {"rope_scaling": None, "vocab_padding": 0, **checkpoint.manifest["model"]}
     differing = [
-        f"model.{key}: {saved.get(key)!r} in the checkpoint, {value!r} in this run"
-        for key, value in model.items()
-        if key not in ignored and saved.get(key) != value
+        f"model.{key}: {saved!r} in the checkpoint, {value!r} in this run"
+        for key, (saved, value) in differences(checkpoint.manifest["model"], model).items()
     ]
     stored = checkpoint.manifest.get("distributed_optimizer", distributed_optimizer)
     if distributed_optimizer is not None and stored != distributed_optimizer:

@@ -187,7 +187,7 @@ def test_what_has_no_mean(tmp_path):
     a, b = (str(written(tmp_path / name, n)) for n, name in enumerate("ab"))
     other = str(written(tmp_path / "other", ffn_hidden_size=64))
     said = refusal(tmp_path, [a, other], CheckpointError)
-    assert "model.ffn_hidden_size" in said
+    assert "found:    model.ffn_hidden_size: 48" in said and "model.ffn_hidden_size: 64" in said
     assert "two checkpoints or more" in refusal(tmp_path, [a], ConfigError)
     assert "named twice" in refusal(tmp_path, [a, b, f"{tmp_path}/../{tmp_path.name}/a"], ConfigError)
     assert "--last" in refusal(tmp_path, [a, b], ConfigError, last=2)
@@ -229,6 +229,8 @@ def test_tensors_that_are_not_those_of_the_others_are_named(tmp_path):
 
 
 def test_a_run_with_fewer_checkpoints_and_a_damaged_one(run, tmp_path):
+    said = refusal(tmp_path, [f"{run}@30,35"], CheckpointError)
+    assert "found:    steps 10, 20, 30, 40, 50" in said
     said = refusal(tmp_path, [str(run)], CheckpointError, last=9)
     assert "step-00000010, step-00000020, step-00000030, step-00000040, step-00000050" in said
     assert "1 or more" in refusal(tmp_path, [str(run)], ConfigError, last=0)
