@@ -187,7 +187,7 @@ def test_what_has_no_mean(tmp_path):
     a, b = (str(written(tmp_path / name, n)) for n, name in enumerate("ab"))
     other = str(written(tmp_path / "other", ffn_hidden_size=64))
     said = refusal(tmp_path, [a, other], CheckpointError)
-    assert "found:    model.ffn_hidden_size: 48" in said and "model.ffn_hidden_size: 64" in said
+    assert "found:    model.ffn_hidden_size: 64" in said and "expected: model.ffn_hidden_size: 48" in said
     assert "two checkpoints or more" in refusal(tmp_path, [a], ConfigError)
     assert "named twice" in refusal(tmp_path, [a, b, f"{tmp_path}/../{tmp_path.name}/a"], ConfigError)
     assert "--last" in refusal(tmp_path, [a, b], ConfigError, last=2)
