@@ -72,10 +72,11 @@ def release(arguments: argparse.Namespace) -> int:
                     do="remove that folder, or name another one to release to",
                 )
             manifest = json.loads((target / "training_manifest.json").read_bytes())
-        except (DavinciError, OSError, ValueError) as error:
-            problems.append(f"{folder.name}: {error}")
+            _check_written_so(target, manifest, arguments.dtype, arguments.family)
+            tokens = manifest["checkpoint"]["consumed_tokens"]
+        except (DavinciError, OSError, ValueError, KeyError, TypeError) as error:
+            problems.append(f"{folder.name}: {error if isinstance(error, DavinciError) else repr(error)}")
             continue
-        tokens = manifest["checkpoint"]["consumed_tokens"]
         found.append({"revision": f"step{step}", "folder": folder.name, "step": step, "tokens": tokens})
         print(target)
     if found:
@@ -90,6 +91,24 @@ def release(arguments: argparse.Namespace) -> int:
             do="mend what is said, and start the same command again: it goes on with those that are missing",
         )
     return 0
+
+
+def _check_written_so(target: Path, manifest: dict[str, Any], dtype: str | None, family: str | None) -> None:
+    """Refuse a folder that is there and was written in another way than is asked for now."""
+    from megatron_davinci.convert.export import read_config
+
+    written = {"--dtype": read_config(target).get("torch_dtype"), "--family": manifest["family"]}
+    asked = {"--dtype": dtype, "--family": family}
+    differing = [
+        f"{name}: {was}, not {asked[name]}" for name, was in written.items() if asked[name] not in (None, was)
+    ]
+    if differing:
+        raise CheckpointError(
+            "An export that is there was written otherwise.",
+            where=target,
+            found="\n".join(differing),
+            do="remove that folder, or name another one to release to",
+        )
 
 
 def push(arguments: argparse.Namespace) -> int:

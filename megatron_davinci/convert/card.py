@@ -168,12 +168,7 @@ def _training(release: Release, files: RunFiles) -> str:
     settings = [
         ["Sequence length", f"{files.sequence_length:,.0f} tokens"],
         ["Precision", str(release.checkpoint.get("precision") or train.get("precision"))],
-        [
-            "Optimizer",
-            f"AdamW, beta1 {optimizer.get('beta1')}, beta2 {optimizer.get('beta2')}, epsilon "
-            f"{optimizer.get('epsilon')}, weight decay {optimizer.get('weight_decay')}, gradients clipped to a "
-            f"norm of {optimizer.get('clip_grad_norm')}",
-        ],
+        ["Optimizer", _optimizer(optimizer)],
         ["Steps", f"{release.checkpoint['step']:,}"],
         ["Tokens", f"{release.checkpoint.get('consumed_tokens', 0):,}"],
         ["Seed", str((config.get("run") or {}).get("seed"))],
@@ -193,6 +188,17 @@ def _training(release: Release, files: RunFiles) -> str:
     if mixture:
         parts += ["### Data mixture", mixture]
     return "\n\n".join(parts)
+
+
+def _optimizer(said: dict[str, Any]) -> str:
+    adamw = f"AdamW, beta1 {said.get('beta1')}, beta2 {said.get('beta2')}, epsilon {said.get('epsilon')}"
+    # A setting that is younger than the run was AdamW.
+    if said.get("kind", "adamw") == "muon":
+        muon = said.get("muon") or {}
+        adamw = f"Muon with momentum {muon.get('momentum')} for the layers' matrices; for all else {adamw}"
+    clip = said.get("clip_grad_norm")
+    clipped = f"gradients clipped to a norm of {clip}" if clip else "gradients not clipped"
+    return f"{adamw}; weight decay {said.get('weight_decay')}, {clipped}"
 
 
 def _stage(stage: dict[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ from megatron_davinci.convert.family import Family
 from megatron_davinci.convert.resumable import Item, Progress, unfinished, write_tensors
 from megatron_davinci.convert.rules import Heads, Rule, Zeros, hf_shapes, sizes, to_hf
 from megatron_davinci.convert.stored import StoredTensors
-from megatron_davinci.convert.tensor_files import Planned
+from megatron_davinci.convert.tensor_files import Planned, cast
 from megatron_davinci.convert.tokenizer_files import copy_tokenizer
 from megatron_davinci.errors import CheckpointError
 from megatron_davinci.files import write_json
@@ -80,13 +80,13 @@ def export_to_hf(
         except BaseException:
             resumable.discard(out)
             raise
-        write_tensors(folder, items, identity, SHARD_BYTES, progress)
-        name = str(written).removeprefix("torch.")
-        write_json(folder / "config.json", family.hf_config(model, eod_id, name))
-        write_json(folder / "generation_config.json", _generation(eod_id))
-        if tokenizer is not None:
-            copy_tokenizer(tokenizer, folder)
         try:
+            write_tensors(folder, items, identity, SHARD_BYTES, progress)
+            name = str(written).removeprefix("torch.")
+            write_json(folder / "config.json", family.hf_config(model, eod_id, name))
+            write_json(folder / "generation_config.json", _generation(eod_id))
+            if tokenizer is not None:
+                copy_tokenizer(tokenizer, folder)
             finish(folder)
         except CheckpointError:
             # What was found wrong is not gone on with.
@@ -129,7 +129,8 @@ def plan(
 
         def make() -> list[Tensor]:
             whole = stored.read(rule.stored) if layer is None else stored.layer(rule.stored, layer)
-            return [part.to(kind) for part in to_hf(rule, whole, layer, heads).values()]
+            parts = to_hf(rule, whole, layer, heads)
+            return [cast(part, kind, name, stored.state) for name, part in parts.items()]
 
         return Item(planned, make)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_davinci.errors import EnvironmentProblem
+from megatron_davinci.errors import ConfigError, EnvironmentProblem
 
 
 class HFLayers:
@@ -22,6 +22,7 @@ class HFLayers:
         folder: With `config.json`.
 
     Raises:
+        ConfigError: transformers refuses `config.json`.
         EnvironmentProblem: transformers is not installed.
     """
 
@@ -34,7 +35,16 @@ class HFLayers:
                 found=error,
                 do="pip install 'megatron-davinci[eval]', or leave the check out with --skip-verify",
             ) from error
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        try:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        except Exception as error:  # each class checks its settings in its own way
+            raise ConfigError(
+                "transformers does not take the model's config.json.",
+                where=folder / "config.json",
+                found=error,
+                expected="settings of the types and sizes that the family's class in transformers wants",
+                do="mend config.json; of a model of ours, write it as another --family",
+            ) from error
         config.num_hidden_layers = 1
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:1]

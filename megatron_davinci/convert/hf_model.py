@@ -20,7 +20,7 @@ from megatron_davinci.convert.family import Family
 from megatron_davinci.convert.new_tokens import NewTokens, extended
 from megatron_davinci.convert.resumable import Progress
 from megatron_davinci.convert.rules import Heads, Padded, Rule, from_hf, hf_shapes, sizes
-from megatron_davinci.convert.tensor_files import Tensors
+from megatron_davinci.convert.tensor_files import Tensors, cast
 from megatron_davinci.convert.tokenizer_files import ids_of
 from megatron_davinci.convert.write_state import Source, write_state
 from megatron_davinci.errors import CheckpointError, ConfigError
@@ -127,7 +127,8 @@ class HFModel:
                 name = pattern.format(layer=layer)
                 part = self.tensors.read(name)
                 done += part.numel() * part.itemsize
-                parts[name] = part if self.dtype is None else part.to(self.dtype)
+                where = self.tensors[name].path
+                parts[name] = part if self.dtype is None else cast(part, self.dtype, name, where)
             if isinstance(rule.cut, Padded) and self.new.count:
                 ((name, rows),) = parts.items()
                 parts[name] = extended(rows, self.new)

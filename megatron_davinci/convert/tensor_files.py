@@ -274,6 +274,33 @@ def content_of(tensor: Tensor) -> memoryview:
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
+def cast(tensor: Tensor, dtype: torch.dtype, name: str, where: object) -> Tensor:
+    """A tensor in another dtype.
+
+    Args:
+        tensor: The tensor.
+        dtype: The dtype.
+        name: The tensor's, for the message.
+        where: What it was read from, likewise.
+
+    Raises:
+        CheckpointError: A finite value of it would be infinite.
+    """
+    out = tensor.to(dtype)
+    if out.dtype != tensor.dtype and not out.isfinite().all():
+        lost = out.isinf() & tensor.isfinite()
+        if lost.any():
+            kind = str(dtype).removeprefix("torch.")
+            raise CheckpointError(
+                f"A weight is too large for {kind}.",
+                where=where,
+                found=f"{name}: {int(lost.sum()):,} values, the largest {float(tensor[lost].abs().max()):.4g}",
+                expected=f"at most {torch.finfo(dtype).max:.4g}",
+                do="convert to bfloat16 or float32",
+            )
+    return out
+
+
 def fsync(path: Path) -> None:
     """Have a file on disk."""
     with open(path, "rb+") as file:

@@ -168,6 +168,7 @@ class _Comparison:
         for id_, own, their in rows:
             own.copy_(self._as_written(self.stored.read(rule.stored, id_, id_ + 1)[0]))
             their.copy_(self._as_written(self.tensors.read(rule.hf[0], id_, id_ + 1)[0]))
+        self._finite(rule.hf[0], here)
         return here, there
 
     def _layer(self, layer: int, here: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
@@ -197,6 +198,7 @@ class _Comparison:
         whole = self._as_written(whole)
         parts = {name: self.tensors.read(name) for name in (name.format(layer=layer) for name in rule.hf)}
         parts = {name: self._as_written(part) for name, part in parts.items()}
+        self._finite(rule.hf[0].format(layer=layer), whole)
         if not torch.equal(from_hf(rule, parts, layer, self.heads), whole):
             split = rule.cut.split(whole, self.heads)
             name = next(
@@ -216,6 +218,7 @@ class _Comparison:
             end = min(first + _ROWS, ids)
             own = self._as_written(self.stored.read(rule.stored, first, end))
             their = self._as_written(self.tensors.read(rule.hf[0], first, end))
+            self._finite(rule.hf[0], own)
             if not torch.equal(own, their):
                 raise self._differs(rule.hf[0], f"rows {first} to {end - 1} are not the checkpoint's")
             said = F.linear(there, their.float())
@@ -232,6 +235,16 @@ class _Comparison:
             raise self._differs(
                 name,
                 f"what is computed with it is {apart:.2g} apart, of its largest value: {TOLERANCE} is allowed",
+            )
+
+    def _finite(self, name: str, tensor: Tensor) -> None:
+        """Nothing can be held against a NaN, which differs from itself; a run that diverged has them."""
+        if not tensor.isfinite().all():
+            raise CheckpointError(
+                "The model has weights that are no numbers, so that nothing can be computed with it.",
+                where=self.stored.state,
+                found=f"{name}: {int((~tensor.isfinite()).sum()):,} values are NaN or infinite",
+                do="take a checkpoint from before they were; --skip-verify converts this one as it is",
             )
 
     def _differs(self, name: str, how: str) -> CheckpointError:

@@ -185,6 +185,28 @@ def test_a_mix_of_dtypes(copy):
     assert "float8_e4m3fn" in refused(CheckpointError, retensor(copy, eighth), dtype="float32")
 
 
+def test_weights_too_large_for_a_dtype_and_weights_that_are_no_numbers(copy):
+    def put(value: float) -> Any:
+        return lambda tensors: tensors["model.layers.1.mlp.down_proj.weight"].view(-1)[:2].fill_(value)
+
+    text = refused(CheckpointError, retensor(copy, put(-7e4)), dtype="float16", verify=False)
+    assert (
+        "model.layers.1.mlp.down_proj.weight: 2 values, the largest 7e+04" in text
+        and "at most 6.55e+04" in text
+    )
+    import_model(copy, copy.parent / "wide", dtype="bfloat16", verify=False)
+    with pytest.raises(CheckpointError, match=r"down_proj\.weight: 2 values, the largest"):
+        export(str(copy.parent / "wide"), copy.parent / "narrow", dtype="float16", verify=False)
+    text = refused(CheckpointError, retensor(copy, put(float("nan"))))
+    assert "down_proj.weight: 2 values are NaN or infinite" in text and "--skip-verify" in text
+    import_model(copy, copy.parent / "as it is", dtype="float16", verify=False)
+
+
+def test_settings_that_transformers_refuses_are_named(copy):
+    text = refused(ConfigError, edit(copy, tie_word_embeddings="false"))
+    assert "transformers does not take" in text and "tie_word_embeddings" in text
+
+
 def test_a_bias_that_has_no_place_here(tmp_path):
     model = hf_models.build("llama2", {"attention_bias": True})
     with torch.no_grad():

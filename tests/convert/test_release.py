@@ -17,6 +17,8 @@ from huggingface_hub import HfApi
 from megatron_davinci.cli import convert_release
 from megatron_davinci.cli.convert_to_hf import export
 from megatron_davinci.cli.main import main
+from megatron_davinci.config.training import OptimizerConfig
+from megatron_davinci.convert import card
 from megatron_davinci.errors import CheckpointError, ConfigError, EnvironmentProblem
 from tests import tiny
 from tests.ranks import run_ranks
@@ -90,6 +92,33 @@ def test_the_card_is_filled_from_the_run(released):
     earlier = (released / "step-00000008" / "README.md").read_text()
     assert "Held-out text, after step 8." in earlier
     assert (released / "step-00000008" / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "said"),
+    [
+        (
+            {},
+            "AdamW, beta1 0.9, beta2 0.95, epsilon 1e-08; weight decay 0.1, gradients clipped to a norm of 1.0",
+        ),
+        ({"kind": "muon"}, "Muon with momentum 0.95 for the layers' matrices; for all else AdamW, beta1 0.9"),
+        ({"clip_grad_norm": 0}, "weight decay 0.1, gradients not clipped"),
+    ],
+)
+def test_the_card_names_the_optimizer_that_trained(optimizer, said):
+    assert said in card._optimizer(OptimizerConfig(**optimizer).model_dump())
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "was"), [("--dtype", "float32", "bfloat16"), ("--family", "llama", "qwen2")]
+)
+def test_folders_that_are_there_in_another_way_are_not_taken_for_what_is_asked(
+    run, released, tmp_path, capsys, option, value, was
+):
+    out = Path(shutil.copytree(released, tmp_path / "out"))
+    assert main(["convert", "release", str(run), str(out), option, value]) != 0
+    said = capsys.readouterr().err
+    assert said.count(f"{option}: {was}, not {value}") == 2 and "name another one to release to" in said
 
 
 def test_the_manifest_has_what_decided_the_run_and_no_paths(released, run):
