@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -16,6 +17,12 @@ _MARKS = (
     (b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"),
     (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"),
 )  # fmt: skip
+# What browsers read under a name (WHATWG Encoding, section 4.2): the wider encoding that pages are written in.
+_READ_AS = {
+    "iso8859-1": "cp1252", "iso8859-9": "cp1254", "iso8859-11": "cp874", "tis-620": "cp874", "gb2312": "gb18030",
+    "gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949", "big5": "big5hkscs",
+}  # fmt: skip
+_QUOTES = {byte: mark for byte in range(0x80, 0xA0) if (mark := bytes([byte]).decode("cp1252", "ignore"))}
 _SHIFTS = (b"\x1b$", b"\x1b(")  # of ISO 2022, whose bytes are all ASCII
 
 
@@ -75,8 +82,8 @@ def decode(content: bytes, markup: bool = False, header: str | None = None) -> t
         damage = f"byte 0x{content[error.start]:02x} at byte {error.start + 1}"
     for encoding in named:
         try:
-            return _strictly(content, encoding)
-        except (LookupError, Unreadable):
+            return _as_declared(content, encoding)
+        except (LookupError, ValueError, Unreadable):
             pass  # a declaration that is wrong counts as none
     from resiliparse.parse.encoding import detect_encoding
 
@@ -92,6 +99,16 @@ def decode(content: bytes, markup: bool = False, header: str | None = None) -> t
             if odd * 50 <= len(text[:20000]):
                 return text, encoding
     raise Unreadable("unknown_encoding", damage)
+
+
+def _as_declared(content: bytes, encoding: str) -> tuple[str, str]:
+    wider = _READ_AS.get(codecs.lookup(encoding).name)
+    if wider == "cp1252":  # which lacks five bytes, and pages do not
+        return content.decode("latin-1").translate(_QUOTES), wider
+    if wider is not None:
+        with suppress(Unreadable):
+            return _strictly(content, wider)
+    return _strictly(content, encoding)
 
 
 def _strictly(content: bytes, encoding: str) -> tuple[str, str]:

@@ -76,6 +76,26 @@ def test_encodings():
         decode(b"\x89PNG\r\n\x1a\n\0\0\0")
 
 
+@pytest.mark.parametrize(
+    "declared,written,text",
+    [
+        ("iso-8859-1", "cp1252", "“It’s” – a dash… and €5"), ("latin1", "cp1252", "café, naïve"),
+        ("iso-8859-9", "cp1254", "“İstanbul”, ğ"), ("tis-620", "cp874", "“ไทย”"), ("gb2312", "gbk", "朱镕基"),
+        ("Shift_JIS", "cp932", "①㈱髙橋"), ("euc-kr", "cp949", "똠방각하 펲시"), ("big5", "big5hkscs", "𨋢，香港"),
+    ],
+)  # fmt: skip
+def test_pages_are_read_as_browsers_read_them(declared, written, text):
+    """Quotes of Windows under the name of Latin-1 are most common; as control characters they would be lost."""
+    page = f'<html><head><meta charset="{declared}"></head><p>{text}</p></html>'
+    assert decode(page.encode(written), markup=True)[0] == page
+    assert decode(text.encode(written), header=declared)[0] == text
+
+
+def test_a_page_under_the_name_of_latin_1_may_have_any_bytes():
+    assert decode(b"it\x92s \x81", header="iso-8859-1")[0] == "it’s \x81"
+    assert decode("né".encode("latin-1") * 40, header="no\0name")[0] == "né" * 40
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "iso-2022-jp"])
 def test_encodings_whose_bytes_are_also_another_encodings_are_told_apart(encoding):
     text = f'<meta charset="{encoding}">日本国'
