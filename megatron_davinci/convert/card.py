@@ -15,7 +15,7 @@ from megatron_davinci.files import file_digest, write_atomically, write_json
 from megatron_davinci.report.numbers import number, percent, quantity
 from megatron_davinci.report.plots import grid_png
 from megatron_davinci.report.run_files import Evaluation, RunFiles, read_run
-from megatron_davinci.report.run_metrics import Metrics
+from megatron_davinci.report.run_metrics import Metrics, as_number
 from megatron_davinci.report.run_plots import overview_plots
 from megatron_davinci.report.run_story import RunStory
 from megatron_davinci.version import __version__
@@ -180,7 +180,7 @@ def _training(release: Release, files: RunFiles) -> str:
         steps = ", ".join(f"{one['step']:,}" for one in mean_of)
         settings.append(["Weights", f"the mean of {len(mean_of)} checkpoints, of steps {steps}"])
     parts = ["## Training", _table(["", ""], settings)]
-    stages = [_stage(one) for one in config.get("curriculum") or [] if isinstance(one, dict)]
+    stages = _stages([one for one in config.get("curriculum") or [] if isinstance(one, dict)])
     if stages:
         head = ["Stage", "Until, tokens of the run", "Sequences a step", "Learning rate", "Weight decay"]
         parts += ["### Stages", _table(head, stages)]
@@ -201,7 +201,16 @@ def _optimizer(said: dict[str, Any]) -> str:
     return f"{adamw}; weight decay {said.get('weight_decay')}, {clipped}"
 
 
-def _stage(stage: dict[str, Any]) -> list[str]:
+def _stages(stages: list[dict[str, Any]]) -> list[list[str]]:
+    """A row for each. A stage's own tokens are added to those before it: it ends where their sum is reached."""
+    rows, until = [], 0.0
+    for stage in stages:
+        until += as_number(stage.get("tokens"))
+        rows.append(_stage(stage, until))
+    return rows
+
+
+def _stage(stage: dict[str, Any], until: float) -> list[str]:
     rate = stage.get("learning_rate") or {}
     batch = stage.get("global_batch_size")
     phases = batch if isinstance(batch, list) else [{"size": batch}]
@@ -210,9 +219,7 @@ def _stage(stage: dict[str, Any]) -> list[str]:
     end = rate.get("end")
     return [
         str(stage.get("name")),
-        quantity(float(stage["tokens"]))
-        if isinstance(stage.get("tokens"), int | float)
-        else str(stage.get("tokens")),
+        quantity(until) if np.isfinite(until) else "unknown",
         sizes,
         peak + (f" to {number_of(end)}" if end is not None else ""),
         "as the optimizer's" if stage.get("weight_decay") is None else str(stage["weight_decay"]),

@@ -54,6 +54,8 @@ def hopeless(ours: Outcome, control: Outcome, metric: Metric, rule: Stop) -> str
     if not shared:
         return ""
     last = max(shared)
+    if not math.isfinite(step_at[last]):
+        return ""  # the control has diverged, and says nothing of the arm
     behind = step[last] - step_at[last]
     behind = behind if metric.better == "lower" else -behind
     if behind <= rule.behind:

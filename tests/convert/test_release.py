@@ -121,6 +121,13 @@ def test_folders_that_are_there_in_another_way_are_not_taken_for_what_is_asked(
     assert said.count(f"{option}: {was}, not {value}") == 2 and "name another one to release to" in said
 
 
+def test_a_stage_ends_where_all_up_to_it_have_had_their_tokens():
+    stages = [
+        {"name": name, "tokens": tokens} for name, tokens in (("first", 4 * 10**12), ("then", 2 * 10**12))
+    ]
+    assert [(row[0], row[1]) for row in card._stages(stages)] == [("first", "4T"), ("then", "6T")]
+
+
 def test_the_manifest_has_what_decided_the_run_and_no_paths(released, run):
     folder = released / "step-00000008"
     manifest = json.loads((folder / "training_manifest.json").read_text())

@@ -112,6 +112,11 @@ def test_what_diverged_and_what_is_hopeless(tmp_path):
     assert "at step 50 of 100" in said and "0.400 behind" in said
     higher = Metric(name="heldout_loss.mean", margin=0.1, better="higher")
     assert hopeless(outcome(None, {50: 2.9}), control, higher, rule) == ""
+    lost = outcome(None, {25: 3.0, 50: float("nan")})
+    assert hopeless(outcome(None, {25: 3.0, 50: 2.9}), lost, metric, rule) == "", (
+        "the control is what diverged"
+    )
+    assert "nan behind" in hopeless(lost, control, metric, rule)
 
 
 def test_only_the_control_of_its_seed_is_waited_for_and_stopped_runs_may_go_on(tmp_path):
