@@ -151,7 +151,11 @@ def _folder(run: str) -> tuple[Path, str, int | None]:
 
 def _counting(folder: Path, only: int | None) -> list[dict[str, Any]]:
     """The records with metrics that count of each task and checkpoint, by step."""
-    measured = [record for record in read_records(folder) if record.get("metrics") and "task" in record]
+    measured = [
+        record
+        for record in read_records(folder)
+        if record.get("metrics") and all(isinstance(record.get(key), str) for key in ("task", "protocol"))
+    ]
     if only is not None:
         steps = sorted({record["step"] for record in measured})
         if only not in steps:
@@ -167,43 +171,43 @@ def _counting(folder: Path, only: int | None) -> list[dict[str, Any]]:
 
 
 def _items(folder: Path, record: dict[str, Any], protocol: str) -> tuple[dict[Key, _Asked], str]:
-    names = record.get("samples") or [
-        one["task"] for one in record.get("tasks") or [record] if isinstance(one, dict)
-    ]
+    names = record.get("samples")
+    if not isinstance(names, list) or not names:
+        names = [one["task"] for one in record.get("tasks") or [record] if isinstance(one, dict)]
     found: dict[Key, _Asked] = {}
     chosen_metric = ""
     for name in names:
         kept = record.get("samples_in") or f"step-{record['step']:08d}"
         path = folder / "samples" / kept / f"{name}.jsonl"
-        for row in _rows(path):
-            metric = next((one for one in _METRICS.get(protocol, ()) if one in row), None)
-            key = (stem_of(str(name)), int(row["doc"]))
+        for doc, metric, asked in _rows(path, protocol):
             # Of several filters the first counts.
-            if metric is not None and key not in found:
-                found[key] = _Asked(_number(row[metric]), *_share(row), str(row["target"]), row.get("item"))
+            if (key := (stem_of(str(name)), doc)) not in found:
+                found[key] = asked
                 chosen_metric = metric
     return found, chosen_metric
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
+def _rows(path: Path, protocol: str) -> Iterator[tuple[int, str, _Asked]]:
+    """Each item's number, what counts of it, and what came of it; without items that have nothing that counts."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict) or not {"doc", "target"} <= row.keys():
+            doc, target = int(row["doc"]), str(row["target"])
+            metric = next((one for one in _METRICS.get(protocol, ()) if one in row), None)
+            if metric is not None:
+                yield doc, metric, _Asked(_number(row[metric]), *_share(row), target, row.get("item"))
+        except (ValueError, TypeError, LookupError, ArithmeticError):
             raise DataError(
                 "A line of kept answers is no answer.",
                 where=f"{path}, line {number}",
                 found=line[:80],
-                expected="an object with `doc` and `target`",
+                expected="an object with `doc`, `target` and a number that was measured",
                 do="remove the file and ask again: davinci eval computes nothing that is in answers/",
-            )
-        yield row
+            ) from None
 
 
 def _number(value: Any) -> float:

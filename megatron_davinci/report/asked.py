@@ -26,7 +26,7 @@ def fullest(records: Iterable[Record], point: str) -> list[Record]:
     for record in records:
         if _checkpoint(record) not in (None, newest.get(record.get(point))):
             continue
-        key = record.get(point), record.get("task"), record.get("protocol"), way_of(record)
+        key = record.get(point), str(record.get("task")), str(record.get("protocol")), way_of(record)
         if key not in found or _room(record) >= _room(found[key]):
             found[key] = record
     return list(found.values())

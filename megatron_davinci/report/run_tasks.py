@@ -257,13 +257,13 @@ def _metrics_of(record: Any) -> list[tuple[str, str, str, float, float]]:
         ]
     if "@" in str(record.get("task")):
         return []  # a task in another format, which is no trajectory of its own
-    metrics, errors = record.get("metrics"), record.get("errors") or {}
+    metrics, errors = record.get("metrics"), record.get("errors")
     if not isinstance(metrics, dict) or not metrics:
         return []
     names = {str(name).partition(",")[0]: str(name) for name in metrics}
     main = next((name for name in _MAIN if name in names), next(iter(names)))
     name = names[main]
-    value, error = metrics[name], errors.get(name)
+    value, error = metrics[name], errors.get(name) if isinstance(errors, dict) else None
     if not isinstance(value, int | float):
         return []
     spread = float(error) if isinstance(error, int | float) else float("nan")

@@ -17,6 +17,7 @@ from megatron_davinci.evaluate.comparing import compare
 from megatron_davinci.evaluate.formats import FORMATS
 from megatron_davinci.evaluate.item_scores import read_item_scores
 from megatron_davinci.evaluate.tasks import TaskResult, _weighted
+from megatron_davinci.report.run_tasks import read_tasks
 
 ITEMS = 300
 
@@ -112,6 +113,24 @@ def test_the_report_is_given_the_same_tables_and_says_so_where_answers_cannot_be
     (run / "evals/samples/step-00000010/words_likelihood.jsonl").write_text("{}\n")
     (broken,) = findings(run)
     assert "line 1" in broken.text and not broken.rows
+
+
+@pytest.mark.parametrize("spoilt", [{"acc": None}, {"doc": "x"}, {"answers": [[None, True], [-1.0, False]]}])
+def test_an_answer_with_a_field_that_is_none_is_named_and_the_page_is_drawn(tmp_path, capsys, spoilt):
+    keep(tmp_path, 10, "words", "likelihood", 0.5, row=spoilt)
+    assert main(["compare", str(tmp_path)]) == 2
+    assert "words.jsonl, line 1" in capsys.readouterr().err
+    (found,) = findings(tmp_path)
+    assert "could not be read" in found.text
+
+
+@pytest.mark.parametrize(
+    "changed", [{"protocol": None}, {"task": ["words"]}, {"samples": 5}, {"errors": [1]}]
+)
+def test_records_of_another_form_end_nothing(run, changed):
+    keep(run, 30, "words_likelihood", "likelihood", 0.5, record=changed)
+    assert read_item_scores([str(run)])
+    assert read_tasks(run)
 
 
 def test_one_checkpoint_of_one_run_may_be_named_and_two_runs_compared(run, tmp_path):
