@@ -12,6 +12,7 @@ from megatron_davinci.cli.eval_plan import davinci19, in_formats
 from megatron_davinci.cli.eval_screen import paired_difference
 from megatron_davinci.cli.main import main
 from megatron_davinci.evaluate.local import local_tasks
+from megatron_davinci.evaluate.naming import format_of
 from megatron_davinci.evaluate.suites import DAVINCI19, averages
 from tests.evaluate import native, trained
 from tests.evaluate.models import WORDS, sentence
@@ -204,6 +205,8 @@ def test_local_items_follow_from_the_texts_alone_and_have_one_right_option():
         for item in task.items:
             if "options" in item:
                 assert len(set(item["options"])) == len(item["options"]) == 4
+    # What stands behind an @ is a format.
+    assert all(format_of(task.name) is None for task in local_tasks({"web@2024": texts["a"]}, 8))
     pairs = {task.name: task.items for task in tasks}
     assert pairs["cloze_a_likelihood"] == pairs["cloze_a_generation"]
     for item in pairs["arithmetic_likelihood"]:
