@@ -75,10 +75,13 @@ class StreamStep(Step):
     Attributes:
         processes: Among which limits are divided; set before the step is opened.
         told: File to write down in how far it is; set likewise; None for none.
+        which: 1, and one more for each step of its name before it in the recipe that looks at a source which it
+            looks at; what the step makes is named by it.
     """
 
     processes: int = 1
     told: Path | None = None
+    which: int = 1
 
     def apply_all(
         self, documents: Iterator[Document], looks_at: Callable[[Document], bool]
@@ -100,7 +103,7 @@ class StreamStep(Step):
 
         Args:
             document: That one.
-            name: Follows its identifier.
+            name: Follows its identifier; behind a number where the step is not the first of its name.
             text: What was made.
             notes: For the entry, behind the identifier of what it was made of.
             source: That it is written as; None for the document's.
@@ -110,7 +113,7 @@ class StreamStep(Step):
         metadata = document.metadata
         made = Document(
             text=text,
-            id=f"{document.id}/{name}",
+            id=f"{document.id}/{name}" if self.which == 1 else f"{document.id}/{self.which}-{name}",
             metadata={
                 **{key: metadata[key] for key in kept if key in metadata},
                 "source": source or metadata["source"],

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from megatron_davinci.config.load import one_screen, problems_of, read_settings
 from megatron_davinci.config.problems import Problem, Problems
 from megatron_davinci.config.section import Section
+from megatron_davinci.darwin.asking import StreamStep
 from megatron_davinci.darwin.catalogue import STEPS
 from megatron_davinci.darwin.step import Step
 from megatron_davinci.errors import ConfigError
@@ -217,7 +218,7 @@ class Recipe(Section):
         Args:
             base: The folder that relative paths in parameters count from.
         """
-        made = []
+        made: list[Step] = []
         for entry in self.steps:
             name, given = _parts(entry)
             kind = STEPS[name]
@@ -228,8 +229,17 @@ class Recipe(Section):
                 if isinstance(value, Path)
                 or (isinstance(value, list) and value and isinstance(value[0], Path))
             }
-            made.append(kind(parameters.model_copy(update=paths), base))
+            step = kind(parameters.model_copy(update=paths), base)
+            if isinstance(step, StreamStep):
+                step.which += sum(each.name == name and _meet(each, step) for each in made)
+            made.append(step)
         return made
+
+
+def _meet(one: Step, other: Step) -> bool:
+    """Whether two steps look at documents of the same source."""
+    theirs = one.parameters.sources, other.parameters.sources
+    return None in theirs or not set(theirs[0] or ()).isdisjoint(theirs[1] or ())
 
 
 def _parts(entry: str | dict[str, Any]) -> tuple[str, Any]:

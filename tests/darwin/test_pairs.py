@@ -122,6 +122,18 @@ def test_passages_may_stay_and_later_steps_leave_pairs_alone(tmp_path, server):
     assert kept.counts["output"] == 1, "a model that gives nothing to read takes no document away"
 
 
+def test_pairs_of_two_disciplines_have_names_of_their_own(tmp_path, server):
+    loaded = asking(tmp_path, server, keep_passages=True)
+    [written] = [each["write_pairs"] for each in loaded.recipe.steps if isinstance(each, dict)]
+    again = {"write_pairs": written | {"prompt": "pairs_mathematics"}}
+    elsewhere = {"write_pairs": written | {"sources": ["web"]}}
+    sources = [{"name": name, "paths": ["raw/*.jsonl"]} for name in ("books", "web")]
+    steps = [{"write_pairs": written | {"sources": ["books"]}}, elsewhere, again]
+    corpus = made(recipe(tmp_path, "twice", sources=sources, steps=steps))
+    names = sorted(record["id"].partition("#0")[2] for record in corpus.records())
+    assert names == sorted(["", "/pair-0", "/3-pair-0"] * 2)
+
+
 def test_judges_are_asked_when_wanted(tmp_path, server):
     verdicts = {"alone": "YES", "support": "Hm. No."}
 
