@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,26 @@ def write_source(
             expected="a folder that is not there, or an empty one",
         )
     beside = out.with_name(f".{out.name}.arranging-{os.getpid()}")
+    try:
+        manifest = _written(documents, groups, beside, name, facts, rows, shard_tokens)
+        with disk_errors(out, "naming a source"):
+            os.replace(beside, out)
+    except BaseException:  # as large as the source, and nobody would look for it
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    return manifest
+
+
+def _written(
+    documents: Documents,
+    groups: Sequence[NDArray[np.int64]],
+    beside: Path,
+    name: str,
+    facts: dict[str, Any],
+    rows: list[dict[str, Any]] | None,
+    shard_tokens: int,
+) -> Manifest:
+    """The files of the source, in a folder that has not got its name yet."""
     source, shards = documents.manifest, list[Shard]()
     for begin, end in _shards(groups, documents.lengths, shard_tokens):
         prefix = f"shard-{len(shards):05d}"
@@ -137,8 +158,6 @@ def write_source(
     if tokenizer.is_file():
         (beside / "tokenizer.json").write_bytes(tokenizer.read_bytes())
     manifest.save(beside)
-    with disk_errors(out, "naming a source"):
-        os.replace(beside, out)
     return manifest
 
 

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_davinci.cli.main import main
+from megatron_davinci.darwin import rearranged
 from megatron_davinci.darwin.arrange import closeness, groups_of, k_means, neighbours, path
-from megatron_davinci.darwin.rearranged import ARRANGEMENT, Documents
+from megatron_davinci.darwin.rearranged import ARRANGEMENT, Documents, write_source
 from megatron_davinci.darwin.vectors import vectors
 from megatron_davinci.data.indexed import IndexedDataset
 from megatron_davinci.data.indexed_writer import IndexedDatasetWriter
@@ -173,6 +174,20 @@ def test_a_folder_that_cannot_be_made_is_said(source, tmp_path, capsys):
         assert main(["data", "neighbours", str(source), "--out", str(tmp_path / out)]) != 0
         assert "error: " in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == "of somebody"
+
+
+@pytest.mark.parametrize("stopped_by", [KeyboardInterrupt, DataError("no")])
+def test_a_stopped_arrangement_leaves_nothing_behind(source, tmp_path, monkeypatch, stopped_by):
+    documents = Documents(source)
+    groups = [np.array([number]) for number in range(len(documents))]
+
+    def full(path, manifest):
+        raise stopped_by
+
+    monkeypatch.setattr(rearranged, "write_json", full)
+    with pytest.raises((KeyboardInterrupt, DataError)):
+        write_source(documents, groups, tmp_path / "near", "near", {}, None)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_arranged_is_said(source, tmp_path):
