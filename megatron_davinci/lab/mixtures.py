@@ -31,7 +31,7 @@ from megatron_davinci.lab.outcomes import TASK, Outcome
 from megatron_davinci.lab.runner import carry_out
 from megatron_davinci.report.axes import Axis
 from megatron_davinci.report.colors import assign
-from megatron_davinci.report.numbers import percent
+from megatron_davinci.report.numbers import percent, with_minus
 from megatron_davinci.report.page import KeyFigure, Page
 from megatron_davinci.report.plots import Bar, Bars
 from megatron_davinci.stats.mixture_search import LEAST_MIXTURES, Bounds, Proposal, best_mixture, propose
@@ -287,11 +287,11 @@ def write(folder: Path, search: Search, space: Space, found: Found) -> Path:
     """Write `curriculum.yaml`, `mixture.json`, `tried.csv`, `mixture.md` and `mixture.html`; return the first."""
     folder.mkdir(parents=True, exist_ok=True)
     best, shares = found.proposal, space.written(found.proposal.mixture)
-    said = (
+    said = with_minus(
         f"{search.metric} {best.loss:.4f} expected ({best.loss_low:.4f} to {best.loss_high:.4f}), {best.gain:.4f} "
         f"less than the base's mixture ({best.gain_low:+.4f} to {best.gain_high:+.4f}); better with a probability of "
         f"{percent(best.better)}, from {len(found.tried)} mixtures at this size"
-    ).replace("-", "−")
+    )
     stages = [dict(stage) for stage in space.curriculum]
     stages[space.number]["mixture"] = space.setting(shares)
     path = folder / "curriculum.yaml"

@@ -10,6 +10,7 @@ from megatron_davinci.errors import DataError
 from megatron_davinci.lab.arms import Arm, Run
 from megatron_davinci.lab.control import cost_of
 from megatron_davinci.lab.outcomes import Outcome
+from megatron_davinci.report.numbers import with_minus
 from megatron_davinci.stats.comparison import Paired
 from megatron_davinci.stats.crossover import REACH, Trend, trend
 from megatron_davinci.stats.scaling import ScalingLaw, fit_scaling_law
@@ -155,18 +156,18 @@ def _warning(arm: str, line: Trend, scale: str) -> str:
     )
     by = f"{line.slope:+.4f} with a tenfold size ({line.low:+.4f} to {line.high:+.4f})"
     if line.turns:
-        return (
+        return with_minus(
             f"{arm} crosses over: its effect is {at}, and changes by {by}; it is zero at {_crossing(line, scale)}. "
             "What holds at the small size does not at the large one."
-        ).replace("-", "−")
+        )
     if line.shrinks:
         assert line.crossing is not None
         near = line.crossing <= REACH * line.largest_size
         where = "within ten times the largest size" if near else "far beyond the largest size"
-        return (
+        return with_minus(
             f"{arm}'s effect shrinks with size: {at}; it changes by {by}. Along this line it is nothing at "
             f"{_crossing(line, scale)}, {where}, and the reverse after that."
-        ).replace("-", "−")
+        )
     return ""
 
 

@@ -12,6 +12,7 @@ from megatron_davinci.lab.design import Design, Metric
 from megatron_davinci.lab.outcomes import TASK, Outcome
 from megatron_davinci.lab.over_sizes import OverSizes, over_sizes
 from megatron_davinci.lab.over_sizes import as_json as sizes_as_json
+from megatron_davinci.report.numbers import with_minus
 from megatron_davinci.stats.comparison import Paired, holm, paired, pairs_needed, pooled_deviation, power
 
 Word = Literal["better", "worse", "equivalent", "not enough evidence", "refused"]
@@ -249,10 +250,10 @@ def in_words(one: Comparison) -> str:
     at = f" at {one.size}" if one.size else ""
     if one.word == "refused" or one.found is None:
         return f"{one.arm}{at}: no verdict, since {one.why}."
-    figures = (
+    figures = with_minus(
         f"{one.metric.name} {one.found.mean:+.4f} (95% interval {one.found.low:+.4f} to {one.found.high:+.4f}, "
         f"{one.found.pairs} seeds)"
-    ).replace("-", "−")
+    )
     margin = f"{one.metric.margin:g}"
     return {
         "better": f"{one.arm}{at} is better than {control}: {figures}.",

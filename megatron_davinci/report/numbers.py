@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 
 _SUFFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
@@ -63,6 +64,11 @@ def alike(largest: float) -> Callable[[float], str]:
 def signed(value: float) -> str:
     """A difference with its sign and four decimals: +0.0430, −0.0083."""
     return f"{value:+.4f}".replace("-", "−")
+
+
+def with_minus(text: str) -> str:
+    """A text whose negative numbers have a minus sign; hyphens of names and exponents stay."""
+    return re.sub(r"(?<![\w.)\]-])-(?=\d)", "−", text)
 
 
 def percent(fraction: float, digits: int = 3) -> str:

@@ -1,6 +1,7 @@
 """Words that follow from figures, and no word where there is no ground for one."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -71,6 +72,8 @@ def test_words(effect, noise, word, tmp_path):
     [one] = verdict.deciding
     assert one.word == word and one.found.mean == pytest.approx(effect, abs=4 * noise)
     assert word.split()[0] in in_words(one)
+    named = replace(one, metric=one.metric.model_copy(update={"name": "heldout_loss.web-2"}))
+    assert "heldout_loss.web-2 " in in_words(named) and not re.search(r" -\d", in_words(named))
 
 
 def test_within_a_factor_each_level_has_a_control_of_its_own(tmp_path):

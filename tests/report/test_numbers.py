@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_davinci.report.numbers import duration, number, percent, quantity, scientific, tick, tick_labels
+from megatron_davinci.report.numbers import (
+    duration,
+    number,
+    percent,
+    quantity,
+    scientific,
+    tick,
+    tick_labels,
+    with_minus,
+)
 
 
 @pytest.mark.parametrize(
@@ -72,6 +81,11 @@ def test_shares_and_ticks() -> None:
     assert percent(0.682) == "68.2%"
     assert percent(math.nan) == "–"
     assert [tick(v) for v in (0, 0.5, 3e-4, 2500, 2e9)] == ["0", "0.5", "3e-4", "2.5k", "2B"]
+
+
+def test_a_minus_sign_is_put_before_numbers_only() -> None:
+    said = "half-rate-2 web-2024: -0.5 (-0.7 to -.3), p 1e-05"
+    assert with_minus(said) == "half-rate-2 web-2024: −0.5 (−0.7 to -.3), p 1e-05"
 
 
 def test_no_two_ticks_are_labelled_alike() -> None:
