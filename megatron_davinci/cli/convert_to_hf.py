@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_davinci.config import RunConfig, load_config
-from megatron_davinci.errors import CheckpointError, ConfigError
+from megatron_davinci.errors import CheckpointError, ConfigError, DavinciError
 
 if TYPE_CHECKING:
     from megatron_davinci.train.checkpoint_files import Checkpoint
@@ -142,7 +143,6 @@ def export(
     from megatron_davinci.convert.card import Release, write_card
     from megatron_davinci.convert.export import DTYPES, export_to_hf, read_config
     from megatron_davinci.convert.families import family_named, family_of
-    from megatron_davinci.data.tokenizer import Tokenizer
 
     if threads is not None and threads < 1:
         raise ConfigError(
@@ -198,9 +198,35 @@ def export(
             model,
             out,
             tokenizer=tokenizer,
-            eod_id=Tokenizer.load(tokenizer).eod_id if tokenizer else None,
+            eod_id=end_of_documents(found.config, tokenizer),
             dtype=dtype,
             family=written,
             progress=progress,
             finish=finish,
         )
+
+
+def end_of_documents(config: RunConfig | None, tokenizer: Path | None) -> int | None:
+    """The token that a model ends a text with: what ended the documents that it was trained on.
+
+    Sources may have been written with another end than the tokenizer's own (`davinci data tokenize --eod`).
+
+    Args:
+        config: The run's; None for a checkpoint by itself.
+        tokenizer: The tokenizer's folder; None: no token is named.
+
+    Raises:
+        DataError: No source that is here says it, and the tokenizer has no such token.
+    """
+    from megatron_davinci.data.manifest import Manifest
+    from megatron_davinci.data.tokenizer import Tokenizer
+
+    if tokenizer is None:
+        return None
+    said = set()
+    for source in config.data.sources.values() if config is not None else ():
+        # Of a source that is gone since, or that has no manifest, nothing is known.
+        with contextlib.suppress(DavinciError):
+            said.add(None if "://" in str(source.path) else Manifest.load(source.path).eod_id)
+    said.discard(None)
+    return said.pop() if len(said) == 1 else Tokenizer.load(tokenizer).eod_id

@@ -15,12 +15,15 @@ import yaml
 from huggingface_hub import HfApi
 
 from megatron_davinci.cli import convert_release
-from megatron_davinci.cli.convert_to_hf import export
+from megatron_davinci.cli.convert_to_hf import end_of_documents, export
 from megatron_davinci.cli.main import main
+from megatron_davinci.config import load_config
 from megatron_davinci.config.training import OptimizerConfig
 from megatron_davinci.convert import card
-from megatron_davinci.errors import CheckpointError, ConfigError, EnvironmentProblem
+from megatron_davinci.data.manifest import Manifest
+from megatron_davinci.errors import CheckpointError, ConfigError, DataError, EnvironmentProblem
 from tests import tiny
+from tests.convert.test_hf_model import write_tokenizer
 from tests.ranks import run_ranks
 
 
@@ -145,6 +148,20 @@ def test_the_same_checkpoint_gives_the_same_bytes(released, run, tmp_path):
     again = export(f"{run}@8", tmp_path / "again", dtype="bfloat16", licence="apache-2.0")
     for path in again.iterdir():
         assert path.read_bytes() == (released / "step-00000008" / path.name).read_bytes(), path.name
+
+
+def test_a_model_ends_texts_with_what_ended_the_documents_that_it_was_trained_on(run, tmp_path):
+    tokenizer = write_tokenizer(tmp_path / "tokenizer", [f"t{n}" for n in range(9)])
+    config = load_config(run / "config.yaml")
+    ends = {Manifest.load(source.path).eod_id for source in config.data.sources.values()}
+    assert {end_of_documents(config, tokenizer)} == ends and end_of_documents(config, None) is None
+    gone = {
+        name: one.model_copy(update={"path": tmp_path / "gone"}) for name, one in config.data.sources.items()
+    }
+    elsewhere = config.model_copy(update={"data": config.data.model_copy(update={"sources": gone})})
+    for nobody_says in (None, elsewhere):
+        with pytest.raises(DataError):  # the tokenizer has none of its own
+            end_of_documents(nobody_says, tokenizer)
 
 
 def test_a_check_that_was_skipped_is_said(run, tmp_path):
