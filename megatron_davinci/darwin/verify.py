@@ -14,7 +14,8 @@ from megatron_davinci.darwin.formulas import NoFormula
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _AFTER = re.compile(
-    r"(?:^|\n)\s*####\s*(.+)|\b(?:final answer|answer)(?: is)?\s*[:=]?\s*(?:is\s+)?(.+)", re.IGNORECASE
+    r"(?:^|\n)\s*####\s*(.+)|\b(?:final answer|answer)(?P<sign>(?: is)?\s*[:=]?\s*(?:is\s+)?)(?P<said>.+)",
+    re.IGNORECASE,
 )
 _DECIMAL = re.compile(r"-?\d*\.(\d+)")
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:,|\{,\}|\\,)\d{3})+(?![\d,])")
@@ -30,9 +31,9 @@ def final_answer(text: str) -> str | None:
     boxes = list(_BOX.finditer(text))
     end = _end_of_group(text, boxes[-1].end()) if boxes else -1
     said = [match for match in _AFTER.finditer(text) if not boxes or match.start() > boxes[-1].start()]
-    # What is in the box may have the word too.
-    if said and said[-1].start() > end:
-        return (said[-1][1] or said[-1][2]).strip(" .*$") or None
+    # What is in the box may have the word too, and behind it "I hope that this answer helps" says nothing.
+    if said and said[-1].start() > end and (end < 0 or said[-1][1] or said[-1]["sign"].strip()):
+        return (said[-1][1] or said[-1]["said"]).strip(" .*$") or None
     return text[boxes[-1].end() : end].strip() or None if end >= 0 else None
 
 

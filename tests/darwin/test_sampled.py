@@ -139,4 +139,7 @@ def test_what_an_answer_ends_with():
     assert final_answer("\\boxed{\\{1\\}} ") == "\\{1\\}" and final_answer("\\boxed{1") is None
     assert final_answer("The answer is: 7.") == "7" and final_answer("I do not know") is None
     assert final_answer("\\boxed{\\text{no answer}}") == "\\text{no answer}" and final_answer("#### 7") == "7"
+    assert final_answer("So \\boxed{5}. This is the final answer.") == "5"
+    assert final_answer("\\boxed{5}, and I hope that this answer helps.") == "5"
+    assert final_answer("\\boxed{5} was wrong. The answer is 6.") == final_answer("\\boxed{5}\n#### 6") == "6"
     assert program_of("```python\na\n```\nor\n```py\nb\n```") == "b\n" and program_of("`a`") is None
