@@ -10,9 +10,14 @@ are as many tokens as the decay takes. Measured is the held-out loss, nats a tok
 on the same windows: of what a run ends with, and of the mean, by a run that begins with it and takes one step
 at a rate of 1e-12.
 
-`mean_less_last` and `mean_less_decayed` are means over seeds of differences within a seed, with their 95% intervals
-(Student's t). `seeds_below_last` is the fraction of seeds where the mean is below the last checkpoint.
-Claims to hold it against: Sanyal et al. 2023 (arXiv 2306.03241), Li et al. 2025 (arXiv 2505.12082).
+A soup is the mean of three runs that begin with the checkpoint at 80%, each with a fresh optimizer, and read other
+samples while their rate falls to nothing; `soup_less_one` holds it against the mean of the three losses, and
+`soup_less_best` against the lowest of them.
+
+All differences are means over seeds of what is found within a seed, with their 95% intervals (Student's t).
+`seeds_below_last` is the fraction of seeds where the mean is below the last checkpoint, `seeds_below_best` that where
+the soup is below the best of its three. Claims to hold it against: Sanyal et al. 2023 (arXiv 2306.03241), Li et al.
+2025 (arXiv 2505.12082), OLMo 2 (arXiv 2501.00656).
 """
 
 from __future__ import annotations
@@ -46,25 +51,26 @@ def main() -> int:
     if given.seeds < 2 or given.steps < PARTS or given.steps % PARTS:
         parser.error(f"--seeds of 2 or more, and --steps that {PARTS} divides")
     seeds = random.Random(given.seed).sample(range(1, 1_000_000), given.seeds)
-    losses: dict[str, list[float]] = {"last": [], "mean": [], "decayed": []}
+    losses: dict[str, list[float]] = {name: [] for name in ("last", "mean", "decayed", "soup", "best", "one")}
     with tempfile.TemporaryDirectory(prefix="davinci-averaging-") as root:
         for seed in seeds:
             for name, loss in one(Path(root) / str(seed), seed, given.steps, given.rate).items():
                 losses[name].append(loss)
             print(seed, *(f"{name} {of[-1]:.4f}" for name, of in losses.items()), flush=True)
     figures: dict[str, float] = {f"{name}_loss": sum(of) / len(of) for name, of in losses.items()}
-    for other in ("last", "decayed"):
-        pairs = zip(losses["mean"], losses[other], strict=True)
-        figures |= interval(f"mean_less_{other}", [mean - theirs for mean, theirs in pairs])
-    below = [mean < last for mean, last in zip(losses["mean"], losses["last"], strict=True)]
-    figures["seeds_below_last"] = sum(below) / len(below)
+    for ours, other in (("mean", "last"), ("mean", "decayed"), ("soup", "one"), ("soup", "best")):
+        pairs = zip(losses[ours], losses[other], strict=True)
+        figures |= interval(f"{ours}_less_{other}", [mine - theirs for mine, theirs in pairs])
+    for ours, other in (("mean", "last"), ("soup", "best")):
+        below = [mine < theirs for mine, theirs in zip(losses[ours], losses[other], strict=True)]
+        figures[f"seeds_below_{other}"] = sum(below) / len(below)
     figures |= {"seeds": len(seeds), "steps": given.steps, "rate": given.rate}
     common.write(given.json, figures, {"name": "the same run with a decay", "each": losses})
     return 0
 
 
 def one(root: Path, seed: int, steps: int, rate: float) -> dict[str, float]:
-    """Held-out losses of one seed: of the last checkpoint, of the mean of the last ones, and of the decayed run."""
+    """Held-out losses of one seed: of the last checkpoint, of the mean, of the decayed run, and of the soup."""
     constant = {"shape": "constant", "peak": rate, "warmup_steps": steps // 10}
     decay = {"shape": "linear", "peak": rate, "end": 0.0}
     every = {"every_steps": steps // PARTS, "keep": PARTS}
@@ -74,9 +80,21 @@ def one(root: Path, seed: int, steps: int, rate: float) -> dict[str, float]:
     until = steps * (PARTS - LAST + 1) // PARTS
     stages = [stage("constant", until, constant), stage("decay", steps - until, decay)]
     found["decayed"] = train(root / "decayed", seed, stages, {})
+    found["mean"] = measured(root / "mean", seed)
+
+    begin = {"initial_weights": str(root / "constant" / "checkpoints" / f"step-{until:08d}")}
+    stages = [stage("decay", steps - until, {**decay, "warmup_steps": (steps - until) // 10})]
+    ends = [train(root / f"soup-{n}", seed + n, stages, begin) for n in (1, 2, 3)]
+    command("convert", "average", *(root / f"soup-{n}" for n in (1, 2, 3)), root / "soup")
+    return found | {"soup": measured(root / "soup", seed), "best": min(ends), "one": sum(ends) / len(ends)}
+
+
+def measured(weights: Path, seed: int) -> float:
+    """The held-out loss of weights, by a run that begins with them and moves them by nothing that matters."""
     still = [stage("still", 1, {"shape": "constant", "peak": 1e-12})]
-    found["mean"] = train(root / "still", seed, still, {"initial_weights": str(root / "mean")})
-    return found
+    return train(
+        weights.with_name(f"{weights.name}-measured"), seed, still, {"initial_weights": str(weights)}
+    )
 
 
 def stage(name: str, steps: int, rate: dict[str, Any]) -> dict[str, Any]:
