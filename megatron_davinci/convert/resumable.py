@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,7 +65,9 @@ def only_writer(out: Path, doing: str) -> Iterator[None]:
         _check_free(out)
         yield
     finally:
-        lock.unlink(missing_ok=True)
+        # A failing disk may keep it; nobody holds a lock on it then, and the next one takes it.
+        with suppress(OSError):
+            lock.unlink(missing_ok=True)
         os.close(held)
 
 

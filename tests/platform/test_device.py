@@ -40,7 +40,7 @@ def test_auto_takes_the_cpu_where_there_is_no_cuda():
 
 
 def test_ranks_of_one_machine_share_its_cores(monkeypatch):
-    monkeypatch.setattr(device, "_cores", lambda: 12)
+    monkeypatch.setattr(device, "usable_cores", lambda: 12)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     choose("cpu")
     assert torch.get_num_threads() == 3
