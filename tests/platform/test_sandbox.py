@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 from megatron_davinci.errors import ConfigError
 from megatron_davinci.platform import sandbox
 from megatron_davinci.platform.jail import filter as calls
-from megatron_davinci.platform.jail import system
+from megatron_davinci.platform.jail import supervise, system
 from megatron_davinci.platform.sandbox import Limits, NoSandbox, run_program, run_python
 from tests.cases import is_long
 from tests.platform.sandbox_cases import LIMITS, Case, Host, honest, hostile, judged
@@ -143,7 +144,7 @@ def test_without_any_way_nothing_is_run(monkeypatch):
 BARE = """
 import struct
 from megatron_davinci.platform import sandbox
-from megatron_davinci.platform.jail import system
+from megatron_davinci.platform.jail import supervise, system
 # landlock_create_ruleset is answered by ENOSYS, as by a kernel that has none.
 steps = [(0x20, 0, 0, 0), (0x15, 0, 1, system.LANDLOCK_CREATE), (6, 0, 0, 0x50026), (6, 0, 0, 0x7FFF0000)]
 system.gain_nothing()
@@ -181,6 +182,19 @@ def test_no_signal_of_a_program_reaches_the_first_process_of_its_namespace():
     """The kernel keeps from it what it has no handler for. With one, a program could end it."""
     ran = run_python("print(open('/proc/1/status').read())", packages=False, way="namespaces")
     assert re.search(r"^SigCgt:\s+0+$", ran.stdout, re.MULTILINE), ran
+
+
+@pytest.mark.parametrize(("told", "code"), [(b"PC-31", -31), (b"pC0", 0), (b"P", -9), (b"", -9)])
+def test_how_a_program_ended_is_read_also_where_its_namespace_has_ended_since(told, code):
+    word, end = os.pipe()
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        os.write(end, told)
+        os.close(end)
+        os.waitid(os.P_PID, gone.pid, os.WEXITED | os.WNOWAIT)
+        words = bytearray()
+        assert supervise._Jail._code(types.SimpleNamespace(namespaces=True), gone.pid, words, word) == code
+    os.close(word)
+    assert words == told
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the other tests are an ordinary user's already")

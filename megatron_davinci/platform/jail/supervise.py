@@ -202,7 +202,7 @@ class _Jail:
                 parts[descriptor] += part
                 if descriptor != word and len(parts[out]) + len(parts[err]) > spec.output:
                     said.ended = "output"
-            code = self._code(child, bytes(parts[word]), word)
+            code = self._code(child, parts[word], word)
             if code is not None:
                 break
         self._look(child)
@@ -222,25 +222,22 @@ class _Jail:
         said.user = self.outside if self.user is None else self.user
         self._facts(b"P" in parts[word][:1])
 
-    def _code(self, child: int, words: bytes, word: int) -> int | None:
-        """How the program ended, if it has."""
-        words = words.lstrip(b"Pp")
-        if words.startswith(b"E"):
-            raise OSError(words[1:].decode(errors="replace"))
+    def _code(self, child: int, words: bytearray, word: int) -> int | None:
+        """How the program ended, if it has; `words` have been read from `word`, and get what more is there."""
         if self.namespaces:
-            if words.startswith(b"C"):
-                return int(words[1:])
-            pid, _ = os.waitpid(child, os.WNOHANG)
-            return (
-                _ENDED_BY_US if pid == child else None
-            )  # the namespace's first process was killed from outside
+            code = _told(words)
+            if code is None and os.waitpid(child, os.WNOHANG)[0] == child:
+                # The namespace's first process may have told it and ended since they were read.
+                _drain(word, words, 1000)
+                code = _told(words)
+                return _ENDED_BY_US if code is None else code  # without a word it was killed from outside
+            return code
+        _told(words)
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid != child:
             return None
-        rest = bytearray()
-        _drain(word, rest, 1000)
-        if rest.startswith(b"E"):
-            raise OSError(rest[1:].decode(errors="replace"))
+        _drain(word, words, 1000)
+        _told(words)
         return os.waitstatus_to_exitcode(status)
 
     def _look(self, child: int) -> None:
@@ -302,6 +299,14 @@ def _encoded(text: str) -> bytes:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         return text.encode("utf-8", "surrogatepass")
+
+
+def _told(words: bytearray) -> int | None:
+    """The exit code that the first process of a namespace has written; an error of the jail itself is raised."""
+    said = bytes(words).lstrip(b"Pp")
+    if said.startswith(b"E"):
+        raise OSError(said[1:].decode(errors="replace"))
+    return int(said[1:]) if said.startswith(b"C") else None
 
 
 def _drain(descriptor: int, into: bytearray, most: int) -> None:
