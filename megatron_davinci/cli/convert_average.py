@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,22 +74,20 @@ def average(
     """
     import yaml
 
+    from megatron_davinci.cli.convert_new import new_checkpoint
     from megatron_davinci.cli.convert_progress import bar
     from megatron_davinci.convert.averaging import Part, write_mean
     from megatron_davinci.convert.export import DTYPES
     from megatron_davinci.train import checkpoint_files
     from megatron_davinci.train.new_files import NewFiles
 
-    if out.exists():
-        raise ConfigError("The checkpoint's folder is there already.", where=out, do="choose another")
     found = _all_of(names, last)
     shares = shares_of(weights, len(found))
     newest = max(found, key=lambda one: one.consumed_samples)
     model = newest.manifest["model"]
     for one in found:
         _check_same_model(one, newest)
-    temporary = checkpoint_files.begin(out.parent, newest.step)
-    try:
+    with new_checkpoint(out) as temporary:
         files = NewFiles(temporary)
         parts = [Part(one.folder, one.state, share) for one, share in zip(found, shares, strict=True)]
         with bar(f"averaging {len(parts)} checkpoints") as progress:
@@ -104,9 +101,6 @@ def average(
             "from": {"program": "megatron-davinci", "mean_of": _description(found, shares)},
         }
         checkpoint_files.commit(temporary, out, description, files.entries, latest=False)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     print(f"{out}: the mean of {len(found)} checkpoints")
     for one, share in zip(found, shares, strict=True):
         print(f"{share:8.2%}  {one.folder}")

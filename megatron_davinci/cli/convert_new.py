@@ -1,4 +1,4 @@
-"""The folder of a checkpoint that is imported: written beside its place, by one process at a time."""
+"""The folder of a checkpoint that is imported or made: written beside its place, by one process at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 def new_checkpoint(out: Path) -> Iterator[Path]:
     """A folder beside `out`, with an empty `state`, for what becomes a checkpoint; it goes where the block fails.
 
-    What others are importing beside it is left alone; what a killed import of the same name has left is not.
+    What others are writing beside it is left alone; what a killed command of the same name has left is not.
 
     Args:
         out: The checkpoint's folder, which is not there yet.

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from megatron_davinci.convert.resumable import Progress
 from megatron_davinci.convert.stored import StoredTensors
+from megatron_davinci.convert.tensor_files import cast
 from megatron_davinci.convert.write_state import Source, write_state
 from megatron_davinci.errors import CheckpointError
 
@@ -77,16 +78,7 @@ def write_mean(
                 mean = tensor.mul_(part.share) if mean is None else mean.add_(tensor, alpha=part.share)
             assert mean is not None
             progress(done, total)
-            written = mean.to(dtype)
-            if not bool(written.isfinite().all()):
-                raise CheckpointError(
-                    "A mean does not fit into the dtype that is asked for.",
-                    where=_named(key, layer),
-                    found=f"{mean.abs().max().item():g}",
-                    expected=f"at most {torch.finfo(dtype).max:g}, the largest number of {dtype}",
-                    do="write another --dtype",
-                )
-            return written
+            return cast(mean, dtype, _named(key, layer), f"the mean of {len(parts)} checkpoints")
 
         sources = {}
         for key in sorted(first.keys()):

@@ -118,6 +118,14 @@ def test_it_is_the_mean_by_hand(tmp_path, capsys, how, shares, dtype):
     assert not list(tmp_path.glob(".step-*")) and not (tmp_path / "LATEST").exists()
 
 
+def test_what_another_command_is_writing_beside_it_is_left_alone(tmp_path):
+    names = [str(written(tmp_path / f"{n}", n)) for n in range(2)]
+    other = checkpoint_files.begin(tmp_path, 3)
+    average(names, tmp_path / "mean")
+    assert (other / "state").is_dir()
+    assert not list(tmp_path.glob(".mean*"))
+
+
 def test_a_mean_of_what_is_equal_is_that_to_the_bit(tmp_path):
     names = [str(written(tmp_path / f"{n}", 5)) for n in range(3)]
     average(names, tmp_path / "mean")
@@ -180,6 +188,7 @@ def refusal(tmp_path: Path, names: list[str], kind: type[Exception], **options: 
     with pytest.raises(kind) as caught:
         average(names, tmp_path / "mean", **options)
     assert not (tmp_path / "mean").exists() and not list(tmp_path.glob(".step-*"))
+    assert not list(tmp_path.glob(".mean*"))
     return str(caught.value)
 
 
@@ -209,7 +218,7 @@ def test_numbers_that_are_not_finite_or_too_large_are_named(tmp_path):
     spoilt[key][2, 3, 4] = 1e6
     c = holding(tmp_path / "c", spoilt, model_of(), 9)
     said = refusal(tmp_path, [str(a), str(c)], CheckpointError, dtype="float16")
-    assert f"{key}, layer 2" in said and "65504" in said
+    assert f"{key}, layer 2: 1 values" in said and "at most 6.55e+04" in said
     average([str(a), str(c)], tmp_path / "mean", dtype="bfloat16")
 
 
