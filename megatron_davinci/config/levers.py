@@ -107,13 +107,18 @@ def overlap_problems(config: RunConfig) -> list[str]:
 def optimizer_problems(config: RunConfig) -> list[str]:
     """What Muon, moments in 8 bits and our own AdamW rest on."""
     optimizer, whose, problems = config.optimizer, config.backends.optimizer, []
+    low, parallel = config.train.low_precision, config.parallel
     if optimizer.kind == "muon":
         others = {
-            "parallel.distributed_optimizer: false, since a matrix is made orthogonal as a whole; "
-            "found true": config.parallel.distributed_optimizer,
             f"backends.optimizer: auto or torch; found {whose}": whose not in ("auto", "torch"),
             "optimizer.moments: fp32; found fp8": optimizer.moments == "fp8",
-            "a model without experts; found model.experts": config.model.experts is not None,
+            f"parallel.expert_tensor: 1; found {parallel.expert_tensor}": parallel.expert_tensor > 1,
+            "optimizer.cpu_offload: 0": optimizer.cpu_offload > 0,
+            "weights that are not kept in 8 bits; found train.low_precision.parameters": low.parameters,
+            "parallel.overlap_parameter_gather: false; found true": parallel.overlap_parameter_gather,
+            f"parallel.optimizer_instances: 1; found {parallel.optimizer_instances}": (
+                parallel.optimizer_instances > 1
+            ),
         }
         problems += [f"optimizer.kind: muon needs {needed}" for needed, lacking in others.items() if lacking]
     elif optimizer.muon != type(optimizer.muon)():
@@ -123,7 +128,7 @@ def optimizer_problems(config: RunConfig) -> list[str]:
             problems.append(
                 f"optimizer.moments: fp8 is in backends.optimizer: davinci only; found optimizer: {whose}"
             )
-        if not config.parallel.distributed_optimizer:
+        if not parallel.distributed_optimizer:
             problems.append("optimizer.moments: fp8 needs parallel.distributed_optimizer: true")
     if optimizer.cpu_offload and (whose == "davinci" or optimizer.moments == "fp8"):
         problems.append(

@@ -47,7 +47,8 @@ class ParallelConfig(Section):
         description="How tokens reach their experts. alltoall: only where they are needed; allgather: everywhere",
     )
     distributed_optimizer: bool = Field(
-        default=True, description="Shard optimizer state over data parallel ranks"
+        default=True,
+        description="Shard optimizer state over data parallel ranks; Muon's by whole parameters",
     )
     overlap_gradient_reduce: bool = Field(
         default=False, description="Sum gradients over data-parallel ranks while the backward pass goes on"

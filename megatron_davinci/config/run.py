@@ -64,6 +64,11 @@ class RunConfig(Section):
         own = self.curriculum[stage].weight_decay
         return self.optimizer.weight_decay if own is None else own
 
+    @property
+    def cuts_optimizer(self) -> bool:
+        """Whether Megatron-Core's distributed optimizer cuts the state; Muon's is dealt by whole parameters."""
+        return self.parallel.distributed_optimizer and self.optimizer.kind == "adamw"
+
     def evaluate_every_steps(self, stage: int) -> int | None:
         """In a stage; None for its end only."""
         own = self.curriculum[stage].evaluate_every_steps

@@ -19,7 +19,10 @@ class MuonConfig(Section):
     weight decay may stay as they are.
     """
 
-    momentum: float = Field(default=0.95, ge=0, lt=1, description="Decay of the momentum (Nesterov's)")
+    momentum: float = Field(default=0.95, ge=0, lt=1, description="Decay of the momentum")
+    nesterov: bool = Field(
+        default=True, description="Nesterov's momentum: the step's gradient counts once more"
+    )
     rounds: int = Field(default=5, gt=0, le=20, description="Of Newton and Schulz's iteration")
     update_rms: float = Field(
         default=0.2,
@@ -37,8 +40,7 @@ class OptimizerConfig(Section):
 
     kind: Literal["adamw", "muon"] = Field(
         default="adamw",
-        description="muon: matrices of the layers move by their momentum made orthogonal, everything else by AdamW; "
-        "needs parallel.distributed_optimizer: false",
+        description="muon: matrices of the layers move by their momentum made orthogonal, everything else by AdamW",
     )
     muon: MuonConfig = MuonConfig()
     beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the first moment")

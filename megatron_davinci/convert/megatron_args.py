@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from megatron_davinci.config import RunConfig, check_layout, validate
-from megatron_davinci.convert import megatron_flags, megatron_layout, megatron_levers
+from megatron_davinci.convert import megatron_flags, megatron_layout, megatron_levers, megatron_muon
 from megatron_davinci.convert.megatron_command import find_command
 from megatron_davinci.convert.megatron_curriculum import curriculum, sources
 from megatron_davinci.convert.megatron_ledger import Entry, Ledger, lines_of
@@ -87,7 +87,7 @@ def import_megatron(
         "backends": _backends(ledger),
         "data": data,
         "curriculum": [_ordered(stage) for stage in batches],
-        "optimizer": _optimizer(ledger),
+        "optimizer": _optimizer(ledger, parallel["tensor"]),
         "train": _train(ledger),
         "checkpoint": _checkpoint(ledger),
         "evaluation": _evaluation(ledger, batches),
@@ -141,7 +141,7 @@ def _parallel(ledger: Ledger) -> dict[str, Any]:
         found["sequence"] = ledger.has("--sequence-parallel")
         ledger.carry("--sequence-parallel", "parallel.sequence")
     ledger.ignore("--sequence-parallel", "there is one tensor-parallel rank; Megatron-LM turns it off too")
-    found["distributed_optimizer"] = ledger.has("--use-distributed-optimizer")
+    found["distributed_optimizer"] = ledger.has("--use-distributed-optimizer") or megatron_muon.shards(ledger)
     found["overlap_gradient_reduce"] = ledger.has("--overlap-grad-reduce")
     found["timeout_seconds"] = 60.0 * (ledger.number("--distributed-timeout-minutes", 10.0) or 10.0)
     for name, key in (
@@ -271,12 +271,12 @@ def _run(ledger: Ledger) -> dict[str, Any]:
     return {"directory": directory, **_copy(ledger, "run", ("--seed=1234",))}
 
 
-def _optimizer(ledger: Ledger) -> dict[str, Any]:
+def _optimizer(ledger: Ledger, tensor: int) -> dict[str, Any]:
     found = _copy(
         ledger, "optimizer", (),
         ("--adam-beta1=0.9", "--adam-beta2=0.999", "--adam-eps=1e-8", "--weight-decay=0.01", "--clip-grad=1.0"),
     )  # fmt: skip
-    return {**found, **megatron_levers.optimizer(ledger)}
+    return {**found, **megatron_levers.optimizer(ledger), **megatron_muon.optimizer(ledger, tensor)}
 
 
 def _train(ledger: Ledger) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from megatron_davinci.convert import megatron_muon as muon
 from megatron_davinci.convert.megatron_ledger import Ledger
 
 _MODULES = ("core_attn", "layernorm", "mlp", "moe")
@@ -72,10 +73,13 @@ def _low_precision(ledger: Ledger) -> dict[str, Any]:
         for name in ("--fp8-format", "--fp4-format"):
             ledger.lose(name, "it is beside --bf16 only", "give --bf16, or leave it out")
     elif ledger.has("--fp8-format") and recipe in _RECIPES:
+        gathered = ledger.has("--use-distributed-optimizer") and not muon.asked(ledger)
         found = {
             "recipe": _RECIPES[recipe],
-            "parameters": ledger.has("--fp8-param-gather") and ledger.has("--use-distributed-optimizer"),
+            "parameters": ledger.has("--fp8-param-gather") and gathered,
         }
+        if muon.asked(ledger):
+            ledger.lose("--fp8-param-gather", "weights that Muon moves are kept in bf16", _SAME)
         ledger.carry("--fp8-recipe", "train.low_precision.recipe")
         hybrid = recipe in ("delayed", "tensorwise")
         if ledger.text("--fp8-format") != ("hybrid" if hybrid else "e4m3"):
@@ -120,7 +124,9 @@ def _amax_history(ledger: Ledger) -> int:
 def parallel(ledger: Ledger, found: dict[str, Any]) -> dict[str, Any]:
     """Keys of `parallel`, beside those that were found before."""
     more: dict[str, Any] = {}
-    if found["distributed_optimizer"] and found["overlap_gradient_reduce"]:
+    if muon.asked(ledger):
+        ledger.lose("--overlap-param-gather", "Muon's weights are sent after each update", _SAME)
+    elif found["distributed_optimizer"] and found["overlap_gradient_reduce"]:
         if ledger.has("--overlap-param-gather"):
             more["overlap_parameter_gather"] = True
         ledger.carry("--overlap-param-gather", "parallel.overlap_parameter_gather")
@@ -135,7 +141,7 @@ def parallel(ledger: Ledger, found: dict[str, Any]) -> dict[str, Any]:
         ledger.carry("--tp-comm-overlap", "parallel.overlap_tensor")
     ledger.lose("--tp-comm-overlap", "it needs --sequence-parallel", _SAME)
     instances = ledger.integer("--num-distributed-optimizer-instances", 1, least=1)
-    if instances and instances > 1 and found["distributed_optimizer"]:
+    if instances and instances > 1 and found["distributed_optimizer"] and not muon.asked(ledger):
         more["optimizer_instances"] = instances
         ledger.carry("--num-distributed-optimizer-instances", "parallel.optimizer_instances")
     ledger.ignore("--num-distributed-optimizer-instances", "there is one instance")
@@ -152,11 +158,12 @@ def optimizer(ledger: Ledger) -> dict[str, Any]:
             and 0 < fraction <= 1
             and ledger.has("--bf16")
             and ledger.has("--use-distributed-optimizer")
+            and not muon.asked(ledger)
         ):
             found["cpu_offload"] = fraction
             ledger.carry("--optimizer-cpu-offload", "optimizer.cpu_offload")
             ledger.carry("--optimizer-offload-fraction", "optimizer.cpu_offload")
-        why = "it needs --bf16, --use-distributed-optimizer and a fraction from 0 to 1"
+        why = "it needs AdamW, --bf16, --use-distributed-optimizer and a fraction from 0 to 1"
         ledger.lose("--optimizer-cpu-offload", why, _SAME)
         ledger.lose("--optimizer-offload-fraction", why, _SAME)
     ledger.ignore("--optimizer-offload-fraction", "nothing is offloaded without --optimizer-cpu-offload")

@@ -7,6 +7,7 @@ from typing import Any
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
 from megatron_davinci.config import RunConfig
+from megatron_davinci.optim import dealt
 from megatron_davinci.optim.adamw import GroupAdamW
 from megatron_davinci.optim.davinci import DavinciAdamW, DavinciAdamWFP8Moments
 from megatron_davinci.optim.decay import decay_overrides
@@ -31,7 +32,7 @@ def build_optimizer(config: RunConfig, chunks: list[Any]) -> Any:
     low = config.train.low_precision
     name = choose_backends(on_cuda=on_cuda, **config.backend_arguments()).optimizer.name
     use_adam(
-        Muon if settings.kind == "muon" else _adam(name, settings.moments),
+        _muon(config) if settings.kind == "muon" else _adam(name, settings.moments),
         transformer_engine=name == "transformer_engine",
     )
     mcore = OptimizerConfig(
@@ -44,7 +45,7 @@ def build_optimizer(config: RunConfig, chunks: list[Any]) -> Any:
         adam_eps=settings.epsilon,
         clip_grad=0.0 if name == "davinci" else settings.clip_grad_norm,  # ours clips in its update
         bf16=config.train.precision == "bf16",
-        use_distributed_optimizer=config.parallel.distributed_optimizer,
+        use_distributed_optimizer=config.cuts_optimizer,
         overlap_param_gather=config.parallel.overlap_parameter_gather,
         **_offload(config),
         fp8_recipe=low.megatron_recipe if low.parameters else None,
@@ -53,9 +54,15 @@ def build_optimizer(config: RunConfig, chunks: list[Any]) -> Any:
     optimizer = get_megatron_optimizer(mcore, chunks, config_overrides=decay_overrides(config, mcore))
     if settings.kind == "muon":
         join_muon(optimizer, chunks, settings.muon)
+        if config.parallel.distributed_optimizer:
+            dealt.join(optimizer)
     elif name == "davinci":
         join(optimizer, settings.clip_grad_norm, chunks[0].config)  # of all chunks
     return optimizer
+
+
+def _muon(config: RunConfig) -> type[Muon]:
+    return dealt.DealtMuon if config.parallel.distributed_optimizer else Muon
 
 
 def _adam(name: str, moments: str) -> Any:

@@ -6,12 +6,14 @@ may have the same learning rate.
 
 What is made orthogonal is a matrix of the model, however parameters hold it: queries, keys and values lie in one,
 and so do an MLP's gate and what it gates. Parts of a matrix on tensor-parallel ranks are gathered first, so that an
-update depends on the layout by rounding alone. Data-parallel ranks compute the same.
+update depends on the layout by rounding alone. Data-parallel ranks compute the same, or deal the parameters among
+themselves (`optim.dealt`).
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +26,7 @@ from megatron_davinci.config.training import MuonConfig
 from megatron_davinci.optim.adamw import GroupAdamW
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+_GATED = re.compile(r"linear_fc1\.weight\d*$")  # with a number: Transformer Engine's experts
 
 
 def orthogonal(matrix: Tensor, rounds: int = 5) -> Tensor:
@@ -122,7 +125,8 @@ class Muon(GroupAdamW):
         settings, held, momentum = self.settings, self.matrices[p], self.state[p]["exp_avg"]
         assert p.grad is not None
         momentum.mul_(settings.momentum).add_(p.grad)
-        whole = held.whole(p.grad.add(momentum, alpha=settings.momentum))
+        ahead = p.grad.add(momentum, alpha=settings.momentum) if settings.nesterov else momentum
+        whole = held.whole(ahead)
 
         def made(matrix: Tensor) -> Tensor:
             size = settings.update_rms * math.sqrt(max(matrix.shape))
@@ -159,8 +163,10 @@ def _matrices(chunk: Any) -> Iterator[tuple[Tensor, Matrices]]:
         rows: tuple[int, ...] = ()
         if name.endswith("linear_qkv.weight"):
             rows = queries_keys_values
-        elif name.endswith("linear_fc1.weight"):
+        elif _GATED.search(name):
             rows = (len(parameter) // 2,) * 2  # on each rank
-        cut = dist.get_world_size(group) > 1 and getattr(parameter, "tensor_model_parallel", False)
+        # An expert is whole on its rank (`parallel.expert_tensor` is 1), whatever Megatron-Core marks it with.
+        dense = getattr(parameter, "allreduce", True)
+        cut = dense and dist.get_world_size(group) > 1 and getattr(parameter, "tensor_model_parallel", False)
         held = Matrices(rows, parameter.partition_dim, group) if cut else Matrices(rows)
         yield getattr(parameter, "main_param", parameter), held

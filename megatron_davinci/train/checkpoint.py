@@ -211,7 +211,8 @@ def check_same_model(
         for key, (saved, value) in differences(checkpoint.manifest["model"], model).items()
     ]
     stored = checkpoint.manifest.get("distributed_optimizer", distributed_optimizer)
-    if distributed_optimizer is not None and stored != distributed_optimizer:
+    # Muon's state is stored by parameters, wherever they lie.
+    if optimizer != "muon" and distributed_optimizer is not None and stored != distributed_optimizer:
         differing.append(
             f"parallel.distributed_optimizer: {not distributed_optimizer} in the checkpoint, "
             f"{distributed_optimizer} in this run (their optimizer states are stored differently)"

@@ -112,16 +112,27 @@ class _Rank:
             copies = expert_copies = 1
         moments = 8 if self.config.optimizer.moments == "fp32" else 2 + 16 / 128
         each = (moments + (4 if self.size == 2 else 0)) * (1 - self.config.optimizer.cpu_offload)
-        one_moment = 4 * self._matrices() if self.config.optimizer.kind == "muon" else 0
+        optimizer = round(parameters * each / copies + experts * each / expert_copies)
+        if self.config.optimizer.kind == "muon":
+            optimizer = self._muon(parameters, each, copies) + round(experts * (each - 4) / expert_copies)
         codes = 2 * self._matrices() if self._keeps_codes else 0
         return MemoryPlan(
             weights=(parameters + experts) * self.size + codes,
             gradients=(parameters + experts) * 4,
-            optimizer=round(parameters * each / copies + experts * each / expert_copies) - one_moment,
+            optimizer=optimizer,
             activations=round(activations),
             logits=round(logits),
             working=round(working),
         )
+
+    def _muon(self, parameters: int, each: float, copies: int) -> int:
+        """Muon's state, which is dealt by whole parameters: the largest lies on one rank, however many there are."""
+        alone = self._table() * each if self.first or self.last else 0.0
+        wide = 2 * self.model.ffn_hidden_size * self.model.hidden_size // self.layout.tensor
+        # A matrix has one moment.
+        alone = max(alone, wide * (each - 4))
+        even = (parameters * each - 4 * self._matrices()) / copies
+        return round(max(even, alone) if copies > 1 else even)
 
     def _expert_parameters(self) -> int:
         here = self.layout.expert * self.layout.expert_tensor
@@ -146,7 +157,11 @@ class _Rank:
         total = self._matrices() + sum(self.chunks) * self._norm_parameters()
         total += model.hidden_size if self.last else 0
         tables = self.first + (self.last and not (self.first and model.tie_embeddings))
-        return total + tables * self.vocabulary * model.hidden_size
+        return total + tables * self._table()
+
+    def _table(self) -> int:
+        """Of an embedding or output layer, the largest parameter but for unusual models."""
+        return self.vocabulary * self.model.hidden_size
 
     # ---- a layer, in bytes a token of this rank ----------------------------------------------------------
 

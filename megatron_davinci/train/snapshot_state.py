@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from megatron_davinci.errors import CheckpointError
+from megatron_davinci.optim.dealt import DealtMuon
 
 _TEXT_BYTES = 64 << 10
 _ALIGN = 64
@@ -79,7 +80,8 @@ class RankState:
         Raises:
             ValueError: The description is too long.
         """
-        text = json.dumps({"run": description, "optimizer_steps": self._steps()}).encode()
+        said = {"run": description, "optimizer_steps": self._steps(), "bytes": self.nbytes}
+        text = json.dumps(said).encode()
         if len(text) >= _TEXT_BYTES:
             raise ValueError(f"a description of {len(text)} bytes")
         region[:_TEXT_BYTES] = 0
@@ -96,10 +98,14 @@ class RankState:
             CheckpointError: It is of other tensors.
         """
         text = _text(region)
-        if len(text["optimizer_steps"]) != len(self._steps()) or region.nbytes < self.nbytes:
+        stored = text.get("bytes", self.nbytes)  # earlier versions did not say
+        if (len(text["optimizer_steps"]), stored) != (
+            len(self._steps()),
+            self.nbytes,
+        ) or region.nbytes < stored:
             raise CheckpointError(
                 "A snapshot in memory is of another optimizer.",
-                found=f"{region.nbytes:,} bytes",
+                found=f"{min(stored, region.nbytes):,} bytes",
                 expected=f"{self.nbytes:,} bytes",
                 do="free it: end the process snapshot_keeper.py of this run",
             )
@@ -112,6 +118,8 @@ class RankState:
                     group["step"] = step
             if hasattr(one, "_copy_main_params_to_model_params"):
                 one._copy_main_params_to_model_params()
+            if isinstance(one.optimizer, DealtMuon):
+                one.optimizer.share()
         for chunk in self._wrapped:
             if chunk.ddp_config.use_distributed_optimizer:
                 chunk.start_param_sync(force_sync=True)

@@ -82,7 +82,7 @@ def wrap_model(chunks: Sequence[Any], config: RunConfig) -> list[DistributedData
         num_distributed_optimizer_instances=config.parallel.optimizer_instances,
         fp8_param_gather=low.parameters,
         reuse_grad_buf_for_mxfp8_param_ag=low.parameters and low.recipe == "mxfp8",
-        use_distributed_optimizer=config.parallel.distributed_optimizer,
+        use_distributed_optimizer=config.cuts_optimizer,
     )
     wrapped = [
         # The backward pass of the first chunk is the last: the others have time for one message each.

@@ -161,6 +161,35 @@ def test_a_plain_command_carries_everything():
     assert str(result.config.run.directory) == "/runs/a"
 
 
+MUON = {"--muon-momentum": "0.9", "--muon-num-ns-steps": "6", "--muon-extra-scale-factor": "0.2"}
+
+
+def test_muon_is_muon_with_what_megatron_lm_leaves_out():
+    result = translated(LLAMA | MUON | {"--optimizer": "dist_muon", "--muon-scale-mode": "spectral"})
+    optimizer = result.config.optimizer
+    assert (optimizer.kind, result.config.parallel.distributed_optimizer) == ("muon", True)
+    assert optimizer.muon.model_dump() == {
+        "momentum": 0.9, "nesterov": False, "rounds": 6, "update_rms": 0.2
+    }  # fmt: skip
+    assert [entry.flag for entry in result.lost] == ["(a part of --optimizer)"]
+
+    flags = {"--optimizer": "muon", "--muon-use-nesterov": "", "--muon-scale-mode": "unit_rms_norm"}
+    result = translated(LLAMA | flags | {"--tensor-model-parallel-size": "2", "--muon-no-split-qkv": ""})
+    optimizer = result.config.optimizer
+    assert (optimizer.kind, result.config.parallel.distributed_optimizer) == ("muon", False)
+    assert (optimizer.muon.nesterov, optimizer.muon.update_rms) == (True, 1.0)
+    assert {entry.flag for entry in result.lost} == {
+        "(a part of --optimizer)", "--muon-scale-mode unit_rms_norm", "--muon-no-split-qkv",
+        "--muon-tp-mode blockwise (not given)",
+    }  # fmt: skip
+
+
+def test_muons_flags_do_nothing_beside_adam():
+    result = translated(LLAMA | MUON)
+    assert (result.config.optimizer.kind, result.lost) == ("adamw", [])
+    assert {entry.flag.split()[0] for entry in result.idle} >= set(MUON)
+
+
 def test_flags_go_where_the_table_says():
     flags = {
         "--kv-channels": "32", "--ffn-hidden-size": "512", "--rotary-base": "500000", "--init-method-std": "0.01",

@@ -26,7 +26,7 @@ EIGHT = stepping("bf16", {}, "fp8")
 
 
 def muon(**parallel):
-    settings = stepping("bf16", {}, distributed_optimizer=False, **parallel)
+    settings = stepping("bf16", {}, **parallel)
     return {**settings, "optimizer": {"kind": "muon", "clip_grad_norm": 0.3}}
 
 
@@ -131,14 +131,23 @@ def test_moments_in_8_bits_go_on_to_the_bit_and_on_another_layout_nearly(tmp_pat
         assert mine == pytest.approx(theirs, rel=1e-2)
 
 
-def test_muon_goes_on_to_the_bit_and_on_another_layout_nearly(tmp_path):
+@pytest.mark.parametrize(
+    "dealt", [True, pytest.param(False, marks=pytest.mark.long)], ids=["dealt", "on each rank"]
+)
+def test_muon_goes_on_to_the_bit_and_on_another_layout_nearly(dealt, tmp_path):
     folder = tmp_path / "state"
     folder.mkdir()
-    for found in run_ranks(2, goes_on, folder, muon()):
+    for found in run_ranks(2, goes_on, folder, muon(distributed_optimizer=dealt)):
         assert found["itself"] == found["checkpoint"] == found["snapshot"]
-    for other in run_ranks(2, goes_on, folder, muon(tensor=2), True):
-        for mine, theirs in zip(other["checkpoint"], found["itself"], strict=True):
-            assert mine == pytest.approx(theirs, rel=1e-2)
+    # The other way of keeping it, on one model's ranks and on as many as find nothing left for some of them.
+    others = [
+        (2, muon(tensor=2, distributed_optimizer=not dealt)),
+        (4, muon(distributed_optimizer=not dealt)),
+    ]
+    for ranks, settings in others:
+        for other in run_ranks(ranks, goes_on, folder, settings, True):
+            for mine, theirs in zip(other["checkpoint"], found["itself"], strict=True):
+                assert mine == pytest.approx(theirs, rel=1e-2)
 
 
 STEPS, HALF = 16, 8

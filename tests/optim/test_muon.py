@@ -70,12 +70,14 @@ def polar(matrix: Tensor) -> Tensor:
     return left @ values.diag() @ right * 0.2 * max(matrix.shape) ** 0.5
 
 
-def steps_by_hand(parameter: Tensor, gradients: list[Tensor], pieces: list[Tensor], decay: float) -> Tensor:
+def steps_by_hand(
+    parameter: Tensor, gradients: list[Tensor], pieces: list[Tensor], decay: float, nesterov: bool
+) -> Tensor:
     """What steps of Muon make of a parameter, in float64."""
     value, momentum = parameter.double(), torch.zeros_like(parameter, dtype=torch.float64)
     for gradient in gradients:
         momentum = 0.95 * momentum + gradient.double()
-        direction = gradient.double() + 0.95 * momentum
+        direction = gradient.double() + 0.95 * momentum if nesterov else momentum
         value = value * (1 - 1e-2 * decay)
         for rows in pieces:
             value[rows] -= 1e-2 * polar(direction[rows])
@@ -113,9 +115,11 @@ def watched(settings: dict) -> dict:
     return found
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_each_matrix_moves_as_by_hand_and_nothing_else_does(precision: str) -> None:
-    [found] = run_ranks(1, watched, muon(precision))
+@pytest.mark.parametrize(("precision", "nesterov"), [("fp32", False), ("bf16", True)])
+def test_each_matrix_moves_as_by_hand_and_nothing_else_does(precision: str, nesterov: bool) -> None:
+    settings = muon(precision)
+    settings["optimizer"]["muon"] = {"nesterov": nesterov}
+    [found] = run_ranks(1, watched, settings)
     config = validate(muon(), "test")
     channels, of_group, moved = 8, 2, 0
     for name, (*values, given, states) in found.items():
@@ -132,7 +136,7 @@ def test_each_matrix_moves_as_by_hand_and_nothing_else_does(precision: str) -> N
         elif name.endswith("linear_fc1.weight"):
             pieces = list(torch.arange(rows).chunk(2))
         expected = (
-            steps_by_hand(before, gradients, pieces, config.optimizer.weight_decay)
+            steps_by_hand(before, gradients, pieces, config.optimizer.weight_decay, nesterov)
             if before.dim() == 2
             else before.double()
         )
@@ -167,7 +171,10 @@ def test_two_ranks_take_the_steps_of_one(parallel: dict, alone: list[float]) -> 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"parallel": {"distributed_optimizer": True}}, "as a whole; found true"),
+        ({"parallel": {"optimizer_instances": 2}}, "optimizer_instances: 1; found 2"),
+        ({"parallel": {"overlap_parameter_gather": True}}, "overlap_parameter_gather: false; found true"),
+        ({"parallel": {"expert_tensor": 2}}, "expert_tensor: 1; found 2"),
+        ({"optimizer": {"kind": "muon", "cpu_offload": 0.5}}, "muon needs optimizer.cpu_offload: 0"),
         ({"backends": {"optimizer": "davinci"}}, "auto or torch; found davinci"),
         ({"optimizer": {"kind": "adamw", "muon": {"rounds": 3}}}, "found kind: adamw"),
     ],
