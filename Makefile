@@ -84,6 +84,7 @@ bench: setup
 	$(BIN)/python benchmarks/convert.py --json $(OUT)/convert.json
 	$(BIN)/python benchmarks/evaluate.py --json $(OUT)/evaluate.json
 	$(BIN)/python benchmarks/async_save.py --json $(OUT)/async_save.json
+	$(BIN)/python benchmarks/dealt_muon.py --json $(OUT)/dealt_muon.json
 	$(BIN)/python benchmarks/snapshots.py --json $(OUT)/snapshots.json
 	$(BIN)/python benchmarks/refine_faults.py --json $(OUT)/refine-faults.json
 	$(BIN)/python benchmarks/health.py --json $(OUT)/health.json
