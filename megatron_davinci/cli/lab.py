@@ -82,6 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ratio.add_argument("--general", required=True, help="held-out domain that should not be lost")
     ratio.add_argument("--tokens", required=True, help="of the stage that the share is wanted for (4B)")
     ratio.add_argument("--tolerance", type=float, default=0.05, help="nats that its loss may rise")
+    ratio.add_argument("--size", default="", help="of the design's ladder, where it has one")
     ratio.add_argument("--out", type=Path, default=ROOT, help=f"the lab's folder (default: {ROOT})")
     power = commands.add_parser("power", help="how many seeds show a difference")
     power.add_argument("--noise", type=float, required=True, help="standard deviation of a pair's difference")
@@ -312,11 +313,16 @@ def _ratio(arguments: argparse.Namespace) -> int:
         tokens = parse_tokens(arguments.tokens)
     except ValueError as error:
         raise ConfigError("This is no token count.", where="--tokens", found=error) from None
-    asked = Question(arguments.stage, arguments.domain, arguments.general, tokens, arguments.tolerance)
+    asked = Question(
+        arguments.stage, arguments.domain, arguments.general, tokens, arguments.tolerance, arguments.size
+    )
     outcomes = [outcome_of(arguments.out, run) for run in runs_of(design, arms)]
     found = answer(arms, outcomes, asked, arguments.design)
-    path = write(arguments.out / "ratios" / arguments.design.stem, arms[0], asked, found)
+    path = write(arguments.out / "ratios" / arguments.design.stem, arms, asked, found)
     print(in_words(asked, found))
+    for one in outcomes:
+        if one.state != "done" and asked.size in ("", one.run.arm.size):
+            print(f"  note: {one.run.label} is not counted: {one.state}")
     if path is not None:
         print(path)
     return 0

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import yaml
 
-from megatron_davinci.config.mixture import exact_share, share_text
+from megatron_davinci.config.mixture import DomainMixture, exact_share, share_text
 from megatron_davinci.config.section import shown
 from megatron_davinci.config.units import format_tokens
 from megatron_davinci.errors import ConfigError, DataError
 from megatron_davinci.files import write_atomically, write_json
 from megatron_davinci.lab.arms import Arm
+from megatron_davinci.lab.control import differences
 from megatron_davinci.lab.outcomes import Outcome
 from megatron_davinci.optim.schedule import Schedule
 from megatron_davinci.report.numbers import percent
 from megatron_davinci.stats.mixture_ratio import CriticalRatio, critical_ratio
+
+_UNIT = 10_000
+"""What shares are written in."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,7 @@ class Question:
         general: The held-out domain whose loss may rise by no more than the tolerance.
         tokens: Of the stage that the share is wanted for.
         tolerance: Nats.
+        size: Of the ladder that is looked at; empty for the only one.
     """
 
     stage: str
@@ -38,6 +45,7 @@ class Question:
     general: str
     tokens: int
     tolerance: float
+    size: str = ""
 
 
 def answer(arms: Sequence[Arm], outcomes: Sequence[Outcome], asked: Question, where: Path) -> CriticalRatio:
@@ -50,20 +58,25 @@ def answer(arms: Sequence[Arm], outcomes: Sequence[Outcome], asked: Question, wh
         where: The design's file, for errors.
 
     Raises:
-        ConfigError: There is no such stage or domain, or a held-out domain is not measured.
+        ConfigError: There is no such stage, domain or size, a held-out domain is not measured, or the arms differ in
+            more than the stage's mixture.
         DataError: Too few runs, shares or evaluations.
     """
-    number = _stage(arms[0], asked, where)
+    if not math.isfinite(asked.tolerance):
+        raise ConfigError(
+            "No share follows from this.",
+            where="--tolerance",
+            found=asked.tolerance,
+            expected="nats: a number",
+        )
+    arms = _of_size(arms, asked, where)
+    number = _stage(arms, asked, where)
     found: dict[float, list[list[float]]] = {}
     for one in outcomes:
-        if one.state != "done":
+        if one.state != "done" or one.run.arm.size != arms[0].size:
             continue
-        config = one.run.arm.config
-        mixture = config.curriculum[number].mixture
-        if asked.domain not in mixture:
-            continue
-        share = float(exact_share(asked.domain, share_text(mixture[asked.domain])))
-        begins = _begin(one, number)
+        share = float(_share(one.run.arm, number, asked.domain))
+        begins, ends = _bounds(one, number)
         curves = [dict(zip(*one.curve(f"heldout_loss.{name}"))) for name in (asked.general, asked.domain)]
         start = max((at for at in curves[0] if at <= begins), default=None)
         if start is None:
@@ -74,10 +87,11 @@ def answer(arms: Sequence[Arm], outcomes: Sequence[Outcome], asked: Question, wh
                 do="let a stage stand before it, at whose end there is an evaluation",
             )
         rows = found.setdefault(share, [])
+        # What later stages do to a loss is not this mixture's doing.
         rows += [
             [at - start, curves[0][at] - curves[0][start], curves[1][at] - curves[1][start]]
             for at in sorted(curves[0])
-            if at > start
+            if start < at <= ends
         ]
     runs = {}
     for share, rows in found.items():
@@ -86,8 +100,21 @@ def answer(arms: Sequence[Arm], outcomes: Sequence[Outcome], asked: Question, wh
     return critical_ratio(runs, float(asked.tokens), tolerance=asked.tolerance, what=str(where))
 
 
-def _stage(arm: Arm, asked: Question, where: Path) -> int:
-    names = [stage.name for stage in arm.config.curriculum]
+def _of_size(arms: Sequence[Arm], asked: Question, where: Path) -> list[Arm]:
+    sizes = list(dict.fromkeys(arm.size for arm in arms))
+    if asked.size not in sizes and (asked.size or len(sizes) > 1):
+        raise ConfigError(
+            "What a model bears depends on its size, so that one of the ladder's has to be named.",
+            where=f"{where}: --size",
+            found=shown(asked.size) if asked.size else "none",
+            expected="one of " + ", ".join(sizes) if any(sizes) else "none: the design has no ladder",
+        )
+    return [arm for arm in arms if arm.size == (asked.size or sizes[0])]
+
+
+def _stage(arms: Sequence[Arm], asked: Question, where: Path) -> int:
+    config = arms[0].config
+    names = [stage.name for stage in config.curriculum]
     if asked.stage not in names:
         raise ConfigError(
             "The design's arms have no such stage.",
@@ -96,10 +123,21 @@ def _stage(arm: Arm, asked: Question, where: Path) -> int:
             expected="one of " + ", ".join(names),
         )
     number = names.index(asked.stage)
+    key = f"curriculum.{number}.mixture"
+    if others := [one for one in differences(arms) if not f"{one}.".startswith(f"{key}.")]:
+        raise ConfigError(
+            "The arms differ in more than the stage's mixture, so no share follows from them.",
+            where=where,
+            found=", ".join(others),
+            expected=f"a difference in {key} only",
+            do="ask of a design whose arms differ in the domain's share and nothing else",
+        )
+    # A control may well be one without the domain.
+    mixed = list(dict.fromkeys(name for arm in arms for name in arm.config.curriculum[number].mixture))
     for option, name, known in (
-        ("--domain", asked.domain, list(arm.config.curriculum[number].mixture)),
-        ("--domain", asked.domain, list(arm.config.data.validation)),
-        ("--general", asked.general, list(arm.config.data.validation)),
+        ("--domain", asked.domain, mixed),
+        ("--domain", asked.domain, list(config.data.validation)),
+        ("--general", asked.general, list(config.data.validation)),
     ):
         if name not in known:
             raise ConfigError(
@@ -111,18 +149,27 @@ def _stage(arm: Arm, asked: Question, where: Path) -> int:
     return number
 
 
-def _begin(one: Outcome, number: int) -> float:
+def _share(arm: Arm, number: int, domain: str) -> Fraction:
+    """A domain's share of a stage of an arm; 0 where the arm does not mix it."""
+    entry = arm.config.curriculum[number].mixture.get(domain, "0")
+    return exact_share(domain, share_text(entry))
+
+
+def _bounds(one: Outcome, number: int) -> tuple[float, float]:
+    """Tokens before a stage's first step, and after its last."""
     config = one.run.arm.config
     segments = Schedule(config.curriculum, config.data.sequence_length).stage_segments(number)
-    return float(segments[0].first_sample * config.data.sequence_length)
+    length = config.data.sequence_length
+    return float(segments[0].first_sample * length), float(segments[-1].end_sample * length)
 
 
-def write(folder: Path, arm: Arm, asked: Question, found: CriticalRatio) -> Path | None:
+def write(folder: Path, arms: Sequence[Arm], asked: Question, found: CriticalRatio) -> Path | None:
     """Write `ratio.json`, and `curriculum.yaml` with the share where one is feasible.
 
     Args:
         folder: Where to.
-        arm: Whose curriculum the share is put into; the other shares keep their proportions.
+        arms: The design's. The share is put into the curriculum of the first that mixes the domain with others; the
+            others keep their proportions.
         asked: The question.
         found: Its answer.
 
@@ -142,30 +189,40 @@ def write(folder: Path, arm: Arm, asked: Question, found: CriticalRatio) -> Path
             "domain_change": {f"{share:g}": value for share, value in found.domain.items()},
         },
     )
+    path = folder / "curriculum.yaml"
     if found.ratio is None:
+        path.unlink(missing_ok=True)  # an earlier question's, whose share would be taken for this one's
         return None
-    stages = [stage.model_dump(mode="json") for stage in arm.config.curriculum]
-    stage = next(one for one in stages if one["name"] == asked.stage)
-    mixed = next(one.mixture for one in arm.config.curriculum if one.name == asked.stage)
-    shares = {name: float(exact_share(name, share_text(entry))) for name, entry in mixed.items()}
-    rest = sum(share for name, share in shares.items() if name != asked.domain)
-    ten_thousandths = {
-        name: round(10_000 * (1 - found.ratio) * share / rest)
-        for name, share in shares.items()
-        if name != asked.domain
-    }
-    ten_thousandths[asked.domain] = 10_000 - sum(ten_thousandths.values())
+    number = [stage.name for stage in arms[0].config.curriculum].index(asked.stage)
+    # Three shares or more were run, so one of them leaves something to the others.
+    config = next(
+        arm.config
+        for arm in arms
+        if asked.size in ("", arm.size) and 0 < _share(arm, number, asked.domain) < 1
+    )
+    stages = [stage.model_dump(mode="json") for stage in config.curriculum]
+    stage = stages[number]
+    shares = _with_share(config.curriculum[number].mixture, asked.domain, found.ratio)
     stage["mixture"] = {
-        name: {**entry, "share": ten_thousandths[name] / 10_000}
-        if isinstance(entry, dict)
-        else ten_thousandths[name] / 10_000
+        name: {**entry, "share": shares[name]} if isinstance(entry, dict) else shares[name]
         for name, entry in stage["mixture"].items()
     }
     stage["tokens"] = asked.tokens
     text = yaml.safe_dump({"curriculum": stages}, sort_keys=False, allow_unicode=True)
-    path = folder / "curriculum.yaml"
     write_atomically(path, f"# {in_words(asked, found)}\n{text}")
     return path
+
+
+def _with_share(mixture: Mapping[str, str | DomainMixture], domain: str, ratio: float) -> dict[str, float]:
+    """Shares of four decimals that sum to 1: the domain's is the ratio, however many others there are."""
+    own = round(_UNIT * ratio)
+    others = {name: exact_share(name, share_text(one)) for name, one in mixture.items() if name != domain}
+    exact = {name: (_UNIT - own) * share / sum(others.values()) for name, share in others.items()}
+    whole = {name: int(share) for name, share in exact.items()}
+    left = _UNIT - own - sum(whole.values())
+    for name in sorted(exact, key=lambda name: whole[name] - exact[name])[:left]:
+        whole[name] += 1
+    return {name: (own if name == domain else whole[name]) / _UNIT for name in mixture}
 
 
 def in_words(asked: Question, found: CriticalRatio) -> str:
@@ -176,6 +233,8 @@ def in_words(asked: Question, found: CriticalRatio) -> str:
         return f"No share of {asked.domain} that was run is feasible: {condition}, or {asked.domain} would not fall."
     top = max(found.feasible)
     if found.ratio >= top:
+        if top == 1:
+            return f"Every share of {asked.domain} is feasible."
         return f"Every share of {asked.domain} up to {percent(top)} is feasible; larger ones were not run."
     return (
         f"Up to {percent(found.ratio)} of {asked.domain} ({percent(found.low)} to {percent(found.high)}); with more, "

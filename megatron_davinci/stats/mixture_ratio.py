@@ -82,13 +82,21 @@ def critical_ratio(
     general, domain = [], []
     for share in shares:
         tokens, ours, theirs = (np.asarray(one, np.float64) for one in runs[share])
-        if len(tokens) < LEAST_POINTS or not all(np.isfinite(one).all() for one in (tokens, ours, theirs)):
+        if len(tokens) < LEAST_POINTS:
             raise DataError(
-                "A share needs evaluations on the way, all finite.",
+                "A share needs evaluations on the way.",
                 where=f"{what}, share {share:g}",
                 found=f"{len(tokens)} evaluations",
                 expected=f"{LEAST_POINTS} or more after the start",
                 do="evaluate more often (evaluation.every_steps)",
+            )
+        if not all(np.isfinite(one).all() for one in (tokens, ours, theirs)):
+            raise DataError(
+                "A loss is no number, so nothing can be drawn on from it.",
+                where=f"{what}, share {share:g}",
+                found="NaN or infinity in an evaluation",
+                expected="finite losses",
+                do="leave out the arm that diverged, or mend its run",
             )
         general.append(_drawn_on(tokens, ours, goal, 2, rng))
         domain.append(_drawn_on(tokens, theirs, goal, 1, rng))
