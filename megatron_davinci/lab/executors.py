@@ -12,7 +12,6 @@ import json
 import os
 import stat
 import threading
-import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -88,6 +87,7 @@ class _Elsewhere(ABC):
         root: The lab's folder, on a file system that all nodes see.
         retry: Start those again that failed before.
         starts: States of a run that is handed in.
+        ending: Set once nobody waits any more; jobs that are handed in go on.
         settings: What the engine is told of a job, by its own names.
     """
 
@@ -95,6 +95,7 @@ class _Elsewhere(ABC):
     root: Path
     retry: bool
     starts: set[str]
+    ending: threading.Event
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def train(self, run: Run) -> None:
@@ -125,7 +126,8 @@ class Slurm(_Elsewhere):
             job = self._executor(submitit, folder, run).submit(TrainThere(), *self._told(run))
             write_json(note, {"job": job.job_id})
         while not job.done():
-            time.sleep(_LOOK_SECONDS)
+            if self.ending.wait(_LOOK_SECONDS):
+                return ""
         # What the job did is in the run's directory. Of one that could not say it, Slurm knows how it ended.
         state = str(job.get_info(mode="force").get("State", ""))
         if not state.startswith(_BROKEN):
@@ -191,7 +193,11 @@ class Ray(_Elsewhere):
                 "Ray is given a setting that it does not know.", where="--set", found=str(error)
             ) from None
         try:
-            ray.get(task.remote(*self._told(run), os.getcwd()))
+            result = task.remote(*self._told(run), os.getcwd())
+            while not ray.wait([result], timeout=_LOOK_SECONDS)[0]:
+                if self.ending.is_set():
+                    return ""
+            ray.get(result)
         except ray.exceptions.RayError as found:
             return str(found)
         return ""
@@ -237,7 +243,7 @@ def executor_named(name: Name, trainer: Trainer, design: Path, settings: Mapping
         return trainer
     needed({"slurm": "submitit", "ray": "ray"}[name], name)
     kind: type[Slurm] | type[Ray] = Slurm if name == "slurm" else Ray
-    return kind(design, trainer.root, trainer.retry, trainer.starts, settings)
+    return kind(design, trainer.root, trainer.retry, trainer.starts, trainer.ending, settings)
 
 
 def _own(folder: Path) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -77,6 +77,8 @@ def carry_out(
                     done += 1
                     say(outcome_of(root, futures[future]), done, len(wanted))
             except BaseException:
+                # The pool waits for its threads: those that wait for others' runs have to hear of it.
+                trainer.ending.set()
                 for future in futures:
                     future.cancel()
                 raise
@@ -119,12 +121,14 @@ class Trainer:
         retry: Start those again that failed before.
         design: Whose pasts are shared; None for none.
         watch: Says why a run should be stopped before its end; None where none may be.
+        ending: Set once nothing more is to be started, as after Ctrl-C; who waits gives up.
     """
 
     root: Path
     retry: bool = False
     design: Design | None = None
     watch: Watch | None = None
+    ending: threading.Event = field(default_factory=threading.Event, compare=False)
 
     @property
     def starts(self) -> set[str]:
@@ -143,15 +147,18 @@ class Trainer:
         if past is not None:
             self.train(past)
             if (found := outcome_of(root, past)).state != "done":
-                why = f"its shared past ({past.identity}) is {found.state}\n{found.why}".strip()
-                self._failed(run, 1, why)
+                # A past that was asked to end, or was killed, goes on at the next start, and this run with it.
+                if found.state in ("failed", "stopped"):
+                    why = f"its shared past ({past.identity}) is {found.state}\n{found.why}".strip()
+                    self._failed(run, 1, why)
                 return
         (root / "locks").mkdir(parents=True, exist_ok=True)
         # The trainer holds it too, from its first moment on: a runner that was killed may have left it at work.
         while (lock := try_lock(root / "locks" / run.identity)) is None:
-            time.sleep(LOOK_SECONDS)
+            if self.ending.wait(LOOK_SECONDS):
+                return
         try:
-            if outcome_of(root, run).state in self.starts:
+            if outcome_of(root, run).state in self.starts and not self.ending.is_set():
                 self._start(run, lock)
         finally:
             os.close(lock)

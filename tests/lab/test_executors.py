@@ -81,6 +81,19 @@ def test_how_a_job_ended_is_read_from_slurm_and_no_pickle(state, then, tmp_path,
     assert ("no such file: python" in found.why and "job 7: FAILED" in found.why) == (then == "failed")
 
 
+def test_nobody_waits_for_a_job_once_the_lab_is_to_end(tmp_path, monkeypatch):
+    path = written(tmp_path)
+    [run, *_] = runs_of(load_design(path))
+    job = Job(tmp_path, "RUNNING")
+    job.done = lambda: False
+    monkeypatch.setattr("megatron_davinci.lab.executors.needed", lambda *_: None)
+    monkeypatch.setattr(Slurm, "_at_work", lambda *_: job)
+    trainer = Trainer(tmp_path / "lab")
+    trainer.ending.set()
+    executor_named("slurm", trainer, path, {}).train(run)
+    assert outcome_of(tmp_path / "lab", run).state == "to do"
+
+
 def test_a_folder_of_jobs_that_others_may_write_in_is_refused(tmp_path):
     _own(tmp_path / "jobs")
     assert stat.S_IMODE((tmp_path / "jobs").stat().st_mode) == 0o700

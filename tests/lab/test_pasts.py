@@ -146,6 +146,50 @@ def test_a_run_at_work_is_asked_to_stop(tmp_path, monkeypatch):
         assert trainer._wait(process, run) == (-signal.SIGTERM, "diverged: it did")
 
 
+def test_nothing_is_started_once_the_lab_is_to_end(tmp_path, monkeypatch):
+    design, arms = two_stages(tmp_path)
+    runs, seen = runs_of(design, arms), []
+
+    class Interrupted:
+        def __init__(self, trainer):
+            seen.append(trainer)
+
+        def train(self, run):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(tmp_path / "lab", runs, parallel=2, design=design, executor=Interrupted)
+    [trainer] = seen
+    monkeypatch.setattr(Trainer, "_start", lambda self, run, lock: seen.append(run))
+    trainer.train(runs[0])
+    # Another lab has the run: whoever waits for it gives up.
+    monkeypatch.setattr(runner, "try_lock", lambda path: None)
+    trainer.train(runs[1])
+    assert seen == [trainer]
+
+
+@pytest.mark.parametrize(("begun", "then"), [(True, "to do"), (False, "failed")])
+def test_arms_of_a_past_that_was_interrupted_are_no_failures(tmp_path, monkeypatch, begun, then):
+    design, arms = two_stages(tmp_path)
+    [run, *_] = runs_of(design, arms)
+    past = past_of(design, run)
+
+    def ended(self, one, lock):
+        assert one.identity == past.identity
+        if begun:
+            folder_of(tmp_path, one).mkdir(parents=True)
+            line = {"step": 1, "loss": 4.0, "seconds": 1.0, "consumed_samples": 8}
+            (folder_of(tmp_path, one) / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+        else:
+            self._failed(one, 1, "no memory")
+
+    monkeypatch.setattr(Trainer, "_start", ended)
+    Trainer(tmp_path, design=design).train(run)
+    assert outcome_of(tmp_path, past).state == ("begun" if begun else "failed")
+    found = outcome_of(tmp_path, run)
+    assert found.state == then and ("no memory" in found.why) == (not begun)
+
+
 def branching(folder, **changes):
     settings = tiny_settings(folder, evaluation={"every_steps": 5, "sequences": 8})
     settings["checkpoint"] = {"every_steps": None}
