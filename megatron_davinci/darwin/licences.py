@@ -65,6 +65,8 @@ _SENTENCES: tuple[tuple[str, str], ...] = (
 _PATTERNS = [(name, re.compile(pattern)) for name, pattern in _SENTENCES]
 _LINE_MARKS = re.compile(r"(?m)^[ \t]*(?:#+|//+!?|/\*+|\*+/?|;+|--+|%+|>+|\.\.|\"\"\")")
 
+_OR_LATER = re.compile(r"(?i)[ \t]+or[ \t]+(?:later|newer|above|higher|greater)\b")
+
 
 def licence_of_text(text: str) -> str | None:
     """The licence whose words a text holds, by its SPDX name; None if it is none of the known ones."""
@@ -140,7 +142,7 @@ class Licence(Step):
 
     name = "licence"
     level = 2
-    version = 2
+    version = 3
     about = "documents whose licence is not among those that may be used"
 
     class Parameters(StepParameters):
@@ -180,10 +182,16 @@ def allowed(expression: str, judge: Callable[[str], bool]) -> bool:
     """Whether what an SPDX expression names may be used: either side of an OR, both of an AND.
 
     Args:
-        expression: Of licences; what is no expression is judged as one name.
+        expression: Of licences, its operators in any case (`MIT and Zlib`, as licence headers write them); what is no
+            expression is judged as one name.
         judge: Of one licence, with its exception (`GPL-2.0 WITH Classpath-exception-2.0`) if it has one.
     """
-    words = re.findall(r"[()]|[^\s()]+", expression)
+    # "GPL-2.0 or later" names one licence, not two.
+    joined = _OR_LATER.sub("-or-later", expression)
+    words = [
+        word.upper() if word.lower() in ("and", "or", "with") else word
+        for word in re.findall(r"[()]|[^\s()]+", joined)
+    ]
     if not {"AND", "OR"} & set(words):
         return judge(" ".join(word for word in words if word not in "()"))
     try:

@@ -28,12 +28,20 @@ def test_licence():
     assert fate("MIT AND CC-BY-NC-4.0", drop=["*-nc-*"]) == "licence"
 
 
+def test_operators_are_written_in_any_case():
+    assert fate("MIT and CC-BY-NC-4.0", keep=["mit*"]) == "licence"
+    assert fate("MIT or GPL-3.0", drop=["*gpl*"]) is None
+    assert fate("GPL-2.0 or later", drop=["gpl-2.0*"]) == "licence"
+    assert fate("MIT and GPL-2.0 or newer", drop=["gpl-2.0*"]) == "licence"
+    assert fate("GPL-2.0 or any later version", drop=["gpl-2.0*"]) == "licence"
+
+
 @pytest.mark.parametrize(
     "expression, expected",
     [
         ("A", True), ("B", False), ("A OR B", True), ("A AND B", False), ("B OR A AND A", True),
         ("(A OR B) AND B", False), ("B AND B OR A", True), ("B AND (B OR A)", False), ("(A)", True),
-        ("A WITH X", False), ("A and B", False), ("A OR (B", False), ("Some licence of ours", False),
+        ("A WITH X", False), ("A and B", False), ("B or A", True), ("A OR (B", False), ("Some licence here", False),
     ],
 )  # fmt: skip
 def test_an_expression_is_judged_by_its_parts(expression, expected):
