@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,9 @@ def _check(arguments: argparse.Namespace) -> None:
     from megatron_davinci.errors import ConfigError
 
     for name, least in (("delay", 0.0), ("hosts", 1), ("seconds", 0.1), ("max_bytes", 1), ("retries", 0)):
-        if getattr(arguments, name) < least:
+        if not least <= getattr(arguments, name) < math.inf:
             raise ConfigError(
-                f"--{name.replace('_', '-')} is too small.",
+                f"--{name.replace('_', '-')} is no number that a crawl could go by.",
                 found=getattr(arguments, name),
                 expected=f"at least {least}",
             )

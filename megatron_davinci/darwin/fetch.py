@@ -15,6 +15,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
@@ -23,8 +24,9 @@ import httpx
 
 from megatron_davinci.darwin.manners import Host, Manners, Refused, check_redirect, root_of, seconds_to_wait
 from megatron_davinci.darwin.warc import MEDIA
-from megatron_davinci.errors import DataError
+from megatron_davinci.errors import DataError, DavinciError, EnvironmentProblem
 from megatron_davinci.files import disk_errors, fsync_folder
+from megatron_davinci.platform.background_process import try_lock
 
 JOURNAL = "fetched.jsonl"
 _FILE_BYTES = 1_000_000_000  # as Common Crawl's
@@ -50,10 +52,28 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
         self.done: dict[str, dict[str, Any]] = {}
         journal = folder / JOURNAL
+        with disk_errors(journal, "opening the journal"):
+            held = try_lock(journal)
+        if held is None:
+            raise EnvironmentProblem(
+                "Another crawl is at work in this folder.",
+                where=folder,
+                do="wait for it, or give another --out",
+            )
+        self._held = held
         whole = _whole_lines(journal)
-        for line in whole.splitlines():
-            entry = json.loads(line)
-            self.done[entry["url"]] = entry
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                entry = json.loads(line)
+                self.done[entry["url"]] = entry
+            except (ValueError, KeyError, TypeError) as error:
+                os.close(held)
+                raise DataError(
+                    "The journal of a crawl is damaged.",
+                    where=f"{journal}, line {number:,}",
+                    found=error,
+                    do="take the line out; its address is fetched again",
+                ) from error
         ends: Counter[str] = Counter()
         for entry in self.done.values():
             if "file" in entry:
@@ -108,10 +128,11 @@ class Store:
         fsync_folder(self.folder)
 
     def close(self) -> None:
-        """Put everything on disk."""
-        for file in (self._warc, self._journal):
-            if file is not None:
+        """Let the files go. What is noted has been flushed; what a full disk cut off is taken back at a start."""
+        for file in filter(None, (self._warc, self._journal)):
+            with suppress(OSError):
                 file.close()
+        os.close(self._held)
 
 
 def _whole_lines(journal: Path) -> bytes:
@@ -168,11 +189,14 @@ def fetch(
 
     Raises:
         DataError: An address has neither a page nor a reason, which no crawl may end with.
-        EnvironmentProblem: The disk refused.
+        EnvironmentProblem: The disk refused, or another crawl is at work in the folder.
     """
     store = Store(folder, manners.agent)
     try:
         asyncio.run(_Crawl(store, manners, tell).all([url for url in urls if url not in store.done]))
+    except ExceptionGroup as group:
+        # Of one that a person can mend, that is what is to be said; tasks beside it have been stopped.
+        raise next((one for one in group.exceptions if isinstance(one, DavinciError)), group) from None
     finally:
         store.close()
     counts = Counter(store.done[url].get("reason", "stored") for url in urls if url in store.done)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import itertools
 import json
@@ -17,7 +18,7 @@ from megatron_davinci.cli.main import main
 from megatron_davinci.darwin import fetch as fetching
 from megatron_davinci.darwin.fetch import JOURNAL, fetch, read_lists
 from megatron_davinci.darwin.manners import Manners, Refused, check_redirect, root_of, seconds_to_wait
-from megatron_davinci.errors import DataError
+from megatron_davinci.errors import DataError, EnvironmentProblem
 from tests.darwin.making import made, recipe
 
 AGENT = "test-crawl (nobody@example.org)"
@@ -182,6 +183,33 @@ def test_a_killed_crawl_goes_on_and_holds_each_page_once(tmp_path, monkeypatch):
     assert sorted(record["fields"]["url"] for record in corpus.records()) == urls
 
 
+def test_a_full_disk_is_said_and_gone_on_from(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with serving("") as server:
+        urls = [f"{server.url}/{k}" for k in range(3)]
+        with monkeypatch.context() as patch:
+            patch.setattr(fetching.os, "fsync", full)
+            with pytest.raises(EnvironmentProblem, match="The disk is full: writing a page"):
+                fetch(urls, tmp_path / "crawl", manners())
+        assert fetch(urls, tmp_path / "crawl", manners()) == {"stored": 3}
+
+
+def test_a_folder_has_one_crawl_at_a_time_and_a_journal_that_can_be_read(tmp_path):
+    store = fetching.Store(tmp_path, AGENT)
+    store.put("http://a.org/", "http://a.org/", "200 OK", [], b"<p>A page.")
+    # It would take back what the first one has stored and not noted yet.
+    with pytest.raises(EnvironmentProblem, match="Another crawl is at work"):
+        fetch(["not an address"], tmp_path, manners())
+    store.close()
+    assert fetch(["not an address"], tmp_path, manners()) == {"not_a_url": 1}
+    with (tmp_path / JOURNAL).open("ab") as journal:
+        journal.write(bytes(7) + b"\n")
+    with pytest.raises(DataError, match="line 3"):
+        fetch(["not an address"], tmp_path, manners())
+
+
 def test_addresses_and_answers_that_servers_give():
     assert root_of("https://Example.org:8080/a?b#c") == "https://example.org:8080"
     for wrong in ("http://", "http://user:word@x.org/", "javascript:x", "http://x:port/", "/a"):
@@ -219,6 +247,7 @@ def test_the_command(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "not_a_url" in shown and "1 lines name an address" in shown
     assert main([*command, "--hosts", "0"]) == 2 and "--hosts" in capsys.readouterr().err
+    assert main([*command, "--seconds", "nan"]) == 2 and "--seconds" in capsys.readouterr().err
     assert main([*command[:-1], "é"]) == 2 and "printable ASCII" in capsys.readouterr().err
     (tmp_path / "file").write_text("of somebody")
     assert main([*command[:4], str(tmp_path / "file"), "--agent", AGENT]) != 0
