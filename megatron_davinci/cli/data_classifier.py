@@ -69,6 +69,15 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if not 8 <= arguments.bits <= 26:
         raise ConfigError("The bits are impossible.", found=arguments.bits, expected="8 to 26")
+    for name, least in (("epochs", 1), ("tokens", 1), ("seed", 0)):
+        if getattr(arguments, name) < least:
+            raise ConfigError(
+                f"--{name} is too small.", found=getattr(arguments, name), expected=f"{least} or more"
+            )
+    if arguments.at_least is not None and math.isnan(arguments.at_least):
+        raise ConfigError(
+            "--at-least is no number, so nothing is from it on.", found="nan", expected="a grade"
+        )
     texts, labels = _labelled(arguments)
     options: dict[str, Any] = {"bits": arguments.bits, "epochs": arguments.epochs, "seed": arguments.seed}
     if arguments.encoder is not None:

@@ -62,22 +62,30 @@ class Encoder:
             ) from error
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token or self._tokenizer.unk_token
+        # Positions count from the left, so what is padded there would be another text than the same one alone.
+        self._tokenizer.padding_side = "right"
         longest = getattr(self._model.config, "max_position_embeddings", None) or tokens
         self._tokens = min(tokens, longest)
         self._model.requires_grad_(False)
 
     def vectors(self, texts: Sequence[str]) -> Floats:
-        """The mean of a text's last hidden states, scaled to length 1: float64 [texts, hidden size]."""
+        """The mean of a text's last hidden states, scaled to length 1: float64 [texts, hidden size].
+
+        A text without a token (an empty one, where the tokenizer adds none) has zeros.
+        """
         found = []
         for first in range(0, len(texts), _BATCH):
             batch = self._tokenizer(
                 list(texts[first : first + _BATCH]), padding=True, truncation=True,
                 max_length=self._tokens, return_tensors="pt",
             )  # fmt: skip
-            states = self._model(
-                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
-            ).last_hidden_state.numpy()
-            kept = batch["attention_mask"].numpy()[:, :, None].astype(np.float64)
+            mask = batch["attention_mask"]
+            kept = mask.numpy()[:, :, None].astype(np.float64)
+            if not mask.shape[1]:
+                found.append(np.zeros((len(mask), self._model.config.get_text_config().hidden_size)))
+                continue
+            mask[mask.sum(1) == 0] = 1  # attention to nothing at all would be NaN
+            states = self._model(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state.numpy()
             mean = (states * kept).sum(1) / np.maximum(kept.sum(1), 1)
             found.append(mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12))
         return np.concatenate(found) if found else np.zeros((0, 0))

@@ -213,6 +213,23 @@ def test_a_head_upon_an_encoder_beats_length_and_selects(encoder, trained, tmp_p
     assert "no encoder that transformers can load" in capsys.readouterr().err
 
 
+def test_a_decoder_that_pads_on_the_left_gives_each_text_its_own_vector(encoder, tmp_path):
+    import torch
+    from transformers import AutoTokenizer, GPT2Config, GPT2Model
+
+    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    tokenizer.padding_side = "left"
+    tokenizer.save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=600, n_embd=16, n_layer=1, n_head=2, n_positions=64, initializer_range=0.5)
+    GPT2Model(config).save_pretrained(tmp_path)
+    opened = embedding.Encoder(tmp_path, 32)
+    texts = ["the name of a file that is to be read", "", "a value"]
+    alone = np.concatenate([opened.vectors([text]) for text in texts])
+    assert alone == pytest.approx(opened.vectors(texts), abs=1e-6)
+    assert np.linalg.norm(alone, axis=1) == pytest.approx([1, 0, 1]) and abs(alone[0] - alone[2]).max() > 0.05
+
+
 def test_the_head_is_at_the_minimum_of_its_loss(encoder):
     pieces = labelled()[:60]
     texts, labels = [text for _, text in pieces], [label for label, _ in pieces]
@@ -297,6 +314,13 @@ def test_what_a_classifier_cannot_do_is_said(trained, tmp_path, capsys):
     (tmp_path / "one.jsonl").write_text('{"text": "a", "label": "x"}\n' * 3)
     assert main(["data", "train-classifier", str(tmp_path / "one.jsonl"), "--out", str(tmp_path / "y")]) == 2
     assert "two labels" in capsys.readouterr().err and not (tmp_path / "y").exists()
+
+
+@pytest.mark.parametrize("option", [("epochs", "0"), ("tokens", "0"), ("seed", "-1"), ("at-least", "nan")])
+def test_options_that_train_nothing_are_refused(tmp_path, capsys, option):
+    name, value = option
+    words = ["data", "train-classifier", "x.jsonl", "--out", str(tmp_path), f"--{name}", value]
+    assert main(words) == 2 and f"--{name} is" in capsys.readouterr().err
 
 
 def test_another_package_reads_its_own_kind(tmp_path, monkeypatch):
