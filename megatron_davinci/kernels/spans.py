@@ -24,7 +24,8 @@ def table(columns: Sequence[tuple[Sequence[Tensor], float]]) -> Tensor:
     """Addresses of every run.
 
     A table is kept for as long as it is asked for: an optimizer has the same tensors at every step. What it says
-    follows from addresses and sizes alone, so one that is kept is right for whatever tensors lie there.
+    follows from what its columns are, from addresses and from sizes alone, so one that is kept is right for whatever
+    tensors lie there.
 
     Args:
         columns: For each column of addresses (at most 6) its tensors, and the bytes that an element of the first
@@ -37,7 +38,9 @@ def table(columns: Sequence[tuple[Sequence[Tensor], float]]) -> Tensor:
     first, elements = columns[0][0], ELEMENTS
     counts = [tensor.numel() for tensor in first]
     addresses = [[tensor.data_ptr() for tensor in tensors] for tensors, _ in columns]
-    key = (first[0].device, elements, *counts, *(one for column in addresses for one in column))
+    # By columns: moments of another kind may lie where some lay before.
+    by_column = tuple((width, tuple(here)) for (_, width), here in zip(columns, addresses, strict=True))
+    key = (first[0].device, elements, tuple(counts), by_column)
     kept = _tables.get(key)
     if kept is None:
         kept = torch.from_numpy(_rows(addresses, [width for _, width in columns], counts, elements))

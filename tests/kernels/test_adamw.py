@@ -192,6 +192,17 @@ def test_a_table_is_made_once_for_the_same_tensors():
             assert len(spans._tables) == tables
 
 
+def test_moments_where_those_of_another_kind_were_have_a_table_of_their_own():
+    # An optimizer that is made behind another one may get its memory, address by address.
+    spans._tables.clear()
+    p, g, m, v, last = ([torch.zeros(spans.ELEMENTS + 1)] for _ in range(5))
+    full = spans.table([(p, 4), (g, 4), (m, 4), (v, 4), ((), 0), (last, 2)])
+    coded = spans.table([(p, 4), (g, 4), (m, 1), (v, 1), (last, 1 / 8), ((), 0)])
+    for rows, width, place, empty in ((full, 4, 5, 4), (coded, 1, 4, 5)):
+        assert rows[1, 2] - rows[0, 2] == width * spans.ELEMENTS
+        assert rows[0, place] == last[0].data_ptr() and not rows[:, empty].any()
+
+
 def test_nothing_to_update(device):
     for counts in ((), (0,), (0, 0)):
         parameters, gradients, full, codes = tensors(device, *counts)
