@@ -53,7 +53,7 @@ def vocab_parallel_cross_entropy(
         group: Of the ranks that hold the parts of the vocabulary; None where it is whole.
         tokens: Logits at and past this one are padding, which has no probability; default: there is none.
         z_loss: Weight of the z-loss.
-        weights: [...] fp32, which each label's losses are multiplied by; they get no gradient.
+        weights: [...] which each label's losses are multiplied by, in fp32; they get no gradient.
         ignored: A label that has no loss.
 
     Raises:
@@ -69,7 +69,8 @@ def vocab_parallel_cross_entropy(
     if labels.device.type == "cpu" and not torch.compiler.is_compiling():
         check_labels(labels, whole, ignored)
     flat, flat_labels = logits.view(-1, width), labels.reshape(-1).contiguous()
-    flat_weights = None if weights is None else weights.reshape(-1)
+    # Kernels read fp32, and a mask may come as anything.
+    flat_weights = None if weights is None else weights.reshape(-1).float()
     arguments = (flat_labels, flat_weights, group, rank * width, whole, z_loss, ignored)
     if torch.is_grad_enabled() and logits.requires_grad:
         both = _InPlace.apply(flat, *arguments)

@@ -56,7 +56,7 @@ def linear_cross_entropy(
         group: Of the ranks that hold the parts of the vocabulary; None where it is whole.
         tokens: Logits at and past this one are padding, which has no probability; default: there is none.
         z_loss: Weight of the z-loss.
-        weights: [...] fp32, which each label's losses are multiplied by; they get no gradient.
+        weights: [...] which each label's losses are multiplied by, in fp32; they get no gradient.
         ignored: A label that has no loss.
         chunk: Tokens whose logits are there at once.
 
@@ -73,7 +73,7 @@ def linear_cross_entropy(
     if labels.device.type == "cpu" and not torch.compiler.is_compiling():
         check_labels(labels, whole, ignored)
     flat = hidden.reshape(-1, hidden.shape[-1])
-    flat_weights = None if weights is None else weights.reshape(-1)
+    flat_weights = None if weights is None else weights.reshape(-1).float()
     both = _Chunked.apply(
         flat,
         weight,

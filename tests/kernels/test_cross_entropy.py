@@ -177,6 +177,15 @@ def test_weights_and_padding_that_cannot_be_are_refused():
         vocab_parallel_cross_entropy(*a_case(), tokens=38)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.bool])
+def test_weights_of_another_dtype_weigh_the_same(device, dtype):
+    logits, labels = a_case(device)
+    weights = torch.tensor([0.5, 0.0, 1.0], device=device).to(dtype)
+    expected, found = (taken(logits, labels, weights=one, z_loss=0.1) for one in (weights.float(), weights))
+    assert found[0].cross_entropy.dtype == torch.float32 and torch.equal(found[1], expected[1])
+    assert torch.equal(found[0].cross_entropy, expected[0].cross_entropy)
+
+
 def test_a_second_backward_is_refused(device):
     logits, labels = a_case(device)
     loss = vocab_parallel_cross_entropy(logits.requires_grad_() * 1, labels).cross_entropy.sum()

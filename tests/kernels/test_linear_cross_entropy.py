@@ -100,6 +100,14 @@ def test_it_holds_no_more_logits_than_a_chunks():
     assert whole >= 2 * 4 * rows * width > 10 * chunk_bytes
 
 
+def test_weights_in_float64_weigh_the_same(device):
+    hidden, weight, labels = a_case(device)
+    by, weights = torch.ones(2, 11, device=device), torch.rand(11, device=device)
+    expected = taken(hidden, weight, labels, by, weights=weights)
+    for one, other in zip(expected, taken(hidden, weight, labels, by, weights=weights.double()), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_no_rows(device):
     hidden, weight, labels = a_case(device, rows=4)
     found = taken(hidden[:0], weight, labels[:0], torch.ones(2, 0, device=device))
