@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from megatron_davinci.kernels import rms_norm, swiglu
@@ -101,6 +102,31 @@ def parts(x: Matrix) -> tuple[str, Tensor, Tensor | None, Tensor | None]:
     if isinstance(x, Normed):
         return "norm", x.rows, x.scale, x.weight
     return "swiglu_gradient", x.rows, None, x.by_product
+
+
+def check(x: Matrix) -> None:
+    """Refuse a matrix whose parts do not go together, since a kernel reads them as what they ought to be.
+
+    Raises:
+        ValueError: A part has another shape or dtype than the rows want.
+    """
+    made, rows, scale, beside = parts(x)
+    if made == "none":
+        return
+    height, width = rows.shape
+    if made != "norm" and width % 2:
+        raise ValueError(f"rows of {list(rows.shape)} are not of gates and as many that they gate")
+    if beside is not None:
+        expected = [width] if made == "norm" else [height, width // 2]
+        what = "the weight of a norm" if made == "norm" else "the gradient of a product"
+        if list(beside.shape) != expected or beside.dtype != rows.dtype:
+            raise ValueError(
+                f"{what} is {beside.dtype} {list(beside.shape)} for rows of {rows.dtype} {list(rows.shape)}"
+            )
+    if scale is not None and (scale.dtype != torch.float32 or scale.shape != rows.shape[:1]):
+        raise ValueError(
+            f"the scales of {height} rows are {scale.dtype} {list(scale.shape)}, not torch.float32"
+        )
 
 
 def of_parts(made: str, rows: Tensor, scale: Tensor | None, beside: Tensor | None) -> Matrix:

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from megatron_davinci.kernels.made import GatedGradient, Matrix, of_parts, parts, written
+from megatron_davinci.kernels.made import Matrix, check, of_parts, parts, written
 from megatron_davinci.kernels.operators import operator
 from megatron_davinci.kernels.ways import Way, way_of
 
@@ -81,7 +81,8 @@ def quantize(
         noted: One fp32 number that becomes the largest size where that is larger, or none; the result's `amax` then.
 
     Raises:
-        ValueError: It is no such matrix, blocks do not divide it, or blocks are given a largest number.
+        ValueError: It is no such matrix, or its parts do not go together; blocks do not divide it, or are given a
+            largest number; or what is given as one is no fp32 number of the matrix's device.
     """
     made, rows, row_scale, beside = parts(x)
     if dtype not in _TOP or rows.dim() != 2 or rows.dtype not in (torch.float32, torch.bfloat16):
@@ -92,13 +93,15 @@ def quantize(
         raise ValueError("tiles are of weights, which are in memory")
     if made == "swiglu_gradient" and scales != "tensor":
         raise ValueError("a gradient that is to be made has a scale a tensor")
-    if isinstance(x, GatedGradient) and (
-        x.by_product.shape != (x.shape[0], x.shape[1] // 2) or x.by_product.dtype != rows.dtype
-    ):
-        raise ValueError(
-            f"the gradient of a product is {x.by_product.dtype} {list(x.by_product.shape)} for rows of "
-            f"{rows.dtype} {list(rows.shape)}"
-        )
+    check(x)
+    for name, number in (("known", known), ("noted", noted)):
+        if number is not None and (
+            number.dtype != torch.float32 or number.shape or number.device != rows.device
+        ):
+            raise ValueError(
+                f"{name} is {number.dtype} {list(number.shape)} on {number.device}: one number of torch.float32 on "
+                f"{rows.device} is expected"
+            )
     if known is not None and scales != "tensor":
         raise ValueError("a largest number is known of a tensor; blocks have their own")
     wanted = {"columns": scales == "tiles" or (scales == "rows" and plain)}
@@ -106,7 +109,7 @@ def quantize(
     for name, size in zip(("rows", "columns"), x.shape, strict=True):
         if wanted[name] and size % BLOCK:
             raise ValueError(f"{size} {name} are not of whole blocks of {BLOCK}")
-    rows = rows.contiguous()
+    rows, row_scale = rows.contiguous(), None if row_scale is None else row_scale.contiguous()
     own = largest(rows, row_scale, beside, made) if scales == "tensor" and known is None else None
     e5m2 = dtype == torch.float8_e5m2
     given = own if own is not None else known
@@ -307,7 +310,7 @@ def _plain(
     if scales == "rows":
         for place, wanted, matrix, of in ((0, plain, x, inverse), (1, turned, x.t(), inverse_back)):
             if wanted:
-                blocks = matrix.contiguous().float().view(matrix.shape[0], -1, BLOCK)
+                blocks = matrix.contiguous().float().view(matrix.shape[0], matrix.shape[1] // BLOCK, BLOCK)
                 scale = _power_of_two(blocks.abs().amax(2), _TOP[form])
                 made[place] = _rounded(blocks * scale.unsqueeze(2), form).view(matrix.shape)
                 of.copy_((1 / scale).t())

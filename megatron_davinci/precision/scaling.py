@@ -126,7 +126,7 @@ def quantize(
     blocked, over = _blocked(x, how)
     seen = x.view(blocked)
     of_blocks = _amax(seen, over)
-    own = of_blocks.amax() if over else of_blocks
+    own = of_blocks if not over else of_blocks.amax() if x.numel() else x.new_zeros(())
     own = own if largest is None else largest(own)
     if how.scale == "none":
         scale, inverse = torch.ones_like(own), torch.ones_like(own)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from benchmarks import kernel_trials
 from megatron_davinci.kernels import quantize as ops
-from megatron_davinci.kernels.made import Gated, GatedGradient, written
+from megatron_davinci.kernels.made import Gated, GatedGradient, Normed, written
 from megatron_davinci.kernels.quantize import amax_of, quantize
 from megatron_davinci.kernels.rms_norm import forward, scale_of
 from tests.cases import cases
@@ -65,11 +65,27 @@ def test_a_matrix_that_does_not_go_is_refused():
         ((GatedGradient(x, x[:, :40]), E4M3, "rows"), "has a scale a tensor"),
         ((GatedGradient(x, x), E4M3, "tensor"), "of a product is torch.float32 \\[48, 80\\] for rows of"),
         ((GatedGradient(x, x[:, :40].bfloat16()), E4M3, "tensor"), "of a product is torch.bfloat16"),
+        ((Gated(x[:, :79]), E4M3, "tensor"), "are not of gates and as many that they gate"),
+        ((Normed(x, x[0].bfloat16(), x[:, 0]), E4M3, "tensor"), "weight of a norm is torch.bfloat16"),
+        ((Normed(x, x[0, :48], x[:, 0]), E4M3, "tensor"), "weight of a norm is torch.float32 \\[48\\]"),
+        ((Normed(x, x[0], x[:, 0].double()), E4M3, "tensor"), "the scales of 48 rows are torch.float64"),
     ):
         with pytest.raises(ValueError, match=message):
             quantize(*arguments)
     with pytest.raises(ValueError, match="blocks have their own"):
         quantize(torch.randn(128, 128), E4M3, "rows", known=torch.tensor(1.0))
+    for name in ("known", "noted"):
+        with pytest.raises(
+            ValueError, match=f"{name} is torch.float64 \\[\\] on cpu: one number of torch.float32"
+        ):
+            quantize(x, E4M3, "tensor", **{name: torch.tensor(1.0, dtype=torch.float64)})
+
+
+def test_rows_whose_scales_lie_apart_are_those_whose_scales_do_not(device):
+    x = torch.randn(32, 48, generator=torch.Generator().manual_seed(0)).to(device)
+    scale, weight = scale_of(x, x[0], 1e-6), x[0].clone()
+    apart = scale.repeat_interleave(2)[::2]
+    the_same(*(quantize(Normed(x, weight, one), E4M3, "tensor", turned=True) for one in (apart, scale)))
 
 
 def the_same(ours, theirs):
@@ -137,6 +153,8 @@ def test_no_rows(device):
     rows, by = torch.empty(0, 256, device=device), torch.empty(0, 128, device=device)
     found = quantize(GatedGradient(rows, by), E5M2, "tensor", turned=True)
     assert found.plain.codes.shape == (0, 256) and found.turned.codes.shape == (256, 0) and found.amax == 0
+    found = quantize(torch.empty(0, 256, device=device), E4M3, "rows", turned=True)
+    assert found.plain.inverse.shape == (0, 2) and found.turned.inverse.shape == (256, 0) and found.amax == 0
 
 
 @pytest.mark.parametrize("scales", ["tensor", "rows"])

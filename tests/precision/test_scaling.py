@@ -168,6 +168,15 @@ def test_blocks_that_do_not_divide_are_refused(how):
         quantize(torch.ones(24, 24), how)
 
 
+@pytest.mark.parametrize("name", ["current", "block", "mxfp8", "nvfp4"])
+def test_no_rows_are_no_error(name):
+    recipe = {"block": recipes.block_scaled(), "mxfp8": recipes.mxfp8(), "nvfp4": recipes.nvfp4(seed=1)}
+    for how in vars(recipe.get(name, recipes.tensor_scaled(delayed=False))).values():
+        if isinstance(how, Quantizer):
+            found = quantize(torch.empty(0, 128), how, noise=torch.empty(0, 128))
+            assert found.dequantized().shape == (0, 128) and found.amax == 0
+
+
 def test_what_is_lost_is_counted():
     x = torch.tensor([[1e-9, 1.0, 0.0, 448.0]])
     lost = quantize(x, Quantizer(E4M3), watch=True).lost
