@@ -81,14 +81,14 @@ def rotate_(
         table: [places, channels of a head] fp32, from `rotation_table`.
         heads: Their layout.
         bias: [channels of a token] of the dtype of `x`.
-        positions: [...] int64, the row of the table for each token; default: tokens are places by batch, so that the
-            rows of the table are each for `tokens / places` tokens one behind the other.
+        positions: [...] int64, the row of the table for each token, which a GPU does not check; default: tokens are
+            places by batch, so that the rows of the table are each for `tokens / places` tokens one behind the other.
 
     Returns:
         `x`.
 
     Raises:
-        ValueError: Shapes, dtypes or devices do not go together.
+        ValueError: Shapes, dtypes or devices do not go together; on a CPU: the table has no such row.
     """
     _check(x, table, heads, bias, positions)
     flat = None if positions is None else positions.reshape(-1).contiguous()
@@ -332,3 +332,7 @@ def _check(x: Tensor, table: Tensor, heads: Heads, bias: Tensor | None, position
     for name, tensor in (("the table", table), ("the bias", bias), ("positions", positions)):
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f"tokens are on {x.device}, {name} on {tensor.device}")
+    if positions is not None and positions.device.type == "cpu" and not torch.compiler.is_compiling():
+        outside = positions[(positions < 0) | (positions >= places)]
+        if len(outside):
+            raise ValueError(f"a position is {int(outside[0])}, and the table has rows 0 to {places - 1}")

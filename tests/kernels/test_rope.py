@@ -126,6 +126,18 @@ def test_what_does_not_go_together_is_refused(change, message):
         rotate_(x, table, HEADS, bias=bias, positions=positions)
 
 
+@pytest.mark.parametrize("wrong", [-1, PLACES])
+def test_a_position_without_a_row_is_refused(wrong):
+    # Torch would count -1 from the table's end, and a kernel read what lies before it.
+    x, table, _ = a_case()
+    positions = torch.zeros(x.shape[:-1], dtype=torch.int64)
+    positions[1, 1] = wrong
+    before = x.clone()
+    with pytest.raises(ValueError, match=f"a position is {wrong}, and the table has rows 0 to {PLACES - 1}"):
+        rotate_(x, table, HEADS, positions=positions)
+    assert torch.equal(x, before)
+
+
 def test_opcheck(device):
     x, table, bias = a_case(device)
     tests = ("test_schema", "test_faketensor", "test_autograd_registration")
