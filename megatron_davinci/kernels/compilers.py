@@ -141,14 +141,13 @@ def emulator(kind: str = "plain", *, where: Path | None = None, out: Path | None
         out: The library's path; default: in the user's cache.
 
     Raises:
-        EnvironmentProblem: There is no C++ compiler, or it fails.
+        EnvironmentProblem: There is no C++ compiler, or it fails; or there is no place to write to.
     """
     compiler, fuse = require_host_compiler(), kind == "fused"
     if out is None:
         out = cache() / f"emulator-{sources.digest(where)}-{kind}.so"
         if out.exists():
             return out
-        out.parent.mkdir(parents=True, exist_ok=True)
     # Products and sums stay apart, as they are written, so that what a test sees does not depend on the host's
     # compiler; unless it is asked what becomes of numbers where they do not, as on a GPU.
     flags = [
@@ -186,9 +185,27 @@ def sanitizer_runtime() -> str | None:
 
 
 def cache() -> Path:
-    """Where emulators are kept."""
+    """The folder in which emulators are kept; it is there then.
+
+    Raises:
+        EnvironmentProblem: It cannot be made.
+    """
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "megatron-davinci" / "kernels"
+    folder = (Path(base) if base else Path.home() / ".cache") / "megatron-davinci" / "kernels"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _no_place(folder, error) from error
+    return folder
+
+
+def _no_place(folder: Path, error: OSError) -> EnvironmentProblem:
+    return EnvironmentProblem(
+        "What a compiler makes of the kernels cannot be written.",
+        where=folder,
+        found=error.strerror,
+        do="make it a folder that can be written to; emulators are kept under XDG_CACHE_HOME, which may be another",
+    )
 
 
 def _make(out: Path, command: list[str], where: Path | None) -> str:
@@ -201,9 +218,12 @@ def compile_into(out: Path, command: list[str], source: Path) -> str:
     """Compile a file into `out`, beside it first; returns what the compiler said.
 
     Raises:
-        EnvironmentProblem: The compiler fails.
+        EnvironmentProblem: The compiler fails, or the folder cannot be written to.
     """
-    handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}-", suffix=out.suffix)
+    try:
+        handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}-", suffix=out.suffix)
+    except OSError as error:
+        raise _no_place(out.parent, error) from error
     os.close(handle)
     beside = Path(name)
     try:

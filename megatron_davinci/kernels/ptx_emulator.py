@@ -67,7 +67,6 @@ def build(
     compiler = compilers.require_host_compiler()
     folder = where or sources.folder()
     kept = where or compilers.cache()
-    kept.mkdir(parents=True, exist_ok=True)
     digest = sources.digest(where)
     code = f"{digest}-{_version(nvcc)}-sm_{target}-{Path(source).stem}"
     assembly = kept / f"{code}.ptx"

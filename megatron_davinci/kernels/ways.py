@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -121,7 +122,7 @@ class Ptx(Way):
         library = self._libraries.get(kernel.source)
         if library is None:
             built = self._build(kernel.source)
-            library = self._libraries[kernel.source] = Library(built.path, built.digest, built.kernels)
+            library = self._libraries[kernel.source] = _emulated(built.path, built.digest, built.kernels)
         blocks = _limited(blocks, kernel, of.device, self.most_blocks)
         library.launch(kernel, SUFFIXES[of.dtype], blocks, _addresses(arguments), 0)
 
@@ -323,7 +324,20 @@ def _emulator(what: str) -> Way:
         build = partial(ptx_emulator.build, target=target)
         return Ptx(f"asked for, PTX for compute capability {target / 10}", build)
     path = compilers.emulator(what)
-    return Loaded("emulator", f"asked for, {path}", Library(path))
+    return Loaded("emulator", f"asked for, {path}", _emulated(path))
+
+
+def _emulated(path: Path, *more: Any) -> Library:
+    """What was made here, or by another machine that has the same cache."""
+    try:
+        return Library(path, *more)
+    except OSError as error:
+        raise EnvironmentProblem(
+            "The kernels' emulator cannot be loaded.",
+            where=path,
+            found=str(error),
+            do="delete it, and it is made again; or unset the variable DAVINCI_KERNELS",
+        ) from error
 
 
 def _ahead_of_time(device: torch.device) -> Way | str:

@@ -192,6 +192,27 @@ def test_sources_that_do_not_compile_leave_no_library(tmp_path):
     assert list(out.parent.iterdir()) == []
 
 
+@pytest.mark.needs("emulator")
+def test_an_emulator_without_a_place_is_said(monkeypatch, tmp_path):
+    taken = tmp_path / "taken"
+    taken.touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(taken))
+    with pytest.raises(EnvironmentProblem, match=r"cannot be written.\n.*taken(.|\n)*XDG_CACHE_HOME"):
+        compilers.emulator()
+    with pytest.raises(EnvironmentProblem, match=r"cannot be written.\n.*none"):
+        compilers.emulator(out=tmp_path / "none" / "emulator.so")
+
+
+@pytest.mark.needs("emulator")
+def test_an_emulator_that_is_no_library_is_said(monkeypatch, tmp_path, fresh):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    made = compilers.cache() / f"emulator-{sources.digest()}-plain.so"
+    made.write_text("of another machine")
+    monkeypatch.setenv(ways.SWITCH, "emulator")
+    with pytest.raises(EnvironmentProblem, match=rf"cannot be loaded.\n.*{made.name}(.|\n)*delete it"):
+        ways.way_for(CPU)
+
+
 class TestDoctor:
     def test_says_the_way_of_every_op_and_why(self, capsys):
         assert cli.main(["doctor", "--kernels"]) == 0
