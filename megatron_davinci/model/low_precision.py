@@ -288,10 +288,11 @@ class LowPrecisionProduct:
 
 
 def largest_of(group: Any, mine: Tensor) -> Tensor:
-    """Of all ranks of a group; of this one where there is none."""
+    """Of all ranks of a group; of this one where there is none. Infinite where it is none of a rank's."""
     if group is None:
         return mine
-    largest = mine.clone()
+    # Collectives take a number for larger than NaN, or not, as ranks are ordered.
+    largest = mine.masked_fill(mine.isnan(), torch.inf)
     dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=group)
     return largest
 

@@ -11,7 +11,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
 from megatron_davinci.kernels import quantize, swiglu, ways
-from megatron_davinci.model import unwritten
+from megatron_davinci.model import low_precision, unwritten
 from megatron_davinci.model.low_precision import Shared
 from megatron_davinci.model.makers import Norm, SwiGLU
 from megatron_davinci.model.native_product import NativeProduct
@@ -147,6 +147,17 @@ def test_what_is_no_number_or_infinite_is_noted_as_if_it_had_been_written(value)
     assert amax.tolist()[:2] == right.tolist()[:2] and not amax[2].isfinite()
     for one, other in zip([amax, *ours], [right, *theirs], strict=True):
         assert torch.equal(one.nan_to_num(9.0), other.nan_to_num(9.0))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_none_of_one_tensor_rank_s_part_is_so_on_all_ranks(bad, monkeypatch):
+    def reduced(total, op, group):
+        # With another rank's largest number, by a collective that drops what is no number.
+        total.copy_(torch.fmax(total, torch.tensor(3.0)))
+
+    monkeypatch.setattr(low_precision.dist, "all_reduce", reduced)
+    assert not low_precision.largest_of("a group", torch.tensor(bad)).isfinite()
+    assert low_precision.largest_of("a group", torch.tensor(2.0)) == 3
 
 
 def test_it_is_written_where_it_is_not_certain_who_takes_it(seen, caplog):
