@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from megatron_davinci.errors import DataError
+from megatron_davinci.report.plots import Plot
 from megatron_davinci.report.run import run_page, write_run_report
 from megatron_davinci.report.run_files import read_run
 from megatron_davinci.report.run_plots import batch_size_plot, heldout_plot, loss_plot, mixture_plot
@@ -23,6 +24,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_fake_run(tmp_path_factory.mktemp("runs") / "full", steps=3000)
     write_run_report(folder)
     return folder
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plots are left out of pages: what is looked at is the text, and a page of plots takes seconds to draw."""
+    monkeypatch.setattr(Plot, "svg", lambda self, id_prefix="": "<svg></svg>")
 
 
 def page_of(folder: Path) -> str:
@@ -148,6 +155,7 @@ def test_the_mean_of_the_loss_does_not_reach_over_a_stage_boundary(tmp_path: Pat
     assert set(np.asarray(plot.series[0].y)) == {2.0, 4.0}
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("tail", ['{"step": 31, "loss": 2.', "{", '{"step": 3\ud83d'[:-1]])
 def test_a_line_that_is_being_written_is_not_read(tmp_path: Path, tail: str) -> None:
     folder = write_fake_run(tmp_path / "run", steps=30, evaluations=3, finished=False)
@@ -223,6 +231,7 @@ def test_a_run_of_many_steps_is_a_page_of_ordinary_size_that_keeps_its_spike(tmp
     assert ">100<" in svg or ">80<" in svg  # the axis goes up to the spike
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_steps_without_a_finite_loss_are_said_first(tmp_path: Path) -> None:
     folder = write_fake_run(tmp_path / "run", steps=3, evaluations=0)
     append(folder / "metrics.jsonl", '{"step": 4, "stage": "2-2", "loss": NaN, "grad_norm": Infinity}\n')
@@ -264,6 +273,7 @@ def test_no_file_can_keep_the_page_from_being_written(tmp_path: Path, file: str,
     assert Outline(page_of(folder)).open == []
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("tokens", "said"),
     [
@@ -279,6 +289,7 @@ def test_a_run_that_has_taken_all_of_its_tokens_is_not_called_stopped(tmp_path, 
     assert "Time in steps" in html and "Wall time" not in html  # evaluations and saves are in no step
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_whose_last_steps_were_passed_over_is_at_its_end(tmp_path: Path) -> None:
     folder = write_fake_run(tmp_path / "run", steps=30, evaluations=0, finished=False)
     append(folder / "config.yaml", "curriculum:\n- tokens: 1000000\n")
@@ -313,6 +324,7 @@ def test_where_the_time_goes(run):
     assert "Where the time goes" in (run / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("phases", [None, 3, {}, {"forward": "soon"}, {"forward": 0.0}])
 def test_a_run_whose_phases_were_not_timed_has_no_such_section(tmp_path, phases):
     folder = write_fake_run(tmp_path / "run", steps=20)
@@ -325,6 +337,7 @@ def test_a_run_whose_phases_were_not_timed_has_no_such_section(tmp_path, phases)
     assert "Where the time goes" not in page.html()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_the_controller_said_is_on_the_page(tmp_path: Path) -> None:
     folder = write_fake_run(tmp_path / "run", steps=60)
     assert "The controller" not in page_of(folder)
