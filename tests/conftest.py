@@ -17,7 +17,7 @@ from tests.record import Record
 # A machine under load is not a failure: examples have no deadline, and no test is timed.
 # `make test` draws the same examples every time, `make test-long` new ones.
 _profile = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
-settings.register_profile("house", derandomize=True, max_examples=50, **_profile)
+settings.register_profile("house", derandomize=True, max_examples=30, **_profile)
 settings.register_profile("long", derandomize=False, max_examples=100, print_blob=True, **_profile)
 
 TESTS = Path(__file__).parent

@@ -135,18 +135,18 @@ def test_a_mean_of_what_is_equal_is_that_to_the_bit(tmp_path):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run with a checkpoint after each 10 of its 50 steps."""
+    """A run with a checkpoint after each two of its first 10 steps."""
     root = tmp_path_factory.mktemp("run")
-    keep = {"every_steps": 10, "keep": 9}
-    (steps,) = run_ranks(2, train_each, [tiny_settings(root, checkpoint=keep, parallel={"tensor": 2})])[0]
-    assert steps == 50
+    settings = tiny_settings(root, checkpoint={"every_steps": 2, "keep": 9}, parallel={"tensor": 2})
+    settings["train"]["stop_after_steps"] = 10
+    assert run_ranks(2, train_each, [settings])[0] == [10]
     return root / "run"
 
 
 def test_the_last_ones_of_a_run_as_a_model_that_begins_another_and_is_exported(run, tmp_path):
     average([str(run)], tmp_path / "last", last=3, weights="linear")
-    average([f"{run}@30,40", f"{run}@50"], tmp_path / "named", weights="1,2,3")
-    folders = [run / "checkpoints" / f"step-{step:08d}" for step in (30, 40, 50)]
+    average([f"{run}@6,8", f"{run}@10"], tmp_path / "named", weights="1,2,3")
+    folders = [run / "checkpoints" / f"step-{step:08d}" for step in (6, 8, 10)]
     expected = by_hand({folder: n + 1.0 for n, folder in enumerate(folders)})
     for name in ("last", "named"):
         assert_same(weights(tmp_path / name), expected)
@@ -168,7 +168,7 @@ def test_the_last_ones_of_a_run_as_a_model_that_begins_another_and_is_exported(r
     from safetensors.torch import load_file
 
     hf = export(str(tmp_path / "last"), tmp_path / "hf", of_run=run, verify=False)
-    assert "the mean of 3 checkpoints, of steps 30, 40, 50" in (hf / "README.md").read_text()
+    assert "the mean of 3 checkpoints, of steps 6, 8, 10" in (hf / "README.md").read_text()
     embedding = load_file(hf / "model.safetensors")["model.embed_tokens.weight"]
     assert torch.equal(embedding, weights(tmp_path / "last")["embedding.word_embeddings.weight"])
 
@@ -238,10 +238,10 @@ def test_tensors_that_are_not_those_of_the_others_are_named(tmp_path):
 
 
 def test_a_run_with_fewer_checkpoints_and_a_damaged_one(run, tmp_path):
-    said = refusal(tmp_path, [f"{run}@30,35"], CheckpointError)
-    assert "found:    steps 10, 20, 30, 40, 50" in said
+    said = refusal(tmp_path, [f"{run}@6,7"], CheckpointError)
+    assert "found:    steps 2, 4, 6, 8, 10" in said
     said = refusal(tmp_path, [str(run)], CheckpointError, last=9)
-    assert "step-00000010, step-00000020, step-00000030, step-00000040, step-00000050" in said
+    assert "step-00000002, step-00000004, step-00000006, step-00000008, step-00000010" in said
     assert "1 or more" in refusal(tmp_path, [str(run)], ConfigError, last=0)
     a, b = written(tmp_path / "a", 0), written(tmp_path / "b", 1)
     (data,) = (b / "state").glob("*.distcp")

@@ -22,7 +22,7 @@ def in_a_fork(loaded, workers):
 
 
 def test_faults_and_kills_change_nothing_and_each_answer_is_used_once(tmp_path, tiny_url):
-    kills, documents = (20, 24) if is_long() else (2, 3)
+    kills, documents = (20, 24) if is_long() else (1, 2)
     found = trial(tmp_path, tiny_url, 3, kills, documents, in_a_fork, quick=not is_long(), stream=True)
     assert found["counts"]["kills"] == kills and len(found["counts"]["faults"]) > 3
     assert found["counts"]["refined_chunks"] and found["counts"]["untouched_chunks"]

@@ -74,7 +74,8 @@ def test_a_world_with_one_thing_wrong_is_none_and_its_clean_twin_is_one(name):
     assert by_rules().judged(Case(name, kind.passage, program)) in CAUGHT[name].split(" or ")
 
 
-@pytest.mark.parametrize("name", [pytest.param("lamps", marks=pytest.mark.long), "orchard"])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["lamps", "orchard"])
 def test_the_examples_worlds_are_believed(name):
     program = Path(f"examples/worlds/worlds/{name}.py").read_text()
     assert by_rules(documents="worlds").judged(Case("", world_rules.docstring_of(program), program)) == ""

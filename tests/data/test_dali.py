@@ -87,7 +87,7 @@ class Witness(Batches):
 
 @needs_dali
 class TestParity:
-    @settings(max_examples=20 if is_long() else 8)
+    @settings(max_examples=20 if is_long() else 3)
     @given(data=st.data())
     def test_with_reading_them_directly_for_every_rank_size_and_ramp(self, batches, data):
         ranks, size = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))

@@ -27,7 +27,7 @@ from megatron_davinci.data.fast_bpe import (
 )
 from megatron_davinci.data.tokenizer import EOD, QWEN2_SPLIT, Tokenizer, train_bpe
 from megatron_davinci.errors import ConfigError, DataError
-from tests.cases import cases
+from tests.cases import cases, is_long
 from tests.data.tokenizing import EOD_ENTRY, load_telling, telling_tokenizer, write_jsonl
 
 GPT2 = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
@@ -102,11 +102,12 @@ def test_so_with_a_vocabulary_from_text(trained: Tokenizer, drawn: list[str]) ->
             {"split": LLAMA3}, {"pre_tokenizer": GPT2}, {"normalizer": None})),
     ],
 )  # fmt: skip
-def test_every_code_point_of_the_basic_plane_is_split_and_composed_alike(
+def test_code_points_of_the_basic_plane_are_split_and_composed_alike(
     tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     tokenizer = load_telling(tmp_path, **changes)
-    points = [chr(point) for point in range(0x10000) if not 0xD800 <= point < 0xE000]
+    some = range(0, 0x10000, 1 if is_long() else 5)
+    points = [chr(point) for point in some if not 0xD800 <= point < 0xE000]
     texts = [f"{p} {p}a{p}1 {p}!a\u0345{p}\u0334'{p}s" for p in points]
     same(FastEncoder(tokenizer), ReferenceEncoder(tokenizer), texts)
 

@@ -93,6 +93,7 @@ def test_a_poisoned_sample_is_passed_over_and_named_also_by_a_run_that_dies_over
     ]
 
 
+@pytest.mark.long
 def test_a_stage_whose_last_step_is_passed_over_is_evaluated_at_the_one_before(tmp_path):
     plant = {"poison": [22]}  # step 6, with which the first stage ends
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -70,7 +70,9 @@ def one_rank(root):
     return run_here(root, root / "run")
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize(
+    "name", [name if name == "TP2+SP" else pytest.param(name, marks=pytest.mark.long) for name in LAYOUTS]
+)
 def test_every_layout_computes_what_one_rank_computes(name, root, one_rank, tmp_path):
     ranks, parallel = LAYOUTS[name]
     found = run_here(root, tmp_path / "run", ranks, **parallel)

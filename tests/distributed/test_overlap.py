@@ -42,7 +42,7 @@ def test_overlap_is_equal_to_the_bit(ranks, layout, precision):
 @pytest.mark.parametrize(
     ("layout", "overlap"),
     [
-        ({}, {}),
+        pytest.param({}, {}, marks=pytest.mark.long),
         pytest.param({}, BOTH, marks=pytest.mark.long),
         ({"pipeline": 2, "virtual_pipeline": 2}, BOTH),
         pytest.param({"pipeline": 2}, GRADIENTS, marks=pytest.mark.long),

@@ -39,7 +39,7 @@ LAYOUTS = {
     "CP2": (2, {"context": 2}, {}, {}, FEW),
     "TP2xPP2": (4, {"tensor": 2, "pipeline": 2}, {}, {}, FEW),
 }
-SHORT = ("one rank", "TP2+SP, dropout, documents")
+SHORT = ("TP2+SP, dropout, documents",)
 
 
 def whole(recompute, parallel, model):

@@ -130,6 +130,7 @@ def test_a_pipeline_rank_that_looks_at_no_tokens_counts_with_the_others(root, wh
     assert [line[3] for line in measured(metrics(tmp_path))] == [line[3] for line in measured(whole[0])]
 
 
+@pytest.mark.long
 @pytest.mark.needs("dali")
 def test_from_dali_too(root, whole, tmp_path):
     settings = settings_of(root, tmp_path, loader={"kind": "dali", "workers": 1})
@@ -142,7 +143,7 @@ def test_from_dali_too(root, whole, tmp_path):
     "parallel",
     [
         pytest.param({}, id="DP2"),
-        pytest.param({"context": 2}, id="CP2"),
+        pytest.param({"context": 2}, id="CP2", marks=pytest.mark.long),
         # Tensor-parallel ranks read as one does; PP3 is above.
         pytest.param({"tensor": 2, "sequence": True}, id="TP2+SP", marks=pytest.mark.long),
         pytest.param({"pipeline": 2}, id="PP2", marks=pytest.mark.long),

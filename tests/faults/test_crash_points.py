@@ -35,7 +35,7 @@ pytestmark = pytest.mark.skipif(build() is None, reason="needs a C compiler")
 
 
 def test_a_save_that_dies_or_is_refused_at_a_call(folder):
-    calls, met = run_ranks(1, trials.saves, str(folder), 30, 0, 1 if is_long() else 11, timeout=TIMEOUT)[0]
+    calls, met = run_ranks(1, trials.saves, str(folder), 30, 0, 1 if is_long() else 16, timeout=TIMEOUT)[0]
     expected = (*trials.BROKEN, *trials.HALVES) if is_long() else trials.BROKEN
     assert calls > 80 and {mode.name for mode in expected} <= set(met)
 
@@ -79,7 +79,7 @@ def test_either_of_two_ranks(folder, faulty):
 
 
 def test_an_export_that_dies_or_is_refused_at_a_call(folder):
-    calls, met = run_ranks(1, trials.exports, str(folder), 1, 1 if is_long() else 13, timeout=TIMEOUT)[0]
+    calls, met = run_ranks(1, trials.exports, str(folder), 1, 1 if is_long() else 19, timeout=TIMEOUT)[0]
     assert calls > 20 and len(met) > 3
 
 

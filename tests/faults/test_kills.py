@@ -10,7 +10,7 @@ from tests.faults.kills import LAYOUTS
 
 
 @pytest.mark.parametrize(
-    "layout", [name if name == "PP2" else pytest.param(name, marks=pytest.mark.long) for name in LAYOUTS]
+    "layout", [name if name == "DP2" else pytest.param(name, marks=pytest.mark.long) for name in LAYOUTS]
 )
 def test_a_run_that_is_killed_again_and_again(layout, tmp_path):
     undisturbed = chains.Undisturbed(tmp_path, layout, short=not is_long())
