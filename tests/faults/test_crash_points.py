@@ -35,7 +35,7 @@ pytestmark = pytest.mark.skipif(build() is None, reason="needs a C compiler")
 
 
 def test_a_save_that_dies_or_is_refused_at_a_call(folder):
-    calls, met = run_ranks(1, trials.saves, str(folder), 30, 0, 1 if is_long() else 16, timeout=TIMEOUT)[0]
+    calls, met = run_ranks(1, trials.saves, str(folder), 30, 0, 1 if is_long() else 11, timeout=TIMEOUT)[0]
     expected = (*trials.BROKEN, *trials.HALVES) if is_long() else trials.BROKEN
     assert calls > 80 and {mode.name for mode in expected} <= set(met)
 
