@@ -107,9 +107,7 @@ def test_kill_9_in_the_middle_and_resume_is_bitwise_the_same_run(parallel, undis
     [
         pytest.param((2, {"tensor": 2}), (1, {}), id="TP2 to TP1", marks=pytest.mark.long),
         pytest.param((1, {}), (2, {}), id="DP1 to DP2", marks=pytest.mark.long),
-        pytest.param(
-            (4, {"tensor": 2, "pipeline": 2}), (2, {}), id="TP2xPP2 to DP2", marks=pytest.mark.long
-        ),
+        pytest.param((4, {"tensor": 2, "pipeline": 2}), (2, {}), id="TP2xPP2 to DP2", marks=pytest.mark.long),
         pytest.param((2, INTERLEAVED), (1, {}), id="interleaved to one rank"),
         pytest.param(
             (2, {"pipeline": 2, "pipeline_layers": [0, 2]}),
