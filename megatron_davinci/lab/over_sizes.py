@@ -29,7 +29,7 @@ class ArmLaw:
         why: Why it was.
         sizes: [n] parameters of each run that it was fitted to.
         losses: [n] at their ends.
-        tokens: That runs of the largest size are trained on.
+        tokens: That runs of the ladder's largest size are trained on, whether or not they came to their end.
     """
 
     arm: str
@@ -57,6 +57,11 @@ class OverSizes:
     trends: dict[str, Trend] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     sizes: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def ahead(self) -> float:
+        """The size that all laws are drawn on to: one, so that arms can be compared, also where runs are missing."""
+        return AHEAD * max(self.sizes.values())
 
 
 def over_sizes(
@@ -98,11 +103,11 @@ def over_sizes(
     others = [name for name in dict.fromkeys(arm.name for arm in arms) if name != control]
     trends: dict[str, Trend] = {}
     for name in others:
-        by_size = {
-            counted[control, size][scale]: list(found[name, size].each.values())
-            for size in sizes
-            if (name, size) in found
-        }
+        by_size: dict[float, list[float]] = {}
+        for size in sizes:
+            if (name, size) in found:
+                # Two steps of a ladder may have one size: models of as many parameters, and more tokens.
+                by_size.setdefault(counted[control, size][scale], []).extend(found[name, size].each.values())
         if (line := trend(by_size, confidence=1 - alpha / len(others))) is not None:
             trends[name] = line
     laws = []
@@ -127,7 +132,7 @@ def _law(
             n.append(counted[arm, run.arm.size][scale])
             d.append(counted[arm, run.arm.size]["tokens"])
             y.append(value)
-    largest = max(zip(n, d), default=(0.0, 0.0))[1]
+    largest = max((one[scale], one["tokens"]) for (name, _), one in counted.items() if name == arm)[1]
     if scale == "parameters" and len(set(d)) > 1:
         try:
             law = fit_scaling_law(n, y, d, what=arm)
@@ -187,10 +192,10 @@ def law_table(found: OverSizes) -> Table:
         if one.law is None:
             rows.append([one.arm, one.why, "", "", "", ""])
             continue
-        law, largest = one.law, max(one.sizes)
+        law = one.law
         names = ("floor", "exponent") + (("data_exponent",) if law.of_data else ())
         cells = [_interval(law, name) for name in names] + ([] if law.of_data else ["none"])
-        ahead = law.predict(AHEAD * largest, one.tokens if law.of_data else None)
+        ahead = law.predict(found.ahead, one.tokens if law.of_data else None)
         rows.append(
             [
                 one.arm,
@@ -199,10 +204,8 @@ def law_table(found: OverSizes) -> Table:
                 f"{ahead.value:.4f} ({ahead.low:.4f} to {ahead.high:.4f})",
             ]
         )
-    largest = max((max(one.sizes) for one in found.laws if one.sizes), default=0.0)
     return [
-        "arm", "floor E", "exponent", "data exponent", "noise",
-        f"loss at {counted_as(AHEAD * largest, found.scale)}",
+        "arm", "floor E", "exponent", "data exponent", "noise", f"loss at {counted_as(found.ahead, found.scale)}",
     ], rows  # fmt: skip
 
 
@@ -245,10 +248,10 @@ def as_json(found: OverSizes) -> dict[str, Any]:
             laws[one.arm] = {"refused": one.why}
             continue
         names = ("floor", "coefficient", "exponent", "data_coefficient", "data_exponent")
-        ahead = one.law.predict(AHEAD * max(one.sizes), one.tokens if one.law.of_data else None)
+        ahead = one.law.predict(found.ahead, one.tokens if one.law.of_data else None)
         laws[one.arm] = {name: vars(one.law.interval(name)) for name in names if getattr(one.law, name)} | {
             "noise": one.law.noise,
-            "ahead": {"size": AHEAD * max(one.sizes), **vars(ahead)},
+            "ahead": {"size": found.ahead, **vars(ahead)},
         }
     trends = {
         arm: {k: v for k, v in vars(line).items() if k not in ("crossing_low", "crossing_high")}

@@ -195,6 +195,33 @@ def test_a_ladder_has_laws_and_trends(tmp_path):
         assert (tmp_path / "d" / "sizes.csv").read_text().startswith(header)
 
 
+def test_laws_are_drawn_on_to_one_size_also_where_the_largest_runs_are_missing(tmp_path):
+    ladder = {f"{n} layers": {"model.num_layers": n} for n in (1, 2, 4, 8, 16)}
+    effects = {(arm, size): 0.4 / int(size.split()[0]) for arm in ("control", "half") for size in ladder}
+    design, arms, runs, outcomes, verdict = judged(tmp_path, effects, ladder=ladder)
+    whole = as_json(verdict)["over_sizes"]["laws"]["half"]
+    left = [
+        replace(one, state="failed")
+        if one.run.arm.size == "16 layers" and one.run.arm.name == "half"
+        else one
+        for one in outcomes
+    ]
+    laws = as_json(judge(design, arms, runs, left))["over_sizes"]["laws"]
+    assert laws["half"]["ahead"]["size"] == laws["control"]["ahead"]["size"] == whole["ahead"]["size"]
+
+
+def test_steps_of_a_ladder_of_one_size_are_taken_together(tmp_path):
+    ladder = {
+        "short": {"curriculum.0.tokens": 40960},
+        "long": {"curriculum.0.tokens": 81920},
+        "large": {"model.num_layers": 4},
+    }
+    *_, verdict = judged(tmp_path, {("half", "short"): 0.2, ("half", "long"): -0.2}, ladder=ladder)
+    trend = verdict.over_sizes.trends["half"]
+    pairs = {one.size: one.found.pairs for one in verdict.deciding}
+    assert trend.pairs == sum(pairs.values()) and trend.smallest == pytest.approx(0, abs=0.1)
+
+
 def test_the_page_its_markdown_and_its_index(tmp_path):
     design, arms, runs, outcomes, verdict = judged(tmp_path, {("half", ""): 0.2})
     folder = tmp_path / "lab" / "designs" / "half"
