@@ -18,7 +18,7 @@ from megatron_davinci.darwin.streams import Unreadable, lines, opened, whole
 from megatron_davinci.darwin.threads import read_thread_at, read_threads
 from megatron_davinci.darwin.warc import read_warc, read_warc_at
 
-VERSION = 5
+VERSION = 6
 
 
 def read_file(file: InputFile, source: SourceRecipe, limit: int) -> Iterator[Raw]:
@@ -141,7 +141,7 @@ def _licence(given: Any) -> str | None:
     if not isinstance(given, list):
         return None if given is None else str(given)
     names = [str(name) for name in given if name]
-    return " AND ".join(f"({name})" if " OR " in name else name for name in names) or None
+    return " AND ".join(f"({name})" if " or " in name.lower() else name for name in names) or None
 
 
 def _table(path: Path, name: str, origin: dict[str, Any], source: SourceRecipe, limit: int) -> Iterator[Raw]:

@@ -103,6 +103,7 @@ def test_everything_is_accounted_for(corpus):
     [
         ('["MIT"]', "MIT"),
         ('["MIT", "Apache-2.0 OR GPL-2.0"]', "MIT AND (Apache-2.0 OR GPL-2.0)"),
+        ('["MIT or GPL-2.0", "CC0-1.0"]', "(MIT or GPL-2.0) AND CC0-1.0"),
         ("[]", None),
         ("null", None),
         ('"CC0-1.0"', "CC0-1.0"),
