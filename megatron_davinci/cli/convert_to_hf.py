@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_davinci.config import RunConfig, load_config
-from megatron_davinci.errors import CheckpointError, ConfigError, DavinciError
+from megatron_davinci.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from megatron_davinci.train.checkpoint_files import Checkpoint
@@ -209,8 +208,6 @@ def export(
 def end_of_documents(config: RunConfig | None, tokenizer: Path | None) -> int | None:
     """The token that a model ends a text with: what ended the documents that it was trained on.
 
-    Sources may have been written with another end than the tokenizer's own (`davinci data tokenize --eod`).
-
     Args:
         config: The run's; None for a checkpoint by itself.
         tokenizer: The tokenizer's folder; None: no token is named.
@@ -218,15 +215,10 @@ def end_of_documents(config: RunConfig | None, tokenizer: Path | None) -> int | 
     Raises:
         DataError: No source that is here says it, and the tokenizer has no such token.
     """
-    from megatron_davinci.data.manifest import Manifest
+    from megatron_davinci.data import run_tokenizer
     from megatron_davinci.data.tokenizer import Tokenizer
 
     if tokenizer is None:
         return None
-    said = set()
-    for source in config.data.sources.values() if config is not None else ():
-        # Of a source that is gone since, or that has no manifest, nothing is known.
-        with contextlib.suppress(DavinciError):
-            said.add(None if "://" in str(source.path) else Manifest.load(source.path).eod_id)
-    said.discard(None)
-    return said.pop() if len(said) == 1 else Tokenizer.load(tokenizer).eod_id
+    said = run_tokenizer.end_of_documents(None if config is None else config.data, remote=False)
+    return Tokenizer.load(tokenizer).eod_id if said is None else said

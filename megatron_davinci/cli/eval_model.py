@@ -14,6 +14,7 @@ from megatron_davinci.config import RunConfig, validate
 from megatron_davinci.config.load import value_of
 from megatron_davinci.data.manifest import tokenizer_of
 from megatron_davinci.data.places import S3Options, place
+from megatron_davinci.data.run_tokenizer import run_tokenizer
 from megatron_davinci.data.tokenizer import Tokenizer
 from megatron_davinci.errors import ConfigError, DataError, DavinciError
 
@@ -154,7 +155,8 @@ def on_ranks(
         load_weights(found.checkpoint.folder, chunks, config.model.model_dump(mode="json"))
         identity = {
             "checkpoint": digest_of_checkpoint(manifest),
-            "tokenizer": tokenizer.sha256,
+            # What ends documents stands before texts, and ends answers.
+            "tokenizer": tokenizer.sha256 + ("" if tokenizer.own_end else f", end {tokenizer.eod_id}"),
             "precision": config.train.precision,
             "length": config.model.max_sequence_length,
         }
@@ -182,7 +184,7 @@ def tokenizer_for(found: Found, given: Path | None) -> Tokenizer:
             where=found.checkpoint.folder,
             do="name it: --tokenizer FOLDER",
         )
-    tokenizer = Tokenizer.load(path)
+    tokenizer = run_tokenizer(path, found.config.data if found.config is not None else None)
     model = found.checkpoint.manifest["model"]
     tokens = model["vocab_size"] - (model.get("vocab_padding") or 0)
     if tokenizer.vocab_size > tokens:

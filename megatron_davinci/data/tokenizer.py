@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +43,7 @@ class Tokenizer:
         eod_id: The id that ends a document.
         sha256: Of the bytes of `tokenizer.json`, in hexadecimal.
         content: Those bytes.
+        own_end: Whether `eod_id` is the tokenizer's own end, and not one that a user or a source has named.
     """
 
     vocab_size: int
@@ -49,6 +51,7 @@ class Tokenizer:
     sha256: str
     _backend: tokenizers.Tokenizer = field(repr=False, compare=False)
     content: bytes = field(default=b"", repr=False, compare=False)
+    own_end: bool = True
 
     @property
     def eod_token(self) -> str:
@@ -58,25 +61,26 @@ class Tokenizer:
         return name
 
     @classmethod
-    def load(cls, path: Path, eod_token: str | None = None) -> Tokenizer:
+    def load(cls, path: Path, eod_token: str | None = None, *, eod_id: int | None = None) -> Tokenizer:
         """Loads `tokenizer.json`, or the one in a folder; nothing is downloaded.
 
         Args:
             path: The file, or the folder that holds it and perhaps `tokenizer_config.json`.
             eod_token: What ends a document. If not given: `<|endoftext|>` where the vocabulary has it, else
                 the `eos_token` of `tokenizer_config.json`.
+            eod_id: Its id, in place of its name.
 
         Raises:
             DataError: The file is missing, is no tokenizer, or has no end-of-document token.
         """
         file = path / "tokenizer.json" if path.is_dir() else path
-        return cls._of(_bytes_of(file), file, eod_token)
+        return cls._of(_bytes_of(file), file, eod_token, eod_id)
 
     @classmethod
-    def _of(cls, raw: bytes, file: Path, eod_token: str | None) -> Tokenizer:
-        backend, eod_id = _backend(raw, file, eod_token)
+    def _of(cls, raw: bytes, file: Path, eod_token: str | None, wanted_id: int | None = None) -> Tokenizer:
+        backend, eod_id, own = _backend(raw, file, eod_token, wanted_id)
         largest = max(backend.get_vocab(with_added_tokens=True).values())
-        return cls(largest + 1, eod_id, hashlib.sha256(raw).hexdigest(), backend, raw)
+        return cls(largest + 1, eod_id, hashlib.sha256(raw).hexdigest(), backend, raw, own)
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """The ids of each text, int32 `[length]`, without an end-of-document token.
@@ -175,7 +179,9 @@ def from_gpt2_files(vocab: Path, merges: Path) -> Tokenizer:
     return Tokenizer._of(tokenizer.to_str().encode(), vocab, EOD)
 
 
-def _backend(raw: bytes, file: Path, eod_token: str | None) -> tuple[tokenizers.Tokenizer, int]:
+def _backend(
+    raw: bytes, file: Path, eod_token: str | None, wanted_id: int | None
+) -> tuple[tokenizers.Tokenizer, int, bool]:
     try:
         content: dict[str, Any] = json.loads(raw)
         added = content.get("added_tokens") or []
@@ -200,9 +206,12 @@ def _backend(raw: bytes, file: Path, eod_token: str | None) -> tuple[tokenizers.
                 expected=f"id {entry.get('id')}",
                 do="put the token with its id into the model's vocabulary too",
             )
-    name = eod_token or (
-        EOD if EOD in vocabulary else _configured_eos(file.with_name("tokenizer_config.json"))
-    )
+    if wanted_id is not None and (eod_token := tokenizer.id_to_token(wanted_id)) is None:
+        eod_token = f"token {wanted_id}"
+    own = EOD if EOD in vocabulary else None
+    with suppress(DataError) if eod_token else nullcontext():  # not asked for where another is named
+        own = own or _configured_eos(file.with_name("tokenizer_config.json"))
+    name = eod_token or own
     if name is None or name not in vocabulary:
         raise DataError(
             "The tokenizer has no end-of-document token.",
@@ -227,7 +236,7 @@ def _backend(raw: bytes, file: Path, eod_token: str | None) -> tuple[tokenizers.
             expected="a special token, which no text can contain",
             do="name another token as the end of a document, or add one",
         )
-    return tokenizer, eod_id
+    return tokenizer, eod_id, name == own
 
 
 def _configured_eos(file: Path) -> str | None:

@@ -36,9 +36,8 @@ def held_out_texts(
     texts = {}
     for domain, path in validation.items():
         source = Source.open(domain, place(path, s3), sequence_length)
-        decoded = (
-            tokenizer.decode(ids[:LONGEST], special=False) for ids in _documents(source, tokenizer.eod_id)
-        )
+        end = tokenizer.eod_id if source.eod_id is None else source.eod_id
+        decoded = (tokenizer.decode(ids[:LONGEST], special=False) for ids in _documents(source, end))
         texts[domain] = list(islice((text for text in decoded if text.strip()), documents))
     return texts
 
