@@ -29,6 +29,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE, _LONGEST_WISH = 0.5, 60.0, 300.0  # seconds
 _UNANSWERED = 20  # questions in a row: it is not the question
 _PROBE_SECONDS = 10.0
 _SAID = 300  # characters of what a server says that are shown
+_NEWER_LIMIT = "max_completion_tokens"  # OpenAI's models that think take no `max_tokens`
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -41,7 +42,7 @@ class Endpoint(Section):
         key_variable: Environment variable with the API key; None where none is wanted. A key stands nowhere else.
         temperature: Of sampling.
         seed: Of sampling; each further try at a chunk adds one.
-        max_tokens: Of one answer.
+        max_tokens: Of one answer. A server that refuses the field, and names `max_completion_tokens`, is sent that.
         extra: Further fields of the request, as `reasoning_effort` or `chat_template_kwargs`.
         structured: How the server is told the form of an answer, so that tokens against it are never written: `vllm`
             (`davinci serve` too) by `structured_outputs`, `sglang` by `regex`; None to say it in the prompt only.
@@ -144,7 +145,7 @@ class Client:
         )
         self._requests = Bucket(endpoint.requests_per_minute, processes, burst=1.0)
         self._tokens = Bucket(endpoint.tokens_per_minute, processes, burst=None)
-        self._not_before = 0.0
+        self._not_before, self._limit = 0.0, "max_tokens"
         self._failed = 0  # requests since the last answer
         self._unanswered = 0  # questions likewise
 
@@ -205,7 +206,6 @@ class Client:
             "messages": messages,
             "temperature": endpoint.temperature,
             "seed": endpoint.seed + attempt,
-            "max_tokens": endpoint.max_tokens,
             "stream": endpoint.stream,
         }
         if endpoint.stream:
@@ -217,7 +217,7 @@ class Client:
             await self._tokens.take(0.0)
             try:
                 async with asyncio.timeout(endpoint.timeout):
-                    answer = await self._post(body)
+                    answer = await self._post_limited(body)
             except (TimeoutError, httpx.TimeoutException):
                 raise Trouble("timeout", f"no whole answer in {endpoint.timeout:g} seconds") from None
             except httpx.HTTPError as error:
@@ -228,6 +228,17 @@ class Client:
                 raise
             self._tokens.spend(answer.prompt_tokens + answer.completion_tokens)
             return answer
+
+    async def _post_limited(self, body: dict[str, Any]) -> Answer:
+        """Post a request with the limit of an answer under the name that the server takes."""
+        name, most = self._limit, self.endpoint.max_tokens
+        try:
+            return await self._post({**body, name: most})
+        except Trouble as trouble:
+            if trouble.kind != "refused" or name == _NEWER_LIMIT or _NEWER_LIMIT not in trouble.said:
+                raise
+        self._limit = _NEWER_LIMIT
+        return await self._post({**body, _NEWER_LIMIT: most})
 
     async def _post(self, body: dict[str, Any]) -> Answer:
         url, content, events = f"{self.endpoint.url}/chat/completions", bytearray(), Events()

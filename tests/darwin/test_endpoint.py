@@ -14,7 +14,7 @@ from megatron_davinci.darwin import endpoint as module
 from megatron_davinci.darwin.answers import Answer, Answers, question_key
 from megatron_davinci.darwin.endpoint import Client, Endpoint, Trouble
 from megatron_davinci.errors import ConfigError, DataError, EnvironmentProblem
-from tests.darwin.model_server import serving
+from tests.darwin.model_server import _Handler, serving
 
 MESSAGES = [{"role": "user", "content": "<passage>\nwords\n</passage>"}]
 
@@ -118,6 +118,26 @@ def test_what_will_not_pass_is_not_asked_again(server, fault, kind):
     server.fault = lambda: fault
     [trouble], counts = asked(server, response_bytes=100_000)
     assert trouble.kind == kind and counts == {kind: 1} and len(server.requests) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_limit_of_an_answer_has_the_name_that_the_server_takes(server, monkeypatch, stream):
+    refusal = b"Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+    answer = _Handler.answer
+
+    def newer(self, server, body, fault):
+        return self.reply(400, refusal) if "max_tokens" in body else answer(self, server, body, fault)
+
+    server.fault = lambda: ""
+    monkeypatch.setattr(_Handler, "answer", newer)
+    found, counts = asked(server, 3, max_tokens=50, concurrency=1, stream=stream, timeout=5.0)
+    assert {one.text for one in found} == {"<passage>words</passage>"} and counts == {"answered": 3}
+    names = ("max_tokens", "max_completion_tokens")
+    assert [[body.get(name) for name in names] for body in server.requests] == [[50, None], *[[None, 50]] * 3]
+    # A server that takes neither is asked twice, and says why.
+    monkeypatch.setattr(_Handler, "answer", lambda self, server, body, fault: self.reply(400, refusal))
+    [trouble], counts = asked(server, timeout=5.0)
+    assert (trouble.kind, counts, len(server.requests)) == ("refused", {"refused": 1}, 2)
 
 
 def test_a_run_ends_where_nothing_can_come_of_it(server, monkeypatch):
