@@ -38,6 +38,8 @@ COMMANDS = {
     "report": ("megatron_davinci.cli.report", "draw a run's page"),
 }
 
+_OUT_OF_REACH = (errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EROFS)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
@@ -122,13 +124,13 @@ def _reaching(action: Callable[[], int | None]) -> int | None:
     try:
         return action()
     except OSError as error:
-        if error.filename is None or error.errno not in (errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP):
+        if error.filename is None or error.errno not in _OUT_OF_REACH:
             raise
         raise EnvironmentProblem(
             "A path cannot be reached.",
             where=os.fsdecode(error.filename),
             found=error.strerror,
-            do="check how it is spelt, and the permissions of each folder above it",
+            do="check how it is spelt, and that each name above it is a folder with permissions for it",
         ) from error
 
 

@@ -22,12 +22,14 @@ from pydantic import Field, model_validator
 from megatron_davinci.config import load_config
 from megatron_davinci.config.mixture import exact_share, share_text
 from megatron_davinci.config.section import Section, shown
+from megatron_davinci.config.units import format_tokens
 from megatron_davinci.errors import ConfigError, DataError
 from megatron_davinci.files import write_atomically, write_json
 from megatron_davinci.lab.arms import Arm, arms_of, as_override, runs_of
-from megatron_davinci.lab.control import refuse
+from megatron_davinci.lab.control import cost_of, refuse
 from megatron_davinci.lab.design import Branch, Budget, Design, Metric, Setting, read_as
 from megatron_davinci.lab.outcomes import TASK, Outcome
+from megatron_davinci.lab.pasts import pasts_of
 from megatron_davinci.lab.runner import carry_out
 from megatron_davinci.report.axes import Axis
 from megatron_davinci.report.colors import assign
@@ -70,6 +72,8 @@ class Search(Section):
             raise ValueError(
                 f"metric should be a loss, since a search asks no tasks; found {shown(self.metric)}"
             )
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds should differ; found {self.seeds}")
         return self
 
 
@@ -199,15 +203,7 @@ def look(
         DataError: Too few of its runs came to their end.
     """
     space, folder = Space(search, where), root / "mixtures" / where.stem
-    total = sum(search.rounds) * len(search.seeds)
-    if search.budget.runs is not None and total > search.budget.runs:
-        raise ConfigError(
-            "The search costs more than its budget.",
-            where=where,
-            found=f"{total} runs",
-            expected=f"at most {search.budget.runs}",
-            do="fewer or smaller rounds, fewer seeds, or a larger budget",
-        )
+    _refuse_cost(search, space, where)
     proposed: list[dict[str, float]] = _read(folder / "proposed.json", space)
     tried, losses = np.empty((0, len(space.domains))), np.empty(0)
     lost: list[str] = []
@@ -217,17 +213,44 @@ def look(
             rng = np.random.default_rng([0, number])
             more = propose(space.base, tried, losses, space.bounds, wanted - len(proposed), rng)
             proposed += [space.written(one) for one in more]
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / "proposed.json", proposed)
         design = design_of(search, space, proposed[:wanted])
         arms = arms_of(design)
         _refuse_confounds(design, arms, where)
+        if (different := len({tuple(one.values()) for one in proposed[:wanted]})) < LEAST_MIXTURES:
+            raise ConfigError(
+                "The bounds leave too few mixtures to predict others from.",
+                where=where,
+                found=f"{different} that differ in the fourth decimal, of {wanted}",
+                expected=f"{LEAST_MIXTURES} or more",
+                do="lower floors or raise ceilings, of two domains at least",
+            )
+        # A search that is refused leaves nothing that the mended one would go on with.
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "proposed.json", proposed)
         outcomes = carry_out(
             root, runs_of(design, arms), parallel=parallel, retry=retry, say=say, design=design
         )
         tried, losses, lost = _measured(proposed[:wanted], outcomes, search, space)
     proposal = best_mixture(space.base, tried, losses, space.bounds, np.random.default_rng(1))
     return write(folder, search, space, Found(space.domains, tried, losses, proposal, lost))
+
+
+def _refuse_cost(search: Search, space: Space, where: Path) -> None:
+    count, budget = sum(search.rounds), search.budget
+    design = design_of(search, space, [space.written(space.base)] * 2)
+    runs = [run for run in runs_of(design) if run.arm.name == "mixture 1"]
+    past = sum(cost_of(one.arm.config).tokens for one in pasts_of(design, runs))
+    whole = sum(cost_of(one.arm.config).tokens for one in runs)
+    # What comes before the stage is trained once a seed, where it is shared.
+    total, tokens = count * len(search.seeds), past + count * (whole - past)
+    if (budget.runs or total) < total or (budget.tokens or tokens) < tokens:
+        raise ConfigError(
+            "The search costs more than its budget.",
+            where=where,
+            found=f"{total} runs, {format_tokens(tokens)} tokens",
+            expected=f"at most {budget.runs or total} runs, {format_tokens(budget.tokens or tokens)} tokens",
+            do="fewer or smaller rounds, fewer seeds, or a larger budget",
+        )
 
 
 def _refuse_confounds(design: Design, arms: Sequence[Arm], where: Path) -> None:
@@ -270,7 +293,8 @@ def _measured(
     rows, values = [], []
     for number, mixture in enumerate(proposed, start=1):
         there = by_arm.get(f"mixture {number}", [])
-        if len(there) == len(search.seeds):
+        # The same mixture twice is the same runs, which would make their noise look like none.
+        if len(there) == len(search.seeds) and mixture not in proposed[: number - 1]:
             rows.append([mixture[name] for name in space.domains])
             values.append(float(np.mean(there)))
     if len(rows) < LEAST_MIXTURES or len(by_arm.get("mixture 1", [])) < len(search.seeds):

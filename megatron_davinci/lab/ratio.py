@@ -69,6 +69,10 @@ def answer(arms: Sequence[Arm], outcomes: Sequence[Outcome], asked: Question, wh
             found=asked.tolerance,
             expected="nats: a number",
         )
+    if asked.tokens < 1:
+        raise ConfigError(
+            "This is no token count.", where="--tokens", found=asked.tokens, expected="1 or more"
+        )
     arms = _of_size(arms, asked, where)
     number = _stage(arms, asked, where)
     found: dict[float, list[list[float]]] = {}
@@ -93,6 +97,13 @@ def answer(arms: Sequence[Arm], outcomes: Sequence[Outcome], asked: Question, wh
             for at in sorted(curves[0])
             if start < at <= ends
         ]
+    if not found:
+        raise DataError(
+            "No run of the design is done.",
+            where=where,
+            found=", ".join(sorted({one.state for one in outcomes})) or "no run",
+            do=f"davinci lab run {where}, or name the lab's folder by --out",
+        )
     runs = {}
     for share, rows in found.items():
         tokens, general, domain = np.array(sorted(rows)).reshape(-1, 3).T

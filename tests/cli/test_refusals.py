@@ -72,6 +72,15 @@ def test_a_path_that_cannot_be_looked_at(tmp_path, words):
     assert "File name too long" in text and "long" * 10 in text.replace("\n", "")
 
 
+def test_a_folder_below_a_file_is_out_of_reach(tmp_path, config):
+    (tmp_path / "design.yaml").write_text(
+        "{question: q, base: config.yaml, varies: [train.threads], arms: {a: {}, b: {set: {train.threads: 1}}},"
+        " seeds: [1, 2], metrics: [{name: train_loss, margin: 0.1}]}"
+    )
+    text = davinci("lab", "report", tmp_path / "design.yaml", "--out", config / "lab").refusal()
+    assert "Not a directory" in text and "each name above it is a folder" in " ".join(text.split())
+
+
 @pytest.mark.parametrize("command", ["plan", "train"])
 def test_a_mistyped_key(config, command):
     text = davinci(command, config, "model.hiden_size=32").refusal()

@@ -121,6 +121,11 @@ def test_a_search_writes_a_curriculum_and_goes_on_with_what_it_proposed(tmp_path
         ({"stage": "nowhere"}, "no such stage"),
         ({"floor": {"c": 0.1}}, "does not mix"),
         ({"budget": {"runs": 3}}, "more than its budget"),
+        ({"budget": {"tokens": "100k"}}, "found: 8 runs, 369k tokens"),
+        ({"share_past": False, "budget": {"tokens": "400k"}}, "found: 8 runs, 655k tokens"),
+        ({"seeds": [1, 1]}, "seeds should differ"),
+        ({"floor": {"a": 1.0}}, "2 that differ in the fourth decimal, of 5"),
+        ({"metric": "heldout_loss.c"}, "does not measure it"),
         ({"metric": "task.arithmetic.acc,none"}, "a search asks no tasks"),
         ({"steps": 1}, "(line 7): unknown key"),
     ],
@@ -129,6 +134,24 @@ def test_what_is_no_search_is_refused(changes, said, tmp_path):
     path = written(tmp_path, **changes)
     screen = davinci("lab", "mixture", path, "--out", tmp_path / "lab")
     assert screen.code == 2 and said in " ".join(screen.err.split()) and "search.yaml" in screen.err
+    assert not (tmp_path / "lab").exists(), "what was proposed would be gone on with"
+
+
+def test_the_same_mixture_twice_is_one_loss(tmp_path, monkeypatch):
+    path = written(tmp_path, rounds=[6])
+    search = load_search(path)
+    space = Space(search, path)
+    drawn = np.array([[0.5, 0.5], [0.2, 0.8], [0.2, 0.8], [0.6, 0.4], [0.9, 0.1], [0.9, 0.1]])
+    monkeypatch.setattr(mixtures, "propose", lambda *_: drawn)
+
+    def trained(root, runs, **others):
+        line = {"step": 1, "consumed_tokens": 1, "heldout_loss": {"a": 3.0}}
+        return [Outcome(run, "done", 1, 1, "", [line]) for run in runs]
+
+    monkeypatch.setattr(mixtures, "carry_out", trained)
+    found = look(search, path, tmp_path / "lab", parallel=1)
+    assert json.loads((found.parent / "mixture.json").read_text())["tried"] == 4
+    assert space.domains == ["a", "b"] and (found.parent / "tried.csv").read_text().count("\n") == 5
 
 
 def test_too_few_runs_are_no_ground(tmp_path, monkeypatch):

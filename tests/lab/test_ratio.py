@@ -195,10 +195,12 @@ def test_runs_of_one_size_that_differ_in_the_mixture_only_are_asked(tmp_path):
         replace(one, state="failed") for one in linear(runs_of(loaded, arms)) if one.run.arm.size == "small"
     ]
     asked = Question("end", "b", "a", TOKENS, 0.05)
+    with pytest.raises(ConfigError, match="--tokens"):
+        answer(arms, outcomes, replace(asked, tokens=0), path)
     with pytest.raises(ConfigError, match="one of small, large"):
         answer(arms, outcomes, asked, path)
     assert answer(arms, outcomes, replace(asked, size="large"), path).ratio == pytest.approx(0.5, abs=0.01)
-    with pytest.raises(DataError, match="Too few shares"):
+    with pytest.raises(DataError, match="No run of the design is done"):
         answer(arms, outcomes, replace(asked, size="small"), path)
     with pytest.raises(ConfigError, match="tolerance"):
         answer(arms, outcomes, replace(asked, size="large", tolerance=float("nan")), path)
