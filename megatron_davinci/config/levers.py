@@ -38,6 +38,9 @@ def lever_needs(config: RunConfig) -> dict[str, tuple[str, ...]]:
         "train.low_precision.tail_tokens": low.tail_tokens is not None,
         "train.low_precision.activations: fp8": low.activations == "fp8",
         "train.low_precision.keep_codes": low.keep_codes,
+        "train.low_precision.nvfp4": low.nvfp4 != type(low.nvfp4)(),
+        "kept layers under train.low_precision.recipe: delayed": low.recipe == "delayed"
+        and low.keep_first_layers + low.keep_last_layers > 0,
         "model.norm_placement: post": config.model.norm_placement == "post",
         "model.qk_norm_scope: all_heads": config.model.qk_norm_scope == "all_heads",
     }

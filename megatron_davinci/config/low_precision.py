@@ -19,6 +19,16 @@ NATIVE = ("delayed", "current", "block")
 
 _OF_TENSORS = ("delayed", "current")
 
+_WITH_A_RECIPE = (
+    "backend",
+    "keep_first_layers",
+    "keep_last_layers",
+    "keep_codes",
+    "tail_tokens",
+    "watch_every_steps",
+    "band",
+)
+
 _BLOCKS = {"block": 128, "mxfp8": 32, "nvfp4": 16}
 
 
@@ -164,9 +174,13 @@ class LowPrecisionConfig(Section):
         for name, recipe in (("amax_history", "delayed"), ("nvfp4", "nvfp4"), ("bits", "bits")):
             if self._says(name) and self.recipe != recipe:
                 raise ValueError(f"{name} acts with recipe: {recipe}; found recipe: {self.recipe}")
-        for name in ("backend", "keep_first_layers", "keep_last_layers", "keep_codes", "tail_tokens", "band"):
+        for name in _WITH_A_RECIPE:
             if self._says(name) and self.recipe == "none":
                 raise ValueError(f"{name} acts with a recipe; found recipe: none")
+        if self._says("watch_every_steps") and self.backend == "transformer_engine":
+            raise ValueError(
+                "watch_every_steps is of backend: native and emulate; found backend: transformer_engine"
+            )
         if self.keep_codes and self.recipe not in NATIVE:
             raise ValueError(
                 f"keep_codes is of backend: native, which multiplies by recipe: {', '.join(NATIVE)}; found recipe: "

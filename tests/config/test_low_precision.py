@@ -33,6 +33,9 @@ def settings(low, *, precision="fp32", model=None, **sections):
         ({"recipe": "mxfp8", "keep_codes": True}, {}, "found recipe: mxfp8"),
         ({"recipe": "current", "backend": "transformer_engine", "keep_codes": True}, {"precision": "bf16"},
          "keep_codes is of backend: native; found backend: transformer_engine"),
+        ({"watch_every_steps": 5}, {}, "watch_every_steps acts with a recipe; found recipe: none"),
+        ({"recipe": "current", "backend": "transformer_engine", "watch_every_steps": 5}, {"precision": "bf16"},
+         "watch_every_steps is of backend: native and emulate; found backend: transformer_engine"),
     ],
 )  # fmt: skip
 def test_what_would_not_be_multiplied_by_the_recipe_is_refused(low, changes, said):
@@ -41,9 +44,17 @@ def test_what_would_not_be_multiplied_by_the_recipe_is_refused(low, changes, sai
     assert said in str(caught.value)
 
 
-def test_kept_codes_are_in_our_own_layers():
-    config = validate(settings({"recipe": "current", "keep_codes": True}), "test")
-    assert choose_backends(on_cuda=False, **config.backend_arguments()).layers.why.endswith("keep_codes")
+@pytest.mark.parametrize(
+    ("low", "said"),
+    [
+        ({"recipe": "current", "keep_codes": True}, "keep_codes"),
+        ({"recipe": "nvfp4", "nvfp4": {"hadamard": False}}, "low_precision.nvfp4"),
+        ({"recipe": "delayed", "keep_last_layers": 1}, "recipe: delayed"),
+    ],
+)
+def test_what_transformer_engine_would_not_do_is_in_our_own_layers(low, said):
+    config = validate(settings(low), "test")
+    assert choose_backends(on_cuda=False, **config.backend_arguments()).layers.why.endswith(said)
 
 
 def build(whole):
