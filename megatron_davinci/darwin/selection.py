@@ -99,6 +99,9 @@ class Classify(_Asking):
         """Ask, note, compare."""
         chosen, labels = self.parameters, self._classifier.labels
         probabilities = self._classifier.probabilities(document.text)
+        if not np.isfinite(probabilities).all():
+            # No label is likelier than NaN, and no score is below a bound: it would stay.
+            return Outcome(quarantine="no_score", notes={"probabilities": [str(p) for p in probabilities]})
         label = labels[int(probabilities.argmax())]
         document.metadata.setdefault("labels", {})[chosen.field] = label
         scores, drop = {}, None
@@ -166,13 +169,14 @@ class SelectTop(_Asking, GlobalStep):
         )
 
     def solve(self, folder: Path, tasks: Sequence[int]) -> Iterator[tuple[int, list[Verdict]]]:
-        """What lies below the share, with its score and its rank; of equals the first in the recipe's order stays."""
+        """What lies below the share, with its score, or has none; of equals the first in the recipe's order stays."""
         sketches = [Arrays(folder / f"{task:05d}") for task in tasks]
         scores, sizes, groups = (
             np.concatenate([sketch[name] for sketch in sketches]) for name in ("scores", "sizes", "groups")
         )
         goes = np.zeros(len(scores), bool)
-        ranked = np.isfinite(scores)
+        ranked, unknown = np.isfinite(scores), np.isnan(scores)
+        goes[unknown] = True  # a classifier that says NaN has said nothing for it
         for group in np.unique(groups[ranked]) if self.parameters.each_source else [None]:
             own = np.nonzero(ranked if group is None else ranked & (groups == group))[0]
             best = own[np.argsort(-scores[own], kind="stable")]
@@ -181,12 +185,13 @@ class SelectTop(_Asking, GlobalStep):
         begin = 0
         for task, sketch in zip(tasks, sketches, strict=True):
             end = begin + len(sketch["scores"])
-            places = np.nonzero(goes[begin:end])[0].tolist()
             yield (
                 task,
                 [
-                    Verdict(place, "below_the_share", {"score": round(float(scores[begin + place]), 4)})
-                    for place in places
+                    Verdict(place, "no_score", {"score": "nan"})
+                    if unknown[begin + place]
+                    else Verdict(place, "below_the_share", {"score": round(float(scores[begin + place]), 4)})
+                    for place in np.nonzero(goes[begin:end])[0].tolist()
                 ],
             )
             begin = end

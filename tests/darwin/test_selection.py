@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from megatron_davinci.cli import data_classifier
 from megatron_davinci.cli.main import main
 from megatron_davinci.darwin import classifiers, embedding, linear
+from megatron_davinci.darwin.provenance import begin
+from megatron_davinci.darwin.selection import Classify, SelectTop
 from megatron_davinci.errors import ConfigError, DataError, EnvironmentProblem
 from tests.darwin.making import MODULES, STDLIB, made, prose, recipe
 
@@ -321,6 +323,33 @@ def test_options_that_train_nothing_are_refused(tmp_path, capsys, option):
     name, value = option
     words = ["data", "train-classifier", "x.jsonl", "--out", str(tmp_path), f"--{name}", value]
     assert main(words) == 2 and f"--{name} is" in capsys.readouterr().err
+
+
+def test_a_classifier_that_says_nan_lets_nothing_in(tmp_path, monkeypatch):
+    class Odd:
+        labels, name = ("bad", "good"), "odd 1"
+
+        def probabilities(self, text):
+            return np.array([np.nan, np.nan]) if "odd" in text else np.array([0.2, 0.8])
+
+    monkeypatch.setattr(classifiers, "load", lambda folder: Odd())
+    chosen = {"classifier": tmp_path, "score": "good"}
+    classify = Classify(Classify.Parameters(**chosen, min_score=0.5, keep=["good", "bad"]))
+    top = SelectTop(SelectTop.Parameters(**chosen, share=1.0))
+    classify.open()
+    top.open()
+    top.begin(tmp_path, 0)
+    fates = []
+    for text in ("odd", "plain"):
+        each = begin(text, f"a/{text}", "a", None, {}, None)
+        outcome = classify.apply(each)
+        fates.append((outcome.drop, outcome.quarantine))
+        top.sketch(each)
+    top.skip()
+    top.finish()
+    assert fates == [(None, "no_score"), (None, None)]
+    [(_, verdicts)] = top.solve(tmp_path, [0])
+    assert [(one.place, one.reason) for one in verdicts] == [(0, "no_score")]
 
 
 def test_another_package_reads_its_own_kind(tmp_path, monkeypatch):
