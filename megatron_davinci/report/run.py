@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from megatron_davinci.errors import DataError
 from megatron_davinci.files import write_atomically
 from megatron_davinci.report import phase_plots, precision_plots, run_plots, run_tasks
 from megatron_davinci.report.numbers import NOTHING, duration, number, percent, quantity, scientific
 from megatron_davinci.report.page import KeyFigure, Page
 from megatron_davinci.report.plots import Plot, grid_png
-from megatron_davinci.report.run_files import read_run
+from megatron_davinci.report.run_files import RECORD, is_run, read_run
 from megatron_davinci.report.run_metrics import as_number
 from megatron_davinci.report.run_story import RunStory
 
@@ -37,10 +38,19 @@ def write_run_report(
         The path of `report.html`.
 
     Raises:
-        DataError: There is no such folder.
+        DataError: There is no such folder, or it is not that of a run.
         EnvironmentProblem: The disk refused.
     """
     run_dir = Path(run_dir)
+    if run_dir.is_dir() and not is_run(run_dir):
+        runs = sorted(one.name for one in run_dir.iterdir() if one.is_dir() and is_run(one))
+        raise DataError(
+            "The folder is not that of a run; nothing was written to it.",
+            where=run_dir,
+            found=f"runs in it: {', '.join(runs[:9])}" if runs else f"none of {', '.join(RECORD)}",
+            expected="a run directory, with metrics.jsonl and config.yaml in it",
+            do="Give one of them." if runs else "Give the folder that `davinci train` wrote.",
+        )
     story = RunStory(read_run(run_dir))
     page, plots = run_page(story, worth, findings)
     for plot in plots:

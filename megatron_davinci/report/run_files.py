@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 from megatron_davinci.errors import DataError
 from megatron_davinci.report.run_metrics import Metrics, as_number, metrics_of, numbers_of, place_of
 
+RECORD = ("manifest.json", "config.yaml", "metrics.jsonl", "evals.jsonl", "journal.jsonl")
+"""What a run writes of itself."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -107,6 +110,11 @@ class RunFiles:
     def domain_numbers(self, key: str) -> dict[str, float]:
         """A `{domain: number}` of `summary.json`; empty where there is none."""
         return numbers_of(self.summary.get(key))
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder has anything of a run's record."""
+    return any((folder / name).is_file() for name in RECORD)
 
 
 def read_run(run_dir: Path) -> RunFiles:

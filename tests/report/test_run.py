@@ -301,6 +301,16 @@ def test_a_run_whose_last_steps_were_passed_over_is_at_its_end(tmp_path: Path) -
     assert re.findall(r'class="notice"[^>]*>([^<]*)', page_of(folder)) == [said]
 
 
+def test_a_folder_that_is_no_runs_gets_no_page(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none of manifest\.json, "):
+        write_run_report(tmp_path)
+    (tmp_path / "a" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "a" / "config.yaml").touch()
+    with pytest.raises(DataError, match=r"runs in it: a\n"):
+        write_run_report(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
 def test_a_folder_that_is_not_there_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no-such-run"):
         write_run_report(tmp_path / "no-such-run")
