@@ -18,7 +18,7 @@ from megatron_davinci.darwin.streams import Unreadable, lines, opened, whole
 from megatron_davinci.darwin.threads import read_thread_at, read_threads
 from megatron_davinci.darwin.warc import read_warc, read_warc_at
 
-VERSION = 6
+VERSION = 7
 
 
 def read_file(file: InputFile, source: SourceRecipe, limit: int) -> Iterator[Raw]:

@@ -9,6 +9,7 @@ the next that is whole.
 from __future__ import annotations
 
 import os
+import re
 import zlib
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -27,6 +28,8 @@ MEDIA = {
     "application/pdf": "pdf", "application/x-ipynb+json": "notebook", "application/x-tex": "latex",
     "text/x-tex": "latex",
 }  # fmt: skip
+
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]*)?\r?\n")  # RFC 9112, 7.1
 
 
 def read_warc(path: Path, name: str, origin: dict[str, Any], limit: int) -> Iterator[Raw]:
@@ -198,13 +201,11 @@ def _document(
         if not media.startswith("application/http"):
             return faulty("not_http", f"the record's type is {media or 'not given'}")
         try:
-            record.set_bytes_content(block)
-            record.parse_http(auto_decode="all")
-            status = record.http_headers.status_code
-            media, encoding = (record.http_content_type or "").lower(), record.http_charset
-            block = record.reader.read(limit + 1)
-        except (OSError, ValueError, AttributeError) as error:
+            answer, block = _answer(block, limit)
+        except (OSError, ValueError) as error:
             return faulty("broken_http", str(error))
+        status, media = answer.http_headers.status_code, (answer.http_content_type or "").lower()
+        encoding = answer.http_charset
         if status != 200:
             return faulty("http_status", f"status {status}")
         if len(block) > limit:
@@ -223,3 +224,80 @@ def _document(
     except Unreadable as fault:
         return faulty(fault.reason, fault.said)
     return Raw(text, name, origin, fields, encoding=encoding)
+
+
+def _answer(block: bytes, limit: int) -> tuple[Any, bytes]:
+    """An HTTP answer, and its body as it was before it was packed.
+
+    Archives also hold bodies that are unpacked already, under headers that still say how they were packed: those are
+    taken as they are.
+
+    Args:
+        block: The answer, as it was sent.
+        limit: The most bytes that the body may have; of a longer one, one byte more comes back.
+
+    Raises:
+        OSError: Its headers are none, or its body is packed and cannot be unpacked.
+    """
+    try:
+        answer = _parsed(block, "all")
+        return answer, answer.reader.read(limit + 1)
+    except OSError:
+        answer = _parsed(block, "none")
+        body = _unpacked(answer.reader.read(len(block)), dict(answer.http_headers.astuples()), limit)
+        if body is None:
+            raise
+        return answer, body
+
+
+def _parsed(block: bytes, decoded: str) -> Any:
+    from fastwarc.warc import WarcRecord
+
+    # A record of its own: behind one of the iterator's whose body has failed, nothing more can be read.
+    record = WarcRecord()
+    record.is_http = True
+    record.set_bytes_content(block)
+    record.parse_http(quirks_mode=True, auto_decode=decoded)
+    if record.http_headers is None:
+        raise OSError("no status line")
+    return record
+
+
+def _unpacked(body: bytes, headers: dict[str, str], limit: int) -> bytes | None:
+    """A body that the library cannot unpack by its headers; None where it is what they say, and broken."""
+    said = {name.lower(): value.lower() for name, value in headers.items()}
+    if "chunked" in said.get("transfer-encoding", "") and _CHUNK.match(body):
+        joined = _joined(body)
+        if joined is None:
+            return None
+        body = joined
+    packing = said.get("content-encoding", "")
+    ways = (
+        [31]
+        if body.startswith(_MEMBER[:2])
+        else [zlib.MAX_WBITS, -zlib.MAX_WBITS]
+        if "deflate" in packing
+        else []
+    )
+    for bits in ways:  # a deflate without its header is not what the name stands for, and sent none the less
+        unpack = zlib.decompressobj(bits)
+        try:
+            found = unpack.decompress(body, limit + 1)
+        except zlib.error:
+            continue
+        if unpack.eof or len(found) > limit:
+            return found
+    return None if ways == [31] else body
+
+
+def _joined(body: bytes) -> bytes | None:
+    """The chunks of a body; None where it breaks off."""
+    parts, at = list[bytes](), 0
+    while head := _CHUNK.match(body, at):
+        size, at = int(head[1], 16), head.end()
+        if size == 0:
+            return b"".join(parts)
+        parts.append(body[at : at + size])
+        at += size
+        at += 2 if body.startswith(b"\r\n", at) else 1
+    return None

@@ -7,6 +7,7 @@ import json
 import re
 import time
 import tracemalloc
+import zlib
 
 import pyarrow.parquet
 import pytest
@@ -20,6 +21,7 @@ from megatron_davinci.darwin.lineage import events, find
 from megatron_davinci.darwin.recipe import SourceRecipe
 from megatron_davinci.darwin.warc import read_warc, read_warc_at
 from megatron_davinci.errors import ConfigError, DataError
+from tests.darwin import sources_of
 from tests.darwin.making import made, recipe
 from tests.darwin.sources_of import LATEX, answer, notebook, page, pdf, write_crawl, write_posts
 from tests.darwin.test_rules import document
@@ -115,6 +117,39 @@ def test_a_text_of_several_licences_is_under_all_of_them(tmp_path, named, licenc
     source = SourceRecipe(name="code", paths=[str(path)], licence_field="licences")
     [raw] = read_file(InputFile("code", str(path), "code.jsonl", "jsonl", 99), source, 10_000)
     assert raw.licence == licence
+
+
+PACKED = gzip.compress(page("packed"))
+CHUNKS = "Transfer-Encoding: chunked\r\n"
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_body_that_is_not_as_its_header_says_costs_no_other_record(tmp_path, compressed):
+    raw_deflate = zlib.compress(page("raw"))[2:-4]
+    bodies = {
+        "unpacked already": ("Content-Encoding: gzip\r\n", page("unpacked already")),
+        "raw": ("Content-Encoding: deflate\r\n", raw_deflate),
+        "one chunk": (CHUNKS, page("one chunk")),
+        "extended": (
+            f"Content-Encoding: gzip\r\n{CHUNKS}",
+            b"%x;a=b\r\n%s\r\n0\r\n\r\n" % (len(PACKED), PACKED),
+        ),
+        "in brotli": ("Content-Encoding: br\r\n", page("in brotli")),
+        "cut": (CHUNKS, b"fff\r\n<p>cut off"),
+        "torn": ("Content-Encoding: gzip\r\n", PACKED[:10] + b"\xff" * 40),
+        "last": ("", page("last")),
+    }
+    members = [answer(body, n, more=more) for n, (more, body) in enumerate(bodies.values())]
+    members.append(
+        sources_of.record("response", b"HTTP/1.1 200 OK\nContent-Type: text/html\n\n" + page("old lines"), 99)
+    )
+    path = tmp_path / "x.warc"
+    path.write_bytes(b"".join(map(gzip.compress, members) if compressed else members))
+    source = SourceRecipe(name="x", paths=[str(path)])
+    found = list(read_file(InputFile("x", str(path), "x.warc", "warc", 99), source, 10_000))
+    assert [raw.fault for raw in found] == [None] * 5 + ["broken_http"] * 2 + [None] * 2
+    said = ["unpacked already", "raw", "one chunk", "packed", "in brotli", "last", "old lines"]
+    assert [raw.text.encode() for raw in found if raw.fault is None] == [page(words) for words in said]
 
 
 def test_a_crawl_is_read_past_its_damage(corpus):
