@@ -185,7 +185,10 @@ def _document(
         return Raw("", name, place, fault="broken_record", said="its header breaks off")
     if kind not in (WarcRecordType.response, WarcRecordType.resource, WarcRecordType.conversion):
         return None
-    fields = {"url": headers.get("WARC-Target-URI"), "date": headers.get("WARC-Date")}
+    url = headers.get("WARC-Target-URI")
+    if url and url.startswith("<") and url.endswith(">"):  # as wget writes it, by the grammar of WARC 1.0
+        url = url[1:-1]
+    fields = {"url": url, "date": headers.get("WARC-Date")}
     origin = origin | {"record": record.record_id, "first": first, "bytes": size}
 
     def faulty(fault: str, said: str) -> Raw:

@@ -143,11 +143,15 @@ def test_a_body_that_is_not_as_its_header_says_costs_no_other_record(tmp_path, c
     members.append(
         sources_of.record("response", b"HTTP/1.1 200 OK\nContent-Type: text/html\n\n" + page("old lines"), 99)
     )
+    members[-1] = members[-1].replace(
+        b"http://site.example/99", b"<http://site.example/99>"
+    )  # as wget writes it
     path = tmp_path / "x.warc"
     path.write_bytes(b"".join(map(gzip.compress, members) if compressed else members))
     source = SourceRecipe(name="x", paths=[str(path)])
     found = list(read_file(InputFile("x", str(path), "x.warc", "warc", 99), source, 10_000))
     assert [raw.fault for raw in found] == [None] * 5 + ["broken_http"] * 2 + [None] * 2
+    assert found[-1].fields["url"] == "http://site.example/99"
     said = ["unpacked already", "raw", "one chunk", "packed", "in brotli", "last", "old lines"]
     assert [raw.text.encode() for raw in found if raw.fault is None] == [page(words) for words in said]
 
