@@ -147,13 +147,15 @@ class LowPrecisionProduct:
 
     def input_gradient(self, by_out: Any, g: Tensor, weight: Tensor) -> Tensor:
         """`g w`: [tokens, out] and [out, in] to [tokens, in]."""
-        recipe = self.shared.recipe
+        recipe, forward = self.shared.recipe, self.shared.forward
         a = by_out or self.gradient(g)
         if recipe.weight_back.transposes:
-            b = self._quantized(weight.detach().float(), recipe.weight_back, 1, sharded=True, seen=True).t()
+            b = self._quantized(
+                weight.detach().float(), recipe.weight_back, 1, sharded=True, seen=forward
+            ).t()
         else:
             turned = weight.detach().t().contiguous().float()
-            b = self._quantized(turned, recipe.weight_back, 1, sharded=True, seen=True)
+            b = self._quantized(turned, recipe.weight_back, 1, sharded=True, seen=forward)
         return self.product(a, b, g.dtype)
 
     def gradient(self, g: Any) -> Any:
@@ -181,7 +183,11 @@ class LowPrecisionProduct:
         if isinstance(x, Quantized):
             return a, x.t()
         b = self._quantized(
-            x.t().contiguous().float(), recipe.input_back, 0, sharded=self.sharded_input, seen=True
+            x.t().contiguous().float(),
+            recipe.input_back,
+            0,
+            sharded=self.sharded_input,
+            seen=self.shared.forward,
         )
         return a, b
 
@@ -195,7 +201,7 @@ class LowPrecisionProduct:
         seen: bool = False,
         drawn: Tensor | None = None,
     ) -> Quantized:
-        """An operand. `seen`: it was quantised in another way before, and is not counted twice."""
+        """An operand. `seen`: it was quantised in the forward pass, and is not counted twice."""
         shared = self.shared
         known = self.known[operand]
         # One scale of a tensor is of all its parts; with blocks each rank has whole ones.

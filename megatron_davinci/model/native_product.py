@@ -86,7 +86,7 @@ class NativeProduct(LowPrecisionProduct):
             sharded=True,
             plain=keeps or not turned,
             turned=keeps or turned,
-            seen=turned,
+            seen=turned and shared.forward,
         )
         if keeps:
             self.weight_codes = made
@@ -112,7 +112,9 @@ class NativeProduct(LowPrecisionProduct):
         if isinstance(x, Codes):
             return _there(a.turned), x._replace(codes=x.codes.t().contiguous())
         how = self.shared.recipe.input_back
-        b = self._codes(x, how, 0, sharded=self.sharded_input, plain=False, turned=True, seen=True)
+        b = self._codes(
+            x, how, 0, sharded=self.sharded_input, plain=False, turned=True, seen=self.shared.forward
+        )
         return _there(a.turned), _there(b.turned)
 
     def kept_input(self, codes: Tensor, inverse: Tensor) -> Codes:
@@ -146,7 +148,7 @@ class NativeProduct(LowPrecisionProduct):
         turned: bool = False,
         seen: bool = False,
     ) -> Both:
-        """An operand. `seen`: it was quantised in another way before, and is not counted twice."""
+        """An operand. `seen`: it was quantised in the forward pass, and is not counted twice."""
         assert how.form.dtype is not None, "torch multiplies E4M3 and E5M2 only"
         shared, known = self.shared, self.known[operand]
         x, own = x.contiguous() if isinstance(x, Tensor) else x, None

@@ -149,6 +149,18 @@ def test_what_is_no_number_or_infinite_is_noted_as_if_it_had_been_written(value)
         assert torch.equal(one.nan_to_num(9.0), other.nan_to_num(9.0))
 
 
+@pytest.mark.parametrize("kind", [low_precision.LowPrecisionProduct, NativeProduct])
+def test_where_gradients_alone_are_of_few_bits_all_their_operands_are_noted(kind):
+    # In the tail of a run: scales of a history would else be of the steps before it.
+    mlp = MLP()
+    product = kind(mlp.shared, 0, "linear_fc1", mlp.first.linear, None, None, sharded_input=False)
+    mlp.shared.forward = False
+    x = torch.randn(TOKENS, BATCH, HIDDEN).bfloat16().requires_grad_()
+    product(x, mlp.weights[0], None).sum().backward()
+    expected = [x.detach().abs().amax(), mlp.weights[0].detach().abs().amax(), torch.tensor(1.0)]
+    assert product.amax.tolist() == [float(one) for one in expected]
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_what_is_none_of_one_tensor_rank_s_part_is_so_on_all_ranks(bad, monkeypatch):
     def reduced(total, op, group):
