@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from megatron_davinci.cli.main import main
 from tests.cases import is_long
 from tests.darwin.making import made
@@ -21,6 +23,7 @@ def in_a_fork(loaded, workers):
     return process
 
 
+@pytest.mark.long
 def test_faults_and_kills_change_nothing_and_each_answer_is_used_once(tmp_path, tiny_url):
     kills, documents = (20, 24) if is_long() else (1, 2)
     found = trial(tmp_path, tiny_url, 3, kills, documents, in_a_fork, quick=not is_long(), stream=True)

@@ -188,6 +188,7 @@ def encoder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 def test_a_head_upon_an_encoder_beats_length_and_selects(encoder, trained, tmp_path, capsys):
     arguments = ["data", "train-classifier", str(trained / "labelled.jsonl"), "--encoder", str(encoder)]
     assert main([*arguments, "--out", str(tmp_path / "made")]) == 0

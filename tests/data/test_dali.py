@@ -122,6 +122,7 @@ class TestParity:
 
 @needs_dali
 class TestOrder:
+    @pytest.mark.long
     def test_what_was_read_ahead_is_not_used_once_a_later_record_governs_it(self, tmp_path):
         batches = make_batches(tmp_path)
         loader = dali(batches, workers=1)
@@ -177,6 +178,7 @@ class TestProcesses:
         loader.close()
         assert multiprocessing.active_children() == []
 
+    @pytest.mark.long
     def test_an_error_in_one_is_the_error_that_reading_directly_raises(self, tmp_path):
         batches = make_batches(tmp_path, vocab_size=1010)
         ns = np.arange(40)

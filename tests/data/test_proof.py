@@ -64,6 +64,7 @@ def watching(work: Path, moment: threading.Event, seen: set[bool]) -> Callable[[
     return progress
 
 
+@pytest.mark.long
 def test_work_begun_before_the_proof_is_kept_if_it_holds_and_done_again_if_not(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +140,7 @@ def test_a_comparison_that_fails_says_so(tmp_path: Path) -> None:
     assert not unproven(tmp_path)
 
 
+@pytest.mark.long
 def test_a_shard_that_grows_is_there_when_its_last_document_is(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -243,6 +243,7 @@ def test_a_torn_shard_never_gets_the_sources_name(
     assert not (folder / "late").exists()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("small")
 def test_a_job_whose_folder_was_meddled_with_is_not_gone_on_with(folder: Path) -> None:
     work = stopped(folder, "out", 30)
@@ -256,8 +257,7 @@ def test_a_job_whose_folder_was_meddled_with_is_not_gone_on_with(folder: Path) -
 @pytest.mark.parametrize(
     "gone",
     [
-        "",
-        *(pytest.param(one, marks=pytest.mark.long) for one in ("plan.json", "parts", "lock")),
+        *(pytest.param(one, marks=pytest.mark.long) for one in ("", "plan.json", "parts", "lock")),
         "parts/0000000.json",
     ],
 )
@@ -283,6 +283,7 @@ def test_a_job_killed_after_its_last_rename_is_finished(
     assert not work.exists()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("small")
 def test_a_job_goes_on_only_under_the_plan_that_it_began_with(tmp_path: Path) -> None:
     folder = telling_tokenizer(tmp_path / "here")

@@ -24,6 +24,7 @@ def settings(pipeline=1, **recompute):
     )
 
 
+@pytest.mark.long
 def test_recomputation_and_pipeline_stages_do_not_change_what_is_kept():
     whole = {
         "kept": settings(),

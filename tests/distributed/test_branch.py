@@ -82,6 +82,7 @@ def test_a_branch_that_changes_nothing_is_the_same_run(left):
     assert metrics(left / "same") == metrics(left / "run")[:30]
 
 
+@pytest.mark.long
 def test_a_branch_has_snapshots_of_its_own(left):
     settings, config = config_of(left, "kept")
     branch(config, f"{left / 'run'}@24")

@@ -108,6 +108,7 @@ def test_advice_is_written_and_changes_nothing(applied, tmp_path):
     assert len(Journal.open(tmp_path / "run" / "journal.jsonl").mixes) == 1
 
 
+@pytest.mark.long
 def test_a_decision_keeps_the_caps_on_repetition_so_that_the_run_may_go_on(applied, tmp_path):
     shutil.copytree(applied / "data", tmp_path / "data")
     settings = settings_of(tmp_path, "run", stop_after_steps=12)
@@ -125,6 +126,7 @@ def test_a_decision_keeps_the_caps_on_repetition_so_that_the_run_may_go_on(appli
     assert Fraction(1, 4) < first[1] < Fraction(3, 10), "as far as the cap allows"
 
 
+@pytest.mark.long
 def test_what_the_journal_has_decided_is_what_is_said_of_it(applied, tmp_path):
     shutil.copytree(applied / "data", tmp_path / "data")
     settings, run = settings_of(tmp_path, "run", stop_after_steps=12), tmp_path / "run"

@@ -173,7 +173,8 @@ def test_weights_that_are_damaged_are_taken_from_the_newest_good_checkpoint(tmp_
 NOISE = {"noise": range(80, 88)}
 
 
-@pytest.mark.parametrize("policy", [pytest.param("skip", marks=pytest.mark.long), "rollback"])
+@pytest.mark.long
+@pytest.mark.parametrize("policy", ["skip", "rollback"])
 def test_a_spike_is_passed_over_alike_by_a_run_that_dies_over_it(policy, tmp_path):
     spikes = {**SPIKES, "policy": policy, "deviations": 6, "least": 8}
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -175,6 +175,7 @@ def test_a_model_learns_and_its_stages_change_batch_and_rate(fifty_steps):
     assert all(a > b for a, b in itertools.pairwise(rates[30:]))
 
 
+@pytest.mark.long
 def test_bf16_follows_fp32_and_keeps_fp32_main_weights(root, fifty_steps, tmp_path):
     settings = tiny_settings(
         root,

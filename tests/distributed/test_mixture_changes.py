@@ -97,6 +97,7 @@ def test_replaying_the_journal_is_the_same_run_and_asks_nobody(proposed):
     assert (root / "again" / "journal.jsonl").read_bytes() == (root / "run" / "journal.jsonl").read_bytes()
 
 
+@pytest.mark.long
 def test_a_proposal_at_the_end_of_a_stage_is_the_next_ones_beginning(tmp_path):
     settings = settings_of(tmp_path, "run", stop_after_steps=33)
     settings["evaluation"] = {"every_steps": 30, "sequences": 4}

@@ -298,6 +298,7 @@ def test_a_finished_run_has_nothing_left_to_do(undisturbed):
     assert manifest.read_text() == before
 
 
+@pytest.mark.long
 def test_a_mixture_that_the_journal_has_beyond_the_stages_is_replayed(undisturbed, tmp_path):
     root, _ = undisturbed
     run = {"directory": str(tmp_path / "run")}

@@ -121,6 +121,7 @@ def test_the_model_is_given_the_samples_built_by_hand(root, whole):
     assert [record.transforms != {} for record in records] == [False, True]
 
 
+@pytest.mark.long
 def test_a_pipeline_rank_that_looks_at_no_tokens_counts_with_the_others(root, whole, tmp_path):
     settings = settings_of(root, tmp_path, TRANSFORMS, pipeline=3)
     settings["model"]["num_layers"] = 3
@@ -158,7 +159,8 @@ def test_every_layout_is_given_the_same(parallel, root, whole, tmp_path):
         assert ours[2] == pytest.approx(theirs[2], rel=1e-4)
 
 
-@pytest.mark.parametrize("prefetch_steps", [pytest.param(1, marks=pytest.mark.long), 3])
+@pytest.mark.long
+@pytest.mark.parametrize("prefetch_steps", [1, 3])
 def test_whoever_reads_and_however_far_ahead_it_is_the_same_run(prefetch_steps, root, whole, tmp_path):
     loader = {"workers": 2 if prefetch_steps == 3 else 0, "prefetch_steps": prefetch_steps}
     lines, samples = trained(root, tmp_path, loader=loader)

@@ -79,7 +79,7 @@ LAYOUTS = {
     "TP2xPP2": (4, {"tensor": 2, "sequence": True, "pipeline": 2}),
     "DP2": (2, {}),
 }
-SHORT = ("TP2+SP", "CP2", "PP2")
+SHORT = ("TP2+SP",)
 
 
 def _take(settings):

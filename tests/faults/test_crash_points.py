@@ -52,13 +52,9 @@ def test_what_is_visible_is_synced(folder):
     assert any("never synced" in one for one in wrong)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
-    "mutant",
-    [
-        "visible before it is whole",
-        pytest.param("old ones are removed first", marks=pytest.mark.long),
-        pytest.param("a failure is not said", marks=pytest.mark.long),
-    ],
+    "mutant", ["visible before it is whole", "old ones are removed first", "a failure is not said"]
 )
 def test_a_mistake_would_be_noticed(folder, mutant):
     with pytest.raises(RankFailed, match=r"at call \d+ of"):

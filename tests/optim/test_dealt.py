@@ -61,7 +61,7 @@ def test_steps_are_those_of_ranks_that_keep_everything(experts: bool) -> None:
 @pytest.mark.parametrize(
     ("ranks", "experts", "parallel"),
     [
-        pytest.param(2, False, {"context": 2}, id="CP2"),
+        pytest.param(2, False, {"context": 2}, id="CP2", marks=pytest.mark.long),
         pytest.param(4, False, {"tensor": 2}, id="TP2xDP2"),
         pytest.param(2, True, {"expert": 2}, id="EP2"),
         pytest.param(4, False, {"pipeline": 2}, id="PP2xDP2", marks=pytest.mark.long),

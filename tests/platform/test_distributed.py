@@ -14,6 +14,7 @@ from megatron_davinci.platform.distributed import lost_peer
 from tests.ranks import run_ranks
 
 
+@pytest.mark.long
 def test_a_rank_that_cannot_join_says_who_and_where_within_the_timeout():
     # Port 1 is nobody's here: a rank that is not rank 0 waits for it until its time is over.
     code = (

@@ -99,6 +99,7 @@ def test_every_plot_is_a_png_too(run: Path) -> None:
         assert min(image.size) > 200
 
 
+@pytest.mark.long
 def test_the_same_files_give_the_same_bytes(run: Path) -> None:
     before = {path: path.read_bytes() for path in (run / "report.html", run / "report.png")}
     write_run_report(run)
