@@ -16,7 +16,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 from megatron_davinci.errors import DavinciError, EnvironmentProblem
-from megatron_davinci.train.launch import Watched, exit_code, quiet
+from megatron_davinci.train.launch import Watched, exit_code, quiet, scratch
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet()
     try:
         check_gpus(arguments.nproc_per_node, arguments.training_script_args)
-        return exit_code(lambda: meet_and_run(arguments), watched(arguments.training_script_args))
+        with scratch() as folder:
+            if arguments.log_dir is None and (arguments.redirects, arguments.tee) == ("0", "0"):
+                arguments.log_dir = folder
+            return exit_code(lambda: meet_and_run(arguments), watched(arguments.training_script_args))
     except DavinciError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,20 +58,28 @@ def launch(
     Returns:
         0, or the exit code of the first rank that failed (2: refused, with the reason said by that rank).
     """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     quiet()
-    settings = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=ranks,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",  # a free port of this machine, reached from this machine only
-        max_restarts=0,
-    )
     command = [sys.executable, "-u", "-m", *module, config, *overrides]
-    return exit_code(lambda: elastic_launch(settings, command[0])(*command[1:]), watched)
+    with scratch() as folder:
+        settings = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=ranks,
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",  # a free port of this machine, reached from this machine only
+            max_restarts=0,
+            logs_specs=DefaultLogsSpecs(log_dir=folder),
+        )
+        return exit_code(lambda: elastic_launch(settings, command[0])(*command[1:]), watched)
+
+
+def scratch() -> tempfile.TemporaryDirectory[str]:
+    """A folder for what torchrun's agent writes of ranks, which torchrun itself leaves behind after every start."""
+    return tempfile.TemporaryDirectory(prefix="davinci-ranks-", ignore_cleanup_errors=True)
 
 
 def quiet() -> None:

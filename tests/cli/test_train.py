@@ -39,10 +39,15 @@ def config(tmp_path_factory) -> Path:
     return path
 
 
-def test_it_trains_then_has_nothing_left_to_do_then_converts(config):
+def test_it_trains_then_has_nothing_left_to_do_then_converts(config, tmp_path, monkeypatch):
     run = config.parent / "run"
-    first = launched(config)
+    with monkeypatch.context() as changed:
+        changed.setenv("TMPDIR", str(tmp_path))
+        first = launched(config)
     assert first.code == 0, first.err
+    assert [
+        path.name for path in tmp_path.iterdir() if path.name.startswith(("torchelastic", "davinci"))
+    ] == []
     assert "Done: step 3" in first.out
     assert "Warning" not in first.err and "Traceback" not in first.err
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
