@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -66,21 +67,16 @@ def main() -> None:
 def fullest(ranks: int) -> float:
     """What the rank with most parameters of the report's model has, by an even share."""
     from megatron_davinci.config import load_config
+    from megatron_davinci.convert.families import family_of
     from megatron_davinci.optim.dealt import owners
 
-    model = load_config(REPORT).model
-    hidden, channels = model.hidden_size, model.kv_channels
-    heads, groups = model.num_attention_heads, model.num_query_groups
-    layer = [
-        (heads + 2 * groups) * channels * hidden,
-        heads * channels * hidden,
-        2 * model.ffn_hidden_size * hidden,
-        model.ffn_hidden_size * hidden,
-        hidden,
-        hidden,
-    ]
-    tables = [model.vocab_size * hidden] * (1 if model.tie_embeddings else 2)
-    sizes = [*tables, *(layer * model.num_layers), hidden]
+    model = load_config(REPORT).model.model_dump(mode="json")
+    sizes = []
+    for rule in family_of(model).rules_of(model):
+        shape = rule.stored_shape(model)
+        # A layer's are stored as one tensor of all layers.
+        layers = shape[0] if rule.stored.startswith("decoder.layers.") else 1
+        sizes += [math.prod(shape) // layers] * layers
     held = [0] * ranks
     for size, owner in zip(sizes, owners(sizes, ranks), strict=True):
         held[owner] += size
@@ -120,11 +116,7 @@ def start(task: dict[str, Any]) -> list[dict[str, Any]]:
             stdout=subprocess.PIPE,
             env={
                 **os.environ,
-                "RANK": str(number),
-                "WORLD_SIZE": str(task["ranks"]),
-                "LOCAL_RANK": str(number),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
+                **common.rank_environment(number, task["ranks"], port),
                 "OMP_NUM_THREADS": "1",
             },
         )
