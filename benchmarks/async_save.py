@@ -117,11 +117,9 @@ def settings(folder: Path, run: str, hidden: int, seed: int, every: int | None, 
 
 def start(task: dict[str, Any], *, alternate: bool) -> dict[str, Any]:
     """Train in a process of its own, and return what it measured."""
-    port = common.free_port()
-    names = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
     done = subprocess.run(
         [sys.executable, __file__, "--task", json.dumps({"settings": task, "alternate": alternate})],
-        env={**os.environ, **names, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+        env={**os.environ, **common.rank_environment(0, 1, common.free_port())},
         stdout=subprocess.PIPE,
         text=True,
         check=True,

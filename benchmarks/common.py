@@ -75,3 +75,13 @@ def free_port() -> int:
                 continue
             return port
     raise OSError("no free port found among a hundred from 10000 to 30000")
+
+
+def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
+    """What a launcher on this machine sets for one of its ranks."""
+    return {
+        **dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)),
+        **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(ranks)),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }

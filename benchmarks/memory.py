@@ -155,10 +155,7 @@ def on_ranks(ranks: int, whole: list[dict[str, Any]]) -> list[list[dict[str, int
 
 
 def _rank(rank: int, ranks: int, port: int, whole: list[dict[str, Any]], results: Any) -> None:
-    os.environ.update(
-        RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(ranks),
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-    )  # fmt: skip
+    os.environ.update(common.rank_environment(rank, ranks, port))
     from live_bytes import measure_all
 
     results.put((rank, measure_all(whole)))

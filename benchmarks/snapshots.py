@@ -115,13 +115,7 @@ class Bench:
         return [
             subprocess.Popen(
                 [sys.executable, __file__, "--rank", json.dumps(task)],
-                env={
-                    **os.environ,
-                    **{name: str(rank) for name in ("RANK", "LOCAL_RANK")},
-                    **{name: str(RANKS) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")},
-                    "MASTER_ADDR": "127.0.0.1",
-                    "MASTER_PORT": str(port),
-                },
+                env={**os.environ, **common.rank_environment(rank, RANKS, port)},
                 stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
                 text=True,
             )

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from multiprocessing import forkserver
 from typing import Any
 
-from benchmarks.common import free_port
+from benchmarks.common import free_port, rank_environment
 from tests.cases import is_long
 from tests.faults import shim
 
@@ -94,14 +94,7 @@ def _rank_main(
 
     shim.forget()
     os.chdir(folder)
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(world),
-        LOCAL_WORLD_SIZE=str(world),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
+    os.environ.update(rank_environment(rank, world, port))
     try:
         connection.send(("value", function(*args)))
     except DavinciError as error:
