@@ -16,9 +16,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
-from megatron_davinci.optim.muon import Muon
+from megatron_davinci.optim.muon import Muon, is_expert
 
 _MAIN = "fp32_from_fp16_params"
 
@@ -51,26 +50,26 @@ class DealtMuon(Muon):
         keywords: `Muon`'s.
 
     Attributes:
-        everyone: All parameters, each with its owner's global rank and the group that it is sent to.
+        group: Data-parallel ranks of these parameters.
+        everyone: All parameters, each with its owner's global rank.
     """
 
     def __init__(self, params: Iterable[dict[str, Any]], **keywords: Any) -> None:
         from megatron.core import parallel_state
 
         whole = list(params)
-        self.everyone: list[tuple[Tensor, int, Any]] = []
-        for experts in (False, True):
-            group = (
-                parallel_state.get_expert_data_parallel_group()
-                if experts
-                else parallel_state.get_data_parallel_group(with_context_parallel=True)
-            )
-            dealt = [p for one in whole for p in one["params"] if _is_expert(p) == experts]
-            found = owners([p.numel() for p in dealt], dist.get_world_size(group))
-            self.everyone += [
-                (p, dist.get_global_rank(group, owner), group) for p, owner in zip(dealt, found, strict=True)
-            ]
-        own = {p for p, owner, _ in self.everyone if owner == dist.get_rank()}
+        parameters = [p for one in whole for p in one["params"]]
+        # Megatron-Core has an optimizer for experts and one for all else.
+        self.group = (
+            parallel_state.get_expert_data_parallel_group()
+            if is_expert(parameters[0])
+            else parallel_state.get_data_parallel_group(with_context_parallel=True)
+        )
+        found = owners([p.numel() for p in parameters], dist.get_world_size(self.group))
+        self.everyone = [
+            (p, dist.get_global_rank(self.group, owner)) for p, owner in zip(parameters, found, strict=True)
+        ]
+        own = {p for p, owner in self.everyone if owner == dist.get_rank()}
         super().__init__(
             [{**one, "params": [p for p in one["params"] if p in own]} for one in whole], **keywords
         )
@@ -78,19 +77,13 @@ class DealtMuon(Muon):
     @torch.no_grad()
     def share(self) -> None:
         """Send every parameter of the model from its owner to the others; all ranks call this."""
+        if dist.get_world_size(self.group) == 1:
+            return
         sent = [
-            dist.broadcast(p.detach(), owner, group=group, async_op=True)
-            for p, owner, group in self.everyone
-            if dist.get_world_size(group) > 1
+            dist.broadcast(p.detach(), owner, group=self.group, async_op=True) for p, owner in self.everyone
         ]
         for one in sent:
             one.wait()
-
-
-def _is_expert(parameter: Tensor) -> bool:
-    return not getattr(
-        parameter, "allreduce", True
-    )  # Megatron-Core's mark of what expert-parallel ranks have
 
 
 def join(optimizer: Any) -> None:
@@ -124,10 +117,8 @@ def _store_own(one: Any) -> None:
         state: dict[str, Any] = describe(*args, **keywords)
         for tensor in nested_values(state):
             if hasattr(tensor, "replica_id"):
-                tensor.replica_id = (
-                    *tensor.replica_id[:-1],
-                    0,
-                )  # (…, tensor, data): the only one of its data ranks
+                # (…, tensor, data): the only one of its data-parallel ranks.
+                tensor.replica_id = (*tensor.replica_id[:-1], 0)
         if _MAIN in state:
             # Of a list of lists Megatron-Core loses the places of the empty ones.
             state[_MAIN] = {place: group for place, group in enumerate(state[_MAIN]) if group}

@@ -149,6 +149,11 @@ def join(optimizer: Any, chunks: Sequence[Any], settings: MuonConfig) -> None:
             one.optimizer.take_over(found, settings)
 
 
+def is_expert(parameter: Tensor) -> bool:
+    """Whether Megatron-Core sums a parameter's gradient over the ranks that have the same experts."""
+    return not getattr(parameter, "allreduce", True)
+
+
 def _matrices(chunk: Any) -> Iterator[tuple[Tensor, Matrices]]:
     """What is updated for each parameter of the layers that holds matrices: main weights, or the parameter itself."""
     from megatron.core import parallel_state
@@ -166,7 +171,7 @@ def _matrices(chunk: Any) -> Iterator[tuple[Tensor, Matrices]]:
         elif _GATED.search(name):
             rows = (len(parameter) // 2,) * 2  # on each rank
         # An expert is whole on its rank (`parallel.expert_tensor` is 1), whatever Megatron-Core marks it with.
-        dense = getattr(parameter, "allreduce", True)
-        cut = dense and dist.get_world_size(group) > 1 and getattr(parameter, "tensor_model_parallel", False)
+        parallel = getattr(parameter, "tensor_model_parallel", False) and not is_expert(parameter)
+        cut = parallel and dist.get_world_size(group) > 1
         held = Matrices(rows, parameter.partition_dim, group) if cut else Matrices(rows)
         yield getattr(parameter, "main_param", parameter), held
