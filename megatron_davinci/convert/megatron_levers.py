@@ -73,10 +73,9 @@ def _low_precision(ledger: Ledger) -> dict[str, Any]:
         for name in ("--fp8-format", "--fp4-format"):
             ledger.lose(name, "it is beside --bf16 only", "give --bf16, or leave it out")
     elif ledger.has("--fp8-format") and recipe in _RECIPES:
-        gathered = ledger.has("--use-distributed-optimizer") and not muon.asked(ledger)
         found = {
             "recipe": _RECIPES[recipe],
-            "parameters": ledger.has("--fp8-param-gather") and gathered,
+            "parameters": ledger.has("--fp8-param-gather") and muon.cut(ledger),
         }
         if muon.asked(ledger):
             ledger.lose("--fp8-param-gather", "weights that Muon moves are kept in bf16", _SAME)
@@ -126,7 +125,7 @@ def parallel(ledger: Ledger, found: dict[str, Any]) -> dict[str, Any]:
     more: dict[str, Any] = {}
     if muon.asked(ledger):
         ledger.lose("--overlap-param-gather", "Muon's weights are sent after each update", _SAME)
-    elif found["distributed_optimizer"] and found["overlap_gradient_reduce"]:
+    elif muon.cut(ledger) and found["overlap_gradient_reduce"]:
         if ledger.has("--overlap-param-gather"):
             more["overlap_parameter_gather"] = True
         ledger.carry("--overlap-param-gather", "parallel.overlap_parameter_gather")
@@ -141,7 +140,7 @@ def parallel(ledger: Ledger, found: dict[str, Any]) -> dict[str, Any]:
         ledger.carry("--tp-comm-overlap", "parallel.overlap_tensor")
     ledger.lose("--tp-comm-overlap", "it needs --sequence-parallel", _SAME)
     instances = ledger.integer("--num-distributed-optimizer-instances", 1, least=1)
-    if instances and instances > 1 and found["distributed_optimizer"] and not muon.asked(ledger):
+    if instances and instances > 1 and muon.cut(ledger):
         more["optimizer_instances"] = instances
         ledger.carry("--num-distributed-optimizer-instances", "parallel.optimizer_instances")
     ledger.ignore("--num-distributed-optimizer-instances", "there is one instance")
@@ -153,13 +152,7 @@ def optimizer(ledger: Ledger) -> dict[str, Any]:
     found: dict[str, Any] = {}
     fraction = ledger.number("--optimizer-offload-fraction", 1.0)
     if ledger.has("--optimizer-cpu-offload"):
-        if (
-            fraction is not None
-            and 0 < fraction <= 1
-            and ledger.has("--bf16")
-            and ledger.has("--use-distributed-optimizer")
-            and not muon.asked(ledger)
-        ):
+        if fraction is not None and 0 < fraction <= 1 and ledger.has("--bf16") and muon.cut(ledger):
             found["cpu_offload"] = fraction
             ledger.carry("--optimizer-cpu-offload", "optimizer.cpu_offload")
             ledger.carry("--optimizer-offload-fraction", "optimizer.cpu_offload")

@@ -18,6 +18,11 @@ def asked(ledger: Ledger) -> bool:
     return _said(ledger, "--optimizer") in _KINDS
 
 
+def cut(ledger: Ledger) -> bool:
+    """Whether the command's optimizer state is cut into equal runs, which Muon's cannot be."""
+    return ledger.has("--use-distributed-optimizer") and not asked(ledger)
+
+
 def _said(ledger: Ledger, name: str, default: str = "") -> str:
     """A word that the table knows; a flag without one is booked by the table."""
     given = ledger.given.get(name)
