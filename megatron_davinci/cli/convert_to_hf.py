@@ -220,5 +220,6 @@ def end_of_documents(config: RunConfig | None, tokenizer: Path | None) -> int | 
 
     if tokenizer is None:
         return None
-    said = run_tokenizer.end_of_documents(None if config is None else config.data, remote=False)
+    sources = run_tokenizer.manifests(None if config is None else config.data, remote=False)
+    said = run_tokenizer.end_of_documents(sources.values())
     return Tokenizer.load(tokenizer).eod_id if said is None else said

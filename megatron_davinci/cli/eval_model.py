@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 from megatron_davinci.cli.convert_to_hf import Found
 from megatron_davinci.config import RunConfig, validate
 from megatron_davinci.config.load import value_of
-from megatron_davinci.data.manifest import tokenizer_of
-from megatron_davinci.data.places import S3Options, place
-from megatron_davinci.data.run_tokenizer import run_tokenizer
+from megatron_davinci.data.manifest import Manifest
+from megatron_davinci.data.run_tokenizer import manifests, run_tokenizer
 from megatron_davinci.data.tokenizer import Tokenizer
-from megatron_davinci.errors import ConfigError, DataError, DavinciError
+from megatron_davinci.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from megatron_davinci.evaluate.engine import Engine
@@ -184,7 +183,8 @@ def tokenizer_for(found: Found, given: Path | None) -> Tokenizer:
             where=found.checkpoint.folder,
             do="name it: --tokenizer FOLDER",
         )
-    tokenizer = run_tokenizer(path, found.config.data if found.config is not None else None)
+    sources = manifests(found.config.data if found.config is not None else None)
+    tokenizer = run_tokenizer(path, sources.values())
     model = found.checkpoint.manifest["model"]
     tokens = model["vocab_size"] - (model.get("vocab_padding") or 0)
     if tokenizer.vocab_size > tokens:
@@ -195,19 +195,15 @@ def tokenizer_for(found: Found, given: Path | None) -> Tokenizer:
             expected=f"at most {tokens:,}, which the model has",
             do="name the tokenizer that its data was made with: --tokenizer FOLDER",
         )
-    if found.config is not None and given is None:
-        _check_made_by(tokenizer, path, found.config)
+    if given is None:
+        _check_made_by(tokenizer, path, sources)
     return tokenizer
 
 
-def _check_made_by(tokenizer: Tokenizer, path: Path, config: RunConfig) -> None:
+def _check_made_by(tokenizer: Tokenizer, path: Path, sources: Mapping[str, Manifest]) -> None:
     """Refuse a tokenizer whose digest is not that of the run's sources, where those are still there."""
-    s3 = S3Options(**dict(config.data.s3))
-    for name, source in config.data.sources.items():
-        try:
-            made_by = tokenizer_of(place(source.path, s3))
-        except DavinciError:
-            continue  # the data is elsewhere by now; the tokens' number was compared
+    for name, source in sources.items():
+        made_by = source.tokenizer_sha256
         if made_by not in (None, tokenizer.sha256):
             raise DataError(
                 "The tokenizer is not the one that made the run's data.",

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -78,9 +77,16 @@ class Tokenizer:
 
     @classmethod
     def _of(cls, raw: bytes, file: Path, eod_token: str | None, wanted_id: int | None = None) -> Tokenizer:
-        backend, eod_id, own = _backend(raw, file, eod_token, wanted_id)
+        backend, eod_id = _backend(raw, file, eod_token, wanted_id)
         largest = max(backend.get_vocab(with_added_tokens=True).values())
-        return cls(largest + 1, eod_id, hashlib.sha256(raw).hexdigest(), backend, raw, own)
+        return cls(
+            largest + 1,
+            eod_id,
+            hashlib.sha256(raw).hexdigest(),
+            backend,
+            raw,
+            eod_token is None and wanted_id is None,
+        )
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """The ids of each text, int32 `[length]`, without an end-of-document token.
@@ -181,7 +187,7 @@ def from_gpt2_files(vocab: Path, merges: Path) -> Tokenizer:
 
 def _backend(
     raw: bytes, file: Path, eod_token: str | None, wanted_id: int | None
-) -> tuple[tokenizers.Tokenizer, int, bool]:
+) -> tuple[tokenizers.Tokenizer, int]:
     try:
         content: dict[str, Any] = json.loads(raw)
         added = content.get("added_tokens") or []
@@ -208,10 +214,9 @@ def _backend(
             )
     if wanted_id is not None and (eod_token := tokenizer.id_to_token(wanted_id)) is None:
         eod_token = f"token {wanted_id}"
-    own = EOD if EOD in vocabulary else None
-    with suppress(DataError) if eod_token else nullcontext():  # not asked for where another is named
-        own = own or _configured_eos(file.with_name("tokenizer_config.json"))
-    name = eod_token or own
+    name = eod_token or (
+        EOD if EOD in vocabulary else _configured_eos(file.with_name("tokenizer_config.json"))
+    )
     if name is None or name not in vocabulary:
         raise DataError(
             "The tokenizer has no end-of-document token.",
@@ -236,7 +241,7 @@ def _backend(
             expected="a special token, which no text can contain",
             do="name another token as the end of a document, or add one",
         )
-    return tokenizer, eod_id, name == own
+    return tokenizer, eod_id
 
 
 def _configured_eos(file: Path) -> str | None:

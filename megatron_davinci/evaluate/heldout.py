@@ -14,7 +14,7 @@ from megatron_davinci.config import RunConfig
 from megatron_davinci.data.manifest import tokenizer_of
 from megatron_davinci.data.permutation import Permutation, round_keys
 from megatron_davinci.data.places import S3Options, place
-from megatron_davinci.data.run_tokenizer import run_tokenizer
+from megatron_davinci.data.run_tokenizer import manifests, run_tokenizer
 from megatron_davinci.data.source import Source
 from megatron_davinci.errors import DataError
 from megatron_davinci.evaluate.in_loop import InLoopTasks
@@ -109,7 +109,7 @@ class HeldOutEvaluator:
         """Bytes of text of the labels that carry loss, in all ranks' windows, on the rank that writes the record."""
         if config.data.tokenizer is None or torch.distributed.get_rank() != 0:
             return {}
-        tokenizer = run_tokenizer(config.data.tokenizer, config.data)
+        tokenizer = run_tokenizer(config.data.tokenizer, manifests(config.data).values())
         sizes = bytes_of_tokens(tokenizer)
         if sizes is None:
             return {}

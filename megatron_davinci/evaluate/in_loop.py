@@ -13,7 +13,7 @@ import numpy as np
 
 from megatron_davinci.config import RunConfig
 from megatron_davinci.data.places import S3Options
-from megatron_davinci.data.run_tokenizer import run_tokenizer
+from megatron_davinci.data.run_tokenizer import manifests, run_tokenizer
 from megatron_davinci.data.tokenizer import Tokenizer
 from megatron_davinci.errors import DataError
 from megatron_davinci.evaluate.engine import Engine
@@ -54,7 +54,10 @@ class InLoopTasks:
     def __init__(self, config: RunConfig) -> None:
         assert config.data.tokenizer is not None, "the configuration was checked"
         self._config = config
-        wanted, tokenizer = config.evaluation.tasks, run_tokenizer(config.data.tokenizer, config.data)
+        wanted, tokenizer = (
+            config.evaluation.tasks,
+            run_tokenizer(config.data.tokenizer, manifests(config.data).values()),
+        )
         texts = held_out_texts(
             config.data.validation,
             S3Options(**dict(config.data.s3)),
