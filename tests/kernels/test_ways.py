@@ -161,7 +161,6 @@ def test_what_nvrtc_does_not_compile_is_said_with_its_words(tmp_path):
 
 
 @pytest.mark.needs("nvcc")
-@pytest.mark.long
 def test_no_kernel_spills_registers():
     # One target here; benchmarks/kernels.py --compile-only has them all.
     found = compilers.ptxas(90, compilers.find_nvcc())
