@@ -30,14 +30,25 @@ def processes(address):
     return [p for p in psutil.process_iter(["cmdline"]) if address in (p.info["cmdline"] or [])]
 
 
-def is_gone(address):
-    """Whether the keeper ends, and with it all that it held."""
+def are_gone(keepers):
+    """Whether keepers that were seen alive end, and with them all that they held.
+
+    One that is ending has no command line any more while it still has its files.
+    """
+    assert keepers
     deadline = time.monotonic() + 30
-    while any(p.status() != psutil.STATUS_ZOMBIE for p in processes(address)):
+    while any(map(lives, keepers)):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.02)
     return True
+
+
+def lives(keeper):
+    try:
+        return keeper.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def holding(address, keep_alive=60.0):
@@ -74,25 +85,29 @@ def test_a_trainer_that_does_not_come_back_is_not_waited_for_longer_than_was_sai
     keeper = holding(address, keep_alive=0.2)
     time.sleep(0.5)
     assert keeper.is_there  # as long as somebody is connected
+    there = processes(address)
     keeper.close()
-    assert is_gone(address)
+    assert are_gone(there)
     assert not Keeper(address, 1.0, start=False).is_there
 
 
 def test_a_keeper_that_holds_nothing_does_not_wait(address):
-    Keeper(address, 600.0).close()
-    assert is_gone(address)
+    keeper = Keeper(address, 600.0)
+    there = processes(address)
+    keeper.close()
+    assert are_gone(there)
 
 
 def test_a_run_that_ends_well_leaves_nothing(address):
     before = set(os.listdir("/dev/shm"))
     keepers = [holding(address), Keeper(address, 60.0)]
-    assert len(processes(address)) == 1
+    there = processes(address)
+    assert len(there) == 1
     assert set(os.listdir("/dev/shm")) == before
     for keeper in keepers:
         keeper.free()
         keeper.close()
-    assert is_gone(address)
+    assert are_gone(there)
 
 
 def test_a_second_keeper_of_one_name_ends_at_once(address):
@@ -104,8 +119,9 @@ def test_a_second_keeper_of_one_name_ends_at_once(address):
 
 def test_a_keeper_that_is_killed_is_noticed_and_its_memory_is_gone(address):
     keeper = holding(address)
-    processes(address)[0].kill()
-    assert is_gone(address)
+    (there,) = processes(address)
+    there.kill()
+    assert are_gone([there])
     assert not keeper.is_there
     assert Keeper(address, 60.0).names() == {}
 
@@ -119,8 +135,9 @@ def test_a_keeper_is_asked_after_however_many_files_are_open(address):
         keeper._connection = socket.socket(fileno=fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 1500))
         low.close()
         assert keeper.is_there
-        processes(address)[0].kill()
-        assert is_gone(address) and not keeper.is_there
+        (there,) = processes(address)
+        there.kill()
+        assert are_gone([there]) and not keeper.is_there
         keeper.close()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
