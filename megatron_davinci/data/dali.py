@@ -222,6 +222,25 @@ class DevicePieces(NamedTuple):
     pieces: tuple[Any, ...]
 
 
+def end(process: BaseProcess, seconds: float) -> None:
+    """Wait for a child process, kill it if it takes longer, and see that it is known to have ended.
+
+    A thread of DALI's waits for it too: of two, the one that comes second hears of no such child, perhaps before the
+    first has noted how it ended, and takes it for alive.
+
+    Args:
+        process: The child.
+        seconds: How long it may take by itself.
+    """
+    process.join(seconds)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    until = time.monotonic() + _GRACE_SECONDS
+    while process.is_alive() and time.monotonic() < until:
+        time.sleep(0.001)
+
+
 class _Piece(NamedTuple):
     """One micro-batch as it came out of the pipeline; in memory, `tokens` holds only until the next."""
 
@@ -317,10 +336,7 @@ class _Pipeline:
         gc.collect()  # the last reference to the pipeline ends its processes, if all of them are there
         until = time.monotonic() + (0 if self._ended() else _GRACE_SECONDS)
         for process in self._processes:
-            process.join(max(0, until - time.monotonic()))
-            if process.is_alive():
-                process.kill()
-                process.join()
+            end(process, max(0, until - time.monotonic()))
 
     def _outputs(self) -> Any:
         self.begin()

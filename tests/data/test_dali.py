@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from megatron_davinci.data.batches import Batch, Batches
 from megatron_davinci.data.curriculum import Curriculum
-from megatron_davinci.data.dali import DaliLoader, MicroBatches, _Piece, _Pipeline
+from megatron_davinci.data.dali import DaliLoader, MicroBatches, _Piece, _Pipeline, end
 from megatron_davinci.data.indexed_writer import IndexedDatasetWriter
 from megatron_davinci.data.journal import MixRecord
 from megatron_davinci.data.source import Source
@@ -166,6 +167,26 @@ class TestOrder:
     def test_micro_batches_are_whole(self, batches):
         with pytest.raises(ValueError, match="reshape"):
             dali(batches, size=2).take(np.arange(3))
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["ends", "is killed"])
+def test_a_process_that_somebody_else_waits_for_too_is_known_to_have_ended(monkeypatch, killed):
+    process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60 if killed else 0,))
+    process.start()
+    popen, waitpid = process._popen, os.waitpid
+
+    def told_first(pid: int, flags: int) -> tuple[int, int]:
+        """As the second of two threads that wait: the first has been told, and notes it a moment later."""
+        found, status = waitpid(pid, flags)
+        if found:
+            Timer(0.05, setattr, (popen, "returncode", os.waitstatus_to_exitcode(status))).start()
+            raise ChildProcessError
+        return found, status
+
+    monkeypatch.setattr(os, "waitpid", told_first)
+    end(process, 0 if killed else 60)
+    assert not process.is_alive() and process not in multiprocessing.active_children()
+    assert process.exitcode == (-signal.SIGKILL if killed else 0)
 
 
 @needs_dali
